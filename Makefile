@@ -1,0 +1,49 @@
+# `make` alone lists the targets. Each sets up .venv by itself where it is missing or older than what it is made from.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := pyproject.toml constraints.txt
+
+OUT ?= shards
+
+.DEFAULT_GOAL := help
+.PHONY: help shards test check samples clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MAGS= MAX_TILES= WORKERS= SCHEDULER= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= ARGS=
+ifndef SLIDES
+	@$(BIN)/python -m sample_slides.make
+endif
+	@$(BIN)/python -m pipelines.shards --slides '$(or $(SLIDES),sample_slides)' --out '$(OUT)' \
+	  $(if $(or $(MANIFEST),$(if $(SLIDES),,samples)),--manifest '$(or $(MANIFEST),sample_slides/manifest.csv)') \
+	  $(if $(MAGS),--mags '$(MAGS)') $(if $(MAX_TILES),--max-tiles '$(MAX_TILES)') \
+	  $(if $(WORKERS),--workers '$(WORKERS)') $(if $(SCHEDULER),--scheduler '$(SCHEDULER)') \
+	  $(if $(REDO),--redo) $(if $(ASSUME_MPP),--assume-mpp '$(ASSUME_MPP)') \
+	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(ID_ROOT),--id-root '$(ID_ROOT)') $(ARGS)
+
+test: $(VENV)/.test check ## every test, after ruff and mypy
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: $(VENV)/.test ## ruff and mypy alone
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+samples: $(VENV)/.shards ## make the sample slides
+	@$(BIN)/python -m sample_slides.make
+
+clean: ## remove the environment, the sample slides' pictures and the default output
+	rm -rf $(VENV) $(OUT) sample_slides/*.svs sample_slides/*.tiff sample_slides/*.png
+
+$(VENV)/.shards: $(PINS)
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) for the slide stage"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[shards]'
+	@touch $@
+
+$(VENV)/.test: $(PINS)
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) for the tests"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[shards,dev]'
+	@touch $@ $(VENV)/.shards

@@ -1,0 +1,1 @@
+"""The commands that a person or the Makefile calls, one short file each."""

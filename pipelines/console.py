@@ -1,0 +1,104 @@
+"""What a run shows on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from wsi_prep.geometry import MAGNIFICATIONS
+from wsi_prep.run import RunSummary
+
+_SHOWN = 50
+
+
+class SlideProgress:
+    """A bar with slides done and failed, tiles, rate and time left; nothing where the output is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("slides"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failed]} failed"),
+            TextColumn("{task.fields[tiles]:,} tiles"),
+            TextColumn("{task.fields[rate]:.0f} tiles/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._failed = self._tiles = 0
+
+    def __enter__(self) -> SlideProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def started(self, todo: int, done_before: int, dashboard: str) -> None:
+        """Show the bar, and where Dask's dashboard is."""
+        if self._console.is_terminal:
+            before = f", {done_before} were done before" if done_before else ""
+            self._console.print(f"{todo} slides to do{before}; dashboard: {dashboard}")
+        self._task = self._bar.add_task("", total=todo, failed=0, tiles=0, rate=0.0)
+        self._bar.start()
+
+    def finished(self, row: dict[str, Any]) -> None:
+        """Count one slide."""
+        self._failed += row["status"] == "failed"
+        self._tiles += sum(row[f"tiles_{m.name}"] or 0 for m in MAGNIFICATIONS)
+        elapsed = self._bar.tasks[0].elapsed or 0.0
+        rate = self._tiles / elapsed if elapsed > 0 else 0.0
+        self._bar.update(self._task, advance=1, failed=self._failed, tiles=self._tiles, rate=rate)
+
+
+def show_summary(console: Console, out: Path, summary: RunSummary) -> None:
+    """The end of a run: what was made, where it is, and each slide that is not ok with its reason."""
+    if summary.done_before == summary.found and not summary.failed:
+        console.print(f"nothing to do: all {summary.found} slides are done in {out}", soft_wrap=True, markup=False)
+    else:
+        _show_made(console, out, summary)
+    _show_rows(console, summary.rows)
+    for warning in summary.warnings:
+        console.print(f"note: {warning}", soft_wrap=True, markup=False)
+
+
+def _show_made(console: Console, out: Path, summary: RunSummary) -> None:
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.statuses.items()))
+    before = f" ({summary.done_before} done before)" if summary.done_before else ""
+    tiles = sum(summary.tiles_made.values())
+    by_mag = ", ".join(f"{m.name} {summary.tiles_made[m.name]:,}" for m in reversed(MAGNIFICATIONS))
+    rate = tiles / max(summary.worker_seconds, 1e-9)
+    lines = (
+        f"{summary.found} slides{before}: {counts}",
+        f"{tiles:,} tiles ({by_mag}), {summary.bytes_made / 1e6:,.1f} MB",
+        f"{summary.seconds:.1f} s in all, {rate:,.0f} tiles a second and worker",
+        f"look at {out / 'overlays'}",
+    )
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _show_rows(console: Console, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("slide", "status", "reason"):
+        table.add_column(heading, overflow="fold")
+    order = {"failed": 0, "excluded": 1, "empty": 2}
+    for row in sorted(rows, key=lambda row: (order.get(row["status"], 3), row["file"]))[:_SHOWN]:
+        reason = f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"])
+        table.add_row(escape(row["file"]), row["status"], escape(reason))
+    console.print(table)
+    if len(rows) > _SHOWN:
+        console.print(f"... and {len(rows) - _SHOWN} more: see status and error in the catalog's slides")

@@ -1,0 +1,123 @@
+"""Whole-slide images to Zarr tile stores, a Parquet catalog, and pictures to check them by."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from pipelines.console import SlideProgress, show_summary
+from wsi_prep.errors import BadOption, UsageError
+from wsi_prep.geometry import parse_magnifications
+from wsi_prep.jpeg import JpegSettings
+from wsi_prep.plan import PlanSettings
+from wsi_prep.prepare import PrepareSettings
+from wsi_prep.readers.select import READERS
+from wsi_prep.run import RunRequest, run_shards
+
+PATIENT_KEY_VARIABLE = "WSI_PREP_PATIENT_KEY"
+
+EXIT_OK, EXIT_WRONG_CALL, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
+
+EPILOG = """exit codes: 0 nothing failed; 2 the call is wrong, nothing was done; 3 some slides failed, the others
+are done; 130 interrupted, the same call goes on. A second call does only what is not done yet."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    errors = Console(stderr=True, highlight=False)
+    console = Console(highlight=False)
+    try:
+        request = build_request(options)
+        with SlideProgress(console) as progress:
+            summary = run_shards(request, progress)
+    except UsageError as error:
+        errors.print(f"shards: {error}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    except KeyboardInterrupt:
+        errors.print("shards: interrupted; what is done is kept, and the same call goes on from here")
+        return EXIT_INTERRUPTED
+    show_summary(console, request.out, summary)
+    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.shards", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("--slides", required=True, metavar="WHERE", help="a folder, a slide, a glob, or a .csv with a column 'slide'")
+    add("--out", required=True, type=Path, metavar="FOLDER", help="where the stores and the catalog go")
+    add("--manifest", metavar="CSV", help="columns slide, mpp, stain, institution, tissue, patient")
+    add("--mags", default="5x 10x 20x 40x", metavar="NAMES", help="magnifications to make (default: %(default)s)")
+    add("--max-tiles", default="", metavar="LIMITS", help='most tiles a slide gives, as in "40x=500 20x=500"')
+    add(
+        "--tissue",
+        type=float,
+        default=0.65,
+        metavar="SHARE",
+        help="least share of tissue (default: %(default)s)",
+    )
+    add("--quality", type=int, default=90, metavar="Q", help="JPEG quality of the tiles (default: %(default)s)")
+    add("--subsampling", default="420", metavar="S", help="JPEG chroma: 420, 422 or 444 (default: %(default)s)")
+    add("--assume-mpp", type=float, metavar="UM", help="um/px for slides of which neither manifest nor file states it")
+    add("--reader", default="auto", choices=READERS, help="force one reader (default: %(default)s)")
+    add("--workers", type=int, metavar="N", help="worker processes of the local cluster (default: one a core)")
+    add("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, tcp://host:port, in place of a local cluster")
+    add("--redo", action="store_true", help="do slides again that were made with other settings")
+    add("--id-root", metavar="FOLDER", help="make slide ids from paths relative to this folder, so that it may move")
+    add("--patient-key", type=Path, metavar="FILE", help=f"secret for hashing patient ids (or ${PATIENT_KEY_VARIABLE})")
+    return parser
+
+
+def build_request(options: argparse.Namespace) -> RunRequest:
+    """The call's options, checked; raises BadOption."""
+    magnifications = tuple(m.name for m in parse_magnifications(options.mags))
+    settings = PrepareSettings(
+        plan=PlanSettings(magnifications, options.tissue, parse_max_tiles(options.max_tiles)),
+        jpeg=JpegSettings(options.quality, options.subsampling),
+        reader=options.reader,
+        assume_mpp=options.assume_mpp,
+    )
+    return RunRequest(
+        slides=options.slides,
+        out=Path(os.path.abspath(options.out)),  # noqa: PTH100 - resolve() would follow the user's links
+        manifest=options.manifest,
+        settings=settings,
+        workers=options.workers,
+        scheduler=options.scheduler,
+        redo=options.redo,
+        id_root=options.id_root,
+        patient_key=read_patient_key(options.patient_key),
+    )
+
+
+def parse_max_tiles(text: str) -> tuple[tuple[str, int], ...]:
+    """Pairs from text such as "40x=500 20x=300"; BadOption for anything else."""
+    pairs = []
+    for word in text.replace(",", " ").split():
+        name, _, count = word.partition("=")
+        if not count.isdecimal():
+            raise BadOption(f"max tiles {word!r} is not understood; write a magnification and a count, as in 40x=500")
+        pairs.append((parse_magnifications(name)[0].name, int(count)))
+    return tuple(pairs)
+
+
+def read_patient_key(file: Path | None) -> bytes | None:
+    """The secret from the file, or from the environment, or None; never written anywhere."""
+    if file is None:
+        return os.environ[PATIENT_KEY_VARIABLE].encode() if os.environ.get(PATIENT_KEY_VARIABLE) else None
+    try:
+        key = file.read_bytes().strip()
+    except OSError as error:
+        raise BadOption(f"patient key {file} cannot be read ({error.strerror})") from error
+    if len(key) < 16:
+        raise BadOption(f"patient key {file} has {len(key)} bytes; a secret of at least 16 is needed")
+    return key
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The direction of imports, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("wsi_prep", "pretrain", "pipelines", "sample_slides")
+
+# each heavy library and the only files that may import it
+ONLY_IN = {
+    "openslide": {"wsi_prep/readers/openslide_reader.py"},
+    "tiffslide": {"wsi_prep/readers/tiff_reader.py"},
+    "tifffile": {"wsi_prep/readers/tiff_reader.py"},
+    "zarr": {"wsi_prep/codec.py"},
+    "dask": {"wsi_prep/jobs.py"},
+    "distributed": {"wsi_prep/jobs.py"},
+    "torch.distributed": {"pretrain/distributed.py"},
+}
+SHARED_WITH_TRAINING = {"wsi_prep.records", "wsi_prep.jpeg", "wsi_prep.codec", "wsi_prep.errors", "wsi_prep.geometry"}
+PURE = {"numpy", "hashlib", "math", "collections", "dataclasses", "__future__", "wsi_prep"}
+
+
+def sources() -> list[Path]:
+    return sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def uses(path: Path, module: str) -> bool:
+    return any(name == module or name.startswith(module + ".") for name in imports(path))
+
+
+def test_there_is_something_to_look_at():
+    assert len(sources()) > 20
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_heavy_library_has_one_importer(library):
+    files = {str(p.relative_to(ROOT)) for p in sources() if not p.is_relative_to(ROOT / "sample_slides")}
+    importers = {f for f in files if uses(ROOT / f, library)}
+    assert importers <= ONLY_IN[library]
+
+
+def test_nothing_imports_the_pipelines():
+    assert [str(p) for p in sources() if uses(p, "pipelines") and not p.is_relative_to(ROOT / "pipelines")] == []
+
+
+def test_slide_stage_does_not_know_the_trainer():
+    assert [str(p) for p in (ROOT / "wsi_prep").rglob("*.py") if uses(p, "pretrain") or uses(p, "torch")] == []
+
+
+def test_trainer_takes_only_the_shard_format():
+    for path in (ROOT / "pretrain").rglob("*.py"):
+        taken = {name for name in imports(path) if name.startswith("wsi_prep.") and name.count(".") == 1}
+        assert taken <= SHARED_WITH_TRAINING, path
+
+
+def test_what_training_shares_needs_no_slide_library():
+    for module in SHARED_WITH_TRAINING:
+        path = ROOT / (module.replace(".", "/") + ".py")
+        heavy = {"openslide", "tiffslide", "tifffile", "dask", "distributed", "cv2", "skimage", "scipy", "rich"}
+        assert not [library for library in heavy if uses(path, library)], path
+        own = {n for n in imports(path) if n.startswith("wsi_prep.") and n.count(".") == 1}
+        assert own <= SHARED_WITH_TRAINING, path
+
+
+def test_the_plan_is_pure():
+    roots = {name.split(".")[0] for name in imports(ROOT / "wsi_prep/plan.py")}
+    assert roots <= PURE

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_prep.resample import area_resample, halve, reduce_by
+
+
+def slow_area_mean(source, start_x, start_y, step_x, step_y):
+    """Each output pixel by itself: the mean of the source pixels it covers, weighted by the covered area."""
+    out = np.empty((len(start_y), len(start_x), 3))
+    for i, y0 in enumerate(start_y):
+        for j, x0 in enumerate(start_x):
+            total, area = np.zeros(3), 0.0
+            for y in range(int(y0), min(int(np.ceil(y0 + step_y)), source.shape[0])):
+                for x in range(int(x0), min(int(np.ceil(x0 + step_x)), source.shape[1])):
+                    high = min(y + 1, y0 + step_y) - max(y, y0)
+                    wide = min(x + 1, x0 + step_x) - max(x, x0)
+                    total += source[y, x] * max(high, 0) * max(wide, 0)
+                    area += max(high, 0) * max(wide, 0)
+            out[i, j] = total / area
+    return out
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(1.0, 3.7), st.floats(1.0, 3.7), st.floats(0, 2), st.floats(0, 2), st.integers(0, 2**32))
+def test_area_resample_is_the_area_mean(step_x, step_y, offset_x, offset_y, seed):
+    source = np.random.default_rng(seed).integers(0, 256, (40, 31, 3), dtype=np.uint8)
+    start_x, start_y = offset_x + step_x * np.arange(7), offset_y + step_y * np.arange(9)
+    result = area_resample(source, start_x, start_y, step_x, step_y)
+    assert result.shape == (9, 7, 3)
+    assert np.abs(result - slow_area_mean(source, start_x, start_y, step_x, step_y)).max() <= 0.5 + 1e-3
+
+
+def test_strips_join_without_a_seam():
+    source = np.random.default_rng(0).integers(0, 256, (700, 20, 3), dtype=np.uint8)
+    starts = 1.25 * np.arange(500)
+    whole = area_resample(source, np.arange(10.0), starts, 1.5, 1.25)
+    part = area_resample(source, np.arange(10.0), starts[190:210], 1.5, 1.25)
+    assert np.array_equal(whole[190:210], part)
+
+
+def test_halving_is_the_rounded_mean_of_four():
+    image = np.random.default_rng(1).integers(0, 256, (392, 784, 3), dtype=np.uint8)
+    mean = image.reshape(196, 2, 392, 2, 3).mean((1, 3))
+    assert np.abs(halve(image) - mean).max() <= 0.5
+    assert reduce_by(image, 1) is image
+
+
+def test_sides_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="no multiple of 2"):
+        halve(np.zeros((3, 4, 3), np.uint8))

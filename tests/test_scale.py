@@ -1,0 +1,43 @@
+import math
+
+import pytest
+
+from wsi_prep.errors import BadOption, ImplausibleMpp, MissingMpp
+from wsi_prep.readers.base import Level, SlideInfo
+from wsi_prep.scale import check_assumed_mpp, resolve_scale
+
+
+def info(mpp=None, source="vendor", objective=None):
+    return SlideInfo("tiff", "v", "", mpp, mpp, source if mpp is not None else None, objective, (Level(10, 10, 1.0),))
+
+
+def test_the_manifest_wins_and_says_when_it_disagrees():
+    scale = resolve_scale(info(0.25), 0.5, None)
+    assert (scale.mpp_x, scale.mpp_y, scale.source) == (0.5, 0.5, "manifest")
+    assert "the file says 0.25" in scale.warning
+    assert resolve_scale(info(0.25), 0.2527, None).warning == ""
+
+
+def test_the_file_comes_before_what_is_assumed():
+    assert resolve_scale(info(0.499), None, 0.25).source == "vendor"
+    assert resolve_scale(info(), None, 0.25).source == "assumed"
+
+
+def test_objective_power_is_never_taken_for_a_scale():
+    with pytest.raises(MissingMpp):
+        resolve_scale(info(objective=40.0), None, None)
+
+
+@pytest.mark.parametrize("mpp", [0.0, math.nan, math.inf, -0.25, 400.0])
+def test_implausible_values_are_refused_wherever_they_stand(mpp):
+    with pytest.raises(ImplausibleMpp, match="correct the manifest"):
+        resolve_scale(info(0.25), mpp, None)
+    with pytest.raises(ImplausibleMpp, match="give the right mpp in the manifest"):
+        resolve_scale(info(mpp), None, None)
+    with pytest.raises(BadOption):
+        check_assumed_mpp(mpp)
+
+
+def test_a_resolution_for_printers_says_nothing():
+    with pytest.raises(MissingMpp):
+        resolve_scale(info(25_400 / 72, "tiff-resolution"), None, None)

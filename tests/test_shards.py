@@ -1,0 +1,82 @@
+import json
+import zlib
+
+import numpy as np
+import pytest
+import zarr
+
+from wsi_prep import shards
+from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
+from wsi_prep.shards import StoreWriter
+
+
+def tile(seed):
+    coarse = np.random.default_rng(seed).integers(0, 256, (14, 14, 3), dtype=np.uint8)
+    return np.kron(coarse, np.ones((28, 28, 1), np.uint8))
+
+
+def write(folder, counts, jpeg=JpegSettings()):
+    places = {}
+    with StoreWriter(folder, counts, jpeg, {"slide_id": "s"}) as store:
+        for name, count in counts.items():
+            places[name] = [store.append(name, encode_tile(tile(i), jpeg)) for i in range(count)]
+    return places
+
+
+def test_zarr_reads_what_the_offset_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_TILES", 4)  # several shards, the last one partly filled
+    places = write(tmp_path / "s.zarr", {"40x": 10, "20x": 3, "5x": 0})
+    group = zarr.open(tmp_path / "s.zarr", mode="r")
+    assert sorted(group.array_keys()) == ["20x", "40x"]
+    assert len(list((tmp_path / "s.zarr/40x").glob("c.*"))) == 3
+    for name, count in (("40x", 10), ("20x", 3)):
+        array = group[name]
+        assert array.shape == (count, 392, 392, 3)
+        assert array.dtype == np.uint8
+        for place in places[name]:
+            data = (tmp_path / "s.zarr" / place.shard).read_bytes()[place.offset : place.offset + place.nbytes]
+            assert zlib.crc32(data) == place.crc32
+            assert np.array_equal(array[place.index], decode_tile(data))
+            assert np.abs(array[place.index].astype(int) - tile(place.index)).mean() < 4
+
+
+def test_zarr_itself_writes_the_same_bytes(tmp_path):
+    """The format by an independent writer: zarr-python with the same codec gives the same shard file."""
+    write(tmp_path / "ours.zarr", {"20x": 5})
+    metadata = json.loads((tmp_path / "ours.zarr/20x/zarr.json").read_text())
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "zarr.json").write_text(json.dumps(metadata))
+    zarr.open(theirs, mode="r+")[:] = np.stack([tile(i) for i in range(5)])
+    assert (theirs / "c.0.0.0.0").read_bytes() == (tmp_path / "ours.zarr/20x/c.0.0.0.0").read_bytes()
+
+
+def test_a_damaged_index_is_noticed(tmp_path):
+    write(tmp_path / "s.zarr", {"20x": 5})
+    shard = tmp_path / "s.zarr/20x/c.0.0.0.0"
+    data = bytearray(shard.read_bytes())
+    data[-10] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ValueError, match="checksum"):
+        zarr.open(tmp_path / "s.zarr", mode="r")["20x"][0]
+
+
+def test_a_store_that_did_not_get_all_its_tiles_is_an_error(tmp_path):
+    def short():
+        with StoreWriter(tmp_path / "s.zarr", {"20x": 2}, JpegSettings(), {}) as store:
+            store.append("20x", b"x")
+
+    with pytest.raises(ValueError, match="1 of 2 tiles"):
+        short()
+
+
+def test_chroma_can_be_kept(tmp_path):
+    write(tmp_path / "s.zarr", {"20x": 1}, JpegSettings(95, "444"))
+    codec = json.loads((tmp_path / "s.zarr/20x/zarr.json").read_text())["codecs"][0]["configuration"]["codecs"][0]
+    assert codec["name"] == "imagecodecs_jpeg"
+    assert codec["configuration"] == {
+        "level": 95,
+        "colorspace_data": "RGB",
+        "colorspace_jpeg": "YCbCr",
+        "subsampling": "444",
+    }

@@ -1,0 +1,77 @@
+"""Every error that a user can meet, each with one line that says what, where and what to do.
+
+A `UsageError` ends the call with exit code 2 before anything is changed. A `SlideError` concerns one slide: it becomes
+that slide's row in the catalog (its `status` says which kind) and the run goes on.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class WsiPrepError(Exception):
+    """Base of all errors of this package. Its text is one line, meant for the user."""
+
+
+class UsageError(WsiPrepError, ValueError):
+    """The call itself is wrong: a bad option, a missing path, a manifest that cannot be understood."""
+
+
+class BadOption(UsageError):
+    """An option or setting has a value that is not allowed."""
+
+
+class BadManifest(UsageError):
+    """The manifest, or a list of slides, cannot be used as it is."""
+
+
+class NoSlides(UsageError):
+    """What was named holds no slide."""
+
+
+class BadOutput(UsageError, OSError):
+    """The output folder cannot be written, or holds something that this run must not touch."""
+
+
+class OtherConfiguration(BadOutput):
+    """The output folder was made with other settings."""
+
+
+class SlideError(WsiPrepError):
+    """One slide cannot be used. `status` is what the catalog row will say."""
+
+    status: ClassVar[str] = "failed"
+
+
+class UnreadableSlide(SlideError, OSError):
+    """The file is no slide that a reader understands, or cannot be opened."""
+
+
+class DamagedSlide(SlideError, OSError):
+    """The file opens, but some of its pixels cannot be decoded."""
+
+
+class WriteFailed(SlideError, OSError):
+    """A slide's output could not be written (disk full, no permission)."""
+
+
+class SlideExcluded(SlideError):
+    """The slide is sound, but policy keeps it out."""
+
+    status = "excluded"
+
+
+class MissingMpp(SlideExcluded, ValueError):
+    """Nothing says how many micrometres a pixel covers."""
+
+
+class ImplausibleMpp(SlideExcluded, ValueError):
+    """A micron-per-pixel value is not a number between the plausible limits."""
+
+
+class TooCoarse(SlideExcluded):
+    """The slide's pixels are coarser than the coarsest magnification."""
+
+
+class NotBrightField(SlideExcluded):
+    """The slide is not a bright-field image (fluorescence, dark field)."""

@@ -1,0 +1,55 @@
+"""Tiles as JPEG, by libjpeg-turbo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_prep.errors import BadOption
+
+CODEC_NAME = "imagecodecs_jpeg"
+"""The codec's name in Zarr metadata, that of imagecodecs' own Zarr v3 codec."""
+
+
+@dataclass(frozen=True)
+class JpegSettings:
+    """How tiles are compressed: `quality` 1 to 100, `subsampling` of the chroma ("420", "422" or "444")."""
+
+    quality: int = 90
+    subsampling: str = "420"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise BadOption(f"JPEG quality {self.quality} is not between 1 and 100")
+        if self.subsampling not in ("420", "422", "444"):
+            raise BadOption(f"JPEG subsampling {self.subsampling!r} is not known; choose from 420 422 444")
+
+    def zarr_codec(self) -> dict[str, Any]:
+        """The codec as Zarr metadata."""
+        return {
+            "name": CODEC_NAME,
+            "configuration": {
+                "level": self.quality,
+                "colorspace_data": "RGB",
+                "colorspace_jpeg": "YCbCr",
+                "subsampling": self.subsampling,
+            },
+        }
+
+
+def encode_tile(pixels: NDArray[np.uint8], settings: JpegSettings) -> bytes:
+    """(h, w, 3) uint8 RGB as one baseline JPEG."""
+    jpeg: bytes = imagecodecs.jpeg8_encode(
+        np.ascontiguousarray(pixels), level=settings.quality, colorspace="RGB", subsampling=settings.subsampling
+    )
+    return jpeg
+
+
+def decode_tile(jpeg: bytes) -> NDArray[np.uint8]:
+    """One JPEG as (h, w, 3) uint8 RGB."""
+    pixels: NDArray[np.uint8] = imagecodecs.jpeg8_decode(jpeg, colorspace="YCbCr", outcolorspace="RGB")
+    return pixels

@@ -1,0 +1,99 @@
+"""What every slide reader gives: facts from a short allow-list, and RGB pixels of any level."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+WHITE = (255, 255, 255)
+
+
+def clean_tag(text: str) -> str:
+    """A tag's text made safe to store: printable, one line, at most 64 characters."""
+    return "".join(c for c in " ".join(str(text).split()) if c.isprintable())[:64]
+
+
+def parse_number(text: object) -> float | None:
+    """A tag's text as a finite number, or None."""
+    try:
+        number = float(str(text))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def parse_colour(text: str | None) -> tuple[int, int, int]:
+    """A background tag ("FFFFFF") as RGB; white where there is none."""
+    try:
+        red, green, blue = bytes.fromhex(text or "")
+    except ValueError:
+        return WHITE
+    return red, green, blue
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the pyramid; `downsample` is level-0 px per level px."""
+
+    width: int
+    height: int
+    downsample: float
+
+
+@dataclass(frozen=True)
+class SlideInfo:
+    """What is taken from a slide's tags: nothing but these fields ever leaves a reader.
+
+    `mpp_x`, `mpp_y` are um per level-0 px, or None together; `mpp_source` says where they came from ("openslide",
+    "vendor" or "tiff-resolution"). `objective` is the power that the file states, recorded and never computed with.
+    `background` is the RGB colour for what lies outside the slide or is transparent.
+    """
+
+    reader: str
+    vendor: str
+    scanner: str
+    mpp_x: float | None
+    mpp_y: float | None
+    mpp_source: str | None
+    objective: float | None
+    levels: tuple[Level, ...]
+    background: tuple[int, int, int] = WHITE
+
+    @property
+    def width0(self) -> int:
+        """Width in level-0 px."""
+        return self.levels[0].width
+
+    @property
+    def height0(self) -> int:
+        """Height in level-0 px."""
+        return self.levels[0].height
+
+
+class SlideReader(Protocol):
+    """An open slide. Not safe to share between threads or processes: each opens its own."""
+
+    @property
+    def info(self) -> SlideInfo:
+        """The slide's facts."""
+        ...
+
+    def read(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> NDArray[np.uint8]:
+        """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB.
+
+        `x_level`, `y_level`, `width`, `height` are pixels of that level; what lies outside the slide, or is
+        transparent, has the background colour. `boxes`, (n, 4) of x, y, width, height in the same frame, names the
+        parts that will be used: a reader may leave the rest as background. Raises DamagedSlide where the file's own
+        pixels cannot be decoded.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...

@@ -1,0 +1,114 @@
+"""Every format that OpenSlide knows, DICOM and MRXS included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from wsi_prep.errors import DamagedSlide, UnreadableSlide
+from wsi_prep.readers.base import Level, SlideInfo, clean_tag, parse_colour, parse_number
+
+_SCANNER_TAGS = (
+    "aperio.ScannerType",
+    "hamamatsu.Product",
+    "leica.device-model",
+    "ventana.ScannerModel",
+    "philips.DICOM_MANUFACTURERS_MODEL_NAME",
+    "dicom.ManufacturerModelName",
+    "tiff.Model",
+)
+"""Tags that name a model of scanner, not one machine, person or day."""
+
+
+class OpenSlideReader:
+    """Reads through OpenSlide; raises UnreadableSlide for a file that it refuses."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._slide = openslide.OpenSlide(path)
+        except openslide.OpenSlideUnsupportedFormatError as error:
+            raise UnreadableSlide("OpenSlide knows no such format") from error
+        except (openslide.OpenSlideError, OSError) as error:
+            raise UnreadableSlide(f"OpenSlide cannot open it ({' '.join(str(error).split())[:160]})") from error
+        self._info = _describe(self._slide)
+
+    @property
+    def info(self) -> SlideInfo:
+        """The slide's facts."""
+        return self._info
+
+    def read(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> NDArray[np.uint8]:
+        """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB; see `SlideReader.read`."""
+        out = np.empty((height, width, 3), np.uint8)
+        out[:] = self._info.background
+        x, y, width, height = _bounding_box((x_level, y_level, width, height), boxes)
+        if width > 0 and height > 0:
+            top, left = y - y_level, x - x_level
+            out[top : top + height, left : left + width] = self._read(level, x, y, width, height)
+        return out
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._slide.close()
+
+    def _read(self, level: int, x_level: int, y_level: int, width: int, height: int) -> NDArray[np.uint8]:
+        downsample = self._info.levels[level].downsample
+        location0 = (round(x_level * downsample), round(y_level * downsample))
+        try:
+            rgba = np.asarray(self._slide.read_region(location0, level, (width, height)))
+        except openslide.OpenSlideError as error:
+            where = f"x {location0[0]}, y {location0[1]} (level 0)"
+            reason = " ".join(str(error).split())[:160]
+            raise DamagedSlide(f"pixels near {where} cannot be read ({reason}); copy the slide again") from error
+        return _over_background(rgba, self._info.background)
+
+
+def _over_background(rgba: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """RGB of (h, w, 4) RGBA with straight alpha laid over the background colour."""
+    alpha = rgba[..., 3:]
+    rgb = rgba[..., :3]
+    if alpha.min(initial=255) == 255:
+        return rgb
+    weight = alpha.astype(np.uint16)
+    mixed = rgb * weight + np.array(background, np.uint16) * (255 - weight)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _bounding_box(rectangle: tuple[int, int, int, int], boxes: NDArray[np.int64] | None) -> tuple[int, int, int, int]:
+    """x, y, width, height around `boxes`, clipped to the rectangle; all of it where no boxes are named."""
+    if boxes is None:
+        return rectangle
+    if not len(boxes):
+        return rectangle[0], rectangle[1], 0, 0
+    x, y, width, height = rectangle
+    left, top = max(x, int(boxes[:, 0].min())), max(y, int(boxes[:, 1].min()))
+    right = min(x + width, int((boxes[:, 0] + boxes[:, 2]).max()))
+    bottom = min(y + height, int((boxes[:, 1] + boxes[:, 3]).max()))
+    return left, top, right - left, bottom - top
+
+
+def _describe(slide: openslide.OpenSlide) -> SlideInfo:
+    properties: Mapping[str, str] = slide.properties
+    mpp_x, mpp_y = (
+        parse_number(properties.get(key)) for key in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+    )
+    known = mpp_x is not None and mpp_y is not None
+    return SlideInfo(
+        reader="openslide",
+        vendor=clean_tag(properties.get(openslide.PROPERTY_NAME_VENDOR, "")),
+        scanner=next((clean_tag(properties[tag]) for tag in _SCANNER_TAGS if properties.get(tag)), ""),
+        mpp_x=mpp_x if known else None,
+        mpp_y=mpp_y if known else None,
+        mpp_source="openslide" if known else None,
+        objective=parse_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
+        levels=tuple(
+            Level(width, height, downsample)
+            for (width, height), downsample in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
+        ),
+        background=parse_colour(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)),
+    )

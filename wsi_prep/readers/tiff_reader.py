@@ -1,0 +1,296 @@
+"""Tiled TIFF slides (SVS, generic pyramids, OME-TIFF), their compressed tiles taken straight from the file.
+
+tiffslide reads the metadata, tifffile finds and decodes the tiles; the file may be local or any fsspec URL. What this
+reader does not take, it refuses with `UnsupportedLayout`, and OpenSlide is asked instead.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import fsspec
+import numpy as np
+import tifffile
+from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
+from tiffslide import TiffSlide
+
+from wsi_prep.errors import DamagedSlide, UnreadableSlide
+from wsi_prep.readers.base import Level, SlideInfo, clean_tag, parse_colour, parse_number
+
+CACHE_BYTES = 96 * 2**20
+"""Decoded tiles that the next block will want again are kept up to this size."""
+
+_COMPRESSIONS = frozenset({1, 5, 7, 8, 32946, 50000})  # none, LZW, JPEG, Deflate (two codes), Zstandard
+_PHOTOMETRICS = frozenset({2, 6})  # RGB, YCbCr
+_UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+
+class UnsupportedLayout(UnreadableSlide):
+    """A TIFF, or another file, whose layout this reader leaves to OpenSlide."""
+
+
+class TiffReader:
+    """Reads a tiled 8-bit RGB TIFF pyramid; raises UnsupportedLayout for anything else, DamagedSlide if truncated."""
+
+    def __init__(self, path: str) -> None:
+        self._bytes = _open_bytes(path)
+        try:
+            self._slide = _open_tiffslide(path)
+            self._pages, series = _tiled_levels(self._slide)
+            self._require_whole(path)
+            self._info = _describe(self._slide, self._pages, series)
+        except BaseException:
+            self._bytes.close()
+            raise
+        self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+        self._cached = 0
+
+    @property
+    def info(self) -> SlideInfo:
+        """The slide's facts."""
+        return self._info
+
+    def read(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> NDArray[np.uint8]:
+        """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB; see `SlideReader.read`."""
+        page = self._pages[level]
+        out = np.empty((height, width, 3), np.uint8)
+        out[:] = self._info.background
+        indices = _tiles_touched(page, (x_level, y_level, width, height), boxes)
+        for index, tile in zip(indices, self._decoded(level, indices), strict=True):
+            if tile is not None:
+                _paste(out, tile, *self._corner(page, index), x_level, y_level)
+        self._keep_for_neighbours(level, indices, x_level + width, y_level + height)
+        return out
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._slide.close()
+        self._bytes.close()
+
+    def _decoded(self, level: int, indices: Sequence[int]) -> list[NDArray[np.uint8] | None]:
+        """The tiles of `indices`, each clipped to the picture, from the cache or the file; None for one left out."""
+        page = self._pages[level]
+        missing = [i for i in indices if (level, i) not in self._cache and page.databytecounts[i] > 0]
+        spans = [(page.dataoffsets[i], page.databytecounts[i]) for i in missing]
+        for index, data in zip(missing, self._bytes.read_ranges(spans), strict=True):
+            self._put(level, index, self._decode(page, index, data))
+        return [self._cache.get((level, i)) for i in indices]
+
+    def _decode(self, page: Any, index: int, data: bytes) -> NDArray[np.uint8]:
+        x_tile, y_tile = self._corner(page, index)
+        where = f"the tile at x {x_tile}, y {y_tile} of the level {page.imagewidth} px wide"
+        if page.compression == 7 and not (data[:2] == b"\xff\xd8" and b"\xff\xd9" in data[-64:]):
+            raise DamagedSlide(f"{where} is no whole JPEG; copy the slide again from its source")
+        try:
+            decoded = page.decode(data, index, jpegtables=page.jpegtables)[0]
+        except Exception as error:  # each codec has errors of its own
+            raise DamagedSlide(f"{where} cannot be decoded ({_one_line(error)}); copy the slide again") from error
+        tile: NDArray[np.uint8] = decoded[0, : page.imagelength - y_tile, : page.imagewidth - x_tile]
+        return tile
+
+    @staticmethod
+    def _corner(page: Any, index: int) -> tuple[int, int]:
+        row, col = divmod(index, -(-page.imagewidth // page.tilewidth))
+        return col * page.tilewidth, row * page.tilelength
+
+    def _put(self, level: int, index: int, tile: NDArray[np.uint8]) -> None:
+        self._cache[(level, index)] = tile
+        self._cached += tile.nbytes
+
+    def _keep_for_neighbours(self, level: int, indices: Sequence[int], right: int, bottom: int) -> None:
+        """Drop from the cache what the rectangle used up; keep what its right and lower neighbours share, bounded."""
+        page = self._pages[level]
+        for index in indices:
+            x_tile, y_tile = self._corner(page, index)
+            if x_tile + page.tilewidth <= right and y_tile + page.tilelength <= bottom:
+                self._drop((level, index))
+        while self._cached > CACHE_BYTES:
+            self._drop(next(iter(self._cache)))
+
+    def _drop(self, key: tuple[int, int]) -> None:
+        tile = self._cache.pop(key, None)
+        if tile is not None:
+            self._cached -= tile.nbytes
+
+    def _require_whole(self, path: str) -> None:
+        end = max(max(map(sum, zip(p.dataoffsets, p.databytecounts, strict=True)), default=0) for p in self._pages)
+        size = self._bytes.size
+        if end > size:
+            raise DamagedSlide(
+                f"the file is truncated: its tiles reach to byte {end:,}, it has {size:,}; copy the slide again"
+            )
+
+
+class _Bytes(Protocol):
+    size: int
+
+    def read_ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]: ...
+
+    def close(self) -> None: ...
+
+
+class _LocalBytes:
+    """Ranges of a local file, read without moving a file position."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self._fd).st_size
+
+    def read_ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [os.pread(self._fd, count, offset) for offset, count in spans]
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class _RemoteBytes:
+    """Ranges of an object behind an fsspec URL, fetched together."""
+
+    def __init__(self, fs: Any, path: str) -> None:
+        self._fs, self._path = fs, path
+        self.size = int(fs.size(path))
+
+    def read_ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        if not spans:
+            return []
+        starts = [offset for offset, _ in spans]
+        ends = [offset + count for offset, count in spans]
+        blocks: list[bytes] = self._fs.cat_ranges([self._path] * len(spans), starts, ends)
+        return blocks
+
+    def close(self) -> None:
+        pass
+
+
+def _open_bytes(path: str) -> _Bytes:
+    try:
+        fs, inner = fsspec.core.url_to_fs(path)
+        return _LocalBytes(inner) if isinstance(fs, LocalFileSystem) else _RemoteBytes(fs, inner)
+    except OSError as error:
+        raise UnreadableSlide(f"cannot be opened ({error.strerror or _one_line(error)})") from error
+
+
+def _open_tiffslide(path: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
+            return TiffSlide(path)
+    except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
+        raise UnsupportedLayout(f"not a TIFF slide ({_one_line(error)})") from error
+
+
+def _tiled_levels(slide: Any) -> tuple[list[Any], Any]:
+    """The tiled pages of the slide's pyramid, finest first, and their series."""
+    tiff = slide.ts_tifffile
+    if not (tiff.is_svs or tiff.is_ome or _is_generic(tiff)):
+        raise UnsupportedLayout("a vendor's TIFF that is left to OpenSlide")
+    series = tiff.series[slide.properties["tiffslide.series-index"]]
+    if series.axes != "YXS":
+        raise UnsupportedLayout(f"axes {series.axes}, where one RGB plane (YXS) is needed")
+    pages = [level.pages[0].aspage() for level in series.levels]
+    first = pages[0]
+    reason = _unsupported(first)
+    if reason:
+        raise UnsupportedLayout(reason)
+    return [p for p in pages if not _unsupported(p)], series
+
+
+def _is_generic(tiff: Any) -> bool:
+    return not any((tiff.is_ndpi, tiff.is_scn, tiff.is_bif, tiff.is_philips, tiff.is_qpi, tiff.is_stk, tiff.is_lsm))
+
+
+def _unsupported(page: Any) -> str:
+    """Why this reader does not take the page, or an empty text."""
+    checks = (
+        (page.is_tiled, "not tiled"),
+        (page.dtype == np.uint8 and page.samplesperpixel == 3, "not 8-bit RGB"),
+        (page.planarconfig == 1, "planes stored apart"),
+        (page.compression in _COMPRESSIONS, f"compression {page.compression!r}"),
+        (page.photometric in _PHOTOMETRICS, f"photometric {page.photometric!r}"),
+        (page.imagedepth == 1, "a volume"),
+    )
+    return next((reason for fine, reason in checks if not fine), "")
+
+
+def _describe(slide: Any, pages: list[Any], series: Any) -> SlideInfo:
+    properties = slide.properties
+    mpp_x, mpp_y, source = _mpp(slide.ts_tifffile, properties, pages[0])
+    width0 = pages[0].imagewidth
+    return SlideInfo(
+        reader="tiff",
+        vendor=clean_tag(properties.get("tiffslide.vendor") or ("ome" if series.kind == "ome" else "generic-tiff")),
+        scanner=clean_tag(properties.get("aperio.ScannerType") or ""),
+        mpp_x=mpp_x,
+        mpp_y=mpp_y,
+        mpp_source=source,
+        objective=parse_number(properties.get("tiffslide.objective-power")),
+        levels=tuple(Level(p.imagewidth, p.imagelength, width0 / p.imagewidth) for p in pages),
+        background=parse_colour(properties.get("tiffslide.background-color")),
+    )
+
+
+def _mpp(tiff: Any, properties: Any, page: Any) -> tuple[float | None, float | None, str | None]:
+    """um/px in x and y and where it stands: the vendor's own tags before TIFF's resolution tags."""
+    if tiff.is_ome:
+        ome = _ome_mpp(tiff)
+        if ome is not None:
+            return *ome, "vendor"
+    mpp_x, mpp_y = (parse_number(properties.get(f"tiffslide.mpp-{axis}")) for axis in "xy")
+    if mpp_x is None or mpp_y is None:
+        return None, None, None
+    if properties.get("tiffslide.vendor"):
+        return mpp_x, mpp_y, "vendor"
+    return mpp_x, mpp_y, "tiff-resolution"
+
+
+def _ome_mpp(tiff: Any) -> tuple[float, float] | None:
+    """PhysicalSizeX and PhysicalSizeY of the first image of the OME-XML, in um/px."""
+    try:
+        image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
+        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+        sizes = [
+            float(pixels[f"PhysicalSize{axis}"]) * _UM_PER_UNIT[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
+            for axis in "XY"
+        ]
+    except (KeyError, IndexError, TypeError, ValueError, SyntaxError):
+        return None
+    return sizes[0], sizes[1]
+
+
+def _tiles_touched(page: Any, rectangle: tuple[int, int, int, int], boxes: NDArray[np.int64] | None) -> list[int]:
+    """Indices, in file order, of the tiles of `page` under `boxes` (or the whole rectangle), inside the picture."""
+    x, y, width, height = rectangle
+    across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
+    wanted = np.zeros((down, across), bool)
+    for bx, by, bw, bh in [(x, y, width, height)] if boxes is None else boxes.tolist():
+        left, top = max(bx, x, 0), max(by, y, 0)
+        right, bottom = min(bx + bw, x + width), min(by + bh, y + height)
+        if right > left and bottom > top:
+            wanted[
+                top // page.tilelength : -(-bottom // page.tilelength),
+                left // page.tilewidth : -(-right // page.tilewidth),
+            ] = True
+    return [int(i) for i in np.flatnonzero(wanted)]
+
+
+def _paste(out: NDArray[np.uint8], tile: NDArray[np.uint8], x_tile: int, y_tile: int, x: int, y: int) -> None:
+    """Copy the part of `tile` (its corner at x_tile, y_tile) that lies in `out` (its corner at x, y)."""
+    height, width = out.shape[:2]
+    left, top = max(x_tile, x), max(y_tile, y)
+    right, bottom = min(x_tile + tile.shape[1], x + width), min(y_tile + tile.shape[0], y + height)
+    if right > left and bottom > top:
+        out[top - y : bottom - y, left - x : right - x] = tile[
+            top - y_tile : bottom - y_tile, left - x_tile : right - x_tile
+        ]
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__

@@ -1,0 +1,76 @@
+"""The catalog's two tables: their columns, types and units, for the slide stage and the trainer alike."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+"""Changes when a reader of older output would be misled."""
+
+STATUSES = ("ok", "empty", "excluded", "failed")
+"""ok: has tiles; empty: no tile has enough tissue; excluded: kept out by policy; failed: an error."""
+
+SLIDE_SCHEMA = pa.schema(
+    [
+        ("slide_id", pa.string()),
+        ("file", pa.string()),  # name as given, no folder
+        ("fingerprint", pa.string()),  # of the source's content: when it changes, the slide is done again
+        ("vendor", pa.string()),
+        ("scanner", pa.string()),  # model
+        ("mpp_x", pa.float64()),  # um per level-0 px
+        ("mpp_y", pa.float64()),
+        ("mpp_source", pa.string()),  # manifest, openslide, vendor, tiff-resolution, assumed
+        ("objective", pa.float64()),  # as the file states it; never computed with
+        ("width", pa.int64()),  # level-0 px
+        ("height", pa.int64()),
+        ("stain", pa.string()),  # HE, IHC, SPECIAL, FLUORESCENCE, UNKNOWN
+        ("stain_confidence", pa.float32()),  # 0 to 1
+        ("stain_source", pa.string()),  # pixels or manifest
+        ("institution", pa.string()),
+        ("institution_source", pa.string()),  # manifest or unknown
+        ("tissue", pa.string()),
+        ("patient_key", pa.string()),  # keyed hash of the patient's id
+        ("tissue_mm2", pa.float64()),
+        ("tiles_5x", pa.int32()),
+        ("tiles_10x", pa.int32()),
+        ("tiles_20x", pa.int32()),
+        ("tiles_40x", pa.int32()),
+        ("status", pa.string()),
+        ("error_type", pa.string()),
+        ("error", pa.string()),
+        ("warning", pa.string()),
+        ("reader", pa.string()),  # which reader gave the pixels
+        ("config_hash", pa.string()),  # of every setting that the tiles depend on
+        ("version", pa.string()),  # of this package
+        ("seconds", pa.float64()),  # wall time on one worker
+        ("bytes", pa.int64()),  # of the tile store
+        ("files", pa.int32()),  # that the slide left in the output folder, catalog aside
+    ]
+)
+
+TILE_SCHEMA = pa.schema(
+    [
+        ("slide_id", pa.string()),
+        ("magnification", pa.string()),  # 5x, 10x, 20x, 40x
+        ("mpp", pa.float64()),  # um/px of the stored pixels
+        ("x0", pa.int64()),  # upper left corner, level-0 px
+        ("y0", pa.int64()),
+        ("span0", pa.float64()),  # level-0 px covered from left to right
+        ("row", pa.int32()),  # place in this magnification's grid; the parent is at row // 2, col // 2
+        ("col", pa.int32()),
+        ("tissue_fraction", pa.float32()),
+        ("focus", pa.float32()),
+        ("pen", pa.float32()),
+        ("dark", pa.float32()),
+        ("white", pa.float32()),
+        ("od_haematoxylin", pa.float32()),  # mean optical density
+        ("od_eosin", pa.float32()),
+        ("od_dab", pa.float32()),
+        ("shard", pa.string()),  # shard file, relative to the output folder
+        ("array", pa.string()),  # Zarr array, relative to the output folder
+        ("index", pa.int32()),  # in the array
+        ("offset", pa.int64()),  # of the tile's JPEG inside the shard file
+        ("nbytes", pa.int32()),
+        ("crc32", pa.uint32()),  # of the JPEG, as zlib computes it
+    ]
+)

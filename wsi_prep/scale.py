@@ -1,0 +1,69 @@
+"""How many micrometres a level-0 pixel covers, and who says so."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from wsi_prep.errors import BadOption, ImplausibleMpp, MissingMpp
+from wsi_prep.readers.base import SlideInfo
+
+MPP_LIMITS = (0.05, 40.0)
+"""Plausible um/px of a level-0 pixel: beyond them a value is a mistake (72 dpi, a zero, a unit mixed up)."""
+
+DISAGREEMENT = 0.05
+"""Relative difference between manifest and file above which the row carries a warning."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """um per level-0 px; `source` is "manifest", "openslide", "vendor", "tiff-resolution" or "assumed"."""
+
+    mpp_x: float
+    mpp_y: float
+    source: str
+    warning: str = ""
+
+
+def resolve_scale(info: SlideInfo, manifest_mpp: float | None, assumed_mpp: float | None) -> Scale:
+    """The scale of a slide: the manifest's value, else the file's, else what the user chose to assume.
+
+    Objective power is never taken for it. Raises ImplausibleMpp for a value outside `MPP_LIMITS` and MissingMpp where
+    nothing states one.
+    """
+    if manifest_mpp is not None:
+        _require_plausible(manifest_mpp, "the manifest's mpp", "correct the manifest")
+        return Scale(manifest_mpp, manifest_mpp, "manifest", _disagreement(info, manifest_mpp))
+    if info.mpp_x is not None and info.mpp_y is not None and info.mpp_source is not None:
+        guess = info.mpp_source == "tiff-resolution" and not (_plausible(info.mpp_x) and _plausible(info.mpp_y))
+        if not guess:  # a resolution meant for printers says nothing; a scanner's own wrong value is an error
+            for value in (info.mpp_x, info.mpp_y):
+                _require_plausible(value, "the file's mpp", "give the right mpp in the manifest")
+            return Scale(info.mpp_x, info.mpp_y, info.mpp_source)
+    if assumed_mpp is not None:
+        return Scale(assumed_mpp, assumed_mpp, "assumed")
+    raise MissingMpp("no micron-per-pixel value in the file; give the slide's mpp in the manifest, or ASSUME_MPP")
+
+
+def check_assumed_mpp(value: float) -> float:
+    """`value`, or BadOption where it is no plausible um/px."""
+    if not _plausible(value):
+        raise BadOption(f"assumed mpp {value:g} is not between {MPP_LIMITS[0]} and {MPP_LIMITS[1]:g} um/px")
+    return value
+
+
+def _plausible(mpp: float) -> bool:
+    return math.isfinite(mpp) and MPP_LIMITS[0] <= mpp <= MPP_LIMITS[1]
+
+
+def _require_plausible(mpp: float, what: str, remedy: str) -> None:
+    if not _plausible(mpp):
+        low, high = MPP_LIMITS
+        raise ImplausibleMpp(f"{what} is {mpp:g}, not between {low} and {high:g} um/px; {remedy}")
+
+
+def _disagreement(info: SlideInfo, manifest_mpp: float) -> str:
+    stated = info.mpp_x
+    if stated is None or not _plausible(stated) or abs(stated - manifest_mpp) <= DISAGREEMENT * manifest_mpp:
+        return ""
+    return f"the manifest's mpp {manifest_mpp:g} was used, the file says {stated:g} ({info.mpp_source})"

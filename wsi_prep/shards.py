@@ -1,0 +1,171 @@
+"""One slide's tile store: a Zarr v3 group with one sharded array a magnification, written straight from the encoder.
+
+A shard file is the JPEGs of its tiles one after another, then the index that Zarr's sharding codec defines (offset and
+length of each tile, little-endian uint64) and the index's CRC-32C. So a tile can be had through `zarr.open`, or by
+seeking to the offset that the catalog gives. Source: Zarr v3 specification, sharding codec 1.0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+
+from wsi_prep.geometry import TILE_PX
+from wsi_prep.jpeg import JpegSettings
+
+SHARD_TILES = 2048
+"""Most tiles in one shard file: some 150 MB of JPEG and 32 kB of index."""
+
+_MISSING = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class TileLocation:
+    """Where a tile is: `shard` is the file inside the store, `index` its place in the array, the rest in bytes."""
+
+    shard: str
+    index: int
+    offset: int
+    nbytes: int
+    crc32: int
+
+
+class StoreWriter:
+    """Writes a store into `folder`, which must not exist. Complete, and on the disk, only after `close`.
+
+    `counts` says how many tiles each magnification will get; an array is made for those above zero. Use as a context
+    manager: an error on the way closes the files and leaves the folder to whoever sweeps.
+    """
+
+    def __init__(self, folder: Path, counts: dict[str, int], jpeg: JpegSettings, attributes: dict[str, Any]) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._arrays = {name: _ArrayWriter(folder, name, n, jpeg, attributes) for name, n in counts.items() if n > 0}
+        _write_durably(folder / "zarr.json", _json({"zarr_format": 3, "node_type": "group", "attributes": attributes}))
+
+    def append(self, magnification: str, jpeg: bytes) -> TileLocation:
+        """Add one tile's JPEG to the array of that magnification."""
+        return self._arrays[magnification].append(jpeg)
+
+    def close(self) -> None:
+        """Finish every array; an array that did not get all its tiles is an error of the caller."""
+        for array in self._arrays.values():
+            array.close()
+        sync_folder(self._folder)
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            for array in self._arrays.values():
+                array.abandon()
+
+
+class _ArrayWriter:
+    def __init__(self, store: Path, name: str, count: int, jpeg: JpegSettings, attributes: dict[str, Any]) -> None:
+        self._folder, self._name, self._count = store / name, name, count
+        self._per_shard = min(count, SHARD_TILES)
+        self._written = 0
+        self._file: BinaryIO | None = None
+        self._index = np.empty(0, "<u8")
+        self._offset = 0
+        self._folder.mkdir()
+        metadata = _array_metadata(count, self._per_shard, jpeg, {**attributes, "magnification": name})
+        _write_durably(self._folder / "zarr.json", _json(metadata))
+
+    def append(self, jpeg: bytes) -> TileLocation:
+        number, place = divmod(self._written, self._per_shard)
+        if self._written >= self._count:
+            raise ValueError(f"array {self._name} was made for {self._count} tiles")
+        shard = f"c.{number}.0.0.0"
+        if self._file is None:
+            self._file = (self._folder / shard).open("wb")
+            self._index = np.full((self._per_shard, 2), _MISSING, "<u8")
+            self._offset = 0
+        self._file.write(jpeg)
+        self._index[place] = self._offset, len(jpeg)
+        location = TileLocation(f"{self._name}/{shard}", self._written, self._offset, len(jpeg), zlib.crc32(jpeg))
+        self._offset += len(jpeg)
+        self._written += 1
+        if place == self._per_shard - 1 or self._written == self._count:
+            self._finish_shard()
+        return location
+
+    def close(self) -> None:
+        if self._written != self._count:
+            raise ValueError(f"array {self._name} has {self._written} of {self._count} tiles")
+        sync_folder(self._folder)
+
+    def abandon(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _finish_shard(self) -> None:
+        assert self._file is not None
+        index = self._index.tobytes()
+        self._file.write(index)
+        self._file.write(google_crc32c.value(index).to_bytes(4, "little"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+
+
+def _array_metadata(count: int, per_shard: int, jpeg: JpegSettings, attributes: dict[str, Any]) -> dict[str, Any]:
+    tile = [1, TILE_PX, TILE_PX, 3]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [count, *tile[1:]],
+        "data_type": "uint8",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [per_shard, *tile[1:]]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": 255,
+        "codecs": [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "chunk_shape": tile,
+                    "codecs": [jpeg.zarr_codec()],
+                    "index_codecs": [
+                        {"name": "bytes", "configuration": {"endian": "little"}},
+                        {"name": "crc32c"},
+                    ],
+                    "index_location": "end",
+                },
+            }
+        ],
+        "dimension_names": ["tile", "y", "x", "channel"],
+        "attributes": attributes,
+    }
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=2).encode()
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries durable, so that a rename into it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,68 @@
+"""A whole slide as one small picture at the tissue detector's resolution, in bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_prep.errors import DamagedSlide
+from wsi_prep.readers.base import SlideReader
+from wsi_prep.resample import area_resample
+
+_BLOCK_PX = 2048
+_MAX_PIXELS = 256 * 2**20
+"""A thumbnail beyond this many pixels means a scale that cannot be true."""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """`pixels` (h, w, 3) uint8 RGB; one of its pixels covers `step_x0` by `step_y0` level-0 px and `mpp` um."""
+
+    pixels: NDArray[np.uint8]
+    mpp: float
+    step_x0: float
+    step_y0: float
+
+
+def read_thumbnail(reader: SlideReader, mpp_x: float, mpp_y: float, target_mpp: float) -> Thumbnail:
+    """The slide at `target_mpp` um/px by area mean, or at its own scale where that is coarser."""
+    info = reader.info
+    target = max(target_mpp, mpp_x, mpp_y)
+    width = max(1, round(info.width0 * mpp_x / target))
+    height = max(1, round(info.height0 * mpp_y / target))
+    if width * height > _MAX_PIXELS:
+        raise DamagedSlide(f"{info.width0} x {info.height0} px at {mpp_x:g} um/px is no size that a slide has")
+    level = _level_for(reader, target / max(mpp_x, mpp_y))
+    shape = info.levels[level]
+    factor = max(1, min(shape.width // width, shape.height // height))
+    reduced = _reduced(reader, level, factor)
+    step_x, step_y = shape.width / factor / width, shape.height / factor / height
+    pixels = area_resample(reduced, np.arange(width) * step_x, np.arange(height) * step_y, step_x, step_y)
+    return Thumbnail(pixels, target, info.width0 / width, info.height0 / height)
+
+
+def _level_for(reader: SlideReader, downsample: float) -> int:
+    """The coarsest level that is still as fine as wanted."""
+    fine_enough = [i for i, level in enumerate(reader.info.levels) if level.downsample <= downsample * 1.001]
+    return max(fine_enough, key=lambda i: reader.info.levels[i].downsample, default=0)
+
+
+def _reduced(reader: SlideReader, level: int, factor: int) -> NDArray[np.uint8]:
+    """The level reduced by an integer factor, block by block; a partial last row or column repeats its edge."""
+    shape = reader.info.levels[level]
+    out = np.empty((-(-shape.height // factor), -(-shape.width // factor), 3), np.uint8)
+    block = max(1, _BLOCK_PX // factor) * factor
+    for y in range(0, shape.height, block):
+        for x in range(0, shape.width, block):
+            width, height = min(block, shape.width - x), min(block, shape.height - y)
+            piece = reader.read(level, x, y, width, height)
+            size = (-(-width // factor), -(-height // factor))
+            padded = cv2.copyMakeBorder(
+                piece, 0, size[1] * factor - height, 0, size[0] * factor - width, cv2.BORDER_REPLICATE
+            )
+            small = cv2.resize(padded, size, interpolation=cv2.INTER_AREA)
+            out[y // factor : y // factor + size[1], x // factor : x // factor + size[0]] = small
+    return out
