@@ -1,0 +1,179 @@
+"""The manifest: what a lab knows of its slides, as a CSV with one row a slide."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import fsspec
+
+from wsi_prep.errors import BadManifest
+from wsi_prep.sources import SlideSource
+from wsi_prep.stain import STAINS
+
+COLUMNS = ("slide", "mpp", "stain", "institution", "tissue", "patient")
+_STAIN_SPELLINGS = {"H&E": "HE", "H & E": "HE", "H+E": "HE"}
+_MAX_CELL = 1000
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """What the manifest says of one slide; None where its cell is empty. `mpp` is um/px as given, plausible or not."""
+
+    mpp: float | None = None
+    stain: str | None = None
+    institution: str | None = None
+    tissue: str | None = None
+    patient: str | None = None
+
+
+EMPTY_ROW = ManifestRow()
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Manifest rows by slide_id, and the manifest's entries that fit no slide found."""
+
+    rows: dict[str, ManifestRow]
+    unknown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    line: int
+    cell: str
+    parts: tuple[str, ...]
+    row: ManifestRow
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest as read; `match` says which row belongs to which slide."""
+
+    where: str
+    entries: tuple[_Entry, ...]
+
+    def match(self, sources: Sequence[SlideSource]) -> Matched:
+        """Find each entry's slide by its name, or by as much of its path as the entry gives.
+
+        Raises BadManifest for an entry that fits several slides.
+        """
+        by_name: dict[str, list[SlideSource]] = defaultdict(list)
+        for source in sources:
+            by_name[source.name].append(source)
+            if PurePosixPath(source.path).name != source.name:
+                by_name[PurePosixPath(source.path).name].append(source)
+        chosen: dict[str, _Entry] = {}
+        unknown = []
+        for entry in self.entries:
+            fits = [s for s in by_name.get(entry.parts[-1], []) if _ends_with(s, entry.parts)]
+            if not fits:
+                unknown.append(entry.cell)
+                continue
+            if len(fits) > 1:
+                raise BadManifest(
+                    f"{self.where}, line {entry.line}: {entry.cell} fits {len(fits)} slides "
+                    f"({', '.join(s.path for s in fits[:3])}); write part of the folder too"
+                )
+            self._choose(chosen, fits[0].slide_id, entry)
+        return Matched({slide_id: entry.row for slide_id, entry in chosen.items()}, tuple(unknown))
+
+    def _choose(self, chosen: dict[str, _Entry], slide_id: str, entry: _Entry) -> None:
+        before = chosen.get(slide_id)
+        if before is not None:
+            raise BadManifest(
+                f"{self.where} names {entry.cell} twice, in lines {before.line} and {entry.line}; keep one"
+            )
+        chosen[slide_id] = entry
+
+
+def read_manifest(path: str) -> Manifest:
+    """Read a manifest from a file or URL; raises BadManifest, naming the line, for anything that is not understood."""
+    try:
+        with fsspec.open(path, "rb") as file:
+            data: bytes = file.read()
+    except (OSError, ValueError, ImportError) as error:
+        raise BadManifest(f"MANIFEST {path} cannot be read ({' '.join(str(error).split())[:160]})") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadManifest(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
+    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    header = _header(path, next(reader, []))
+    entries: dict[str, _Entry] = {}
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            entry = _entry(path, reader.line_num, header, cells)
+            if entry.cell in entries:
+                lines = f"lines {entries[entry.cell].line} and {entry.line}"
+                raise BadManifest(f"{path} names {entry.cell} twice, in {lines}; keep one")
+            entries[entry.cell] = entry
+    return Manifest(path, tuple(entries.values()))
+
+
+def _header(path: str, cells: list[str]) -> list[str]:
+    names = [cell.strip().lower() for cell in cells]
+    for name in names:
+        if name not in COLUMNS:
+            near = difflib.get_close_matches(name, COLUMNS, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "is it a manifest?"
+            raise BadManifest(f"{path}: column {name[:60]!r} is not known, {hint} The columns are {', '.join(COLUMNS)}")
+    if "slide" not in names:
+        raise BadManifest(f"{path} has no column 'slide'; the columns are {', '.join(COLUMNS)}")
+    if len(set(names)) != len(names):
+        raise BadManifest(f"{path} has a column twice: {', '.join(names)}")
+    return names
+
+
+def _entry(path: str, line: int, header: list[str], cells: list[str]) -> _Entry:
+    where = f"{path}, line {line}"
+    if len(cells) != len(header):
+        raise BadManifest(f"{where} has {len(cells)} cells where the header has {len(header)}")
+    values = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+    for name, value in values.items():
+        if len(value) > _MAX_CELL or not value.isprintable():
+            raise BadManifest(f"{where}: the cell of column {name} is too long, or has characters that do not print")
+    slide = values.pop("slide")
+    if not slide:
+        raise BadManifest(f"{where} names no slide")
+    parts = tuple(part for part in slide.replace("\\", "/").split("/") if part not in ("", "."))
+    row = ManifestRow(
+        mpp=_mpp(where, values.get("mpp", "")),
+        stain=_stain(where, values.get("stain", "")),
+        institution=values.get("institution") or None,
+        tissue=values.get("tissue") or None,
+        patient=values.get("patient") or None,
+    )
+    return _Entry(line, slide, parts or (slide,), row)
+
+
+def _mpp(where: str, cell: str) -> float | None:
+    if not cell:
+        return None
+    try:
+        return float(cell)
+    except ValueError as error:
+        raise BadManifest(f"{where}: mpp {cell!r} is not a number; write um/px, as in 0.25") from error
+
+
+def _stain(where: str, cell: str) -> str | None:
+    if not cell:
+        return None
+    stain = _STAIN_SPELLINGS.get(cell.upper(), cell.upper())
+    if stain not in STAINS:
+        near = difflib.get_close_matches(stain, STAINS, 1)
+        hint = f", did you mean {near[0]}?" if near else ";"
+        raise BadManifest(f"{where}: stain {cell[:60]!r} is not known{hint} choose from {' '.join(STAINS)}")
+    return stain
+
+
+def _ends_with(source: SlideSource, parts: tuple[str, ...]) -> bool:
+    if parts == (source.name,):
+        return True
+    path = tuple(part for part in source.path.split("/") if part)
+    return path[-len(parts) :] == parts

@@ -1,0 +1,308 @@
+"""Finding slides: what in a folder, a glob or a list is one, and which files belong together."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
+
+SLIDE_ENDINGS = (
+    *(".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"),
+)
+"""Of OpenSlide's formats, OME-TIFF and DICOM; compared without regard to case."""
+
+_WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # DICOM: VL Whole Slide Microscopy Image Storage
+_DICOM_TAGS = ["SOPClassUID", "SeriesInstanceUID", "ImageType", "TotalPixelMatrixColumns"]
+_EDGE_BYTES, _SAMPLE_BYTES, _SAMPLES, _MAX_EXTRA_FILES = 65536, 4096, 16, 64
+
+
+@dataclass(frozen=True)
+class SlideSource:
+    """One slide as found.
+
+    `slide_id` is unique and safe as a file name and object key; `path` is what a reader opens (local absolute path or
+    URL); `name` is the file's name as given, no folder; `files` are all files that the slide consists of.
+    """
+
+    slide_id: str
+    path: str
+    name: str
+    files: tuple[str, ...]
+
+
+def find_slides(slides: str, *, id_root: str | None = None) -> list[SlideSource]:
+    """The slides that `slides` names, sorted by path: a folder, a file, a glob, a .csv list, or any of these as a URL.
+
+    Ids hash the absolute path, or with `id_root` the path relative to that folder. Raises NoSlides where nothing is
+    found and BadManifest for a list that cannot be used.
+    """
+    fs, inner = _filesystem(slides)
+    if slides.lower().endswith(".csv"):
+        groups = _grouped(_listed(slides, fs, inner), named=True)
+    elif glob.has_magic(inner) and not fs.exists(inner):
+        matches = sorted(str(p) for p in fs.glob(inner))
+        groups = _grouped([_full(fs, p) for p in matches if fs.isfile(p) and _looks_like_slide(p, fs)], named=False)
+        _require(groups, f"{slides} matches {len(matches)} files, none of them a slide")
+    elif fs.isdir(inner):
+        paths, seen = _walk(fs, inner)
+        groups = _grouped(paths, named=False)
+        _require(groups, f"{slides} holds no slide among {seen} files; known endings are {' '.join(SLIDE_ENDINGS)}")
+    elif fs.exists(inner):
+        groups = _grouped([_full(fs, inner)], named=True)
+    else:
+        raise NoSlides(f"SLIDES {slides} does not exist; name a folder, a slide, a glob or a .csv list")
+    return _sources(groups, id_root)
+
+
+def fingerprint(source: SlideSource) -> str:
+    """A mark of the slide's content, 32 hex digits: the same for a copy, another when bytes change.
+
+    Hashes the names and sizes of all files, the edges of each (64 at most) and samples spread over the main one.
+    Raises UnreadableSlide if a file is gone.
+    """
+    mark = hashlib.blake2b(digest_size=16)
+    try:
+        for number, path in enumerate((source.path, *(f for f in source.files if f != source.path))):
+            fs, inner = _filesystem(path)
+            size = int(fs.size(inner))
+            mark.update(f"{PurePosixPath(inner).name}\0{size}\0".encode())
+            if number > _MAX_EXTRA_FILES or size == 0:
+                continue
+            spans = [(0, min(size, _EDGE_BYTES)), (max(0, size - _EDGE_BYTES), size)]
+            if number == 0:
+                starts = [size * i // _SAMPLES for i in range(_SAMPLES)]
+                spans += [(start, min(size, start + _SAMPLE_BYTES)) for start in starts]
+            for data in fs.cat_ranges([inner] * len(spans), [a for a, _ in spans], [b for _, b in spans]):
+                mark.update(data)
+    except OSError as error:
+        raise UnreadableSlide(f"cannot be opened ({error.strerror or type(error).__name__})") from error
+    return mark.hexdigest()
+
+
+def safe_stem(name: str) -> str:
+    """A file name without its endings, as ASCII letters, digits, dot, dash and underscore, at most 64 of them."""
+    stem = PurePosixPath(name).stem
+    stem = stem[:-4] if stem.lower().endswith(".ome") else stem
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]", "_", plain).lstrip(".")[:64] or "slide"
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Files that make one slide; `identity` is what its id is made from."""
+
+    path: str
+    name: str
+    identity: str
+    files: tuple[str, ...]
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    try:
+        fs, inner = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise NoSlides(f"SLIDES {path} cannot be reached ({' '.join(str(error).split())})") from error
+    return fs, str(inner)
+
+
+def _full(fs: Any, inner: str) -> str:
+    return os.path.abspath(inner) if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(inner))  # noqa: PTH100
+
+
+def _require(groups: Sequence[_Group], message: str) -> None:
+    if not groups:
+        raise NoSlides(message)
+
+
+def _walk(fs: Any, root: str) -> tuple[list[str], int]:
+    """Paths of slide files under `root`, and how many files were seen; our own outputs and companions are passed by."""
+    paths: list[str] = []
+    seen = 0
+    walker = os.walk(root) if isinstance(fs, LocalFileSystem) else fs.walk(root)
+    for folder, folders, files in walker:
+        names = sorted(files)
+        seen += len(names)
+        if "run.json" in names and "catalog" in folders:
+            folders[:] = []
+            continue
+        companions = {PurePosixPath(n).stem for n in names if n.lower().endswith(".mrxs")}
+        keep = [d for d in folders if not d.startswith(".") and d not in companions and not d.endswith(".zarr")]
+        if isinstance(folders, list):
+            folders[:] = sorted(keep)
+        for name in names:
+            path = f"{str(folder).rstrip('/')}/{name}"
+            if _looks_like_slide(path, fs):
+                paths.append(_full(fs, path))
+    return paths, seen
+
+
+def _looks_like_slide(path: str, fs: Any) -> bool:
+    name = PurePosixPath(path).name
+    if name.startswith("."):
+        return False
+    ending = PurePosixPath(name).suffix.lower()
+    if ending in SLIDE_ENDINGS:
+        return True
+    if ending and not ending[1:].isdigit():  # DICOM files often end in a UID's digits, or in nothing
+        return False
+    try:
+        return bool(fs.cat_file(path, 128, 132) == b"DICM")
+    except OSError:
+        return False
+
+
+def _listed(slides: str, fs: Any, inner: str) -> list[str]:
+    """Paths of a .csv list's column `slide`, each checked."""
+    if not fs.exists(inner):
+        raise NoSlides(f"SLIDES {slides} does not exist")
+    base = PurePosixPath(inner).parent
+    lines: dict[str, int] = {}
+    missing: list[str] = []
+    for line, cell in read_cells(slides, fs.cat_file(inner)):
+        path = _resolved(slides, line, cell, base, fs)
+        if path in lines:
+            raise BadManifest(f"{slides} names {cell} twice, in lines {lines[path]} and {line}; keep one")
+        lines[path] = line
+        if not fsspec.core.url_to_fs(path)[0].exists(path):
+            missing.append(f"line {line}: {cell}")
+    if missing:
+        raise BadManifest(f"{slides} names {len(missing)} slides that do not exist ({'; '.join(missing[:3])})")
+    _require_any(lines, slides)
+    return list(lines)
+
+
+def _require_any(lines: dict[str, int], slides: str) -> None:
+    if not lines:
+        raise NoSlides(f"{slides} lists no slide")
+
+
+def read_cells(where: str, data: bytes) -> list[tuple[int, str]]:
+    """(line, cell) of the column `slide` of a csv's bytes; BadManifest if there is no such column."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadManifest(f"{where} is not UTF-8 text; save it as UTF-8") from error
+    first = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    header = [cell.strip().lower() for cell in next(reader, [])]
+    if "slide" not in header:
+        raise BadManifest(f"{where} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
+    column = header.index("slide")
+    return [(reader.line_num, row[column].strip()) for row in reader if len(row) > column and row[column].strip()]
+
+
+def _resolved(slides: str, line: int, cell: str, base: PurePosixPath, fs: Any) -> str:
+    """A cell as a path. A relative one stays in the list's folder; an absolute one may be anywhere, since a cohort's
+    list names file servers."""
+    if "://" in cell or cell.startswith("/"):
+        return cell if "://" in cell else os.path.normpath(cell)
+    path = os.path.normpath(base / cell)
+    if not PurePosixPath(path).is_relative_to(os.path.normpath(base)):
+        raise BadManifest(f"{slides}, line {line}: {cell} leaves the list's own folder; give its absolute path")
+    return _full(fs, path)
+
+
+def _grouped(paths: Iterable[str], *, named: bool) -> list[_Group]:
+    """Paths as slides: a DICOM series is one, an MRXS brings its folder along.
+
+    `named`: each path was named by itself, so a DICOM file stands for its whole series.
+    """
+    groups: list[_Group] = []
+    dicom: dict[tuple[str, str], list[tuple[str, Any]]] = defaultdict(list)
+    per_folder: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        local = "://" not in path
+        header = _dicom_header(path) if local and PurePosixPath(path).suffix.lower() in (".dcm", *_odd(path)) else None
+        if header is None:
+            groups.append(_Group(path, PurePosixPath(path).name, path, _companions(path)))
+        elif header.get("SOPClassUID") == _WSI_CLASS:
+            folder, series = str(Path(path).parent), str(header.get("SeriesInstanceUID"))
+            per_folder[folder].add(series)
+            members = dicom[(folder, series)]
+            if named:
+                members += [m for m in _siblings(folder, series) if m[0] not in {p for p, _ in members}]
+            else:
+                members.append((path, header))
+    groups += [_dicom_group(key, members, len(per_folder[key[0]])) for key, members in dicom.items()]
+    return sorted(groups, key=lambda group: group.path)
+
+
+def _odd(path: str) -> tuple[str, ...]:
+    """A path's own ending where it is none of ours: then it came in as DICOM."""
+    ending = PurePosixPath(path).suffix.lower()
+    return () if ending in SLIDE_ENDINGS else (ending,)
+
+
+def _dicom_header(path: str) -> Any:
+    import pydicom  # noqa: PLC0415 - half a second that only DICOM should cost
+
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_DICOM_TAGS)
+    except Exception:  # noqa: BLE001 - no DICOM after all: its reader will say so
+        return None
+
+
+def _siblings(folder: str, series: str) -> list[tuple[str, Any]]:
+    found = []
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file() and path.suffix.lower() in (".dcm", ""):
+            header = _dicom_header(str(path))
+            if header is not None and str(header.get("SeriesInstanceUID")) == series:
+                found.append((str(path), header))
+    return found
+
+
+def _dicom_group(key: tuple[str, str], members: list[tuple[str, Any]], series_here: int) -> _Group:
+    folder, series = key
+
+    def rank(member: tuple[str, Any]) -> tuple[bool, int, str]:
+        header = member[1]
+        volume = "VOLUME" in (header.get("ImageType") or [])
+        return not volume, -int(header.get("TotalPixelMatrixColumns") or 0), member[0]
+
+    chosen = min(members, key=rank)[0]
+    files = tuple(sorted(path for path, _ in members))
+    alone = len(files) > 1 and series_here == 1
+    name = Path(folder).name if alone else Path(chosen).name
+    return _Group(chosen, name, f"{folder}/{series}" if len(files) > 1 else chosen, files)
+
+
+def _companions(path: str) -> tuple[str, ...]:
+    """The file itself, and for MRXS what its folder of the same name holds."""
+    folder = Path(path).with_suffix("") if path.lower().endswith(".mrxs") and "://" not in path else None
+    inside = sorted(str(p) for p in folder.iterdir() if p.is_file()) if folder is not None and folder.is_dir() else []
+    return (path, *inside)
+
+
+def _sources(groups: Sequence[_Group], id_root: str | None) -> list[SlideSource]:
+    by_id: dict[str, SlideSource] = {}
+    for group in groups:
+        digest = hashlib.blake2b(_relative(group.identity, id_root).encode(), digest_size=5).hexdigest()
+        source = SlideSource(f"{safe_stem(group.name)}-{digest}", group.path, group.name, group.files)
+        if source.slide_id in by_id:
+            raise UsageError(f"{by_id[source.slide_id].path} and {source.path} get the same id; rename one of them")
+        by_id[source.slide_id] = source
+    return list(by_id.values())
+
+
+def _relative(path: str, id_root: str | None) -> str:
+    if id_root is None:
+        return path
+    root = id_root if "://" in id_root else os.path.abspath(id_root)  # noqa: PTH100
+    if not PurePosixPath(path).is_relative_to(root):
+        raise BadOption(f"{path} is not inside the id root {id_root}")
+    return str(PurePosixPath(path).relative_to(root))
