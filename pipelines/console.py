@@ -7,9 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.run import RunSummary
@@ -90,15 +88,15 @@ def _show_made(console: Console, out: Path, summary: RunSummary) -> None:
 
 
 def _show_rows(console: Console, rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("slide", "status", "reason"):
-        table.add_column(heading, overflow="fold")
+    """One line for each slide that is not ok, failures first."""
     order = {"failed": 0, "excluded": 1, "empty": 2}
     for row in sorted(rows, key=lambda row: (order.get(row["status"], 3), row["file"]))[:_SHOWN]:
         reason = f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"])
-        table.add_row(escape(row["file"]), row["status"], escape(reason))
-    console.print(table)
+        console.print(f"{row['status']:<8}  {printable(row['file'])}  {reason}", soft_wrap=True, markup=False)
     if len(rows) > _SHOWN:
         console.print(f"... and {len(rows) - _SHOWN} more: see status and error in the catalog's slides")
+
+
+def printable(text: str) -> str:
+    """Text with what could steer a terminal made visible."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

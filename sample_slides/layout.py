@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,11 @@ def make_layout(width: int, height: int, mpp: float, seed: int, *, marks: bool) 
 
 
 def noise(
-    rng: np.random.Generator, shape: tuple[int, int], along_px: float, across_px: float | None = None, angle: float = 0.0
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    along_px: float,
+    across_px: float | None = None,
+    angle: float = 0.0,
 ) -> NDArray[np.float64]:
     """Smooth random field of `shape`, periodic, mean 0, standard deviation 1.
 
@@ -125,7 +130,7 @@ def _stroke(x: NDArray[np.float64], y: NDArray[np.float64], size: tuple[float, f
     t = np.linspace(0, 1, 25)[:, None]
     corners = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
     distance = np.full(x.shape, np.inf)
-    for (ax, ay), (bx, by) in zip(corners[:-1], corners[1:], strict=True):
+    for (ax, ay), (bx, by) in pairwise(corners):
         dx, dy = bx - ax, by - ay
         share = np.clip(((x - ax) * dx + (y - ay) * dy) / (dx * dx + dy * dy), 0, 1)
         distance = np.minimum(distance, np.hypot(x - ax - share * dx, y - ay - share * dy))

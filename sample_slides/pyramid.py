@@ -67,12 +67,10 @@ def write_tiff(
     """A generic pyramidal TIFF of `size` (width, height); `mpp` um/px becomes resolution tags, None leaves no scale."""
     kind: dict[str, Any] = {"compression": "deflate", "photometric": "rgb"} if lossless else _JPEG
     common: dict[str, Any] = {**kind, "metadata": None, "tile": (tile, tile)}
-    if mpp is not None:
-        common |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    scale = {} if mpp is None else {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as tif:
-        tif.write(tiles, shape=(size[1], size[0], 3), dtype=np.uint8, **common)
+        tif.write(tiles, shape=(size[1], size[0], 3), dtype=np.uint8, **common, **scale)
         for level in levels:
-            # a resolution of a reduced level would be another scale: readers take the first page's
             tif.write(level, subfiletype=1, **common)
 
 

@@ -49,9 +49,7 @@ class Scene:
         painted: NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
         return painted
 
-    def _at(
-        self, field: NDArray[np.float32], ys: NDArray[np.int64], xs: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    def _at(self, field: NDArray[np.float32], ys: NDArray[np.int64], xs: NDArray[np.int64]) -> NDArray[np.float32]:
         return interpolate(field, self.layout.node_px, ys, xs)
 
 

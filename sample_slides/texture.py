@@ -1,7 +1,7 @@
 """What tissue looks like from near: optical densities of an H&E and of an IHC stain, from small periodic blocks.
 
-Blocks of different periods are laid over each other and modulated by the layout's slow variation, so that a slide of any
-size costs no more than its blocks and repeats nowhere visibly.
+Blocks of different periods are laid over each other and modulated by the layout's slow variation, so that a slide of
+any size costs no more than its blocks and repeats nowhere visibly.
 """
 
 from __future__ import annotations
@@ -85,16 +85,15 @@ def he_stain(mpp: float, seed: int) -> HeStain:
 
 
 def ihc_stain() -> IhcStain:
-    """IHC texture: scikit-image's bundled picture of a colon (DAB and haematoxylin), twice enlarged to suit 0.25 um/px."""
+    """IHC texture (DAB and haematoxylin): a picture that scikit-image carries, enlarged twice to suit 0.25 um/px."""
     import cv2  # noqa: PLC0415 - heavy, and only this stain needs them
     from skimage.data import immunohistochemistry  # noqa: PLC0415
 
     picture = immunohistochemistry()[:432, 48:480]  # leaves out the broad lumina, which are glass
     picture = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
     white = np.percentile(picture, 99, axis=(0, 1))
-    density = -np.log(np.clip(picture / white, 0.02, 1)).astype(np.float32)
-    density = np.concatenate([density, density[::-1]], axis=0)
-    return IhcStain(np.concatenate([density, density[:, ::-1]], axis=1))
+    density: NDArray[np.float32] = -np.log(np.clip(picture / white, 0.02, 1)).astype(np.float32)
+    return IhcStain(np.pad(density, ((0, len(density)), (0, len(density)), (0, 0)), mode="symmetric"))
 
 
 def _fibres(rng: np.random.Generator, size: int, mpp: float) -> NDArray[np.float32]:
@@ -105,10 +104,11 @@ def _fibres(rng: np.random.Generator, size: int, mpp: float) -> NDArray[np.float
     where = 1 / (1 + np.exp(-4 * noise(rng, shape, 90 / mpp)))
     body = 0.42 + 0.11 * (where * bundles[0] + (1 - where) * bundles[1]) + 0.045 * fine
     clefts = np.clip(noise(rng, shape, 30 / mpp, 9 / mpp, 0.6) - 1.5, 0, 0.5) * 2
-    eosin = np.clip(body * (1 - 0.85 * clefts), 0.03, 1.1).astype(np.float32)
+    eosin: NDArray[np.float32] = np.clip(body * (1 - 0.85 * clefts), 0.03, 1.1).astype(np.float32)
     bend_y, bend_x = (np.rint(9 / mpp * noise(rng, shape, 75 / mpp)).astype(np.int64) for _ in range(2))
     ys, xs = np.indices(shape, sparse=True)
-    return eosin[(ys + bend_y) % size, (xs + bend_x) % size]
+    bent: NDArray[np.float32] = eosin[(ys + bend_y) % size, (xs + bend_x) % size]
+    return bent
 
 
 def _nuclei(rng: np.random.Generator, size: int, mpp: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

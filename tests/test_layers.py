@@ -19,7 +19,7 @@ ONLY_IN = {
     "torch.distributed": {"pretrain/distributed.py"},
 }
 SHARED_WITH_TRAINING = {"wsi_prep.records", "wsi_prep.jpeg", "wsi_prep.codec", "wsi_prep.errors", "wsi_prep.geometry"}
-PURE = {"numpy", "hashlib", "math", "collections", "dataclasses", "__future__", "wsi_prep"}
+PURE = {"numpy", "hashlib", "math", "collections", "dataclasses", "typing", "__future__", "wsi_prep"}
 
 
 def sources() -> list[Path]:

@@ -15,7 +15,8 @@ def tile(seed):
     return np.kron(coarse, np.ones((28, 28, 1), np.uint8))
 
 
-def write(folder, counts, jpeg=JpegSettings()):
+def write(folder, counts, jpeg=None):
+    jpeg = jpeg or JpegSettings()
     places = {}
     with StoreWriter(folder, counts, jpeg, {"slide_id": "s"}) as store:
         for name, count in counts.items():

@@ -43,10 +43,11 @@ class JpegSettings:
 
 def encode_tile(pixels: NDArray[np.uint8], settings: JpegSettings) -> bytes:
     """(h, w, 3) uint8 RGB as one baseline JPEG."""
-    jpeg: bytes = imagecodecs.jpeg8_encode(
-        np.ascontiguousarray(pixels), level=settings.quality, colorspace="RGB", subsampling=settings.subsampling
+    return bytes(
+        imagecodecs.jpeg8_encode(
+            np.ascontiguousarray(pixels), level=settings.quality, colorspace="RGB", subsampling=settings.subsampling
+        )
     )
-    return jpeg
 
 
 def decode_tile(jpeg: bytes) -> NDArray[np.uint8]:

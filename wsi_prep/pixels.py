@@ -40,51 +40,78 @@ class _Block:
 def _read_cell(reader: SlideReader, plan: TilePlan, tiles: slice) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     grid = plan.grid
     factors = np.array([grid.factor(m) if m in grid.magnifications else 0 for m in MAGNIFICATIONS])[plan.mag[tiles]]
-    finest = int(factors.min())
-    # upper left corner and side of each tile, in pixels of the finest magnification wanted here
-    side = TILE_PX * factors // finest
-    left, top = plan.col[tiles] * side, plan.row[tiles] * side
-    block = _bounding_block(finest, left, top, side)
-    image = _read_block(reader, grid, block, np.stack([left, top, side, side], axis=1).astype(np.int64))
-    pyramid = {finest: image}
-    for factor in sorted({int(f) for f in factors}):
-        reached = max(pyramid)
-        while reached < factor:
-            pyramid[reached * 2] = halve(pyramid[reached])
-            reached *= 2
+    # upper left corner and side of each tile in base pixels
+    side = TILE_PX * factors.astype(np.int64)
+    corner = np.stack([plan.col[tiles] * side, plan.row[tiles] * side], axis=1)
+    source = _read_source(reader, grid, int(factors.min()), corner, side)
+    images: dict[int, NDArray[np.uint8]] = {}
     for number, index in enumerate(range(tiles.start, tiles.stop)):
         factor = int(factors[number])
-        ratio = factor // finest
-        x, y = (int(left[number]) - block.x) // ratio, (int(top[number]) - block.y) // ratio
-        yield index, pyramid[factor][y : y + TILE_PX, x : x + TILE_PX]
+        if factor not in images:
+            images[factor] = source.image(factor, images.get(factor // 2))
+        x, y = (corner[number] - source.corner) // factor
+        yield index, images[factor][y : y + TILE_PX, x : x + TILE_PX]
 
 
-def _bounding_block(factor: int, left: NDArray[np.int64], top: NDArray[np.int64], side: NDArray[np.int64]) -> _Block:
-    x, y = int(left.min()), int(top.min())
-    return _Block(factor, x, y, int((left + side).max()) - x, int((top + side).max()) - y)
+@dataclass(frozen=True)
+class _Source:
+    """Decoded pixels of one level that hold a cell's kept tiles.
+
+    The tiles' bounding rectangle has its `corner` and `size` (x, y) in base px, and begins at `left`, `top` of the
+    level; a base px is `step` (x, y) level px wide, and a level px `downsample` level-0 px.
+    """
+
+    pixels: NDArray[np.uint8]
+    left: int
+    top: int
+    downsample: int
+    step: tuple[float, float]
+    corner: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+    def image(self, factor: int, finer: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        """The rectangle at `factor` base px a pixel, (h, w, 3) uint8; `finer` is the same at half that, if made.
+
+        Where the level's pixels divide evenly, the finer image is halved. Where they do not, every magnification is
+        taken from the source by itself, so that each tile begins exactly at its own level-0 pixel: halving would carry
+        the rounding of four neighbours into their parent.
+        """
+        step_x, step_y = (step * factor for step in self.step)
+        if step_x == step_y == round(step_x):
+            return halve(finer) if finer is not None else reduce_by(self.pixels, round(step_x))
+        starts = [
+            _pixel_starts(int(self.corner[axis]) // factor, int(self.size[axis]) // factor, step, self.downsample)
+            for axis, step in enumerate((step_x, step_y))
+        ]
+        return area_resample(self.pixels, starts[0] - self.left, starts[1] - self.top, step_x, step_y)
 
 
-def _read_block(reader: SlideReader, grid: Grid, block: _Block, boxes: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Pixels of `block`, (height, width, 3) uint8, from the coarsest level that is still as fine."""
-    level, downsample = _best_level(reader.info, grid, block.factor)
-    step_x, step_y = (step * block.factor / downsample for step in (grid.step_x0, grid.step_y0))
-    start_x = _pixel_starts(block.x, block.width, step_x, downsample)
-    start_y = _pixel_starts(block.y, block.height, step_y, downsample)
-    left, top = int(np.floor(start_x[0] + _WHOLE)), int(np.floor(start_y[0] + _WHOLE))
-    width = int(np.ceil(start_x[-1] + step_x - _WHOLE)) - left
-    height = int(np.ceil(start_y[-1] + step_y - _WHOLE)) - top
-    source = reader.read(level, left, top, width, height, _boxes_in_level(boxes, step_x, step_y))
-    if step_x == step_y == round(step_x):
-        return reduce_by(source, round(step_x))
-    return area_resample(source, start_x - left, start_y - top, step_x, step_y)
+def _read_source(
+    reader: SlideReader, grid: Grid, finest: int, corner: NDArray[np.int64], side: NDArray[np.int64]
+) -> _Source:
+    """Read what the tiles with these corners and sides (base px) need, from the coarsest level as fine as `finest`."""
+    level, downsample = _best_level(reader.info, grid, finest)
+    step = (grid.step_x0 / downsample, grid.step_y0 / downsample)
+    boxes = _boxes_in_level(corner, side, step)
+    left, top = boxes[:, :2].min(axis=0).tolist()
+    right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).tolist()
+    pixels = reader.read(level, left, top, right - left, bottom - top, boxes)
+    first = corner.min(axis=0)
+    return _Source(pixels, left, top, downsample, step, first, (corner + side[:, None]).max(axis=0) - first)
+
+
+def _boxes_in_level(corner: NDArray[np.int64], side: NDArray[np.int64], step: tuple[float, float]) -> NDArray[np.int64]:
+    """(n, 4) x, y, width, height of the tiles in level px."""
+    start, stop = corner * step, (corner + side[:, None]) * step
+    even = all(s.is_integer() or (1 / s).is_integer() for s in step)
+    slack = 0 if even else 1  # tiles begin at rounded positions
+    first = np.floor(start + _WHOLE).astype(np.int64) - slack
+    last = np.ceil(stop - _WHOLE).astype(np.int64) + slack
+    return np.concatenate([first, last - first], axis=1)
 
 
 def _pixel_starts(first: int, count: int, step: float, downsample: int) -> NDArray[np.float64]:
-    """Where pixels `first` to `first + count` begin, in level px: each tile at its own rounded level-0 position.
-
-    So a resampled tile begins exactly where the catalog says; its neighbour begins up to half a level-0 pixel off the
-    seam.
-    """
+    """Where `count` pixels of `step` level px begin, from the `first` on: each tile at its rounded level-0 position."""
     tile, within = np.divmod(np.arange(first, first + count), TILE_PX)
     starts: NDArray[np.float64] = to_level0(tile, TILE_PX * step * downsample) / downsample + within * step
     return starts
@@ -103,10 +130,3 @@ def _best_level(info: SlideInfo, grid: Grid, factor: int) -> tuple[int, int]:
         if aligned and best[1] < downsample <= finest_step + _WHOLE:
             best = (index, downsample)
     return best
-
-
-def _boxes_in_level(boxes: NDArray[np.int64], step_x: float, step_y: float) -> NDArray[np.int64]:
-    steps = np.array([step_x, step_y])
-    start = np.floor(boxes[:, :2] * steps) - 1  # a pixel of slack for the rounding of each tile's position
-    stop = np.ceil((boxes[:, :2] + boxes[:, 2:]) * steps) + 1
-    return np.concatenate([start, stop - start], axis=1).astype(np.int64)

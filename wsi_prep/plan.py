@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,8 +74,7 @@ class TilePlan:
 
     def cell(self) -> NDArray[np.int64]:
         """(n, 2) row and column of the coarsest grid's cell that holds each tile."""
-        last = len(MAGNIFICATIONS) - 1
-        per_side = 2 ** (last - self.mag.astype(np.int64))
+        per_side = _tiles_per_cell_side(self.mag)
         return np.stack([self.row // per_side, self.col // per_side], axis=1)
 
 
@@ -93,18 +93,35 @@ def plan_tiles(
     """
     integral = np.pad(tissue.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     limits = dict(settings.max_tiles)
-    parts = []
+    parts = [_Part.empty()]
     for mag in grid.magnifications:
         if mag.name not in settings.magnifications:
             continue
         fraction = _tissue_fraction(grid, mag, integral, mask_step_x0, mask_step_y0)
         row, col = np.nonzero(fraction >= settings.tissue_threshold - 1e-6)
         chosen = _choose(len(row), limits.get(mag.name), f"{seed} {mag.name}")
-        row, col = row[chosen], col[chosen]
-        index = np.full(len(row), MAGNIFICATIONS.index(mag), np.int8)
-        x0, y0 = to_level0(col, grid.span_x0(mag)), to_level0(row, grid.span_y0(mag))
-        parts.append((index, row, col, x0, y0, fraction[row, col]))
+        parts.append(_Part.of(mag, row[chosen], col[chosen], fraction))
     return _sorted_plan(grid, parts)
+
+
+class _Part(NamedTuple):
+    """Kept tiles of one magnification, unsorted."""
+
+    mag: NDArray[np.int8]
+    row: NDArray[np.int32]
+    col: NDArray[np.int32]
+    fraction: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls) -> _Part:
+        return cls(np.empty(0, np.int8), np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
+
+    @classmethod
+    def of(
+        cls, mag: Magnification, row: NDArray[np.int64], col: NDArray[np.int64], fraction: NDArray[np.float64]
+    ) -> _Part:
+        number = np.full(len(row), MAGNIFICATIONS.index(mag), np.int8)
+        return cls(number, row.astype(np.int32), col.astype(np.int32), fraction[row, col].astype(np.float32))
 
 
 def _tissue_fraction(
@@ -113,8 +130,8 @@ def _tissue_fraction(
     """(rows, cols) share of each tile's area that is tissue, exact for mask pixels that a tile covers in part."""
     rows, cols = grid.shape(mag)
     span_x_mask, span_y_mask = grid.span_x0(mag) / mask_step_x0, grid.span_y0(mag) / mask_step_y0
-    along_y = _interpolate(integral, np.arange(rows + 1) * span_y_mask)
-    at_corners = _interpolate(along_y.T, np.arange(cols + 1) * span_x_mask).T
+    along_y = _interpolate(integral, np.arange(rows + 1.0) * span_y_mask)
+    at_corners = _interpolate(along_y.T, np.arange(cols + 1.0) * span_x_mask).T
     area = at_corners[1:, 1:] - at_corners[:-1, 1:] - at_corners[1:, :-1] + at_corners[:-1, :-1]
     fraction: NDArray[np.float64] = np.clip(area / (span_x_mask * span_y_mask), 0.0, 1.0)
     return fraction
@@ -125,7 +142,7 @@ def _interpolate(table: NDArray[np.float64], position: NDArray[np.float64]) -> N
     position = np.clip(position, 0, len(table) - 1)
     below = np.minimum(position.astype(np.int64), max(len(table) - 2, 0))
     share = (position - below)[:, None]
-    return table[below] * (1 - share) + table[np.minimum(below + 1, len(table) - 1)] * share
+    return np.asarray(table[below] * (1 - share) + table[np.minimum(below + 1, len(table) - 1)] * share)
 
 
 def _choose(count: int, limit: int | None, seed: str) -> NDArray[np.int64]:
@@ -136,22 +153,19 @@ def _choose(count: int, limit: int | None, seed: str) -> NDArray[np.int64]:
     return np.sort(generator.choice(count, limit, replace=False))
 
 
-def _sorted_plan(grid: Grid, parts: list[tuple[NDArray[np.generic], ...]]) -> TilePlan:
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0)] * 6
-    mag, row, col, x0, y0, fraction = columns
-    plan = TilePlan(
-        grid,
-        mag.astype(np.int8),
-        row.astype(np.int32),
-        col.astype(np.int32),
-        x0.astype(np.int64),
-        y0.astype(np.int64),
-        fraction.astype(np.float32),
-    )
-    cell = plan.cell()
-    order = np.lexsort((plan.col, plan.row, plan.mag, cell[:, 1], cell[:, 0]))
-    return TilePlan(grid, *(column[order] for column in _columns(plan)))
+def _sorted_plan(grid: Grid, parts: list[_Part]) -> TilePlan:
+    mag, row, col, fraction = (np.concatenate([part[i] for part in parts]) for i in range(len(_Part._fields)))
+    per_side = _tiles_per_cell_side(mag)
+    order = np.lexsort((col, row, mag, col // per_side, row // per_side))
+    mag, row, col, fraction = mag[order], row[order], col[order], fraction[order]
+    x0, y0 = np.empty(len(mag), np.int64), np.empty(len(mag), np.int64)
+    for known in grid.magnifications:
+        of_mag = mag == MAGNIFICATIONS.index(known)
+        x0[of_mag] = to_level0(col[of_mag], grid.span_x0(known))
+        y0[of_mag] = to_level0(row[of_mag], grid.span_y0(known))
+    return TilePlan(grid, mag, row, col, x0, y0, fraction)
 
 
-def _columns(plan: TilePlan) -> tuple[NDArray[np.generic], ...]:
-    return plan.mag, plan.row, plan.col, plan.x0, plan.y0, plan.tissue_fraction
+def _tiles_per_cell_side(mag: NDArray[np.int8]) -> NDArray[np.int64]:
+    """How many tiles at each of the magnifications `mag` lie side by side in a cell of the coarsest grid."""
+    return np.asarray(2 ** (len(MAGNIFICATIONS) - 1 - mag.astype(np.int64)), dtype=np.int64)

@@ -207,7 +207,8 @@ def read_cells(where: str, data: bytes) -> list[tuple[int, str]]:
 
 def _resolved(slides: str, line: int, cell: str, base: PurePosixPath, fs: Any) -> str:
     """A cell as a path. A relative one stays in the list's folder; an absolute one may be anywhere, since a cohort's
-    list names file servers."""
+    list names file servers.
+    """
     if "://" in cell or cell.startswith("/"):
         return cell if "://" in cell else os.path.normpath(cell)
     path = os.path.normpath(base / cell)
@@ -252,7 +253,7 @@ def _dicom_header(path: str) -> Any:
 
     try:
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_DICOM_TAGS)
-    except Exception:  # noqa: BLE001 - no DICOM after all: its reader will say so
+    except Exception:  # no DICOM after all: its reader will say so
         return None
 
 

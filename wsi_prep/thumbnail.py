@@ -40,7 +40,7 @@ def read_thumbnail(reader: SlideReader, mpp_x: float, mpp_y: float, target_mpp: 
     factor = max(1, min(shape.width // width, shape.height // height))
     reduced = _reduced(reader, level, factor)
     step_x, step_y = shape.width / factor / width, shape.height / factor / height
-    pixels = area_resample(reduced, np.arange(width) * step_x, np.arange(height) * step_y, step_x, step_y)
+    pixels = area_resample(reduced, np.arange(float(width)) * step_x, np.arange(float(height)) * step_y, step_x, step_y)
     return Thumbnail(pixels, target, info.width0 / width, info.height0 / height)
 
 

@@ -1,8 +1,8 @@
 """Where the tissue is, found on a picture of the whole slide at a fixed physical resolution.
 
-The glass is estimated first, as a smooth surface of brightness and a colour. Everything is then judged by the light that
-it takes away from the glass (optical density, Beer-Lambert) in whichever channel takes most, so pale and blue-only tissue
-counts as much as pink, and grey or unevenly lit glass does not count at all.
+The glass is estimated first, as a smooth surface of brightness and a colour. Everything is then judged by the light
+that it takes away from the glass (optical density, Beer-Lambert) in whichever channel takes most, so pale and blue-only
+tissue counts as much as pink, and grey or unevenly lit glass does not count at all.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def _glass(thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
     return _surface(thumbnail, near.reshape(thumbnail.shape[:2]), colour)
 
 
-def _surface(thumbnail: NDArray[np.uint8], glass: NDArray[np.bool_], colour: NDArray[np.float32]) -> NDArray[np.float32]:
+def _surface(
+    thumbnail: NDArray[np.uint8], glass: NDArray[np.bool_], colour: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """A quadratic surface of brightness through the glass pixels, times the glass colour."""
     height, width = glass.shape
     rows, cols = np.nonzero(glass)
@@ -108,11 +110,12 @@ def _surface(thumbnail: NDArray[np.uint8], glass: NDArray[np.bool_], colour: NDA
     coefficients, *_ = np.linalg.lstsq(_terms(cols / width, rows / height), ratio, rcond=None)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     surface = (_terms((x / width).ravel(), (y / height).ravel()) @ coefficients).reshape(height, width)
-    return (np.clip(surface, 0.85, 1.1)[..., None] * colour).astype(np.float32)
+    return np.asarray(np.clip(surface, 0.85, 1.1)[..., None] * colour, dtype=np.float32)
 
 
 def _terms(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
+    terms: NDArray[np.float64] = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
+    return terms
 
 
 def _texture(density: NDArray[np.float32], mpp: float) -> NDArray[np.float32]:
@@ -120,7 +123,7 @@ def _texture(density: NDArray[np.float32], mpp: float) -> NDArray[np.float32]:
     side = max(3, round(50.0 / mpp) | 1)
     mean = cv2.blur(density, (side, side))
     spread = cv2.blur(density * density, (side, side)) - mean * mean
-    return np.sqrt(np.maximum(spread, 0.0)).astype(np.float32)
+    return np.asarray(np.sqrt(np.maximum(spread, 0.0)), dtype=np.float32)
 
 
 def _artefacts(thumbnail: NDArray[np.uint8], density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ reader does not take, it refuses with `UnsupportedLayout`, and OpenSlide is aske
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections import OrderedDict
@@ -54,6 +55,11 @@ class TiffReader:
     def info(self) -> SlideInfo:
         """The slide's facts."""
         return self._info
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory held by decoded tiles that a neighbouring rectangle will want again."""
+        return self._cached
 
     def read(
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
@@ -180,8 +186,11 @@ def _open_bytes(path: str) -> _Bytes:
 def _open_tiffslide(path: str) -> Any:
     try:
         with warnings.catch_warnings():
+            logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
             warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
-            return TiffSlide(path)
+            slide = TiffSlide(path)
+            assert slide.properties  # read now: they are parsed at first use
+            return slide
     except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
         raise UnsupportedLayout(f"not a TIFF slide ({_one_line(error)})") from error
 

@@ -1,0 +1,52 @@
+"""Slides that several tests share, made once a session; see sample_slides for what is on them."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from sample_slides import coordinates
+from sample_slides.make import CMU, he_svs, make_synthetic, nompp_tiff
+
+ROOT = Path(__file__).parents[1]
+REAL = ROOT.parent / "shared" / "slides"
+
+
+@pytest.fixture(scope="session")
+def he_slide(tmp_path_factory):
+    """H&E in Aperio's layout, 6600 x 3400 px at 0.25 um/px: two 5x tiles side by side, both mostly tissue."""
+    slide = tmp_path_factory.mktemp("he") / "he.svs"
+    make_synthetic(slide, partial(he_svs, width=6600, height=3400))
+    return slide
+
+
+@pytest.fixture(scope="session")
+def nompp_slide(tmp_path_factory):
+    """Generic TIFF, 1700 x 2100 px, drawn at 0.5 um/px but saying so nowhere: one 5x tile."""
+    slide = tmp_path_factory.mktemp("nompp") / "nompp.tiff"
+    make_synthetic(slide, partial(nompp_tiff, width=1700, height=2100))
+    return slide
+
+
+@pytest.fixture(scope="session")
+def coordinate_slide(tmp_path_factory):
+    """Pixels tell their position, see sample_slides.coordinates: 6291 x 3411 px at 0.25 um/px, levels x3 and x9."""
+    folder = tmp_path_factory.mktemp("coordinates")
+    return coordinates.coordinate_slide(folder / "coordinates.tiff", 6291, 3411, 0.25, factors=(3, 9))
+
+
+@pytest.fixture(scope="session")
+def real_slides():
+    """The folder of real slides that lies beside some checkouts."""
+    if not REAL.is_dir():
+        pytest.skip("needs ../shared/slides, which is not part of the repository")
+    return REAL
+
+
+@pytest.fixture(scope="session")
+def cmu_slide():
+    """CMU-1-Small-Region.svs, wherever it is."""
+    for folder in (REAL, ROOT / "sample_slides"):
+        if (folder / CMU).is_file():
+            return folder / CMU
+    return pytest.skip(f"needs {CMU}: python -m sample_slides.make --only {CMU}")

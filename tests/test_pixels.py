@@ -1,0 +1,130 @@
+"""Tiles against what the slide holds at their place, from sources that share no code with ours."""
+
+import math
+
+import numpy as np
+import openslide
+import pytest
+from PIL import Image
+
+from sample_slides.coordinates import coordinate_slide as make_coordinate_slide
+from sample_slides.coordinates import expected
+from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, Grid
+from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
+from wsi_prep.pixels import read_tiles
+from wsi_prep.plan import PlanSettings, plan_tiles
+from wsi_prep.readers.select import open_slide
+
+
+def all_tiles(path, mpp, reader="auto", **settings):
+    slide = open_slide(str(path), reader)
+    grid = Grid.of_slide(slide.info.width0, slide.info.height0, mpp, mpp)
+    step = slide.info.width0 / 100, slide.info.height0 / 100
+    plan = plan_tiles(grid, np.ones((100, 100), bool), *step, PlanSettings(**settings), "s")
+    return plan, {i: pixels.copy() for i, pixels in read_tiles(slide, plan)}
+
+
+def worst_difference(plan, tiles):
+    """Greatest difference from the exact area mean over whole tiles, in grey levels."""
+    worst = 0.0
+    for index, pixels in tiles.items():
+        mag = MAGNIFICATIONS[plan.mag[index]]
+        span_x, span_y = plan.grid.span_x0(mag), plan.grid.span_y0(mag)
+        exact = expected(plan.x0[index], plan.y0[index], span_x, span_y, TILE_PX)
+        worst = max(worst, np.abs(pixels - exact).max())
+    return worst
+
+
+@pytest.mark.parametrize("reader", ["tiff", "openslide"])
+def test_native_tiles_hold_exactly_what_their_position_says(coordinate_slide, reader):
+    plan, tiles = all_tiles(coordinate_slide, 0.25, reader)
+    assert [plan.count(m) for m in MAGNIFICATIONS] == [16 * 8, 8 * 4, 4 * 2, 2 * 1]
+    # each halving rounds to whole levels: at most half a level each
+    assert worst_difference(plan, tiles) <= 1.5
+
+
+@pytest.mark.parametrize("mpp", [0.2281, 0.19, 0.14, 0.46, 0.125, 0.0625])
+def test_resampled_tiles_hold_what_their_position_says(coordinate_slide, mpp):
+    plan, tiles = all_tiles(coordinate_slide, mpp)
+    assert plan.grid.step_x0 > 1.05
+    assert len(tiles) == len(plan) > 5
+    assert worst_difference(plan, tiles) <= 1.5
+
+
+@pytest.mark.parametrize("mags", [("20x",), ("10x",), ("5x",), ("10x", "5x")])
+def test_coarse_tiles_alone_hold_what_their_position_says(coordinate_slide, mags):
+    plan, tiles = all_tiles(coordinate_slide, 0.25, magnifications=mags)
+    assert worst_difference(plan, tiles) <= 1.5
+
+
+def test_a_coarser_level_is_used_where_it_serves(tmp_path):
+    """One level is a factor of 4 coarser: where only 10x is wanted nothing of level 0 is read."""
+    path = make_coordinate_slide(tmp_path / "s.tiff", 3300, 3200, 0.25, factors=(4,))
+    slide = open_slide(str(path))
+    levels = []
+    read = slide.read
+
+    def noting(level, *arguments):
+        levels.append(level)
+        return read(level, *arguments)
+
+    slide.read = noting
+    grid = Grid.of_slide(3300, 3200, 0.25, 0.25)
+    plan = plan_tiles(grid, np.ones((100, 100), bool), 33.0, 32.0, PlanSettings(("10x", "5x")), "s")
+    tiles = {i: pixels.copy() for i, pixels in read_tiles(slide, plan)}
+    assert set(levels) == {1}
+    assert worst_difference(plan, tiles) <= 1.5
+
+
+def test_a_parent_is_the_mean_of_its_children(he_slide):
+    plan, tiles = all_tiles(he_slide, 0.25)
+    place = {(m, r, c): i for i, (m, r, c) in enumerate(zip(plan.mag, plan.row, plan.col, strict=True))}
+    checked = 0
+    for (mag, row, col), index in place.items():
+        if mag == 0:
+            continue
+        children = [[tiles[place[(mag - 1, 2 * row + dy, 2 * col + dx)]] for dx in (0, 1)] for dy in (0, 1)]
+        joined = np.vstack([np.hstack(pair) for pair in children]).astype(float)
+        mean = joined.reshape(TILE_PX, 2, TILE_PX, 2, 3).mean((1, 3))
+        assert np.abs(tiles[index] - mean).max() <= 0.5
+        checked += 1
+    assert checked == 8 * 4 + 4 * 2 + 2
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / max(((a.astype(float) - b) ** 2).mean(), 1e-9))
+
+
+def stored_tile_psnr(path, mpp, mags=("40x", "20x"), every=5):
+    """dB of stored (JPEG) tiles against OpenSlide's region of the same place, area-resampled by Pillow."""
+    plan, tiles = all_tiles(path, mpp, magnifications=mags)
+    values = []
+    with openslide.OpenSlide(path) as reference:
+        for index in list(tiles)[::every]:
+            span = plan.grid.span_x0(MAGNIFICATIONS[plan.mag[index]])
+            place, size = (int(plan.x0[index]), int(plan.y0[index])), (math.ceil(span), math.ceil(span))
+            region = reference.read_region(place, 0, size).convert("RGB")
+            theirs = region.resize((TILE_PX, TILE_PX), Image.Resampling.BOX, box=(0, 0, span, span))
+            values.append(psnr(decode_tile(encode_tile(tiles[index], JpegSettings())), np.asarray(theirs)))
+    return values
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.2281])
+def test_stored_tiles_are_close_to_an_independent_reading(he_slide, mpp):
+    values = stored_tile_psnr(he_slide, mpp)
+    assert np.mean(values) > 34
+    assert min(values) > 30
+
+
+@pytest.mark.parametrize(
+    ("name", "mpp"),
+    [
+        ("celiac-duodenum_HE_40x.svs", 0.25),
+        ("crohn-colon_HE_40x.tiff", 0.2281),
+        ("net-duodenum_SYN-IHC_40x.svs", 0.2527),
+    ],
+)
+def test_stored_tiles_of_real_slides_are_close_to_an_independent_reading(real_slides, name, mpp):
+    values = stored_tile_psnr(real_slides / name, mpp)
+    assert np.mean(values) > 34
+    assert min(values) > 30

@@ -1,0 +1,238 @@
+"""One contract for every reader, run on each reader and each kind of slide that it takes."""
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+
+from sample_slides.coordinates import coordinate_slide as make_coordinate_slide
+from sample_slides.coordinates import expected
+from wsi_prep.errors import BadOption, DamagedSlide, UnreadableSlide
+from wsi_prep.readers.select import open_slide
+from wsi_prep.readers.tiff_reader import UnsupportedLayout
+
+WHITE = (255, 255, 255)
+
+
+@pytest.fixture(params=["he_slide", "nompp_slide", "coordinate_slide"])
+def slide(request):
+    return request.getfixturevalue(request.param)
+
+
+def rgb(path, location0, level, size):
+    with openslide.OpenSlide(path) as reference:
+        rgba = np.asarray(reference.read_region(location0, level, size))
+    assert (rgba[..., 3] == 255).all()
+    return rgba[..., :3]
+
+
+class ReaderContract:
+    """What every reader must do; a subclass names the reader."""
+
+    name: str
+
+    @pytest.fixture
+    def reader(self, slide):
+        reader = open_slide(str(slide), self.name)
+        yield reader
+        reader.close()
+
+    def test_it_says_who_it_is_and_how_big_the_slide_is(self, reader, slide):
+        with openslide.OpenSlide(slide) as reference:
+            assert (reader.info.width0, reader.info.height0) == reference.dimensions
+            assert [(level.width, level.height) for level in reader.info.levels] == list(reference.level_dimensions)
+        assert reader.info.reader == self.name
+        assert reader.info.levels[0].downsample == 1
+
+    def test_pixels_are_those_of_openslide_at_every_level(self, reader, slide):
+        for number, level in enumerate(reader.info.levels):
+            width, height = min(500, level.width), min(300, level.height)
+            for x, y in ((0, 0), (level.width - width, level.height - height)):
+                downsample = round(level.downsample)
+                theirs = rgb(slide, (x * downsample, y * downsample), number, (width, height))
+                ours = reader.read(number, x, y, width, height)
+                assert ours.shape == (height, width, 3)
+                assert ours.dtype == np.uint8
+                assert np.array_equal(ours, theirs)
+
+    def test_outside_the_slide_is_background_never_black(self, reader):
+        width0, height0 = reader.info.width0, reader.info.height0
+        piece = reader.read(0, width0 - 20, height0 - 10, 50, 40)
+        assert (piece[10:] == WHITE).all()
+        assert (piece[:, 20:] == WHITE).all()
+        assert np.array_equal(piece[:10, :20], reader.read(0, width0 - 20, height0 - 10, 20, 10))
+        assert (reader.read(0, -30, -30, 30, 30) == WHITE).all()
+
+    def test_pieces_join(self, reader):
+        whole = reader.read(0, 100, 40, 700, 600)
+        parts = [reader.read(0, 100 + dx, 40 + dy, 350, 300) for dy in (0, 300) for dx in (0, 350)]
+        joined = np.vstack([np.hstack(parts[:2]), np.hstack(parts[2:])])
+        assert np.array_equal(whole, joined)
+
+    def test_what_the_boxes_name_is_there(self, reader):
+        boxes = np.array([[110, 60, 90, 70], [600, 500, 40, 40]])
+        whole, some = reader.read(0, 100, 40, 700, 600), reader.read(0, 100, 40, 700, 600, boxes)
+        for x, y, width, height in boxes - (100, 40, 0, 0):
+            assert np.array_equal(some[y : y + height, x : x + width], whole[y : y + height, x : x + width])
+
+
+class TestTiffReader(ReaderContract):
+    name = "tiff"
+
+    def test_it_decodes_only_what_the_boxes_touch(self, slide):
+        reader = open_slide(str(slide), "tiff")
+        piece = reader.read(0, 0, 0, 1024, 1024, np.array([[300, 300, 10, 10]]))
+        assert (piece[:256] == WHITE).all()
+        assert (piece[:, 512:] == WHITE).all()
+
+    def test_a_url_gives_the_same_pixels(self, he_slide):
+        import fsspec
+
+        fs = fsspec.filesystem("memory")
+        fs.pipe_file("/slides/he.svs", he_slide.read_bytes())
+        remote, local = open_slide("memory://slides/he.svs"), open_slide(str(he_slide))
+        assert remote.info == local.info
+        assert np.array_equal(remote.read(0, 900, 700, 800, 600), local.read(0, 900, 700, 800, 600))
+
+
+class TestOpenSlideReader(ReaderContract):
+    name = "openslide"
+
+
+def test_levels_at_odd_downsamples_hold_what_they_should(coordinate_slide):
+    reader = open_slide(str(coordinate_slide))
+    for number, factor in enumerate((1, 3, 9)):
+        piece = reader.read(number, 70, 40, 200, 100)
+        exact = expected(70 * factor, 40 * factor, 200 * factor, 100 * factor, (200, 100))
+        assert np.abs(piece - exact).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("mpp", [0.25, None])
+def test_mpp_comes_from_resolution_tags_or_from_nowhere(tmp_path, mpp):
+    path = make_coordinate_slide(tmp_path / "s.tiff", 700, 500, mpp)
+    for reader, source in (("tiff", "tiff-resolution"), ("openslide", "openslide")):
+        info = open_slide(str(path), reader).info
+        assert info.mpp_x == (pytest.approx(mpp) if mpp else None)
+        assert info.mpp_source == (source if mpp else None)
+
+
+def ome(path, unit=None):
+    pixels = np.random.default_rng(0).integers(90, 200, (600, 700, 3), dtype=np.uint8)
+    metadata = {"axes": "YXS", "PhysicalSizeX": 0.227, "PhysicalSizeY": 0.227}
+    metadata |= {"PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit} if unit else {}
+    tifffile.imwrite(path, pixels, ome=True, tile=(256, 256), photometric="rgb", metadata=metadata)
+    return pixels
+
+
+@pytest.mark.parametrize(("unit", "um"), [(None, 0.227), ("nm", 0.000227), ("mm", 227.0)])
+def test_ome_tiff_that_openslide_refuses_is_read_with_its_own_scale(tmp_path, unit, um):
+    path = tmp_path / "slide.ome.tif"
+    pixels = ome(path, unit)
+    reader = open_slide(str(path))
+    assert (reader.info.reader, reader.info.vendor, reader.info.mpp_source) == ("tiff", "ome", "vendor")
+    assert reader.info.mpp_x == pytest.approx(um)
+    assert np.array_equal(reader.read(0, 0, 0, 700, 600), pixels)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"tile": None}, "not tiled"),
+        ({"shape": (300, 300), "photometric": "minisblack"}, "one RGB plane|not 8-bit RGB"),
+        ({"dtype": np.uint16}, "not 8-bit RGB"),
+        ({"planarconfig": "separate"}, "axes|planes"),
+    ],
+)
+def test_the_tiff_reader_refuses_what_it_does_not_read(tmp_path, options, reason):
+    options = {"tile": (128, 128), "photometric": "rgb", "shape": (300, 300, 3), "dtype": np.uint8} | options
+    shape, dtype = options.pop("shape"), options.pop("dtype")
+    if options.get("planarconfig") == "separate":
+        shape = (3, 300, 300)
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros(shape, dtype), **options)
+    with pytest.raises(UnsupportedLayout, match=reason):
+        open_slide(str(tmp_path / "s.tif"), "tiff")
+
+
+def test_transparent_pixels_become_background(tmp_path, monkeypatch):
+    """OpenSlide gives transparency where a slide has no pixels: here a tile that the file does not hold."""
+    path = make_coordinate_slide(tmp_path / "s.tiff", 1024, 512, 0.25)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        counts = list(tiff.pages[0].databytecounts)
+        counts[1] = 0
+        tiff.pages[0].tags["TileByteCounts"].overwrite(counts)
+    for name in ("tiff", "openslide"):
+        reader = open_slide(str(path), name)
+        piece = reader.read(0, 200, 0, 400, 200)
+        assert (piece[:, 56:312] == WHITE).all()
+        assert (piece[:, :56] != WHITE).any()
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "missing", "noise"])
+def test_what_is_no_slide_is_refused_in_one_line(tmp_path, kind):
+    path = tmp_path / "notes.svs"
+    if kind != "missing":
+        noise = np.random.default_rng(0).bytes(5000)
+        path.write_bytes({"text": b"dear colleague,\n", "empty": b"", "noise": noise}[kind])
+    for reader in ("auto", "tiff", "openslide"):
+        with pytest.raises(UnreadableSlide) as refusal:
+            open_slide(str(path), reader)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_truncated_slide_is_refused_before_any_pixel_is_used(tmp_path, he_slide):
+    data = he_slide.read_bytes()
+    for share in (0.3, 0.9):
+        path = tmp_path / "cut.svs"
+        path.write_bytes(data[: int(len(data) * share)])
+        with pytest.raises((DamagedSlide, UnreadableSlide)):
+            open_slide(str(path))
+
+
+def test_truncation_is_seen_where_the_directory_comes_first(tmp_path):
+    path = tmp_path / "s.tif"
+    pixels = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb")
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.pages[0].offset < tiff.pages[0].dataoffsets[0]
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DamagedSlide, match="truncated"):
+        open_slide(str(path))
+
+
+def test_a_damaged_tile_is_named(tmp_path, he_slide):
+    path = tmp_path / "damaged.svs"
+    path.write_bytes(he_slide.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        offset, count = page.dataoffsets[30], page.databytecounts[30]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\0" * count)
+    reader = open_slide(str(path))
+    with pytest.raises(DamagedSlide, match=r"the tile at x \d+, y \d+ .* copy the slide again"):
+        reader.read(0, 0, 0, reader.info.width0, 1024)
+
+
+def test_an_unknown_reader_is_refused(he_slide):
+    with pytest.raises(BadOption, match="choose from auto tiff openslide"):
+        open_slide(str(he_slide), "magic")
+
+
+def test_decoded_tiles_are_kept_only_as_long_as_neighbours_need_them(he_slide):
+    reader = open_slide(str(he_slide), "tiff")
+    for y in range(0, 3000, 600):
+        for x in range(0, 6000, 600):
+            reader.read(0, x, y, 600, 600)
+    assert reader.cached_bytes <= 2 * 26 * 256 * 256 * 3  # about one row of tiles, not the slide's 350
+
+
+def test_real_slides_open_with_the_reader_that_suits_them(real_slides):
+    chosen = {p.name: open_slide(str(p)).info.reader for p in real_slides.iterdir() if p.suffix not in (".md", ".csv")}
+    assert {n for n, reader in chosen.items() if reader == "openslide"} == {
+        "camelyon-overview_HE.dcm",
+        "marrow_special-stain_jpeg2000.dcm",
+        "fluorescence_TRITC.ndpi",
+    }
+    for name in ("CMU-1-Small-Region.svs", "crohn-colon_HE_40x.tiff"):
+        ours, theirs = (open_slide(str(real_slides / name), reader) for reader in ("tiff", "openslide"))
+        assert np.array_equal(ours.read(0, 801, 603, 700, 500), theirs.read(0, 801, 603, 700, 500))
