@@ -37,6 +37,10 @@ class OtherConfiguration(BadOutput):
     """The output folder was made with other settings."""
 
 
+class RunReplaced(WsiPrepError, RuntimeError):
+    """Another run has taken the output folder over; what this one was doing is abandoned."""
+
+
 class SlideError(WsiPrepError):
     """One slide cannot be used. `status` is what the catalog row will say."""
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from wsi_prep.catalog import Catalog, remove_tree, write_atomically
 from wsi_prep.errors import BadOutput, OtherConfiguration
-from wsi_prep.prepare import STAGING, output_places
+from wsi_prep.prepare import LOCK, STAGING, output_places
 
 _RUN = "run.json"
 
 
 @contextlib.contextmanager
-def open_output(out: Path, settings: dict[str, Any], *, redo: bool) -> Iterator[Catalog]:
+def open_output(out: Path, settings: dict[str, Any], token: str, *, redo: bool) -> Iterator[Catalog]:
     """The catalog of `out`, which is made if missing, locked against a second run, and swept of half-made slides.
 
     Raises BadOutput where the folder cannot be written, holds something else or is in use, and OtherConfiguration where
@@ -26,14 +26,14 @@ def open_output(out: Path, settings: dict[str, Any], *, redo: bool) -> Iterator[
     """
     _require_ours(out)
     _create(out)
-    with _locked(out):
+    with _locked(out, token):
         before = read_run(out)
         if before and not redo:
             _require_same(out, before.get("settings", {}), settings)
-        catalog = Catalog(out)
-        catalog.create()
         if not before or redo:
             write_run(out, {**before, "settings": settings})
+        catalog = Catalog(out)
+        catalog.create()
         catalog.recover()
         sweep(out, catalog)
         yield catalog
@@ -70,7 +70,7 @@ def _require_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise BadOutput(f"OUT {out} is a file; name a folder")
     ours = (out / _RUN).exists()
-    if out.is_dir() and not ours and any(p.name != ".lock" for p in out.iterdir()):
+    if out.is_dir() and not ours and any(not p.name.startswith(".") for p in out.iterdir()):
         raise BadOutput(f"OUT {out} holds other files and no {_RUN}; name a new or an empty folder")
 
 
@@ -85,12 +85,15 @@ def _create(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    with (out / ".lock").open("w") as lock:
+def _locked(out: Path, token: str) -> Iterator[None]:
+    with (out / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise BadOutput(f"another run is writing to {out}; wait for it, or name another OUT") from error
+        lock.truncate(0)
+        lock.write(token)
+        lock.flush()
         yield
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_prep import __version__
 from wsi_prep.catalog import Catalog, remove_tree
-from wsi_prep.errors import BadOption, SlideError, SlideExcluded, TooCoarse
+from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TooCoarse
 from wsi_prep.geometry import MAGNIFICATIONS, Grid
 from wsi_prep.jpeg import JpegSettings, encode_tile
 from wsi_prep.manifest import ManifestRow
@@ -38,6 +38,9 @@ from wsi_prep.tissue import MASK_MPP, TissueSettings, check_bright_field, detect
 
 STAGING = ".staging"
 """Folder of the output in which slides are made before they are renamed into place."""
+
+LOCK = ".lock"
+"""File of the output that the running client holds locked; it contains the run's token."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +72,23 @@ class PrepareSettings:
 
 @dataclass(frozen=True)
 class SlideTask:
-    """One slide's work: where it is, what the manifest says of it, and where the result goes."""
+    """One slide's work: where it is, what the manifest says of it, and where the result goes.
+
+    `run_token` names the run: when the output folder's lock holds another, this work is nobody's any more.
+    """
 
     source: SlideSource
     manifest: ManifestRow
     patient_key: str | None
     settings: PrepareSettings
     out: str
+    run_token: str
 
 
 def prepare_slide(task: SlideTask) -> dict[str, Any]:
     """Make and commit one slide; returns its catalog row, whose status says how it went.
 
-    Only a failure to write the row itself raises.
+    Raises only where the row itself cannot be written, or RunReplaced where it must not be.
     """
     started = time.perf_counter()
     row = blank_row(task)
@@ -91,13 +98,22 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
         row["fingerprint"] = fingerprint(task.source)
         stage.mkdir(parents=True)
         tiles = _prepare(task, row, stage)
+    except RunReplaced:
+        raise
     except Exception as error:  # whatever happens to one slide becomes its row
         row.update(failure(error))
     finally:
         remove_tree(stage)
     row["seconds"] = time.perf_counter() - started
+    _require_current(task)
     Catalog(Path(task.out)).commit(row, tiles)
     return row
+
+
+def _require_current(task: SlideTask) -> None:
+    """A worker may outlive its client, and must then not write into the next run's folder."""
+    if (Path(task.out) / LOCK).read_text() != task.run_token:
+        raise RunReplaced(f"another run works in {task.out} now")
 
 
 def blank_row(task: SlideTask) -> dict[str, Any]:
@@ -178,12 +194,12 @@ def _make_tiles(
         grid = Grid.of_slide(reader.info.width0, reader.info.height0, scale.mpp_x, scale.mpp_y)
     except TooCoarse:
         (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, None, task.source.name))
-        row.update(_publish(Path(task.out), stage, slide_id))
+        row.update(_publish(task, stage))
         raise
     plan = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, task.settings.plan, slide_id)
     (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, plan, task.source.name))
     tiles = _write_store(task, stage, reader, plan) if len(plan) else TILE_SCHEMA.empty_table()
-    row.update(_publish(Path(task.out), stage, slide_id))
+    row.update(_publish(task, stage))
     row.update({f"tiles_{m.name}": plan.count(m) for m in MAGNIFICATIONS})
     row.update(_verdict(row, plan, task.settings.plan))
     return tiles
@@ -243,9 +259,10 @@ def _tile_rows(slide_id: str, plan: TilePlan, measures: NDArray[np.float32], loc
     return pa.table([pa.array(columns[f.name], f.type) for f in TILE_SCHEMA], schema=TILE_SCHEMA)
 
 
-def _publish(out: Path, stage: Path, slide_id: str) -> dict[str, Any]:
+def _publish(task: SlideTask, stage: Path) -> dict[str, Any]:
     """Rename what was staged into place; returns the count of files and the store's bytes."""
-    places = output_places(out, slide_id)
+    _require_current(task)
+    places = output_places(Path(task.out), task.source.slide_id)
     files = [p for p in stage.rglob("*") if p.is_file()]
     store_bytes = sum(p.stat().st_size for p in files if p.is_relative_to(stage / "store.zarr"))
     for name, place in places.items():

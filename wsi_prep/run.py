@@ -6,8 +6,9 @@ import contextlib
 import hmac
 import platform
 import time
+import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 from wsi_prep import __version__
 from wsi_prep.catalog import Catalog
+from wsi_prep.errors import BadOutput
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
@@ -91,18 +93,29 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     sources = find_slides(request.slides, id_root=request.id_root)
     manifest, warnings = _manifest_rows(request, sources)
     summary = RunSummary(found=len(sources), warnings=warnings)
-    with open_output(request.out, request.settings.as_dict(), redo=request.redo) as catalog:
-        tasks = [_task(request, source, manifest.get(source.slide_id, EMPTY_ROW)) for source in sources]
+    token = uuid.uuid4().hex
+    with open_output(request.out, request.settings.as_dict(), token, redo=request.redo) as catalog:
+        tasks = [_task(request, source, manifest.get(source.slide_id, EMPTY_ROW), token) for source in sources]
         tasks = _not_done(tasks, catalog, summary)
-        catalog.drop({task.source.slide_id for task in tasks})
-        sweep(request.out, catalog)
         if tasks:
             _work(request, tasks, catalog, summary, watcher)
-        catalog.merge()
-        summary.seconds = time.perf_counter() - started
-        if tasks:
-            _record(request, catalog, summary)
+        with _writing(request.out):
+            catalog.merge()
+            summary.seconds = time.perf_counter() - started
+            if tasks:
+                _record(request, catalog, summary)
     return summary
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise BadOutput(
+            f"OUT {out} cannot be written ({reason}); mend that and run again, what is done is kept"
+        ) from error
 
 
 def _manifest_rows(request: RunRequest, sources: Sequence[SlideSource]) -> tuple[dict[str, ManifestRow], list[str]]:
@@ -121,12 +134,12 @@ def _manifest_rows(request: RunRequest, sources: Sequence[SlideSource]) -> tuple
     return dict(matched.rows), warnings
 
 
-def _task(request: RunRequest, source: SlideSource, manifest: ManifestRow) -> SlideTask:
+def _task(request: RunRequest, source: SlideSource, manifest: ManifestRow, token: str) -> SlideTask:
     key = None
     if manifest.patient and request.patient_key is not None:
         key = hmac.new(request.patient_key, manifest.patient.encode(), "sha256").hexdigest()[:32]
     stripped = ManifestRow(manifest.mpp, manifest.stain, manifest.institution, manifest.tissue, None)
-    return SlideTask(source, stripped, key, request.settings, str(request.out))
+    return SlideTask(source, stripped, key, request.settings, str(request.out), token)
 
 
 def _not_done(tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary) -> list[SlideTask]:
@@ -169,6 +182,9 @@ def _work(
     request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary, watcher: Watcher
 ) -> None:
     with cluster(request.scheduler, request.workers) as client:
+        with _writing(request.out):
+            catalog.drop({task.source.slide_id for task in tasks})
+            sweep(request.out, catalog)
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))
         for task, outcome in run_tasks(client, prepare_slide, tasks, lambda task: task.source.slide_id):
             row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome

@@ -1,0 +1,93 @@
+import math
+
+import pytest
+
+from wsi_prep.errors import BadManifest
+from wsi_prep.manifest import ManifestRow, read_manifest
+from wsi_prep.sources import find_slides
+
+
+@pytest.fixture
+def slides(tmp_path):
+    for name in ("x/1.svs", "y/1.svs", "y/2.svs", "Größe 3 µm.svs"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    return {s.path.removeprefix(f"{tmp_path}/"): s for s in find_slides(str(tmp_path))}
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    def read(text):
+        (tmp_path / "manifest.csv").write_text(text, encoding="utf-8")
+        return read_manifest(str(tmp_path / "manifest.csv"))
+
+    return read
+
+
+def test_rows_reach_their_slides(slides, manifest):
+    matched = manifest(
+        "slide,mpp,stain,institution,tissue,patient\n"
+        "2.svs,0.25,h&e,MSK,lung,p-1\n"
+        "x/1.svs,,IHC,,,\n"
+        "Größe 3 µm.svs,0.5,,,,\n"
+        "gone.svs,1,,,,\n"
+    ).match(list(slides.values()))
+    assert matched.rows == {
+        slides["y/2.svs"].slide_id: ManifestRow(0.25, "HE", "MSK", "lung", "p-1"),
+        slides["x/1.svs"].slide_id: ManifestRow(stain="IHC"),
+        slides["Größe 3 µm.svs"].slide_id: ManifestRow(mpp=0.5),
+    }
+    assert matched.unknown == ("gone.svs",)
+
+
+@pytest.mark.parametrize(
+    "text", ["\ufeffSlide;MPP\n2.svs;0.25\n", "slide\tmpp\n2.svs\t0.25\n", ' slide , mpp \n"2.svs", 0.25\n']
+)
+def test_spreadsheets_own_habits_are_understood(slides, manifest, text):
+    assert manifest(text).match(list(slides.values())).rows == {slides["y/2.svs"].slide_id: ManifestRow(mpp=0.25)}
+
+
+def test_implausible_numbers_are_kept_for_the_slides_own_error(slides, manifest):
+    rows = manifest("slide,mpp\n2.svs,nan\nx/1.svs,0\n").match(list(slides.values())).rows
+    assert math.isnan(rows[slides["y/2.svs"].slide_id].mpp)
+    assert rows[slides["x/1.svs"].slide_id].mpp == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide,instituton\n", "column 'instituton' is not known, did you mean 'institution'.*slide, mpp, stain"),
+        ("mpp\n0.25\n", "no column 'slide'"),
+        ("slide,mpp,mpp\n", "a column twice"),
+        ("slide,mpp\n2.svs,abc\n", "line 2: mpp 'abc' is not a number"),
+        ("slide,stain\n2.svs,PHE\n", "line 2: stain 'PHE' is not known, did you mean HE"),
+        ("slide,mpp\n2.svs\n", "line 2 has 1 cells where the header has 2"),
+        ("slide,mpp\n,0.25\n", "line 2 names no slide"),
+        ("slide,mpp\n2.svs,0.25\n2.svs,0.5\n", "names 2.svs twice, in lines 2 and 3"),
+        ("slide,tissue\n2.svs,lu\x1b[31mng\n", "column tissue .* do not print"),
+        ("slide,tissue\n2.svs," + "x" * 2000 + "\n", "column tissue is too long"),
+        ("", "no column 'slide'"),
+    ],
+)
+def test_what_is_not_understood_is_refused_with_its_line(manifest, text, message):
+    with pytest.raises(BadManifest, match=message) as error:
+        manifest(text)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_that_fits_two_slides_is_refused(slides, manifest):
+    with pytest.raises(BadManifest, match=r"line 2: 1.svs fits 2 slides .* write part of the folder too"):
+        manifest("slide\n1.svs\n").match(list(slides.values()))
+
+
+def test_one_slide_named_in_two_ways_is_refused(slides, manifest):
+    with pytest.raises(BadManifest, match=r"twice, in lines 2 and 3"):
+        manifest("slide\n2.svs\ny/2.svs\n").match(list(slides.values()))
+
+
+def test_a_missing_or_binary_file_is_one_line(tmp_path):
+    with pytest.raises(BadManifest, match="cannot be read"):
+        read_manifest(str(tmp_path / "none.csv"))
+    (tmp_path / "bin.csv").write_bytes(b"slide\xff\xfe\n")
+    with pytest.raises(BadManifest, match="not UTF-8"):
+        read_manifest(str(tmp_path / "bin.csv"))
