@@ -108,7 +108,7 @@ class Catalog:
         """Finish what a killed run had announced, and forget what it had not."""
         if self._journal.exists():
             self._carry_out(json.loads(self._journal.read_text()))
-        for folder in self._folders.values():
+        for folder in (self._journal.parent, *self._folders.values()):
             for leftover in folder.glob(".*"):
                 leftover.unlink()
         committed = {row["slide_id"] for row in self.slides(["slide_id"])}

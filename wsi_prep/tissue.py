@@ -21,6 +21,8 @@ MASK_MPP = 8.0
 _ASSUMED_GLASS = 243.0
 _DARKEST_GLASS, _GLASS_COLOUR_SPREAD = 170, 22
 _LEAST_GLASS_SHARE = 0.02
+_TEXTURE_UM = 50.0
+_RIM_UM = 40.0
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,15 @@ def detect_tissue(
     """(h, w) mask of tissue in an (h, w, 3) uint8 RGB picture whose pixels measure `mpp` um."""
     settings = settings or TissueSettings()
     density = optical_density(thumbnail)
-    strongest = density.max(axis=2)
-    smooth = cv2.GaussianBlur(strongest, (0, 0), max(0.4, 10.0 / mpp))
     artefact = _artefacts(thumbnail, density, mpp)
-    smooth[artefact] = 0.0
-    texture = _texture(strongest, mpp)
-    grown = _hysteresis(smooth + texture > settings.seed_density, smooth + texture > settings.edge_density)
-    closed = _closed(grown, settings.gap_um / mpp)
+    strongest = np.where(artefact, np.float32(0.0), density.max(axis=2))
+    smooth = cv2.GaussianBlur(strongest, (0, 0), max(0.4, 10.0 / mpp))
+    evidence = smooth + _texture(strongest, mpp)
+    grown = _hysteresis(evidence > settings.seed_density, evidence > settings.edge_density)
+    # texture is seen half its window beyond the edge: there, density alone decides
+    inner = _morphed(grown, cv2.MORPH_ERODE, 0.5 * _TEXTURE_UM / mpp)
+    sharp = inner | (grown & (smooth > settings.edge_density))
+    closed = _morphed(sharp, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp)
     return _without_small(closed & ~artefact, mpp, settings)
 
 
@@ -119,8 +123,8 @@ def _terms(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64
 
 
 def _texture(density: NDArray[np.float32], mpp: float) -> NDArray[np.float32]:
-    """Standard deviation of density over about 50 um: thin and pale tissue is uneven where glass is flat."""
-    side = max(3, round(50.0 / mpp) | 1)
+    """Standard deviation of density over `_TEXTURE_UM`: thin and pale tissue is uneven where glass is flat."""
+    side = max(3, round(_TEXTURE_UM / mpp) | 1)
     mean = cv2.blur(density, (side, side))
     spread = cv2.blur(density * density, (side, side)) - mean * mean
     return np.asarray(np.sqrt(np.maximum(spread, 0.0)), dtype=np.float32)
@@ -135,20 +139,27 @@ def _artefacts(thumbnail: NDArray[np.uint8], density: NDArray[np.float32], mpp: 
     red_pen = strong & (red < 0.25 * green) & (blue > 0.7 * green) & (blue < 1.25 * green) & (green > 0.5)
     neutral = density.max(axis=2) - density.min(axis=2) < 0.18
     black = (thumbnail.max(axis=2) < 70) & neutral
-    mask = np.zeros(black.shape, bool)
-    for kind in (green_pen, blue_pen, red_pen, black):
-        mask |= _broad(kind, mpp)
-    return mask
+    # no stain is green, so a narrow stroke is enough; the other colours are pigment or stain where they are narrow
+    mask = _broad(green_pen, 50.0 / mpp)
+    for kind in (blue_pen, red_pen, black):
+        mask |= _broad(kind, 150.0 / mpp)
+    return _morphed(mask, cv2.MORPH_DILATE, _RIM_UM / mpp)
 
 
-def _broad(kind: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
-    """Regions of at least 150 um across, with their soft rim; what is narrower may be pigment or stain."""
-    radius = max(1, round(75.0 / mpp))
+def _broad(kind: NDArray[np.bool_], width_px: float) -> NDArray[np.bool_]:
+    """The parts of regions that are at least `width_px` across."""
+    return _morphed(kind, cv2.MORPH_OPEN, width_px / 2) if kind.any() else kind
+
+
+def _morphed(mask: NDArray[np.bool_], operation: int, radius_px: float) -> NDArray[np.bool_]:
+    """Morphology with a disc; the picture goes on beyond its edges as it is there."""
+    radius = round(radius_px)
+    if radius < 1:
+        return mask
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    core = cv2.morphologyEx(kind.astype(np.uint8), cv2.MORPH_OPEN, disc, borderType=cv2.BORDER_REPLICATE)
-    rim = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * max(1, round(40.0 / mpp)) + 1,) * 2)
-    grown: NDArray[np.bool_] = cv2.dilate(core, rim) > 0
-    return grown
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), radius, radius, radius, radius, cv2.BORDER_REPLICATE)
+    changed: NDArray[np.bool_] = cv2.morphologyEx(padded, operation, disc)[radius:-radius, radius:-radius] > 0
+    return changed
 
 
 def _hysteresis(seed: NDArray[np.bool_], reach: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -158,16 +169,6 @@ def _hysteresis(seed: NDArray[np.bool_], reach: NDArray[np.bool_]) -> NDArray[np
     keep[0] = False
     kept: NDArray[np.bool_] = keep[labels]
     return kept
-
-
-def _closed(mask: NDArray[np.bool_], gap_px: float) -> NDArray[np.bool_]:
-    radius = round(gap_px / 2)
-    if radius < 1:
-        return mask
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    padded = cv2.copyMakeBorder(mask.astype(np.uint8), radius, radius, radius, radius, cv2.BORDER_REPLICATE)
-    closed: NDArray[np.bool_] = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, disc)[radius:-radius, radius:-radius] > 0
-    return closed
 
 
 def _without_small(mask: NDArray[np.bool_], mpp: float, settings: TissueSettings) -> NDArray[np.bool_]:

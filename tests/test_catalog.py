@@ -1,0 +1,157 @@
+"""The catalog stays true whenever a process is killed: here at every single step that changes a file."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from wsi_prep import catalog as catalog_module
+from wsi_prep.catalog import Catalog
+from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
+
+
+def slide(number, status="ok", tiles=3):
+    row = dict.fromkeys(SLIDE_SCHEMA.names)
+    return row | {"slide_id": f"s{number}", "file": f"{number}.svs", "status": status, "tiles_20x": tiles}
+
+
+def tiles(number, count=3):
+    row = dict.fromkeys(TILE_SCHEMA.names)
+    made = [row | {"slide_id": f"s{number}", "magnification": "20x", "index": i} for i in range(count)]
+    return pa.Table.from_pylist(made, TILE_SCHEMA)
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    catalog = Catalog(tmp_path)
+    catalog.create()
+    for number in range(6):
+        catalog.commit(slide(number), tiles(number))
+    return catalog
+
+
+def content(out):
+    """Both tables as any Parquet reader sees them, in one order."""
+    slides = pq.read_table(out / "catalog/slides").to_pylist()
+    found = pq.read_table(out / "catalog/tiles").to_pylist()
+    return sorted(r["slide_id"] for r in slides), sorted((t["slide_id"], t["index"]) for t in found)
+
+
+WHOLE = ([f"s{n}" for n in range(6)], [(f"s{n}", i) for n in range(6) for i in range(3)])
+WITHOUT_2 = ([s for s in WHOLE[0] if s != "s2"], [t for t in WHOLE[1] if t[0] != "s2"])
+
+
+def test_merging_changes_no_row_and_leaves_one_file_a_table(catalog, tmp_path):
+    assert content(tmp_path) == WHOLE
+    catalog.merge()
+    assert content(tmp_path) == WHOLE
+    assert [p.name for p in sorted((tmp_path / "catalog").rglob("*.parquet"))] == ["part-00000.parquet"] * 2
+    catalog.commit(slide(9), tiles(9))
+    catalog.merge()
+    assert len(list((tmp_path / "catalog/slides").iterdir())) == 2
+    assert catalog.count_tiles()["20x"] == 21
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_dropping_takes_a_slide_out_of_both_tables(catalog, tmp_path, merged):
+    if merged:
+        catalog.merge()
+    catalog.drop({"s2", "unknown"})
+    assert content(tmp_path) == WITHOUT_2
+
+
+def test_a_row_can_be_described_anew(catalog):
+    catalog.merge()
+    catalog.replace_slides([slide(3) | {"tissue": "lung"}])
+    assert [row["tissue"] for row in catalog.slides()] == [None, None, None, "lung", None, None]
+
+
+def test_tiles_without_their_slide_do_not_survive_a_start(catalog, tmp_path):
+    catalog.commit(slide(7), tiles(7))
+    (tmp_path / "catalog/slides/s7.parquet").unlink()
+    catalog.recover()
+    assert content(tmp_path) == WHOLE
+
+
+def test_a_slide_without_tiles_has_only_its_row(tmp_path):
+    catalog = Catalog(tmp_path)
+    catalog.create()
+    catalog.commit(slide(1, "failed", 0), catalog.no_tiles())
+    catalog.merge()
+    assert [row["status"] for row in catalog.slides()] == ["failed"]
+    assert pq.read_table(tmp_path / "catalog/tiles").num_rows == 0
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nothing catches it."""
+
+
+def killed_at(step, monkeypatch):
+    """Let `step` renames and deletions happen, then die at the next."""
+    left = [step]
+
+    def limited(original):
+        def call(self, *arguments, **options):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return original(self, *arguments, **options)
+
+        return call
+
+    for name in ("rename", "unlink"):
+        monkeypatch.setattr(Path, name, limited(getattr(Path, name)))
+
+
+@pytest.mark.parametrize(
+    ("change", "before", "after"),
+    [
+        (lambda c: c.merge(), WHOLE, WHOLE),
+        (lambda c: (c.merge(), c.drop({"s2"})), WHOLE, WITHOUT_2),
+        (lambda c: c.drop({"s2"}), WHOLE, WITHOUT_2),
+    ],
+    ids=["merge", "drop from a part", "drop a single"],
+)
+def test_killed_at_any_step_the_next_start_finds_before_or_after(tmp_path, change, before, after):
+    for step in range(40):
+        out = tmp_path / str(step)
+        catalog = Catalog(out)
+        catalog.create()
+        for number in range(6):
+            catalog.commit(slide(number), tiles(number))
+        finished = True
+        with pytest.MonkeyPatch.context() as patch:
+            killed_at(step, patch)
+            try:
+                change(catalog)
+            except Killed:
+                finished = False
+        Catalog(out).recover()
+        assert content(out) in (before, after)
+        assert not [p for p in (out / "catalog").rglob(".*")]
+        if finished:
+            assert content(out) == after
+            break
+    assert finished
+    assert step > 1
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_killed_while_committing_a_slide_is_there_whole_or_not_at_all(catalog, tmp_path, step):
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(step, patch)
+        try:
+            catalog.commit(slide(8), tiles(8))
+        except Killed:
+            pass
+    catalog.recover()
+    with_8 = (sorted([*WHOLE[0], "s8"]), sorted([*WHOLE[1], *[("s8", i) for i in range(3)]]))
+    assert content(tmp_path) == (with_8 if step >= 2 else WHOLE)
+
+
+def test_parts_stay_bounded(catalog, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog_module, "_PART_SLIDES", 2)
+    catalog.merge()
+    assert len(list((tmp_path / "catalog/slides").glob("part-*"))) == 3
+    assert content(tmp_path) == WHOLE

@@ -1,0 +1,158 @@
+"""The tissue detector against known masks, under what labs do to slides."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from sample_slides.make import mask_path
+from wsi_prep.errors import BadOption, NotBrightField
+from wsi_prep.readers.select import open_slide
+from wsi_prep.thumbnail import read_thumbnail
+from wsi_prep.tissue import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
+
+REFERENCES = Path(__file__).parents[2] / "shared" / "masks"
+
+
+def iou(found, known):
+    """Overlap, a band of two pixels along the known edge left out."""
+    edge = cv2.morphologyEx(known.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    counted = cv2.dilate(edge, np.ones((3, 3), np.uint8)) == 0
+    return (found & known & counted).sum() / ((found | known) & counted).sum()
+
+
+@pytest.fixture(scope="module")
+def he(he_slide):
+    """(thumbnail, known mask) of the synthetic H&E slide, which has pen and dust beside its tissue."""
+    pixels = read_thumbnail(open_slide(str(he_slide)), 0.25, 0.25, MASK_MPP).pixels
+    known = cv2.imread(str(mask_path(he_slide)), cv2.IMREAD_GRAYSCALE) > 127
+    return pixels, known[: pixels.shape[0], : pixels.shape[1]]
+
+
+def with_margin(pixels, known, margin=80):
+    """The slide on a wider sheet of glass, for things to be drawn on."""
+    glass = np.median(pixels[~known], axis=0)
+    wide = cv2.copyMakeBorder(pixels, margin, margin, margin, margin, cv2.BORDER_CONSTANT, value=glass.tolist())
+    noise = np.random.default_rng(0).normal(0, 1, wide.shape)
+    return np.clip(wide + noise, 0, 255).astype(np.uint8), cv2.copyMakeBorder(
+        known.astype(np.uint8), margin, margin, margin, margin, cv2.BORDER_CONSTANT
+    ) > 0
+
+
+def pen(colour, width=60):
+    def draw(pixels, known):
+        pixels, known = with_margin(pixels, known)
+        height, across = known.shape
+        cv2.line(pixels, (10, 35), (across - 30, 25), colour, width // 2, cv2.LINE_AA)
+        return pixels, known
+
+    return draw
+
+
+def grey(pixels, known):
+    return (pixels * (200 / 245)).astype(np.uint8), known
+
+
+def shaded(pixels, known):
+    pixels, known = with_margin(pixels, known)
+    ramp = np.linspace(0.87, 1.0, pixels.shape[1])[None, :, None]
+    return (pixels * ramp).astype(np.uint8), known
+
+
+def noisy(pixels, known):
+    return np.clip(pixels + np.random.default_rng(1).normal(0, 3, pixels.shape), 0, 255).astype(np.uint8), known
+
+
+def bordered(pixels, known):
+    pixels, known = with_margin(pixels, known)
+    pixels[:, :40] = 8
+    pixels[-30:] = 12
+    return pixels, known
+
+
+def pale(pixels, known):
+    """A fifth of the dye."""
+    return np.clip(245 * (pixels / 245.0) ** 0.2, 0, 255).astype(np.uint8), known
+
+
+def dusty(pixels, known):
+    pixels, known = with_margin(pixels, known)
+    for x, y in ((20, 20), (60, 40), (200, 30), (30, 200)):
+        cv2.circle(pixels, (x, y), 3, (60, 60, 60), -1, cv2.LINE_AA)
+    return pixels, known
+
+
+TROUBLES = {
+    "as it is": lambda pixels, known: (pixels, known),
+    "grey glass": grey,
+    "shaded glass": shaded,
+    "noise": noisy,
+    "black border": bordered,
+    "pale stain": pale,
+    "dust": dusty,
+    "green pen": pen((30, 140, 70)),
+    "blue pen": pen((30, 60, 170)),
+    "red pen": pen((200, 30, 40)),
+    "black pen": pen((25, 25, 28)),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_tissue_is_found_and_nothing_else(he, trouble):
+    pixels, known = TROUBLES[trouble](*he)
+    assert iou(detect_tissue(pixels, MASK_MPP), known) > 0.93
+
+
+def test_a_slide_that_is_all_tissue_stays_so(he):
+    pixels, known = he
+    inside = cv2.distanceTransform(known.astype(np.uint8), cv2.DIST_L2, 3)
+    y, x = np.unravel_index(inside.argmax(), inside.shape)
+    half = int(inside.max() * 0.7)
+    crop = pixels[y - half : y + half, x - half : x + half]
+    assert detect_tissue(crop, MASK_MPP).mean() > 0.97
+
+
+def test_bare_glass_has_no_tissue():
+    glass = np.random.default_rng(0).normal(240, 2, (200, 300, 3)).clip(0, 255).astype(np.uint8)
+    assert not detect_tissue(glass, MASK_MPP).any()
+
+
+def test_lengths_are_physical(he):
+    """The same slide at half the resolution gives the same tissue."""
+    pixels, known = he
+    half = cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    found = cv2.resize(detect_tissue(half, 2 * MASK_MPP).astype(np.uint8), known.shape[::-1], interpolation=0) > 0
+    assert iou(found, known) > 0.93
+
+
+def test_fluorescence_is_refused_and_bright_field_is_not(he):
+    pixels, known = he
+    check_bright_field(pixels)
+    check_bright_field(bordered(pixels, known)[0])
+    with pytest.raises(NotBrightField, match="fluorescence or dark field"):
+        check_bright_field((255 - pixels) // 2)
+
+
+@pytest.mark.parametrize("bad", [{"seed_density": 0.01}, {"edge_density": 0.0}, {"gap_um": -1.0}])
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(BadOption):
+        TissueSettings(**bad)
+
+
+def test_real_slides_match_masks_drawn_by_eye(real_slides):
+    if not REFERENCES.is_dir():
+        pytest.skip("needs ../shared/masks")
+    manifest = (real_slides / "manifest.csv").read_text().splitlines()[1:]
+    stated = {line.split(",")[0]: line.split(",")[1] for line in manifest}
+    scores = {}
+    for path in sorted(REFERENCES.glob("*.png")):
+        name = path.name.removesuffix(".png")
+        reader = open_slide(str(real_slides / name))
+        mpp = float(stated[name] or reader.info.mpp_x)
+        found = detect_tissue(read_thumbnail(reader, mpp, mpp, MASK_MPP).pixels, MASK_MPP)
+        known = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) > 127
+        found = cv2.resize(found.astype(np.uint8), known.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+        scores[name] = iou(found, known)
+    assert np.mean(list(scores.values())) >= 0.93
+    assert min(scores.values()) >= 0.80
