@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import dask
-from distributed import Client, LocalCluster, as_completed
+from distributed import CancelledError, Client, LocalCluster, as_completed
 from distributed.scheduler import KilledWorker
 
 from wsi_prep.errors import BadOption, SlideError
@@ -68,7 +68,7 @@ def run_tasks(
     finished = as_completed(loop=client.loop)
 
     def submit(count: int) -> None:
-        for task in islice(waiting, count):
+        for task in islice(waiting, max(0, count)):  # fewer than none when workers have left
             future = client.submit(function, task, key=f"slide-{key(task)}", pure=False)
             running[future.key] = task
             finished.add(future)
@@ -88,11 +88,17 @@ def _window(client: Client) -> int:
 
 
 def _outcome(future: Any) -> Any:
-    if future.status == "finished":
-        return future.result()
-    if future.status == "cancelled":
+    """A task's result or exception; waits again where the worker that held a finished result died with it."""
+    try:
+        error = future.exception()
+        if error is None:
+            return future.result()
+    except CancelledError:
+        error = CancelledError()
+    except Exception as late:  # the second try of a task whose result was lost
+        error = late
+    if isinstance(error, CancelledError):
         return TaskLost("the cluster cancelled this slide; run again")
-    error = future.exception()
     if isinstance(error, KilledWorker):
         return WorkerDied(
             f"its worker died {_DEATHS_ALLOWED + 1} times (killed, or out of memory); "

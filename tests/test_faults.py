@@ -1,0 +1,182 @@
+"""What is really killed, really full or really taken away, and what the next run then finds."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.shards import main
+from wsi_prep.jobs import WorkerDied, cluster, run_tasks
+from wsi_prep.manifest import EMPTY_ROW
+from wsi_prep.prepare import LOCK, PrepareSettings, RunReplaced, SlideTask, prepare_slide
+from wsi_prep.sources import find_slides
+
+ROOT = Path(__file__).parents[1]
+TIMINGS = {"seconds"}
+
+
+@pytest.fixture
+def slides(tmp_path, nompp_slide):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in "abcde":
+        shutil.copy(nompp_slide, folder / f"{name}.tiff")
+    return folder
+
+
+def arguments(slides, out, *more):
+    return ["--slides", str(slides), "--out", str(out), "--assume-mpp", "0.5", "--workers", "2", *more]
+
+
+def catalog(out):
+    """Both tables, sorted, without timings."""
+    tables = []
+    for name, keys in (("slides", ["slide_id"]), ("tiles", ["slide_id", "array", "index"])):
+        found = pq.read_table(out / "catalog" / name).to_pylist()
+        kept = [{k: v for k, v in row.items() if k not in TIMINGS} for row in found]
+        tables.append(sorted(kept, key=lambda row: [row[k] for k in keys]))
+    return tables
+
+
+def files(out):
+    """Every file of the output but the catalog's and run.json, with its content."""
+    folders = [out / name for name in ("stores", "tissue", "overlays", ".staging")]
+    return {p.relative_to(out): p.read_bytes() for folder in folders for p in folder.rglob("*") if p.is_file()}
+
+
+def run_until(slides, out, reached):
+    """Start a run in a process group of its own and kill all of it once `reached` holds."""
+    command = [sys.executable, "-m", "pipelines.shards", *arguments(slides, out)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None:
+        if reached(out):
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    return process.returncode
+
+
+def committed(count):
+    return lambda out: len(list((out / "catalog/slides").glob("[!.]*.parquet"))) >= count
+
+
+MOMENTS = {
+    "while it starts": lambda out: (out / "run.json").exists(),
+    "in the first slide": lambda out: any((out / ".staging").glob("*/store.zarr")),
+    "between slides": committed(2),
+    "while merging": lambda out: bool(list((out / "catalog").rglob("*part-*"))),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_and_run_again_equals_one_that_was_not(slides, tmp_path, moment):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(arguments(slides, whole)) == 0
+    run_until(slides, killed, MOMENTS[moment])
+    assert main(arguments(slides, killed)) == 0
+    assert catalog(killed) == catalog(whole)
+    assert files(killed) == files(whole)
+
+
+def test_no_half_slide_is_ever_in_the_catalog(slides, tmp_path):
+    out = tmp_path / "out"
+    assert run_until(slides, out, committed(1)) == -signal.SIGKILL
+    for row in pq.read_table(out / "catalog/slides").to_pylist():
+        tiles = pq.read_table(out / f"catalog/tiles/{row['slide_id']}.parquet").to_pylist()
+        assert len(tiles) == sum(row[f"tiles_{m}"] for m in ("5x", "10x", "20x", "40x")) > 0
+        for tile in tiles:
+            assert (out / tile["shard"]).stat().st_size >= tile["offset"] + tile["nbytes"]
+
+
+def test_two_runs_do_not_share_a_folder(slides, tmp_path, capsys):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.shards", *arguments(slides, out)],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+    while not (out / "run.json").exists():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        assert main(arguments(slides, out)) == 2
+        assert "another run is writing to" in capsys.readouterr().err
+    finally:
+        os.killpg(process.pid, signal.SIGCONT)
+    assert process.wait() == 0
+
+
+def test_a_worker_that_outlives_its_run_writes_nothing(slides, tmp_path):
+    out = tmp_path / "out"
+    assert main(arguments(slides, out)) == 0
+    before = catalog(out), files(out)
+    (source, *_) = find_slides(str(slides))
+    assert (out / LOCK).read_text() != "an older run"
+    task = SlideTask(source, EMPTY_ROW, None, PrepareSettings(assume_mpp=0.5), str(out), "an older run")
+    with pytest.raises(RunReplaced):
+        prepare_slide(task)
+    assert (catalog(out), files(out)) == before
+
+
+def die_on_three(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_task_that_kills_its_worker_fails_alone():
+    with cluster(None, 2) as client:
+        outcomes = dict(run_tasks(client, die_on_three, range(12), str))
+    assert isinstance(outcomes.pop(3), WorkerDied)
+    assert outcomes == {n: n for n in range(12) if n != 3}
+
+
+def test_only_a_few_tasks_are_with_the_scheduler_at_a_time():
+    drawn = []
+
+    def numbers():
+        for number in range(200):
+            drawn.append(number)
+            yield number
+
+    with cluster(None, 1) as client:
+        outcomes = run_tasks(client, abs, numbers(), str)
+        next(outcomes)
+        assert len(drawn) < 20
+        assert sum(1 for _ in outcomes) == 199
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB, where this machine lets us mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_said_and_loses_nothing(slides, small_disk, capsys):
+    out = small_disk / "out"
+    assert main(arguments(slides, out)) == 3
+    printed = capsys.readouterr().out
+    assert "WriteFailed: the disk of the output folder is full; make room and run again" in printed
+    rows, tiles = catalog(out)
+    ok = {row["slide_id"] for row in rows if row["status"] == "ok"}
+    assert 0 < len(ok) < 5
+    assert {tile["slide_id"] for tile in tiles} == ok
+    assert {p.name.removesuffix(".zarr") for p in (out / "stores").iterdir()} == ok
+
+    subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
+    assert main(arguments(slides, out)) == 0
+    assert len(catalog(out)[0]) == 5
