@@ -1,5 +1,6 @@
 """The catalog stays true whenever a process is killed: here at every single step that changes a file."""
 
+import contextlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -129,7 +130,7 @@ def test_killed_at_any_step_the_next_start_finds_before_or_after(tmp_path, chang
                 finished = False
         Catalog(out).recover()
         assert content(out) in (before, after)
-        assert not [p for p in (out / "catalog").rglob(".*")]
+        assert not list((out / "catalog").rglob(".*"))
         if finished:
             assert content(out) == after
             break
@@ -141,10 +142,8 @@ def test_killed_at_any_step_the_next_start_finds_before_or_after(tmp_path, chang
 def test_killed_while_committing_a_slide_is_there_whole_or_not_at_all(catalog, tmp_path, step):
     with pytest.MonkeyPatch.context() as patch:
         killed_at(step, patch)
-        try:
+        with contextlib.suppress(Killed):
             catalog.commit(slide(8), tiles(8))
-        except Killed:
-            pass
     catalog.recover()
     with_8 = (sorted([*WHOLE[0], "s8"]), sorted([*WHOLE[1], *[("s8", i) for i in range(3)]]))
     assert content(tmp_path) == (with_8 if step >= 2 else WHOLE)

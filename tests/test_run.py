@@ -122,7 +122,7 @@ def test_slides_of_one_name_are_both_kept(cohort):
 
 
 def test_patients_are_keyed_hashes(cohort):
-    slides, out, _ = cohort
+    _slides, out, _ = cohort
     (keyed,) = [row["patient_key"] for row in rows(out) if row["patient_key"]]
     assert len(keyed) == 32
     everything = b"".join(p.read_bytes() for p in out.rglob("*") if p.is_file())
@@ -319,10 +319,10 @@ def test_private_tags_reach_no_output(tmp_path, he_slide):
     slides.mkdir()
     path = slides / "private.svs"
     shutil.copy(he_slide, path)
-    secret = "|ScanScope ID = SN-7788|Filename = DOE-JANE|Date = 12/29/09|Time = 09:59:15|User = b414003d|MPP = 0.25"
+    private = "|ScanScope ID = SN-7788|Filename = DOE-JANE|Date = 12/29/09|Time = 09:59:15|User = b414003d|MPP = 0.25"
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         old = tiff.pages[0].description
-        tiff.pages[0].tags["ImageDescription"].overwrite(old + secret)
+        tiff.pages[0].tags["ImageDescription"].overwrite(old + private)
     assert shards(slides, out) == 0
     everything = b"".join(p.read_bytes() for p in out.rglob("*") if p.is_file())
     for word in (b"SN-7788", b"DOE-JANE", b"12/29/09", b"09:59:15", b"b414003d"):

@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import fsspec
 import pydicom
@@ -57,7 +58,7 @@ def test_a_folder_is_searched_for_what_is_a_slide(tmp_path):
 def test_an_mrxs_brings_its_folder_along(tmp_path):
     touch(tmp_path, "m.mrxs", "m/Slidedat.ini", "m/Data0001.dat")
     (slide,) = find_slides(str(tmp_path))
-    assert [os.path.basename(f) for f in slide.files] == ["m.mrxs", "Data0001.dat", "Slidedat.ini"]
+    assert [Path(f).name for f in slide.files] == ["m.mrxs", "Data0001.dat", "Slidedat.ini"]
     before = fingerprint(slide)
     (tmp_path / "m/Data0001.dat").write_bytes(b"changed")
     assert fingerprint(slide) != before

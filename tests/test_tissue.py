@@ -43,7 +43,7 @@ def with_margin(pixels, known, margin=80):
 def pen(colour, width=60):
     def draw(pixels, known):
         pixels, known = with_margin(pixels, known)
-        height, across = known.shape
+        _height, across = known.shape
         cv2.line(pixels, (10, 35), (across - 30, 25), colour, width // 2, cv2.LINE_AA)
         return pixels, known
 
