@@ -153,6 +153,14 @@ def test_the_tiff_reader_refuses_what_it_does_not_read(tmp_path, options, reason
         open_slide(str(tmp_path / "s.tif"), "tiff")
 
 
+def test_a_vendors_own_tiff_is_left_to_openslide(tmp_path):
+    """Trestle's tiles overlap, and only OpenSlide knows by how much."""
+    pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "s.tif", pixels, tile=(256, 256), photometric="rgb", software="MedScan")
+    info = open_slide(str(tmp_path / "s.tif")).info
+    assert (info.reader, info.vendor) == ("openslide", "trestle")
+
+
 def test_transparent_pixels_become_background(tmp_path, monkeypatch):
     """OpenSlide gives transparency where a slide has no pixels: here a tile that the file does not hold."""
     path = make_coordinate_slide(tmp_path / "s.tiff", 1024, 512, 0.25)

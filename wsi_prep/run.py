@@ -100,6 +100,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
         if tasks:
             _work(request, tasks, catalog, summary, watcher)
         with _writing(request.out):
+            sweep(request.out, catalog)  # what workers that died left
             catalog.merge()
             summary.seconds = time.perf_counter() - started
             if tasks:

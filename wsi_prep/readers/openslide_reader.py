@@ -23,6 +23,12 @@ _SCANNER_TAGS = (
 """Tags that name a model of scanner, not one machine, person or day."""
 
 
+def detect_vendor(path: str) -> str | None:
+    """OpenSlide's name for the format of a local file, or None where it knows none."""
+    vendor: str | None = openslide.OpenSlide.detect_format(path)
+    return vendor
+
+
 class OpenSlideReader:
     """Reads through OpenSlide; raises UnreadableSlide for a file that it refuses."""
 

@@ -9,10 +9,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import BadOption, UnreadableSlide
 from wsi_prep.readers.base import SlideReader
-from wsi_prep.readers.openslide_reader import OpenSlideReader
+from wsi_prep.readers.openslide_reader import OpenSlideReader, detect_vendor
 from wsi_prep.readers.tiff_reader import TiffReader, UnsupportedLayout
 
 READERS = ("auto", "tiff", "openslide")
+
+_PLAIN_TILES = (None, "aperio", "generic-tiff")
+"""What the tiled-TIFF reader may try: other vendors' TIFFs have overlaps, gaps or several regions."""
 
 
 def open_slide(path: str, reader: str = "auto") -> SlideReader:
@@ -30,6 +33,9 @@ def open_slide(path: str, reader: str = "auto") -> SlideReader:
     if reader == "tiff":
         return TiffReader(path)
     if reader == "openslide":
+        return OpenSlideReader(_required_local(local))
+    vendor = detect_vendor(local) if local is not None else None
+    if vendor not in _PLAIN_TILES:
         return OpenSlideReader(_required_local(local))
     try:
         return TiffReader(path)

@@ -26,8 +26,9 @@ from wsi_prep.readers.base import Level, SlideInfo, clean_tag, parse_colour, par
 CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
 
-_COMPRESSIONS = frozenset({1, 5, 7, 8, 32946, 50000})  # none, LZW, JPEG, Deflate (two codes), Zstandard
-_PHOTOMETRICS = frozenset({2, 6})  # RGB, YCbCr
+_JPEG = 7
+_COMPRESSIONS = frozenset({1, 5, _JPEG, 8, 32946, 50000})  # none, LZW, JPEG, Deflate (two codes), Zstandard
+_RGB, _YCBCR = 2, 6  # photometric interpretations
 _UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
@@ -92,7 +93,7 @@ class TiffReader:
     def _decode(self, page: Any, index: int, data: bytes) -> NDArray[np.uint8]:
         x_tile, y_tile = self._corner(page, index)
         where = f"the tile at x {x_tile}, y {y_tile} of the level {page.imagewidth} px wide"
-        if page.compression == 7 and not (data[:2] == b"\xff\xd8" and b"\xff\xd9" in data[-64:]):
+        if page.compression == _JPEG and not (data[:2] == b"\xff\xd8" and b"\xff\xd9" in data[-64:]):
             raise DamagedSlide(f"{where} is no whole JPEG; copy the slide again from its source")
         try:
             decoded = page.decode(data, index, jpegtables=page.jpegtables)[0]
@@ -222,7 +223,7 @@ def _unsupported(page: Any) -> str:
         (page.dtype == np.uint8 and page.samplesperpixel == 3, "not 8-bit RGB"),
         (page.planarconfig == 1, "planes stored apart"),
         (page.compression in _COMPRESSIONS, f"compression {page.compression!r}"),
-        (page.photometric in _PHOTOMETRICS, f"photometric {page.photometric!r}"),
+        (page.photometric == _RGB or (page.photometric, page.compression) == (_YCBCR, _JPEG), "neither RGB nor JPEG"),
         (page.imagedepth == 1, "a volume"),
     )
     return next((reason for fine, reason in checks if not fine), "")
