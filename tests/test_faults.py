@@ -95,6 +95,24 @@ def test_no_half_slide_is_ever_in_the_catalog(slides, tmp_path):
             assert (out / tile["shard"]).stat().st_size >= tile["offset"] + tile["nbytes"]
 
 
+def test_ctrl_c_stops_in_one_line_and_the_next_run_goes_on(slides, tmp_path, he_slide):
+    out = tmp_path / "out"
+    for name in ("y", "z"):  # work enough for the signal to come in time
+        shutil.copy(he_slide, slides / f"{name}.svs")
+    command = [sys.executable, "-m", "pipelines.shards", *arguments(slides, out)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while not committed(1)(out):
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate()
+    assert process.returncode == 130
+    assert printed == "shards: interrupted; what is done is kept, and the same call goes on from here\n"
+    assert main(arguments(slides, out)) == 0
+    assert len(catalog(out)[0]) == 7
+
+
 def test_two_runs_do_not_share_a_folder(slides, tmp_path, capsys):
     out = tmp_path / "out"
     process = subprocess.Popen(
