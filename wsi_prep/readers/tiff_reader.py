@@ -27,7 +27,9 @@ CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
 
 _JPEG = 7
-_COMPRESSIONS = frozenset({1, 5, _JPEG, 8, 32946, 50000})  # none, LZW, JPEG, Deflate (two codes), Zstandard
+_COMPRESSIONS = frozenset({1, 5, _JPEG, 8, 32946, 50000, 33005, 34712})
+"""None, LZW, JPEG, Deflate (two codes), Zstandard, JPEG 2000 of RGB (Aperio's code and the common one)."""
+
 _RGB, _YCBCR = 2, 6  # photometric interpretations
 _UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
