@@ -4,11 +4,14 @@ import json
 import shutil
 import zlib
 
+import cv2
 import numpy as np
+import openslide
 import pyarrow.parquet as pq
 import pytest
 import tifffile
 import zarr
+from dicom_wsi import write_dicom_slide
 from distributed import LocalCluster
 
 from pipelines.shards import main
@@ -327,6 +330,22 @@ def test_private_tags_reach_no_output(tmp_path, he_slide):
     everything = b"".join(p.read_bytes() for p in out.rglob("*") if p.is_file())
     for word in (b"SN-7788", b"DOE-JANE", b"12/29/09", b"09:59:15", b"b414003d"):
         assert word not in everything
+
+
+def test_a_dicom_series_becomes_one_slide_without_its_patient(tmp_path, he_slide):
+    with openslide.OpenSlide(he_slide) as source:
+        pixels = np.asarray(source.read_region((1500, 60), 0, (3400, 3300)))[..., :3]
+    quarter = cv2.resize(pixels, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    files = write_dicom_slide(tmp_path / "slides/case", [pixels, quarter], 0.25)
+    assert len(files) == 3
+    out = tmp_path / "out"
+    assert shards(tmp_path / "slides", out) == 0
+    (row,) = rows(out)
+    assert (row["status"], row["file"], row["reader"], row["scanner"]) == ("ok", "case", "openslide", "Testscanner")
+    assert (row["width"], row["height"], row["mpp_x"], row["tiles_5x"]) == (3400, 3300, 0.25, 1)
+    everything = b"".join(p.read_bytes() for p in out.rglob("*") if p.is_file())
+    assert b"DOE" not in everything
+    assert b"MRN-55501" not in everything
 
 
 def test_real_slides_give_what_their_readme_says(real_slides, tmp_path):
