@@ -53,7 +53,8 @@ def test_densities_are_those_of_colour_deconvolution():
     found = measures(tile)
     small = cv2.resize(tile, (98, 98), interpolation=cv2.INTER_AREA)
     expected = 6 * np.maximum(rgb2hed(small), 0).mean((0, 1))
-    assert [found["od_haematoxylin"], found["od_eosin"], found["od_dab"]] == pytest.approx(expected, abs=1e-4)
+    # reduced in two steps, each rounded to whole levels
+    assert [found["od_haematoxylin"], found["od_eosin"], found["od_dab"]] == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])

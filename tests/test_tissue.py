@@ -83,11 +83,20 @@ def dusty(pixels, known):
     return pixels, known
 
 
+def filled(pixels, known):
+    """Grey glass, and beside it what the scanner left out, filled with pure white."""
+    pixels, known = with_margin((pixels * (225 / 245)).astype(np.uint8), known)
+    width = pixels.shape[1]
+    white = cv2.copyMakeBorder(pixels, 0, 0, 0, width, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    return white, np.pad(known, ((0, 0), (0, width)))
+
+
 TROUBLES = {
     "as it is": lambda pixels, known: (pixels, known),
     "grey glass": grey,
     "shaded glass": shaded,
     "noise": noisy,
+    "white filling": filled,
     "black border": bordered,
     "pale stain": pale,
     "dust": dusty,

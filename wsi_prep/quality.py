@@ -20,7 +20,9 @@ def measure_tile(tile: NDArray[np.uint8]) -> tuple[float, ...]:
 
     focus: see `focus`; pen, dark, white: shares of the tile, 0 to 1; od_*: mean optical densities of the dyes.
     """
-    small = np.asarray(cv2.resize(tile, (_SMALL_PX, _SMALL_PX), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    # two exact halvings: OpenCV has a fast path for those, and a third of the time is enough
+    half = cv2.resize(tile, (2 * _SMALL_PX, 2 * _SMALL_PX), interpolation=cv2.INTER_AREA)
+    small = np.asarray(cv2.resize(half, (_SMALL_PX, _SMALL_PX), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     red, green, blue = cv2.split(small)
     highest = cv2.max(cv2.max(red, green), blue)
     lowest = cv2.min(cv2.min(red, green), blue)

@@ -1,12 +1,14 @@
 """Where the tissue is, found on a picture of the whole slide at a fixed physical resolution.
 
-The glass is estimated first, as a smooth surface of brightness and a colour. Everything is then judged by the light
+The glass is estimated first: its colour, and a smooth surface of its brightness. Everything is then judged by the light
 that it takes away from the glass (optical density, Beer-Lambert) in whichever channel takes most, so pale and blue-only
-tissue counts as much as pink, and grey or unevenly lit glass does not count at all.
+tissue counts as much as pink, and grey or unevenly lit glass does not count at all. What has a pen's colour, or is
+black or grey debris, is taken out again.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -19,10 +21,25 @@ MASK_MPP = 8.0
 """um per pixel of the mask."""
 
 _ASSUMED_GLASS = 243.0
+"""Brightness of glass (0 to 255) where a slide shows none: what scanners are commonly set to."""
+
 _DARKEST_GLASS, _GLASS_COLOUR_SPREAD = 170, 22
 _LEAST_GLASS_SHARE = 0.02
+_GLASS_DENSITY_SPREAD = 0.015
+_SAMPLED_PX = 100_000
+"""Glass is estimated from about so many pixels, however large the slide."""
+
+_LEVEL_NOISE, _TILT_PRIOR = 0.01, 0.05
+"""Spread (optical density) of glass about its surface, and of the tilt and bend that lamps are expected to have."""
+
+_ARTEFACT_MPP = 16.0
+"""Pens and borders are looked for at this resolution."""
+
 _TEXTURE_UM = 50.0
-_RIM_UM = 40.0
+_RIM_UM = 32.0
+
+_NEUTRAL = 0.2
+"""(strongest - weakest channel) / strongest, in optical density, below which a thing is grey: no dye looks so."""
 
 
 @dataclass(frozen=True)
@@ -30,33 +47,37 @@ class TissueSettings:
     """Thresholds of the detector, all physical.
 
     `seed_density` marks tissue for certain, `edge_density` is how far it then reaches (optical density, smoothed over
-    20 um); `gap_um` is the widest gap that is closed; holes and fragments below `least_hole_um2` and
-    `least_fragment_um2` are filled and dropped.
+    20 um); noisy glass raises both. `gap_um` is the widest gap that is closed; what is smaller than `least_speck_um2`
+    bridges no gap. Holes and fragments below `least_hole_um2` and `least_fragment_um2` are filled and dropped, grey
+    ones (dust) below `least_grey_um2`.
     """
 
     seed_density: float = 0.07
     edge_density: float = 0.035
     gap_um: float = 48.0
+    least_speck_um2: float = 2_000.0
     least_hole_um2: float = 10_000.0
     least_fragment_um2: float = 10_000.0
+    least_grey_um2: float = 60_000.0
 
     def __post_init__(self) -> None:
         if not 0 < self.edge_density <= self.seed_density < 2:
             raise BadOption(f"tissue densities {self.edge_density:g}, {self.seed_density:g}: need 0 < edge <= seed < 2")
-        for name in ("gap_um", "least_hole_um2", "least_fragment_um2"):
+        for name in ("gap_um", "least_speck_um2", "least_hole_um2", "least_fragment_um2", "least_grey_um2"):
             if not 0 <= getattr(self, name) < 1e9:
                 raise BadOption(f"tissue {name} {getattr(self, name):g} is not between 0 and 1e9")
 
 
 def check_bright_field(thumbnail: NDArray[np.uint8]) -> None:
     """Raise NotBrightField where (h, w, 3) uint8 RGB shows light on a dark ground: fluorescence or dark field."""
-    brightest = thumbnail.max(axis=2)
-    dark = float((brightest < 60).mean())
-    bright = float((thumbnail.min(axis=2) > 150).mean())
-    if dark > 0.5 and bright < 0.05:
+    highest, lowest = thumbnail.max(axis=2), thumbnail.min(axis=2)
+    lit = float((highest >= 60).mean())
+    # stained tissue lets some light of every colour through; what glows is coloured, or no brighter than dim
+    through = float(((highest >= 130) & (lowest >= 40)).mean())
+    if lit < 0.005 or (through < 0.5 * lit and (lit < 0.5 or through < 0.05)):
         raise NotBrightField(
-            f"{dark:.0%} of the slide is nearly black and only {bright:.0%} bright: fluorescence or dark field, "
-            "where bright-field tiles are made"
+            f"{1 - lit:.0%} of the slide is nearly black and only {through:.0%} lets light through: "
+            "fluorescence or dark field, where bright-field tiles are made"
         )
 
 
@@ -65,120 +86,215 @@ def detect_tissue(
 ) -> NDArray[np.bool_]:
     """(h, w) mask of tissue in an (h, w, 3) uint8 RGB picture whose pixels measure `mpp` um."""
     settings = settings or TissueSettings()
-    density = optical_density(thumbnail)
-    artefact = _artefacts(thumbnail, density, mpp)
-    strongest = np.where(artefact, np.float32(0.0), density.max(axis=2))
+    glass = _Glass.of(thumbnail)
+    density = glass.density(thumbnail)
+    artefact = _artefacts(density, mpp)
+    strongest = cv2.max(cv2.max(density[..., 0], density[..., 1]), density[..., 2])
+    strongest[artefact] = 0.0
     smooth = cv2.GaussianBlur(strongest, (0, 0), max(0.4, 10.0 / mpp))
-    evidence = smooth + _texture(strongest, mpp)
-    grown = _hysteresis(evidence > settings.seed_density, evidence > settings.edge_density)
+    evidence = smooth + _deviation(strongest, max(3, round(_TEXTURE_UM / mpp) | 1))
+    noise = glass.noise_floor(evidence)
+    reach = max(settings.edge_density, noise)
+    grown = _hysteresis(evidence > max(settings.seed_density, 2 * noise), evidence > reach)
     # texture is seen half its window beyond the edge: there, density alone decides
     inner = _morphed(grown, cv2.MORPH_ERODE, 0.5 * _TEXTURE_UM / mpp)
-    sharp = inner | (grown & (smooth > settings.edge_density))
-    closed = _morphed(sharp, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp)
-    return _without_small(closed & ~artefact, mpp, settings)
+    sharp = (inner | (grown & (smooth > 0.5 * reach))) & ~artefact
+    clean = _drop_debris(sharp, density, mpp, settings)
+    closed = _morphed(clean, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp) & ~artefact
+    filled = ~_drop_small(~closed, settings.least_hole_um2 / mpp**2)
+    return _drop_small(filled, settings.least_fragment_um2 / mpp**2)
 
 
 def optical_density(thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(h, w, 3) float32: -log10 of the light that each pixel lets through, relative to the glass beside it; >= 0."""
-    glass = _glass(thumbnail)
-    light = (thumbnail.astype(np.float32) + 1.0) / (glass + 1.0)
-    return np.maximum(-np.log10(light), 0.0).astype(np.float32)
+    """(h, w, 3) float32: -log10 of the light that each pixel lets through, relative to the glass there; >= 0."""
+    return _Glass.of(thumbnail).density(thumbnail)
 
 
-def _glass(thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Colour of bare glass at each pixel, (h, w, 3) or (1, 1, 3) float32."""
-    values = thumbnail.reshape(-1, 3)
-    lowest, highest = values.min(axis=1), values.max(axis=1)
-    candidate = (lowest >= _DARKEST_GLASS) & (highest - lowest <= _GLASS_COLOUR_SPREAD)
-    if candidate.mean() < _LEAST_GLASS_SHARE:
-        return np.full((1, 1, 3), _ASSUMED_GLASS, np.float32)
-    histogram = cv2.GaussianBlur(np.bincount(lowest[candidate], minlength=256).astype(np.float32), (1, 0), 2.0).ravel()
-    levels = np.flatnonzero(histogram > 0.25 * histogram.max())
-    peak = int(levels[-1]) if histogram[levels[-1]] >= histogram.max() else int(levels[histogram[levels].argmax()])
-    near = candidate & (np.abs(lowest.astype(int) - peak) <= 12)
-    colour = np.median(values[near], axis=0).astype(np.float32)
-    return _surface(thumbnail, near.reshape(thumbnail.shape[:2]), colour)
+@dataclass(frozen=True)
+class _Glass:
+    """Bare glass: its `colour`, (3,) float, times 10 ** -`surface`, the six terms of a quadratic over the picture.
+
+    `sampled` marks, at every `stride`-th row and column, the pixels that it was taken from.
+    """
+
+    colour: NDArray[np.float64]
+    surface: NDArray[np.float64]
+    sampled: NDArray[np.bool_]
+    stride: int
+
+    @classmethod
+    def of(cls, thumbnail: NDArray[np.uint8]) -> _Glass:
+        """The glass of an (h, w, 3) picture; assumed where the picture shows too little."""
+        stride = max(1, math.isqrt(thumbnail.shape[0] * thumbnail.shape[1] // _SAMPLED_PX))
+        smooth = _smooth_pixels(thumbnail)[::stride, ::stride]
+        sample = thumbnail[::stride, ::stride]
+        lowest = sample.min(axis=2)
+        candidate = smooth & (lowest >= _DARKEST_GLASS) & (sample.max(axis=2) - lowest <= _GLASS_COLOUR_SPREAD)
+        # unscanned parts are filled with pure white, which is not the glass where there is other glass
+        scanned = candidate & (lowest < 255)
+        if scanned.mean() > 0.05:
+            candidate = scanned
+        if candidate.mean() < _LEAST_GLASS_SHARE:
+            return cls(np.full(3, _ASSUMED_GLASS), np.zeros(6), np.zeros_like(candidate), stride)
+        near = candidate & (np.abs(lowest.astype(int) - _bright_mode(lowest[candidate])) <= 8)
+        colour = np.median(sample[near], axis=0).astype(np.float64)
+        taken = np.log10(colour + 1.0) - np.log10(sample + 1.0)
+        surface = np.zeros(6)
+        # starting from the commonest brightness, follow the lamp's fall-off outwards; a channel apart is pale tissue
+        for _ in range(5):
+            apart = np.abs(taken - _surface(surface, candidate.shape)[..., None]).max(axis=2)
+            near = candidate & (apart <= _GLASS_DENSITY_SPREAD)
+            surface = _fit_surface(taken.mean(axis=2), near)
+        return cls(colour, surface, near, stride)
+
+    def density(self, thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See `optical_density`; `thumbnail` is the picture that the glass was taken from."""
+        levels = np.log10(self.colour + 1.0) - np.log10(np.arange(1.0, 257.0))[:, None]
+        density = cv2.LUT(thumbnail, levels.astype(np.float32)[:, None, :])
+        if self.surface.any():
+            darkening = _surface(self.surface, thumbnail.shape[:2]).astype(np.float32)
+            density = cv2.subtract(density, cv2.merge([darkening] * 3))
+        return np.asarray(cv2.max(density, 0.0), dtype=np.float32)
+
+    def noise_floor(self, evidence: NDArray[np.float32]) -> float:
+        """What (h, w) `evidence` of tissue reaches on bare glass by noise alone, at most 0.05."""
+        found = evidence[:: self.stride, :: self.stride][self.sampled]
+        if not len(found):
+            return 0.0
+        middle = float(np.median(found))
+        return min(0.05, middle + 4 * 1.4826 * float(np.median(np.abs(found - middle))))
 
 
-def _surface(
-    thumbnail: NDArray[np.uint8], glass: NDArray[np.bool_], colour: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """A quadratic surface of brightness through the glass pixels, times the glass colour."""
-    height, width = glass.shape
+def _smooth_pixels(thumbnail: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(h, w): where brightness varies as little as in the smoothest parts of the picture; pale tissue does not."""
+    grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    spread = _deviation(grey, 3)
+    bright = spread[grey >= _DARKEST_GLASS]
+    if not len(bright):
+        return np.zeros(grey.shape, bool)
+    step = max(1, len(bright) // _SAMPLED_PX)
+    smooth: NDArray[np.bool_] = spread <= max(3.0, 2.5 * float(np.percentile(bright[::step], 10)))
+    return smooth
+
+
+def _bright_mode(levels: NDArray[np.uint8]) -> int:
+    """The brightest level that is a peak of the histogram, and at least a quarter of the highest."""
+    counts = np.bincount(levels, minlength=256)
+    histogram = np.convolve(counts, np.hanning(11)[1:-1], mode="same")
+    around = np.pad(histogram, 1)
+    peak = (histogram >= around[:-2]) & (histogram >= around[2:]) & (histogram >= 0.25 * histogram.max())
+    return int(np.flatnonzero(peak)[-1])
+
+
+def _terms(shape: tuple[int, ...]) -> list[NDArray[np.float64]]:
+    """The six terms of a quadratic over a picture, each to be broadcast to `shape`; both axes run from -1 to 1."""
+    y = np.linspace(-1.0, 1.0, shape[0])[:, None]
+    x = np.linspace(-1.0, 1.0, shape[1])[None, :]
+    return [np.ones((1, 1)), x, y, x * x, x * y, y * y]
+
+
+def _surface(coefficients: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    one, x, y, xx, xy, yy = (c * term for c, term in zip(coefficients, _terms(shape), strict=True))
+    return np.asarray(np.clip((one + x + xx) + (y + yy) + xy, -0.06, 0.1))
+
+
+def _fit_surface(darkening: NDArray[np.float64], glass: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Quadratic through the glass pixels of an (h, w) sample, held flat where few parts of the picture show glass."""
+    terms = np.stack([np.broadcast_to(term, glass.shape)[glass] for term in _terms(glass.shape)], axis=1)
     rows, cols = np.nonzero(glass)
-    if len(rows) < 0.05 * glass.size or min(height, width) < 16:
-        return colour.reshape(1, 1, 3)
-    chosen = np.linspace(0, len(rows) - 1, min(len(rows), 20_000)).astype(int)
-    rows, cols = rows[chosen], cols[chosen]
-    ratio = (thumbnail[rows, cols].astype(np.float32) / colour).mean(axis=1)
-    coefficients, *_ = np.linalg.lstsq(_terms(cols / width, rows / height), ratio, rcond=None)
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    surface = (_terms((x / width).ravel(), (y / height).ravel()) @ coefficients).reshape(height, width)
-    return np.asarray(np.clip(surface, 0.85, 1.1)[..., None] * colour, dtype=np.float32)
+    part = rows * 8 // glass.shape[0] * 8 + cols * 8 // glass.shape[1]
+    # each of 8 x 8 parts of the picture weighs the same, however much of it is glass
+    weight = 1.0 / np.bincount(part, minlength=64)[part]
+    prior = np.diag([0.0, *[(_LEVEL_NOISE / _TILT_PRIOR) ** 2] * 5])
+    weighted = terms * weight[:, None]
+    return np.asarray(np.linalg.solve(weighted.T @ terms + prior, weighted.T @ darkening[glass]))
 
 
-def _terms(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    terms: NDArray[np.float64] = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
-    return terms
+def _deviation(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Standard deviation within `side` x `side` pixels of each."""
+    mean = cv2.blur(picture, (side, side))
+    square = cv2.sqrBoxFilter(picture, cv2.CV_32F, (side, side))
+    return np.asarray(cv2.sqrt(cv2.max(square - mean * mean, 0.0)), dtype=np.float32)
 
 
-def _texture(density: NDArray[np.float32], mpp: float) -> NDArray[np.float32]:
-    """Standard deviation of density over `_TEXTURE_UM`: thin and pale tissue is uneven where glass is flat."""
-    side = max(3, round(_TEXTURE_UM / mpp) | 1)
-    mean = cv2.blur(density, (side, side))
-    spread = cv2.blur(density * density, (side, side)) - mean * mean
-    return np.asarray(np.sqrt(np.maximum(spread, 0.0)), dtype=np.float32)
-
-
-def _artefacts(thumbnail: NDArray[np.uint8], density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
-    """Pen strokes and dark borders: colours that no stain has, or black without texture."""
-    red, green, blue = (density[..., i] for i in range(3))
-    strong = density.max(axis=2) > 0.25
+def _artefacts(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    """(h, w): pen strokes and black borders with their soft rim. They are wide, so a coarser picture shows them."""
+    height, width = density.shape[:2]
+    factor = max(1, round(_ARTEFACT_MPP / mpp))
+    size = (max(1, width // factor), max(1, height // factor))
+    small = cv2.resize(density, size, interpolation=cv2.INTER_AREA)
+    red, green, blue = cv2.split(small)
+    highest, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+    # dyes of tissue darken green most, or blue (DAB); an even stretch of a colour that does not is ink
+    strong = (highest > 0.25) & (_deviation(highest, 3) < 0.35 * highest)
     green_pen = strong & (green < 0.75 * red) & (green < 0.75 * blue)
-    blue_pen = strong & (blue < 0.3 * red) & (green < 0.8 * red) & (red > 0.5)
-    red_pen = strong & (red < 0.25 * green) & (blue > 0.7 * green) & (blue < 1.25 * green) & (green > 0.5)
-    neutral = density.max(axis=2) - density.min(axis=2) < 0.18
-    black = (thumbnail.max(axis=2) < 70) & neutral
-    # no stain is green, so a narrow stroke is enough; the other colours are pigment or stain where they are narrow
-    mask = _broad(green_pen, 50.0 / mpp)
-    for kind in (blue_pen, red_pen, black):
-        mask |= _broad(kind, 150.0 / mpp)
-    return _morphed(mask, cv2.MORPH_DILATE, _RIM_UM / mpp)
+    blue_pen = strong & (blue < 0.35 * red) & (green < 0.85 * red) & (red > 0.5)
+    red_pen = strong & (red < 0.2 * green) & (blue > 0.85 * green) & (green > 0.5)
+    black = (lowest > 0.55) & (highest - lowest < 0.25)
+    coarse = mpp * factor
+    # no stain but a green one is green, so a narrow stroke is enough; the other colours may be pigment where narrow
+    mask = _strokes(green_pen, 50.0 / coarse) | _strokes(blue_pen, 150.0 / coarse) | _strokes(red_pen, 150.0 / coarse)
+    mask |= _morphed(black, cv2.MORPH_OPEN, 75.0 / coarse, outside=1)
+    if not mask.any():
+        return np.zeros((height, width), bool)
+    grown = _morphed(mask, cv2.MORPH_DILATE, _RIM_UM / coarse).astype(np.uint8) * 255
+    artefact: NDArray[np.bool_] = cv2.resize(grown, (width, height), interpolation=cv2.INTER_LINEAR) > 127
+    return artefact
 
 
-def _broad(kind: NDArray[np.bool_], width_px: float) -> NDArray[np.bool_]:
-    """The parts of regions that are at least `width_px` across."""
-    return _morphed(kind, cv2.MORPH_OPEN, width_px / 2) if kind.any() else kind
+def _strokes(kind: NDArray[np.bool_], width_px: float) -> NDArray[np.bool_]:
+    """The parts of regions that are at least `width_px` across; none where most are narrower: that is a dye."""
+    wide = _morphed(kind, cv2.MORPH_OPEN, math.floor(width_px / 2))
+    return wide if np.count_nonzero(wide) >= 0.4 * np.count_nonzero(kind) else np.zeros_like(kind)
 
 
-def _morphed(mask: NDArray[np.bool_], operation: int, radius_px: float) -> NDArray[np.bool_]:
-    """Morphology with a disc; the picture goes on beyond its edges as it is there."""
+def _morphed(
+    mask: NDArray[np.bool_], operation: int, radius_px: float, outside: int | None = None
+) -> NDArray[np.bool_]:
+    """Morphology with a disc; beyond its edges the picture goes on as it is there, or is `outside` everywhere."""
     radius = round(radius_px)
-    if radius < 1:
+    if radius < 1 or not mask.any():
         return mask
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    padded = cv2.copyMakeBorder(mask.astype(np.uint8), radius, radius, radius, radius, cv2.BORDER_REPLICATE)
-    changed: NDArray[np.bool_] = cv2.morphologyEx(padded, operation, disc)[radius:-radius, radius:-radius] > 0
+    border, pad = cv2.BORDER_REPLICATE if outside is None else cv2.BORDER_CONSTANT, 2 * radius
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), pad, pad, pad, pad, border, value=outside or 0)
+    changed: NDArray[np.bool_] = cv2.morphologyEx(padded, operation, disc)[pad:-pad, pad:-pad] > 0
     return changed
 
 
 def _hysteresis(seed: NDArray[np.bool_], reach: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    count, labels = cv2.connectedComponents((reach | seed).astype(np.uint8), connectivity=8)
-    keep = np.zeros(count, bool)
-    keep[np.unique(labels[seed])] = True
+    """The connected parts of `reach` that hold a `seed`."""
+    count, labels = cv2.connectedComponents(reach.astype(np.uint8), connectivity=8)
+    keep = np.bincount(labels[seed & reach], minlength=count) > 0
     keep[0] = False
     kept: NDArray[np.bool_] = keep[labels]
     return kept
 
 
-def _without_small(mask: NDArray[np.bool_], mpp: float, settings: TissueSettings) -> NDArray[np.bool_]:
-    filled = ~_drop_small(~mask, settings.least_hole_um2 / mpp**2)
-    return _drop_small(filled, settings.least_fragment_um2 / mpp**2)
-
-
 def _drop_small(mask: NDArray[np.bool_], least_px: float) -> NDArray[np.bool_]:
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     keep = stats[:, cv2.CC_STAT_AREA] >= least_px
     keep[0] = False
-    kept: NDArray[np.bool_] = keep[labels] if count else mask
+    kept: NDArray[np.bool_] = keep[labels]
+    return kept
+
+
+def _drop_debris(
+    mask: NDArray[np.bool_], density: NDArray[np.float32], mpp: float, settings: TissueSettings
+) -> NDArray[np.bool_]:
+    """Without specks, and without what is grey and smallish or thin: dust, bubbles, edges of a coverslip."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    area = stats[:, cv2.CC_STAT_AREA]
+    box = stats[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
+    keep = area * mpp**2 >= settings.least_speck_um2
+    thin = (box.min(axis=1) * mpp < 120) | (area < 0.1 * box.prod(axis=1))
+    doubtful = keep & (thin | (area * mpp**2 < settings.least_grey_um2))
+    doubtful[0] = keep[0] = False
+    sums = np.zeros((count, 3))
+    rows, cols = np.nonzero(doubtful[labels])
+    for channel in range(3):
+        sums[:, channel] = np.bincount(labels[rows, cols], density[rows, cols, channel], minlength=count)
+    strongest = sums.max(axis=1)
+    grey = doubtful & (strongest - sums.min(axis=1) < _NEUTRAL * strongest)
+    kept: NDArray[np.bool_] = (keep & ~grey)[labels]
     return kept
