@@ -9,7 +9,7 @@ import openslide
 from numpy.typing import NDArray
 
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
-from wsi_prep.readers.base import Level, SlideInfo, clean_tag, parse_colour, parse_number
+from wsi_prep.readers.base import Level, SlideInfo, blank, clean_tag, parse_colour, parse_number
 
 _SCANNER_TAGS = (
     "aperio.ScannerType",
@@ -50,8 +50,7 @@ class OpenSlideReader:
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
     ) -> NDArray[np.uint8]:
         """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB; see `SlideReader.read`."""
-        out = np.empty((height, width, 3), np.uint8)
-        out[:] = self._info.background
+        out = blank(height, width, self._info.background)
         x, y, width, height = _bounding_box((x_level, y_level, width, height), boxes)
         if width > 0 and height > 0:
             top, left = y - y_level, x - x_level

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tiffslide import TiffSlide
 
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
-from wsi_prep.readers.base import Level, SlideInfo, clean_tag, parse_colour, parse_number
+from wsi_prep.readers.base import Level, SlideInfo, blank, clean_tag, parse_colour, parse_number
 
 CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
@@ -69,8 +69,7 @@ class TiffReader:
     ) -> NDArray[np.uint8]:
         """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB; see `SlideReader.read`."""
         page = self._pages[level]
-        out = np.empty((height, width, 3), np.uint8)
-        out[:] = self._info.background
+        out = blank(height, width, self._info.background)
         indices = _tiles_touched(page, (x_level, y_level, width, height), boxes)
         for index, tile in zip(indices, self._decoded(level, indices), strict=True):
             if tile is not None:
