@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.shards import main
+from wsi_prep.errors import RunReplaced, WriteFailed
 from wsi_prep.jobs import WorkerDied, cluster, run_tasks
 from wsi_prep.manifest import EMPTY_ROW
-from wsi_prep.prepare import LOCK, PrepareSettings, RunReplaced, SlideTask, prepare_slide
+from wsi_prep.prepare import LOCK, PrepareSettings, SlideTask, prepare_slide
 from wsi_prep.sources import find_slides
 
 ROOT = Path(__file__).parents[1]
@@ -142,6 +143,14 @@ def test_a_worker_that_outlives_its_run_writes_nothing(slides, tmp_path):
     with pytest.raises(RunReplaced):
         prepare_slide(task)
     assert (catalog(out), files(out)) == before
+
+
+def test_a_worker_that_does_not_see_the_output_says_so_and_makes_nothing(slides, tmp_path):
+    (source, *_) = find_slides(str(slides))
+    task = SlideTask(source, EMPTY_ROW, None, PrepareSettings(), str(tmp_path / "elsewhere"), "token")
+    with pytest.raises(WriteFailed, match=r"does not see .*elsewhere; OUT must be on a disk that all share"):
+        prepare_slide(task)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def die_on_three(number):

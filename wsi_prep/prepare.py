@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import socket
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from wsi_prep import __version__
 from wsi_prep.catalog import Catalog, remove_tree
-from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TooCoarse
+from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TooCoarse, WriteFailed
 from wsi_prep.geometry import MAGNIFICATIONS, Grid
 from wsi_prep.jpeg import JpegSettings, encode_tile
 from wsi_prep.manifest import ManifestRow
@@ -91,6 +92,7 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     Raises only where the row itself cannot be written, or RunReplaced where it must not be.
     """
     started = time.perf_counter()
+    _require_current(task)
     row = blank_row(task)
     tiles = TILE_SCHEMA.empty_table()
     stage = Path(task.out) / STAGING / f"{task.source.slide_id}-{uuid.uuid4().hex[:8]}"
@@ -111,8 +113,17 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
 
 
 def _require_current(task: SlideTask) -> None:
-    """A worker may outlive its client, and must then not write into the next run's folder."""
-    if (Path(task.out) / LOCK).read_text() != task.run_token:
+    """A worker may outlive its client, and must then not write into the next run's folder.
+
+    Raises RunReplaced then, and WriteFailed where the folder is not there at all.
+    """
+    try:
+        token = (Path(task.out) / LOCK).read_text()
+    except FileNotFoundError as error:
+        raise WriteFailed(
+            f"the worker on {socket.gethostname()} does not see {task.out}; OUT must be on a disk that all share"
+        ) from error
+    if token != task.run_token:
         raise RunReplaced(f"another run works in {task.out} now")
 
 

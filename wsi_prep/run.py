@@ -94,7 +94,8 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     manifest, warnings = _manifest_rows(request, sources)
     summary = RunSummary(found=len(sources), warnings=warnings)
     token = uuid.uuid4().hex
-    with open_output(request.out, request.settings.as_dict(), token, redo=request.redo) as catalog:
+    settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
+    with open_output(request.out, settings, token, redo=request.redo) as catalog:
         tasks = [_task(request, source, manifest.get(source.slide_id, EMPTY_ROW), token) for source in sources]
         tasks = _not_done(tasks, catalog, summary)
         if tasks:
@@ -187,10 +188,15 @@ def _work(
             catalog.drop({task.source.slide_id for task in tasks})
             sweep(request.out, catalog)
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))
-        for task, outcome in run_tasks(client, prepare_slide, tasks, lambda task: task.source.slide_id):
+        for task, outcome in run_tasks(client, prepare_slide, tasks, _task_key):
             row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome
             summary.add(row, now=True)
             watcher.finished(row)
+
+
+def _task_key(task: SlideTask) -> str:
+    """Names a task on the scheduler; another run of the same slide is another task."""
+    return f"{task.source.slide_id}-{task.run_token[:8]}"
 
 
 def _failed_row(task: SlideTask, error: BaseException, catalog: Catalog) -> dict[str, Any]:
