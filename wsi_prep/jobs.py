@@ -20,7 +20,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _IN_FLIGHT_PER_WORKER = 4
-_DEATHS_ALLOWED = 2
+_DEATHS_ALLOWED = 1
 _CONNECT_SECONDS = 20
 
 
@@ -63,8 +63,24 @@ def run_tasks(
 ) -> Iterator[tuple[Task, Result | BaseException]]:
     """Run `function` on each task and yield the pairs as they finish: the task, and its result or its exception.
 
-    Only a few tasks a worker are with the scheduler at any time, so memory does not grow with their number.
+    Only a few tasks a worker are with the scheduler at any time, so memory does not grow with their number. When a
+    worker dies, every task that it held is suspect; suspects are run again one by one at the end, so that only the one
+    that kills workers fails.
     """
+    suspects = []
+    for task, outcome in _run_together(client, function, tasks, key):
+        if isinstance(outcome, WorkerDied):
+            suspects.append(task)
+        else:
+            yield task, outcome
+    for task in suspects:
+        future = client.submit(function, task, key=f"slide-{key(task)}-alone", pure=False)
+        yield task, _outcome(future)
+
+
+def _run_together(
+    client: Client, function: Callable[[Task], Result], tasks: Iterable[Task], key: Callable[[Task], str]
+) -> Iterator[tuple[Task, Result | BaseException]]:
     waiting = iter(tasks)
     running: dict[str, Task] = {}
     finished = as_completed(loop=client.loop)
@@ -103,7 +119,7 @@ def _outcome(future: Any) -> Any:
         return TaskLost("the cluster cancelled this slide; run again")
     if isinstance(error, KilledWorker):
         return WorkerDied(
-            f"its worker died {_DEATHS_ALLOWED + 1} times (killed, or out of memory); "
+            "its worker died each time (killed, or out of memory); "
             "look at the slide, or give each worker more memory with fewer WORKERS"
         )
     return error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import PurePosixPath
 import fsspec
 
 from wsi_prep.errors import BadManifest
-from wsi_prep.sources import SlideSource
+from wsi_prep.sources import SlideSource, read_csv
 from wsi_prep.stain import STAINS
 
 COLUMNS = ("slide", "mpp", "stain", "institution", "tissue", "patient")
@@ -98,26 +97,19 @@ def read_manifest(path: str) -> Manifest:
             data: bytes = file.read()
     except (OSError, ValueError, ImportError) as error:
         raise BadManifest(f"MANIFEST {path} cannot be read ({' '.join(str(error).split())[:160]})") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadManifest(f"{path} is not UTF-8 text; save it as UTF-8") from error
-    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
-    header = _header(path, next(reader, []))
+    header, rows = read_csv(path, data)
+    _check_header(path, header)
     entries: dict[str, _Entry] = {}
-    for cells in reader:
-        if any(cell.strip() for cell in cells):
-            entry = _entry(path, reader.line_num, header, cells)
-            if entry.cell in entries:
-                lines = f"lines {entries[entry.cell].line} and {entry.line}"
-                raise BadManifest(f"{path} names {entry.cell} twice, in {lines}; keep one")
-            entries[entry.cell] = entry
+    for line, cells in rows:
+        entry = _entry(path, line, header, cells)
+        if entry.cell in entries:
+            lines = f"lines {entries[entry.cell].line} and {entry.line}"
+            raise BadManifest(f"{path} names {entry.cell} twice, in {lines}; keep one")
+        entries[entry.cell] = entry
     return Manifest(path, tuple(entries.values()))
 
 
-def _header(path: str, cells: list[str]) -> list[str]:
-    names = [cell.strip().lower() for cell in cells]
+def _check_header(path: str, names: list[str]) -> None:
     for name in names:
         if name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, 1)
@@ -127,14 +119,13 @@ def _header(path: str, cells: list[str]) -> list[str]:
         raise BadManifest(f"{path} has no column 'slide'; the columns are {', '.join(COLUMNS)}")
     if len(set(names)) != len(names):
         raise BadManifest(f"{path} has a column twice: {', '.join(names)}")
-    return names
 
 
 def _entry(path: str, line: int, header: list[str], cells: list[str]) -> _Entry:
     where = f"{path}, line {line}"
     if len(cells) != len(header):
         raise BadManifest(f"{where} has {len(cells)} cells where the header has {len(header)}")
-    values = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
+    values = dict(zip(header, cells, strict=True))
     for name, value in values.items():
         if len(value) > _MAX_CELL or not value.isprintable():
             raise BadManifest(f"{where}: the cell of column {name} is too long, or has characters that do not print")

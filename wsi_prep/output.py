@@ -43,7 +43,7 @@ def read_run(out: Path) -> dict[str, Any]:
     """What run.json says, or an empty dictionary."""
     try:
         run: dict[str, Any] = json.loads((out / _RUN).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
         raise BadOutput(f"{out / _RUN} cannot be read as JSON; move it away and run again") from error

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -92,6 +93,7 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     Raises only where the row itself cannot be written, or RunReplaced where it must not be.
     """
     started = time.perf_counter()
+    cv2.setNumThreads(1)  # a worker is one core
     _require_current(task)
     row = blank_row(task)
     tiles = TILE_SCHEMA.empty_table()

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from wsi_prep import __version__
 from wsi_prep.catalog import Catalog
-from wsi_prep.errors import BadOutput
+from wsi_prep.errors import BadOutput, OtherConfiguration
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
@@ -41,6 +41,11 @@ class RunRequest:
     redo: bool = False
     id_root: str | None = None
     patient_key: bytes | None = None
+
+    @property
+    def manifest_path(self) -> str | None:
+        """The manifest; a .csv list of slides is its own unless another is named."""
+        return self.manifest or (self.slides if self.slides.lower().endswith(".csv") else None)
 
 
 @dataclass
@@ -91,13 +96,14 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     """Do one call of `make shards`; raises UsageError before anything is touched, never for a slide's own error."""
     started = time.perf_counter()
     sources = find_slides(request.slides, id_root=request.id_root)
+    _require_manifest(request)
     manifest, warnings = _manifest_rows(request, sources)
     summary = RunSummary(found=len(sources), warnings=warnings)
     token = uuid.uuid4().hex
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
     with open_output(request.out, settings, token, redo=request.redo) as catalog:
         tasks = [_task(request, source, manifest.get(source.slide_id, EMPTY_ROW), token) for source in sources]
-        tasks = _not_done(tasks, catalog, summary)
+        tasks = _not_done(tasks, catalog, summary, keyed=request.patient_key is not None)
         if tasks:
             _work(request, tasks, catalog, summary, watcher)
         with _writing(request.out):
@@ -120,11 +126,19 @@ def _writing(out: Path) -> Iterator[None]:
         ) from error
 
 
+def _require_manifest(request: RunRequest) -> None:
+    """A manifest that was given once and is forgotten now would undo what it said of every slide."""
+    if request.manifest_path is None and not request.redo and read_run(request.out).get("manifest"):
+        raise OtherConfiguration(
+            f"OUT {request.out} was made with a manifest; name it again with MANIFEST=, "
+            "or add REDO=1 to go by the files alone"
+        )
+
+
 def _manifest_rows(request: RunRequest, sources: Sequence[SlideSource]) -> tuple[dict[str, ManifestRow], list[str]]:
-    path = request.manifest or (request.slides if request.slides.lower().endswith(".csv") else None)
-    if path is None:
+    if request.manifest_path is None:
         return {}, []
-    matched = read_manifest(path).match(sources)
+    matched = read_manifest(request.manifest_path).match(sources)
     warnings = []
     if matched.unknown:
         shown = ", ".join(matched.unknown[:5]) + (", ..." if len(matched.unknown) > 5 else "")
@@ -144,10 +158,11 @@ def _task(request: RunRequest, source: SlideSource, manifest: ManifestRow, token
     return SlideTask(source, stripped, key, request.settings, str(request.out), token)
 
 
-def _not_done(tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary) -> list[SlideTask]:
+def _not_done(tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary, *, keyed: bool) -> list[SlideTask]:
     """The tasks whose slide is not in the catalog as it would be made now; failed ones are tried again.
 
-    Where only the manifest's description of a slide changed, its row is written anew and nothing is redone.
+    Where only the manifest's description of a slide changed, its row is written anew and nothing is redone; patients'
+    keys stay unless the call is `keyed` anew.
     """
     rows = {row["slide_id"]: row for row in catalog.slides()}
     known = [task for task in tasks if task.source.slide_id in rows]
@@ -164,7 +179,8 @@ def _not_done(tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary)
         if row is None or not same or row["status"] == "failed" or lost_stain:
             todo.append(task)
             continue
-        described = {**row, **manifest_columns(task.manifest, task.patient_key)}
+        patient_key = task.patient_key if keyed else row["patient_key"]
+        described = {**row, **manifest_columns(task.manifest, patient_key)}
         if described != row:
             described_anew.append(described)
         summary.done_before += 1
@@ -224,6 +240,7 @@ def _record(request: RunRequest, catalog: Catalog, summary: RunSummary) -> None:
     statuses = Counter(row["status"] for row in catalog.slides(["status"]))
     run = {
         **read_run(request.out),
+        "manifest": request.manifest_path is not None,
         "versions": {"wsi_prep": __version__, "python": platform.python_version(), **_versions()},
         "slides": dict(statuses),
         "tiles": catalog.count_tiles(),

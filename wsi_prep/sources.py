@@ -171,7 +171,11 @@ def _listed(slides: str, fs: Any, inner: str) -> list[str]:
     base = PurePosixPath(inner).parent
     lines: dict[str, int] = {}
     missing: list[str] = []
-    for line, cell in read_cells(slides, fs.cat_file(inner)):
+    header, rows = read_csv(slides, fs.cat_file(inner))
+    if "slide" not in header:
+        raise BadManifest(f"{slides} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
+    column = header.index("slide")
+    for line, cell in ((line, cells[column]) for line, cells in rows if len(cells) > column and cells[column]):
         path = _resolved(slides, line, cell, base, fs)
         if path in lines:
             raise BadManifest(f"{slides} names {cell} twice, in lines {lines[path]} and {line}; keep one")
@@ -189,20 +193,20 @@ def _require_any(lines: dict[str, int], slides: str) -> None:
         raise NoSlides(f"{slides} lists no slide")
 
 
-def read_cells(where: str, data: bytes) -> list[tuple[int, str]]:
-    """(line, cell) of the column `slide` of a csv's bytes; BadManifest if there is no such column."""
+def read_csv(where: str, data: bytes) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header (lower case) and (line number, cells) of a csv's bytes; blank lines are passed by.
+
+    Commas, semicolons and tabs are understood, and a byte order mark. Raises BadManifest for what is no UTF-8 text.
+    """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadManifest(f"{where} is not UTF-8 text; save it as UTF-8") from error
-    first = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=first.count)
+    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
     reader = csv.reader(text.splitlines(), delimiter=delimiter)
     header = [cell.strip().lower() for cell in next(reader, [])]
-    if "slide" not in header:
-        raise BadManifest(f"{where} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
-    column = header.index("slide")
-    return [(reader.line_num, row[column].strip()) for row in reader if len(row) > column and row[column].strip()]
+    rows = ((reader.line_num, [cell.strip() for cell in cells]) for cells in reader)
+    return header, [(line, cells) for line, cells in rows if any(cells)]
 
 
 def _resolved(slides: str, line: int, cell: str, base: PurePosixPath, fs: Any) -> str:
