@@ -13,7 +13,7 @@ OUT ?= shards
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MAGS= MAX_TILES= WORKERS= SCHEDULER= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= ARGS=
+shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MAGS= MAX_TILES= WORKERS= SCHEDULER= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= TIME_LIMIT= ARGS=
 ifndef SLIDES
 	@$(BIN)/python -m sample_slides.make
 endif
@@ -22,7 +22,8 @@ endif
 	  $(if $(MAGS),--mags '$(MAGS)') $(if $(MAX_TILES),--max-tiles '$(MAX_TILES)') \
 	  $(if $(WORKERS),--workers '$(WORKERS)') $(if $(SCHEDULER),--scheduler '$(SCHEDULER)') \
 	  $(if $(REDO),--redo) $(if $(ASSUME_MPP),--assume-mpp '$(ASSUME_MPP)') \
-	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(ID_ROOT),--id-root '$(ID_ROOT)') $(ARGS)
+	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(ID_ROOT),--id-root '$(ID_ROOT)') \
+	  $(if $(TIME_LIMIT),--time-limit '$(TIME_LIMIT)') $(ARGS)
 
 test: $(VENV)/.test check ## every test, after ruff and mypy
 	@$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -14,7 +14,7 @@ from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.geometry import parse_magnifications
 from wsi_prep.jpeg import JpegSettings
 from wsi_prep.plan import PlanSettings
-from wsi_prep.prepare import PrepareSettings
+from wsi_prep.prepare import DEFAULT_TIME_LIMIT, PrepareSettings
 from wsi_prep.readers.select import READERS
 from wsi_prep.run import RunRequest, run_shards
 
@@ -67,6 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--reader", default="auto", choices=READERS, help="force one reader (default: %(default)s)")
     add("--workers", type=int, metavar="N", help="worker processes of the local cluster (default: one a core)")
     add("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, tcp://host:port, in place of a local cluster")
+    add(
+        "--time-limit",
+        type=float,
+        default=DEFAULT_TIME_LIMIT,
+        metavar="S",
+        help="seconds a slide may take (default: %(default)g)",
+    )
     add("--redo", action="store_true", help="do slides again that were made with other settings")
     add("--id-root", metavar="FOLDER", help="make slide ids from paths relative to this folder, so that it may move")
     add("--patient-key", type=Path, metavar="FILE", help=f"secret for hashing patient ids (or ${PATIENT_KEY_VARIABLE})")
@@ -82,6 +89,8 @@ def build_request(options: argparse.Namespace) -> RunRequest:
         reader=options.reader,
         assume_mpp=options.assume_mpp,
     )
+    if not options.time_limit > 0:
+        raise BadOption(f"time limit {options.time_limit:g} is not a number of seconds above 0")
     return RunRequest(
         slides=options.slides,
         out=Path(os.path.abspath(options.out)),  # noqa: PTH100 - resolve() would follow the user's links
@@ -92,6 +101,7 @@ def build_request(options: argparse.Namespace) -> RunRequest:
         redo=options.redo,
         id_root=options.id_root,
         patient_key=read_patient_key(options.patient_key),
+        time_limit=options.time_limit,
     )
 
 

@@ -153,6 +153,19 @@ def test_a_worker_that_does_not_see_the_output_says_so_and_makes_nothing(slides,
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_slide_that_hangs_fails_alone(slides, tmp_path, capsys):
+    out = tmp_path / "out"
+    os.mkfifo(slides / "hangs.svs")  # opening it for reading waits for a writer that never comes
+    assert main(arguments(slides, out, "--time-limit", "3")) == 3
+    assert "failed    hangs.svs  TimedOut: took longer than 3 s; look at the slide" in capsys.readouterr().out
+    rows, _ = catalog(out)
+    assert sorted((row["file"], row["status"]) for row in rows) == [
+        *[(f"{name}.tiff", "ok") for name in "abcde"],
+        ("hangs.svs", "failed"),
+    ]
+    assert list((out / ".staging").iterdir()) == []
+
+
 def die_on_three(number):
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -16,9 +16,9 @@ from wsi_prep.plan import PlanSettings, plan_tiles
 from wsi_prep.readers.select import open_slide
 
 
-def all_tiles(path, mpp, reader="auto", **settings):
+def all_tiles(path, mpp, reader="auto", mpp_y=None, **settings):
     slide = open_slide(str(path), reader)
-    grid = Grid.of_slide(slide.info.width0, slide.info.height0, mpp, mpp)
+    grid = Grid.of_slide(slide.info.width0, slide.info.height0, mpp, mpp_y or mpp)
     step = slide.info.width0 / 100, slide.info.height0 / 100
     plan = plan_tiles(grid, np.ones((100, 100), bool), *step, PlanSettings(**settings), "s")
     return plan, {i: pixels.copy() for i, pixels in read_tiles(slide, plan)}
@@ -48,6 +48,13 @@ def test_resampled_tiles_hold_what_their_position_says(coordinate_slide, mpp):
     plan, tiles = all_tiles(coordinate_slide, mpp)
     assert plan.grid.step_x0 > 1.05
     assert len(tiles) == len(plan) > 5
+    assert worst_difference(plan, tiles) <= 1.5
+
+
+@pytest.mark.parametrize(("mpp_x", "mpp_y"), [(0.2, 0.25), (0.25, 0.19), (0.125, 0.25)])
+def test_pixels_that_are_not_square_become_square(coordinate_slide, mpp_x, mpp_y):
+    plan, tiles = all_tiles(coordinate_slide, mpp_x, mpp_y=mpp_y)
+    assert len(tiles) == len(plan) > 20
     assert worst_difference(plan, tiles) <= 1.5
 
 

@@ -55,6 +55,10 @@ class DamagedSlide(SlideError, OSError):
     """The file opens, but some of its pixels cannot be decoded."""
 
 
+class TimedOut(SlideError, TimeoutError):
+    """The slide took longer than its time limit."""
+
+
 class WriteFailed(SlideError, OSError):
     """A slide's output could not be written (disk full, no permission)."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import faulthandler
 import hashlib
 import json
 import socket
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 
 from wsi_prep import __version__
 from wsi_prep.catalog import Catalog, remove_tree
-from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TooCoarse, WriteFailed
+from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TimedOut, TooCoarse, WriteFailed
 from wsi_prep.geometry import MAGNIFICATIONS, Grid
 from wsi_prep.jpeg import JpegSettings, encode_tile
 from wsi_prep.manifest import ManifestRow
@@ -40,6 +43,9 @@ from wsi_prep.tissue import MASK_MPP, TissueSettings, check_bright_field, detect
 
 STAGING = ".staging"
 """Folder of the output in which slides are made before they are renamed into place."""
+
+DEFAULT_TIME_LIMIT = 3600.0
+"""Seconds on one worker after which a slide is taken to hang."""
 
 LOCK = ".lock"
 """File of the output that the running client holds locked; it contains the run's token."""
@@ -76,7 +82,8 @@ class PrepareSettings:
 class SlideTask:
     """One slide's work: where it is, what the manifest says of it, and where the result goes.
 
-    `run_token` names the run: when the output folder's lock holds another, this work is nobody's any more.
+    `run_token` names the run: when the output folder's lock holds another, this work is nobody's any more. After
+    `time_limit` seconds the worker process ends itself, and the slide fails when it is tried again.
     """
 
     source: SlideSource
@@ -85,6 +92,7 @@ class SlideTask:
     settings: PrepareSettings
     out: str
     run_token: str
+    time_limit: float = DEFAULT_TIME_LIMIT
 
 
 def prepare_slide(task: SlideTask) -> dict[str, Any]:
@@ -99,9 +107,10 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     tiles = TILE_SCHEMA.empty_table()
     stage = Path(task.out) / STAGING / f"{task.source.slide_id}-{uuid.uuid4().hex[:8]}"
     try:
-        row["fingerprint"] = fingerprint(task.source)
-        stage.mkdir(parents=True)
-        tiles = _prepare(task, row, stage)
+        with _time_limit(task):
+            row["fingerprint"] = fingerprint(task.source)
+            stage.mkdir(parents=True)
+            tiles = _prepare(task, row, stage)
     except RunReplaced:
         raise
     except Exception as error:  # whatever happens to one slide becomes its row
@@ -112,6 +121,25 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     _require_current(task)
     Catalog(Path(task.out)).commit(row, tiles)
     return row
+
+
+@contextlib.contextmanager
+def _time_limit(task: SlideTask) -> Iterator[None]:
+    """End this process if the block takes too long; raise TimedOut if an earlier try was ended so.
+
+    The watchdog is faulthandler's, which works even while a library hangs in C; where the slide hung is written to a
+    file of the staging folder, and that file is what the next try finds.
+    """
+    trace = Path(task.out) / STAGING / f"{task.source.slide_id}.hung"
+    if trace.exists() and trace.stat().st_size:
+        raise TimedOut(f"took longer than {task.time_limit:g} s; look at the slide, or give it more with TIME_LIMIT")
+    with trace.open("w") as file:
+        faulthandler.dump_traceback_later(task.time_limit, exit=True, file=file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    trace.unlink()
 
 
 def _require_current(task: SlideTask) -> None:

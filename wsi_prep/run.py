@@ -22,7 +22,15 @@ from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.output import open_output, read_run, sweep, write_run
-from wsi_prep.prepare import PrepareSettings, SlideTask, blank_row, failure, manifest_columns, prepare_slide
+from wsi_prep.prepare import (
+    DEFAULT_TIME_LIMIT,
+    PrepareSettings,
+    SlideTask,
+    blank_row,
+    failure,
+    manifest_columns,
+    prepare_slide,
+)
 from wsi_prep.sources import SlideSource, find_slides, fingerprint
 
 _PACKAGES = ("openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs", "opencv-python", "zarr")
@@ -41,6 +49,7 @@ class RunRequest:
     redo: bool = False
     id_root: str | None = None
     patient_key: bytes | None = None
+    time_limit: float = DEFAULT_TIME_LIMIT
 
     @property
     def manifest_path(self) -> str | None:
@@ -155,7 +164,7 @@ def _task(request: RunRequest, source: SlideSource, manifest: ManifestRow, token
     if manifest.patient and request.patient_key is not None:
         key = hmac.new(request.patient_key, manifest.patient.encode(), "sha256").hexdigest()[:32]
     stripped = ManifestRow(manifest.mpp, manifest.stain, manifest.institution, manifest.tissue, None)
-    return SlideTask(source, stripped, key, request.settings, str(request.out), token)
+    return SlideTask(source, stripped, key, request.settings, str(request.out), token, request.time_limit)
 
 
 def _not_done(tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary, *, keyed: bool) -> list[SlideTask]:
