@@ -84,6 +84,13 @@ def test_a_slide_without_tiles_has_only_its_row(tmp_path):
     assert pq.read_table(tmp_path / "catalog/tiles").num_rows == 0
 
 
+def test_a_failure_takes_back_the_tiles_of_the_try_before(catalog, tmp_path):
+    catalog.commit(slide(8), tiles(8))
+    (tmp_path / "catalog/slides/s8.parquet").unlink()  # as if the disk had been full for the slide's own row
+    catalog.commit(slide(8, "failed", 0), catalog.no_tiles())
+    assert content(tmp_path) == ([*WHOLE[0], "s8"], WHOLE[1])
+
+
 class Killed(BaseException):
     """In place of SIGKILL: nothing catches it."""
 

@@ -8,10 +8,11 @@ finished at the next start.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ class Catalog:
         name = f"{slide['slide_id']}.parquet"
         if len(tiles):
             self._write("tiles", tiles.cast(TILE_SCHEMA), name)
+        else:  # an earlier try may have got this far
+            (self._folders["tiles"] / name).unlink(missing_ok=True)
         self._write("slides", pa.Table.from_pylist([slide], SLIDE_SCHEMA), name)
 
     def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
@@ -156,18 +159,26 @@ class Catalog:
 
     def _write(self, table: str, rows: pa.Table, name: str) -> None:
         folder = self._folders[table]
-        aside = folder / f".{name}.{os.getpid()}"
-        pq.write_table(rows, aside, compression="zstd")
-        _sync_file(aside)
-        aside.rename(folder / name)
-        sync_folder(folder)
+        with _aside(folder / name) as aside:
+            pq.write_table(rows, aside, compression="zstd")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file aside, make it durable, and rename it into place."""
+    with _aside(path) as aside:
+        aside.write_bytes(data)
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A hidden name to write to; what is there at the end is made durable and renamed to `path`."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(data)
-    _sync_file(aside)
+    try:
+        yield aside
+        _sync_file(aside)
+    except OSError:
+        aside.unlink(missing_ok=True)  # on a full disk even this counts
+        raise
     aside.rename(path)
     sync_folder(path.parent)
 

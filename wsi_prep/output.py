@@ -56,10 +56,11 @@ def write_run(out: Path, run: dict[str, Any]) -> None:
 
 
 def sweep(out: Path, catalog: Catalog) -> None:
-    """Remove everything of slides that have no committed row."""
+    """Remove everything of slides that have no committed row, or failed."""
     remove_tree(out / STAGING)
     (out / STAGING).mkdir()
-    committed = {row["slide_id"] for row in catalog.slides(["slide_id"])}
+    rows = catalog.slides(["slide_id", "status"])
+    committed = {row["slide_id"] for row in rows if row["status"] != "failed"}
     for place in output_places(out, "*").values():
         for path in place.parent.glob(place.name):
             if path.name.removesuffix(place.suffix) not in committed:
