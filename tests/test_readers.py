@@ -219,6 +219,18 @@ def test_truncation_is_seen_where_the_directory_comes_first(tmp_path):
         open_slide(str(path))
 
 
+@pytest.mark.parametrize(
+    ("tag", "value"), [("TileWidth", 0), ("TileLength", 16), ("ImageWidth", 0), ("ImageLength", 9)]
+)
+def test_a_directory_of_nonsense_is_refused_in_one_line(tmp_path, tag, value):
+    path = make_coordinate_slide(tmp_path / "s.tiff", 700, 500, 0.25)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags[tag].overwrite(value)
+    with pytest.raises((UnreadableSlide, DamagedSlide)) as refusal:
+        open_slide(str(path), "tiff")
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_damaged_tile_is_named(tmp_path, he_slide):
     path = tmp_path / "damaged.svs"
     path.write_bytes(he_slide.read_bytes())

@@ -133,6 +133,7 @@ def _time_limit(task: SlideTask) -> Iterator[None]:
     trace = Path(task.out) / STAGING / f"{task.source.slide_id}.hung"
     if trace.exists() and trace.stat().st_size:
         raise TimedOut(f"took longer than {task.time_limit:g} s; look at the slide, or give it more with TIME_LIMIT")
+    trace.parent.mkdir(exist_ok=True)
     with trace.open("w") as file:
         faulthandler.dump_traceback_later(task.time_limit, exit=True, file=file)
         try:

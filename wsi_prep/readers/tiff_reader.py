@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from tiffslide import TiffSlide
 
-from wsi_prep.errors import DamagedSlide, UnreadableSlide
+from wsi_prep.errors import DamagedSlide, SlideError, UnreadableSlide
 from wsi_prep.readers.base import Level, SlideInfo, blank, clean_tag, parse_colour, parse_number
 
 CACHE_BYTES = 96 * 2**20
@@ -48,9 +48,12 @@ class TiffReader:
             self._pages, series = _tiled_levels(self._slide)
             self._require_whole(path)
             self._info = _describe(self._slide, self._pages, series)
-        except BaseException:
+        except SlideError:
             self._bytes.close()
             raise
+        except Exception as error:  # a directory of nonsense fails anywhere in tifffile's lazy properties
+            self._bytes.close()
+            raise UnsupportedLayout(f"its TIFF directory is damaged ({_one_line(error)})") from error
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cached = 0
 
@@ -219,15 +222,22 @@ def _is_generic(tiff: Any) -> bool:
 
 def _unsupported(page: Any) -> str:
     """Why this reader does not take the page, or an empty text."""
+    if not page.is_tiled:
+        return "not tiled"
     checks = (
-        (page.is_tiled, "not tiled"),
         (page.dtype == np.uint8 and page.samplesperpixel == 3, "not 8-bit RGB"),
         (page.planarconfig == 1, "planes stored apart"),
         (page.compression in _COMPRESSIONS, f"compression {page.compression!r}"),
         (page.photometric == _RGB or (page.photometric, page.compression) == (_YCBCR, _JPEG), "neither RGB nor JPEG"),
         (page.imagedepth == 1, "a volume"),
+        (_tile_count(page) == len(page.dataoffsets) == len(page.databytecounts), "its list of tiles is damaged"),
     )
     return next((reason for fine, reason in checks if not fine), "")
+
+
+def _tile_count(page: Any) -> int:
+    across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
+    return int(across * down)
 
 
 def _describe(slide: Any, pages: list[Any], series: Any) -> SlideInfo:
