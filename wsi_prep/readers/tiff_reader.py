@@ -194,7 +194,7 @@ def _open_tiffslide(path: str) -> Any:
             logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
             warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
             slide = TiffSlide(path)
-            assert slide.properties  # read now: they are parsed at first use
+            _ = slide.properties  # they are parsed at first use: now, where errors are caught
             return slide
     except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
         raise UnsupportedLayout(f"not a TIFF slide ({_one_line(error)})") from error
