@@ -1,5 +1,6 @@
 """What is really killed, really full or really taken away, and what the next run then finds."""
 
+import json
 import os
 import shutil
 import signal
@@ -50,9 +51,16 @@ def files(out):
     return {p.relative_to(out): p.read_bytes() for folder in folders for p in folder.rglob("*") if p.is_file()}
 
 
-def run_until(slides, out, reached):
+def record(out):
+    """run.json without what tells of the last call alone."""
+    run = json.loads((out / "run.json").read_text())
+    assert run.pop("last_call")
+    return run
+
+
+def run_until(slides, out, reached, *more):
     """Start a run in a process group of its own and kill all of it once `reached` holds."""
-    command = [sys.executable, "-m", "pipelines.shards", *arguments(slides, out)]
+    command = [sys.executable, "-m", "pipelines.shards", *arguments(slides, out, *more)]
     process = subprocess.Popen(
         command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -84,6 +92,17 @@ def test_a_run_killed_and_run_again_equals_one_that_was_not(slides, tmp_path, mo
     assert main(arguments(slides, killed)) == 0
     assert catalog(killed) == catalog(whole)
     assert files(killed) == files(whole)
+    assert record(killed) == record(whole)
+
+
+def test_a_killed_run_remembers_that_it_had_a_manifest(slides, tmp_path, capsys):
+    out = tmp_path / "out"
+    (slides / "m.csv").write_text("slide,tissue\na.tiff,lung\n")
+    manifest = ("--manifest", str(slides / "m.csv"))
+    assert run_until(slides, out, committed(1), *manifest) == -signal.SIGKILL
+    assert main(arguments(slides, out)) == 2
+    assert "was made with a manifest" in capsys.readouterr().err
+    assert main(arguments(slides, out, *manifest)) == 0
 
 
 def test_no_half_slide_is_ever_in_the_catalog(slides, tmp_path):

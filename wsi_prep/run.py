@@ -111,6 +111,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     token = uuid.uuid4().hex
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
     with open_output(request.out, settings, token, redo=request.redo) as catalog:
+        write_run(request.out, {**read_run(request.out), "manifest": request.manifest_path is not None})
         tasks = [_task(request, source, manifest.get(source.slide_id, EMPTY_ROW), token) for source in sources]
         tasks = _not_done(tasks, catalog, summary, keyed=request.patient_key is not None)
         if tasks:
@@ -119,8 +120,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
             sweep(request.out, catalog)  # what workers that died left
             catalog.merge()
             summary.seconds = time.perf_counter() - started
-            if tasks:
-                _record(request, catalog, summary)
+            _record(request, catalog, summary, worked=bool(tasks))
     return summary
 
 
@@ -232,10 +232,27 @@ def _failed_row(task: SlideTask, error: BaseException, catalog: Catalog) -> dict
     return row
 
 
-def _record(request: RunRequest, catalog: Catalog, summary: RunSummary) -> None:
-    """Write run.json: settings, versions, counts, timings and rates of the last call that did something."""
+def _record(request: RunRequest, catalog: Catalog, summary: RunSummary, *, worked: bool) -> None:
+    """Bring run.json up to date: settings, versions and counts, and of the last call that worked its timings and rates.
+
+    A call that finds nothing to do still writes what a killed one could not.
+    """
+    before = read_run(request.out)
+    run = {
+        **before,
+        "slides": dict(sorted(Counter(row["status"] for row in catalog.slides(["status"])).items())),
+        "tiles": catalog.count_tiles(),
+    }
+    if worked or "last_call" not in before:
+        run["versions"] = {"wsi_prep": __version__, "python": platform.python_version(), **_versions()}
+        run["last_call"] = _last_call(summary)
+    if run != before:
+        write_run(request.out, run)
+
+
+def _last_call(summary: RunSummary) -> dict[str, Any]:
     made = sum(summary.tiles_made.values())
-    last = {
+    return {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "slides": {"found": summary.found, "done_before": summary.done_before, **summary.statuses},
         "tiles_made": dict(summary.tiles_made),
@@ -246,16 +263,6 @@ def _record(request: RunRequest, catalog: Catalog, summary: RunSummary) -> None:
         "tiles_per_worker_second": round(made / max(summary.worker_seconds, 1e-9), 2),
         "warnings": summary.warnings,
     }
-    statuses = Counter(row["status"] for row in catalog.slides(["status"]))
-    run = {
-        **read_run(request.out),
-        "manifest": request.manifest_path is not None,
-        "versions": {"wsi_prep": __version__, "python": platform.python_version(), **_versions()},
-        "slides": dict(statuses),
-        "tiles": catalog.count_tiles(),
-        "last_call": last,
-    }
-    write_run(request.out, run)
 
 
 def _versions() -> dict[str, str]:
