@@ -236,6 +236,17 @@ def test_a_full_disk_is_said_and_loses_nothing(slides, small_disk, capsys):
     assert {tile["slide_id"] for tile in tiles} == ok
     assert {p.name.removesuffix(".zarr") for p in (out / "stores").iterdir()} == ok
 
+    while True:  # not one byte left, from the start
+        try:
+            with (small_disk / "filler").open("ab") as file:
+                file.write(bytes(4096))
+        except OSError:
+            break
+    assert main(arguments(slides, out)) == 2
+    assert "cannot be written (No space left on device); " in capsys.readouterr().err
+    assert catalog(out)[1] == tiles
+    (small_disk / "filler").unlink()
+
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
     assert main(arguments(slides, out)) == 0
     assert len(catalog(out)[0]) == 5

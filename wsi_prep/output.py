@@ -30,13 +30,26 @@ def open_output(out: Path, settings: dict[str, Any], token: str, *, redo: bool) 
         before = read_run(out)
         if before and not redo:
             _require_same(out, before.get("settings", {}), settings)
-        if not before or redo:
-            write_run(out, {**before, "settings": settings})
         catalog = Catalog(out)
-        catalog.create()
-        catalog.recover()
-        sweep(out, catalog)
+        with writing(out):
+            if not before or redo:
+                write_run(out, {**before, "settings": settings})
+            catalog.create()
+            catalog.recover()
+            sweep(out, catalog)
         yield catalog
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Around the client's own writing into `out`: what the system refuses becomes BadOutput."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise BadOutput(
+            f"OUT {out} cannot be written ({reason}); mend that and run again, what is done is kept"
+        ) from error
 
 
 def read_run(out: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import platform
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 from wsi_prep import __version__
 from wsi_prep.catalog import Catalog
-from wsi_prep.errors import BadOutput, OtherConfiguration
+from wsi_prep.errors import OtherConfiguration
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
-from wsi_prep.output import open_output, read_run, sweep, write_run
+from wsi_prep.output import open_output, read_run, sweep, write_run, writing
 from wsi_prep.prepare import (
     DEFAULT_TIME_LIMIT,
     PrepareSettings,
@@ -111,28 +111,18 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     token = uuid.uuid4().hex
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
     with open_output(request.out, settings, token, redo=request.redo) as catalog:
-        write_run(request.out, {**read_run(request.out), "manifest": request.manifest_path is not None})
-        tasks = [_task(request, source, manifest.get(source.slide_id, EMPTY_ROW), token) for source in sources]
-        tasks = _not_done(tasks, catalog, summary, keyed=request.patient_key is not None)
+        with writing(request.out):
+            write_run(request.out, {**read_run(request.out), "manifest": request.manifest_path is not None})
+            tasks = [_task(request, source, manifest.get(source.slide_id, EMPTY_ROW), token) for source in sources]
+            tasks = _not_done(tasks, catalog, summary, keyed=request.patient_key is not None)
         if tasks:
             _work(request, tasks, catalog, summary, watcher)
-        with _writing(request.out):
+        with writing(request.out):
             sweep(request.out, catalog)  # what workers that died left
             catalog.merge()
             summary.seconds = time.perf_counter() - started
             _record(request, catalog, summary, worked=bool(tasks))
     return summary
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise BadOutput(
-            f"OUT {out} cannot be written ({reason}); mend that and run again, what is done is kept"
-        ) from error
 
 
 def _require_manifest(request: RunRequest) -> None:
@@ -209,7 +199,7 @@ def _work(
     request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary, watcher: Watcher
 ) -> None:
     with cluster(request.scheduler, request.workers) as client:
-        with _writing(request.out):
+        with writing(request.out):
             catalog.drop({task.source.slide_id for task in tasks})
             sweep(request.out, catalog)
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))
