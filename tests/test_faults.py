@@ -31,6 +31,14 @@ def slides(tmp_path, nompp_slide):
     return folder
 
 
+@pytest.fixture
+def more_slides(slides, he_slide):
+    """With work enough for a signal to come in time once the first slide is done."""
+    for name in ("y", "z"):
+        shutil.copy(he_slide, slides / f"{name}.svs")
+    return slides
+
+
 def arguments(slides, out, *more):
     return ["--slides", str(slides), "--out", str(out), "--assume-mpp", "0.5", "--workers", "2", *more]
 
@@ -95,19 +103,19 @@ def test_a_run_killed_and_run_again_equals_one_that_was_not(slides, tmp_path, mo
     assert record(killed) == record(whole)
 
 
-def test_a_killed_run_remembers_that_it_had_a_manifest(slides, tmp_path, capsys):
+def test_a_killed_run_remembers_that_it_had_a_manifest(more_slides, tmp_path, capsys):
     out = tmp_path / "out"
-    (slides / "m.csv").write_text("slide,tissue\na.tiff,lung\n")
-    manifest = ("--manifest", str(slides / "m.csv"))
-    assert run_until(slides, out, committed(1), *manifest) == -signal.SIGKILL
-    assert main(arguments(slides, out)) == 2
+    (more_slides / "m.csv").write_text("slide,tissue\na.tiff,lung\n")
+    manifest = ("--manifest", str(more_slides / "m.csv"))
+    assert run_until(more_slides, out, committed(1), *manifest) == -signal.SIGKILL
+    assert main(arguments(more_slides, out)) == 2
     assert "was made with a manifest" in capsys.readouterr().err
-    assert main(arguments(slides, out, *manifest)) == 0
+    assert main(arguments(more_slides, out, *manifest)) == 0
 
 
-def test_no_half_slide_is_ever_in_the_catalog(slides, tmp_path):
+def test_no_half_slide_is_ever_in_the_catalog(more_slides, tmp_path):
     out = tmp_path / "out"
-    assert run_until(slides, out, committed(1)) == -signal.SIGKILL
+    assert run_until(more_slides, out, committed(1)) == -signal.SIGKILL
     for row in pq.read_table(out / "catalog/slides").to_pylist():
         tiles = pq.read_table(out / f"catalog/tiles/{row['slide_id']}.parquet").to_pylist()
         assert len(tiles) == sum(row[f"tiles_{m}"] for m in ("5x", "10x", "20x", "40x")) > 0
@@ -115,11 +123,9 @@ def test_no_half_slide_is_ever_in_the_catalog(slides, tmp_path):
             assert (out / tile["shard"]).stat().st_size >= tile["offset"] + tile["nbytes"]
 
 
-def test_ctrl_c_stops_in_one_line_and_the_next_run_goes_on(slides, tmp_path, he_slide):
+def test_ctrl_c_stops_in_one_line_and_the_next_run_goes_on(more_slides, tmp_path):
     out = tmp_path / "out"
-    for name in ("y", "z"):  # work enough for the signal to come in time
-        shutil.copy(he_slide, slides / f"{name}.svs")
-    command = [sys.executable, "-m", "pipelines.shards", *arguments(slides, out)]
+    command = [sys.executable, "-m", "pipelines.shards", *arguments(more_slides, out)]
     process = subprocess.Popen(
         command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -129,7 +135,7 @@ def test_ctrl_c_stops_in_one_line_and_the_next_run_goes_on(slides, tmp_path, he_
     printed, _ = process.communicate()
     assert process.returncode == 130
     assert printed == "shards: interrupted; what is done is kept, and the same call goes on from here\n"
-    assert main(arguments(slides, out)) == 0
+    assert main(arguments(more_slides, out)) == 0
     assert len(catalog(out)[0]) == 7
 
 
