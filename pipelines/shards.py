@@ -118,14 +118,15 @@ def parse_max_tiles(text: str) -> tuple[tuple[str, int], ...]:
 
 def read_patient_key(file: Path | None) -> bytes | None:
     """The secret from the file, or from the environment, or None; never written anywhere."""
-    if file is None:
-        return os.environ[PATIENT_KEY_VARIABLE].encode() if os.environ.get(PATIENT_KEY_VARIABLE) else None
+    where = file or f"${PATIENT_KEY_VARIABLE}"
     try:
-        key = file.read_bytes().strip()
+        key = file.read_bytes().strip() if file else os.environ.get(PATIENT_KEY_VARIABLE, "").encode()
     except OSError as error:
         raise BadOption(f"patient key {file} cannot be read ({error.strerror})") from error
+    if file is None and not key:
+        return None
     if len(key) < 16:
-        raise BadOption(f"patient key {file} has {len(key)} bytes; a secret of at least 16 is needed")
+        raise BadOption(f"patient key {where} has {len(key)} bytes; a secret of at least 16 is needed")
     return key
 
 

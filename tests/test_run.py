@@ -297,6 +297,9 @@ def test_wrong_calls_say_what_to_do_and_touch_nothing(two, tmp_path, capsys):
     assert "not between 0.05 and 40" in wrong(capsys, *call, "--assume-mpp", "400")
     assert "JPEG quality 101" in wrong(capsys, *call, "--quality", "101")
     assert "cannot be read" in wrong(capsys, *call, "--patient-key", tmp_path / "none")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WSI_PREP_PATIENT_KEY", "short")
+        assert "$WSI_PREP_PATIENT_KEY has 5 bytes" in wrong(capsys, *call)
     manifest.write_text("slide,magnification\na.tiff,40\n")
     assert "column 'magnification' is not known" in wrong(capsys, *call, "--manifest", manifest)
     manifest.write_text("slide,mpp\na.tiff,0.5\na.tiff,0.25\n")

@@ -34,7 +34,6 @@ class Catalog:
     """The catalog of one output folder. One client at a time may call anything but `commit`, which workers call."""
 
     def __init__(self, out: Path) -> None:
-        self._out = out
         self._folders = {name: out / "catalog" / name for name in _TABLES}
         self._journal = out / "catalog" / ".journal.json"
 

@@ -1,7 +1,7 @@
 """A plan's tiles as pixels, each source pixel decoded once.
 
 A slide is walked by the cells of its coarsest grid. Of each cell the part that kept tiles cover is read at the finest
-magnification wanted there, resampled where the native scale is off, and halved for the coarser ones.
+magnification wanted there; the coarser ones are halved from it, or all are resampled where the native scale is off.
 """
 
 from __future__ import annotations
@@ -24,17 +24,6 @@ def read_tiles(reader: SlideReader, plan: TilePlan) -> Iterator[tuple[int, NDArr
     """Each tile of `plan`, in its order: its index and its (392, 392, 3) uint8 RGB pixels (a view; copy to keep)."""
     for tiles in plan.cells():
         yield from _read_cell(reader, plan, tiles)
-
-
-@dataclass(frozen=True)
-class _Block:
-    """The rectangle, in pixels of `factor` base px each, that holds the kept tiles of one cell."""
-
-    factor: int
-    x: int
-    y: int
-    width: int
-    height: int
 
 
 def _read_cell(reader: SlideReader, plan: TilePlan, tiles: slice) -> Iterator[tuple[int, NDArray[np.uint8]]]:

@@ -21,7 +21,7 @@ from wsi_prep.geometry import TILE_PX
 from wsi_prep.jpeg import JpegSettings
 
 SHARD_TILES = 2048
-"""Most tiles in one shard file: some 150 MB of JPEG and 32 kB of index."""
+"""Most tiles in one shard file: some 100 MB of JPEG and 32 kB of index."""
 
 _MISSING = 2**64 - 1
 
