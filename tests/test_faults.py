@@ -1,5 +1,6 @@
 """What is really killed, really full or really taken away, and what the next run then finds."""
 
+import glob
 import json
 import os
 import shutil
@@ -80,15 +81,20 @@ def run_until(slides, out, reached, *more):
     return process.returncode
 
 
+def seen(out, pattern):
+    """What matches at this moment; glob's own functions, unlike Path's, bear a folder that goes away meanwhile."""
+    return glob.glob(pattern, root_dir=out, recursive=True, include_hidden=True)  # noqa: PTH207
+
+
 def committed(count):
-    return lambda out: len(list((out / "catalog/slides").glob("[!.]*.parquet"))) >= count
+    return lambda out: len(seen(out, "catalog/slides/[!.]*.parquet")) >= count
 
 
 MOMENTS = {
     "while it starts": lambda out: (out / "run.json").exists(),
-    "in the first slide": lambda out: any((out / ".staging").glob("*/store.zarr")),
+    "in the first slide": lambda out: bool(seen(out, ".staging/*/store.zarr")),
     "between slides": committed(2),
-    "while merging": lambda out: bool(list((out / "catalog").rglob("*part-*"))),
+    "while merging": lambda out: bool(seen(out, "catalog/**/*part-*")),
 }
 
 
