@@ -46,5 +46,5 @@ $(VENV)/.shards: $(PINS)
 $(VENV)/.test: $(PINS)
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for the tests"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[shards,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[shards,train,dev]'
 	@touch $@ $(VENV)/.shards

@@ -50,7 +50,7 @@ def encode_tile(pixels: NDArray[np.uint8], settings: JpegSettings) -> bytes:
     )
 
 
-def decode_tile(jpeg: bytes) -> NDArray[np.uint8]:
-    """One JPEG as (h, w, 3) uint8 RGB."""
-    pixels: NDArray[np.uint8] = imagecodecs.jpeg8_decode(jpeg, colorspace="YCbCr", outcolorspace="RGB")
+def decode_tile(jpeg: bytes, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """One JPEG as (h, w, 3) uint8 RGB, written into `out` if given; ValueError or RuntimeError if it cannot be."""
+    pixels: NDArray[np.uint8] = imagecodecs.jpeg8_decode(jpeg, colorspace="YCbCr", outcolorspace="RGB", out=out)
     return pixels

@@ -7,6 +7,9 @@ import pyarrow as pa
 FORMAT_VERSION = 1
 """Changes when a reader of older output would be misled."""
 
+TILES_PER_SHARD = 2048
+"""Tile i of an array is in its shard file c.<i // TILES_PER_SHARD>.0.0.0."""
+
 STATUSES = ("ok", "empty", "excluded", "failed")
 """ok: has tiles; empty: no tile has enough tissue; excluded: kept out by policy; failed: an error."""
 

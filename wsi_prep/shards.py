@@ -19,8 +19,9 @@ import numpy as np
 
 from wsi_prep.geometry import TILE_PX
 from wsi_prep.jpeg import JpegSettings
+from wsi_prep.records import TILES_PER_SHARD
 
-SHARD_TILES = 2048
+SHARD_TILES = TILES_PER_SHARD
 """Most tiles in one shard file: some 100 MB of JPEG and 32 kB of index."""
 
 _MISSING = 2**64 - 1

@@ -1,0 +1,1 @@
+"""From shards to a trained mixed-magnification vision transformer: index, sampler, loader, crops."""

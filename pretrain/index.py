@@ -1,0 +1,137 @@
+"""The index: every tile of any number of shard folders, memory-mapped, in parts made from the catalog and kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.errors import BadFilter, BadShards
+from pretrain.parts import INDEX_VERSION, STRATUM_LEVELS, Part, build_part, check_filter, open_part
+from pretrain.sources import ShardSource, digest, open_source
+from wsi_prep.geometry import MAGNIFICATIONS
+from wsi_prep.records import FORMAT_VERSION, TILES_PER_SHARD
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TileAddress:
+    """Where one tile is and what it is: `path` relative to the source's folder, `mpp` in um/px of its pixels."""
+
+    source: ShardSource
+    path: str
+    offset: int
+    nbytes: int
+    crc32: int
+    index: int
+
+    @property
+    def name(self) -> str:
+        """For people: the array and the tile's place in it."""
+        return f"{self.source.where}/{self.path.rpartition('/')[0]}[{self.index}]"
+
+
+class Index:
+    """All parts as one: slides and cells numbered through, tiles by one row number over all parts.
+
+    `slides`: the fields of parts.SLIDE, strata numbers into `names[level]`, and `part`.
+    `cells`: the fields of parts.CELL with `slide` and `start` in the numbering of the whole index.
+    """
+
+    def __init__(self, parts: Sequence[tuple[ShardSource, Part]]) -> None:
+        self._sources = [source for source, _ in parts]
+        self._parts = [part for _, part in parts]
+        self._tile_base = _bases(len(part.tiles) for part in self._parts)
+        self._slide_base = _bases(len(part.slides) for part in self._parts)
+        self.names = {level: sorted({n for p in self._parts for n in p.names[level]}) for level in STRATUM_LEVELS}
+        self.slides = self._join_slides()
+        self.cells, self.doubled = self._join_cells()
+        self._cell_ends = self.cells["start"] + self.cells["count"]
+        if not len(self.cells):
+            raise BadShards("the shards hold no tile; see status and error in their catalog/slides")
+
+    @property
+    def tiles(self) -> int:
+        """Tiles that can be drawn."""
+        return int(self.cells["count"].sum(dtype=np.int64))
+
+    def address(self, tile: int) -> TileAddress:
+        """Where the tile of this row number is."""
+        part = int(np.searchsorted(self._tile_base, tile, side="right")) - 1
+        row = self._parts[part].tiles[tile - int(self._tile_base[part])]
+        cell = self.cells[int(np.searchsorted(self._cell_ends, np.uint64(tile), side="right"))]
+        path = self._array(int(cell["slide"]), int(cell["magnification"]))
+        index = int(row["index"])
+        shard = f"{path}/c.{index // TILES_PER_SHARD}.0.0.0"
+        return TileAddress(self._sources[part], shard, int(row["offset"]), int(row["nbytes"]), int(row["crc32"]), index)
+
+    def slide_id(self, slide: int) -> str:
+        """The id of the slide of this number."""
+        part = int(np.searchsorted(self._slide_base, slide, side="right")) - 1
+        return str(self._parts[part].slide_ids[slide - int(self._slide_base[part])].as_py())
+
+    def _array(self, slide: int, magnification: int) -> str:
+        return f"stores/{self.slide_id(slide)}.zarr/{MAGNIFICATIONS[magnification].name}"
+
+    def _join_slides(self) -> NDArray[Any]:
+        joined = np.concatenate([part.slides for part in self._parts])
+        for part, base in zip(self._parts, self._slide_base, strict=False):
+            rows = joined[base : base + len(part.slides)]
+            for level, names in part.names.items():
+                rows[level] = np.searchsorted(self.names[level], names)[rows[level]] if names else rows[level]
+        return joined
+
+    def _join_cells(self) -> tuple[NDArray[Any], int]:
+        """Cells of all parts; a slide that is there twice (a catalog caught while merging) counts once."""
+        joined = np.concatenate([part.cells for part in self._parts])
+        at = 0
+        for part, slide_base, tile_base in zip(self._parts, self._slide_base, self._tile_base, strict=False):
+            rows = joined[at : at + len(part.cells)]
+            rows["slide"] += np.uint32(slide_base)
+            rows["start"] += np.uint64(tile_base)
+            at += len(part.cells)
+        first = np.zeros(len(self.slides), bool)
+        first[np.unique(self.slides["id_hash"], return_index=True)[1]] = True
+        doubled = int(len(first) - first.sum())
+        return (joined[first[joined["slide"]]], doubled) if doubled else (joined, 0)
+
+
+def open_index(
+    shards: Sequence[str], folder: Path, where: str | None = None, progress: Progress = lambda done, of: None
+) -> Index:
+    """The index over the OUT folders or URLs `shards`; parts that `folder` does not hold yet are made first.
+
+    `where`: a condition on the catalog's columns, slides' and tiles' alike. Raises BadShards and BadFilter.
+    """
+    where = (where or "").strip() or None
+    if where:
+        check_filter(where)
+    todo = [(source, *pair) for source in map(open_source, shards) for pair in _pairs(source)]
+    parts = []
+    for done, (source, name, has_tiles, stamp) in enumerate(todo):
+        key = digest(str(INDEX_VERSION), str(FORMAT_VERSION), os.path.abspath(source.where), name, stamp, where or "")  # noqa: PTH100
+        progress(done, len(todo))
+        if not (folder / key).is_dir():
+            build_part(source, name, has_tiles, where, folder / key)
+        parts.append((source, open_part(folder / key)))
+    progress(len(todo), len(todo))
+    if where and not any(len(part.tiles) for _, part in parts):
+        raise BadFilter(f"the filter {where!r} leaves no tile; compare it with the catalog")
+    return Index(parts)
+
+
+def _pairs(source: ShardSource) -> list[tuple[str, bool, str]]:
+    """Catalog files of one name: the name, whether it has tiles, and what changes when either file does."""
+    tiles = {file.name: file.stamp for file in source.files("tiles")}
+    return [(f.name, f.name in tiles, f"{f.stamp} {tiles.get(f.name)}") for f in source.files("slides")]
+
+
+def _bases(counts: Any) -> NDArray[np.int64]:
+    """Where each part begins in the numbering of the whole, and the end of the last."""
+    return np.concatenate([[0], np.cumsum(np.fromiter(counts, np.int64))])

@@ -1,0 +1,218 @@
+"""One part of the index: a catalog file pair (slides and tiles of one name) as arrays that can be memory-mapped.
+
+A part is a folder named by what it was made from, so a changed catalog file, filter or format makes a new one and an
+unchanged one is never made again. It appears by one rename; several processes may build at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pretrain.errors import BadFilter, BadShards
+from pretrain.sources import ShardSource
+from wsi_prep.geometry import MAGNIFICATIONS
+from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, TILES_PER_SHARD
+
+INDEX_VERSION = 1
+STRATUM_LEVELS = ("stain", "institution", "tissue")
+
+TILE = np.dtype([("offset", "<u8"), ("nbytes", "<u4"), ("crc32", "<u4"), ("index", "<u4")])
+"""Where a tile's JPEG is: 20 bytes a tile."""
+CELL = np.dtype([("start", "<u8"), ("count", "<u4"), ("slide", "<u4"), ("magnification", "<u4"), ("mpp", "<f4")])
+"""The tiles of one slide at one magnification: rows `start` to `start + count` of the part's tiles."""
+SLIDE = np.dtype([("id_hash", "<u8"), ("split", "<f8"), ("by_patient", "<u4"), *((n, "<u4") for n in STRATUM_LEVELS)])
+"""A slide: `split` in [0, 1) is the same for all slides of a patient; strata are numbers into the part's names."""
+
+_NAMES = [m.name for m in MAGNIFICATIONS]
+_NEEDED = ("slide_id", "magnification", "mpp", "shard", "index", "offset", "nbytes", "crc32")
+_LARGEST_JPEG = 1 << 24
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part as it lies on disk: arrays of the dtypes above, and its names of strata by level."""
+
+    folder: Path
+    tiles: NDArray[Any]
+    cells: NDArray[Any]
+    slides: NDArray[Any]
+    names: dict[str, list[str]]
+    slide_ids: pa.ChunkedArray
+
+
+def open_part(folder: Path) -> Part:
+    """A part that was built before."""
+    tiles, cells, slides = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tiles", "cells", "slides"))
+    names = json.loads((folder / "names.json").read_text())
+    slide_ids = pa.ipc.open_file(pa.memory_map(str(folder / "slide_ids.arrow"))).read_all()["slide_id"]
+    return Part(folder, tiles, cells, slides, names, slide_ids)
+
+
+def build_part(source: ShardSource, name: str, has_tiles: bool, where: str | None, folder: Path) -> None:
+    """Read the catalog files `name` of `source` and write the part at `folder`.
+
+    Raises BadShards where slides and tiles contradict each other, BadFilter where `where` cannot be evaluated.
+    """
+    slides = source.parquet("slides", name).read()
+    slides = slides.filter(pc.equal(slides["status"], "ok"))
+    _check_slides(source, name, slides)
+    found = [np.empty(0, _ROW)]
+    seen = 0
+    if has_tiles:
+        file = source.parquet("tiles", name)
+        for batch in file.iter_batches(batch_size=1 << 18, columns=_columns(where)):
+            seen += _known(batch, slides)
+            found.append(_rows(source, batch, slides, where))
+    stated = sum(pc.sum(slides[f"tiles_{m}"]).as_py() or 0 for m in _NAMES)
+    if seen != stated:
+        raise BadShards(
+            f"{source.where}/catalog: {name} has {seen} tiles, its slides say {stated}; run make shards on it again"
+        )
+    rows = np.concatenate(found)
+    rows = rows[np.lexsort((rows["index"], rows["magnification"], rows["slide"]))]
+    levels = {level: sorted({str(v) for v in slides[level].to_pylist()}) for level in STRATUM_LEVELS}
+    write_part(folder, rows[list(TILE.names or ())], _cells(rows), _slides(slides, levels), levels, slides["slide_id"])
+
+
+def write_part(
+    folder: Path,
+    tiles: NDArray[Any],
+    cells: NDArray[Any],
+    slides: NDArray[Any],
+    names: dict[str, list[str]],
+    slide_ids: pa.ChunkedArray | pa.Array,
+) -> None:
+    """Write a part aside and rename it into place."""
+    aside = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    aside.mkdir(parents=True)
+    packed = np.lib.format.open_memmap(aside / "tiles.npy", mode="w+", dtype=TILE, shape=tiles.shape)
+    for field in TILE.names or ():
+        packed[field] = tiles[field]
+    packed.flush()
+    np.save(aside / "cells.npy", cells)
+    np.save(aside / "slides.npy", slides)
+    (aside / "names.json").write_text(json.dumps(names))
+    table = pa.table({"slide_id": slide_ids})
+    with pa.ipc.new_file(aside / "slide_ids.arrow", table.schema) as file:
+        file.write_table(table)
+    try:
+        aside.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(aside)
+        if not folder.is_dir():
+            raise
+
+
+def check_filter(where: str) -> None:
+    """Raise BadFilter if `where` is no condition on the catalog's columns."""
+    columns = [field for field in SLIDE_SCHEMA if field.name != "slide_id"]
+    _matching(pa.schema([*TILE_SCHEMA, *columns]).empty_table(), where)
+
+
+_ROW = np.dtype([*((n, TILE[n]) for n in TILE.names or ()), ("slide", "<u4"), ("magnification", "<u4"), ("mpp", "<f4")])
+
+
+def _columns(where: str | None) -> list[str]:
+    words = set(re.findall(r"\w+", (where or "").lower()))
+    return [name for name in TILE_SCHEMA.names if name in _NEEDED or name in words]
+
+
+def _known(batch: pa.RecordBatch, slides: pa.Table) -> int:
+    return int(pc.sum(pc.is_in(batch["slide_id"], slides["slide_id"].combine_chunks())).as_py() or 0)
+
+
+def _rows(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: str | None) -> NDArray[Any]:
+    """The batch's tiles that belong to a slide and pass the filter."""
+    table = pa.Table.from_batches([batch])
+    slide = pc.index_in(table["slide_id"], slides["slide_id"].combine_chunks())
+    table = table.append_column("slide", slide).filter(pc.is_valid(slide))
+    if where:
+        words = set(re.findall(r"\w+", where.lower()))
+        joined = table
+        for field in slides.schema:
+            if field.name in words and field.name not in joined.schema.names:
+                joined = joined.append_column(field.name, slides[field.name].take(table["slide"]))
+        table = table.take(_matching(joined, where))
+    rows = np.empty(len(table), _ROW)
+    for name in (*(TILE.names or ()), "slide", "mpp"):
+        rows[name] = table[name].to_numpy()
+    rows["magnification"] = pc.index_in(table["magnification"], pa.array(_NAMES)).to_numpy(zero_copy_only=False)
+    _check_tiles(source, table, rows)
+    return rows
+
+
+def _matching(table: pa.Table, where: str) -> pa.Array:
+    """Numbers of the rows that `where` holds for; DuckDB's SQL, without access to anything but these rows."""
+    import duckdb  # noqa: PLC0415 - only a run with a filter needs it
+
+    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
+        connection.register("tiles", table.append_column("_row", pa.array(range(len(table)), pa.int64())))
+        try:
+            found = connection.execute(f"SELECT _row FROM tiles WHERE ({where}\n) ORDER BY _row").fetchnumpy()  # noqa: S608
+        except duckdb.Error as error:
+            line = next(iter(str(error).splitlines()), "")
+            raise BadFilter(
+                f"the filter {where!r} is not understood ({line}); write a condition on the catalog's columns, "
+                "as in stain = 'HE' and focus > 0.1"
+            ) from error
+    return pa.array(np.asarray(found["_row"]))
+
+
+def _check_slides(source: ShardSource, name: str, slides: pa.Table) -> None:
+    for slide_id in slides["slide_id"].to_pylist():
+        if not _SAFE_ID.match(slide_id):
+            raise BadShards(f"{source.where}/catalog: {name} names a slide {slide_id!r}, which is no slide id")
+
+
+def _check_tiles(source: ShardSource, table: pa.Table, rows: NDArray[Any]) -> None:
+    """Shard files must be where the format says: the loader goes by slide, magnification and index alone."""
+    number = pa.array(rows["index"] // TILES_PER_SHARD).cast(pa.string())
+    stores = (pa.scalar("stores/"), table["slide_id"], pa.scalar(".zarr/"), table["magnification"])
+    expected = pc.binary_join_element_wise(*stores, pa.scalar("/c."), number, pa.scalar(".0.0.0"), "")
+    wrong = pc.invert(pc.fill_null(pc.equal(expected, table["shard"]), False)).to_numpy()
+    wrong |= (rows["nbytes"] == 0) | (rows["nbytes"] > _LARGEST_JPEG) | (rows["offset"] >= 1 << 62)
+    wrong |= ~(rows["mpp"] > 0)
+    if wrong.any():
+        row = table.slice(int(np.argmax(wrong)), 1).to_pylist()[0]
+        raise BadShards(f"{source.where}/catalog: the tile {row['index']} in {row['shard']!r} is not of this format")
+
+
+def _cells(rows: NDArray[Any]) -> NDArray[Any]:
+    """Runs of one slide and magnification in the sorted rows."""
+    key = rows["slide"].astype(np.uint64) * len(_NAMES) + rows["magnification"]
+    starts = np.flatnonzero(np.diff(key, prepend=key[:1] + 1)) if len(key) else np.empty(0, np.int64)
+    cells = np.empty(len(starts), CELL)
+    cells["start"] = starts
+    cells["count"] = np.diff(starts, append=len(rows))
+    for name in ("slide", "magnification", "mpp"):
+        cells[name] = rows[name][starts]
+    return cells
+
+
+def _slides(slides: pa.Table, levels: dict[str, list[str]]) -> NDArray[Any]:
+    out = np.empty(len(slides), SLIDE)
+    ids, patients = slides["slide_id"].to_pylist(), slides["patient_key"].to_pylist()
+    out["id_hash"] = [_hash(slide_id) for slide_id in ids]
+    out["split"] = [(_hash(f"split {p or i}") >> 11) * 2.0**-53 for p, i in zip(patients, ids, strict=True)]
+    out["by_patient"] = [bool(p) for p in patients]
+    for level, names in levels.items():
+        code = {name: number for number, name in enumerate(names)}
+        out[level] = [code[str(v)] for v in slides[level].to_pylist()]
+    return out
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,146 @@
+"""Folders of shards as `make shards` leaves them, on a disk or in an object store: catalog files and byte ranges."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pretrain.errors import BadShards
+
+_OPEN_FILES = 512
+_SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://", "http://", "https://", "memory://")
+
+
+@dataclass(frozen=True)
+class CatalogFile:
+    """One Parquet file of a catalog: `name` (the same for its slides and its tiles) and what changes when it does."""
+
+    name: str
+    stamp: str
+
+
+class ShardSource(Protocol):
+    """What the index and the loader need of one OUT folder."""
+
+    where: str
+    remote: bool
+
+    def files(self, table: str) -> list[CatalogFile]:
+        """The Parquet files of catalog/<table>, sorted by name; BadShards if there is no catalog."""
+
+    def parquet(self, table: str, name: str) -> pq.ParquetFile:
+        """One of them, open."""
+
+    def read(self, path: str, offset: int, nbytes: int) -> bytes:
+        """`nbytes` bytes from `offset` of the file at `path`, relative to the folder; OSError if they are not there."""
+
+
+def open_source(where: str) -> ShardSource:
+    """The folder or object-store URL `where`; BadShards if it holds no catalog."""
+    remote = where.startswith(_SCHEMES)
+    source: ShardSource = ObjectStore(where) if remote else LocalFolder(where.removeprefix("file://"))
+    if not source.files("slides"):
+        raise BadShards(f"{where} holds no catalog/slides; name a folder that make shards has filled")
+    return source
+
+
+class LocalFolder:
+    """An OUT folder on a file system. Reads by offset share no state, so threads and forks may read at once."""
+
+    remote = False
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self._folder = Path(where).absolute()
+        self._open = functools.lru_cache(maxsize=_OPEN_FILES)(_OpenFile)
+
+    def files(self, table: str) -> list[CatalogFile]:
+        """See ShardSource."""
+        found = sorted((self._folder / "catalog" / table).glob("[!.]*.parquet"))
+        stats = [(p.name, p.stat()) for p in found]
+        return [CatalogFile(name, f"{s.st_size} {s.st_mtime_ns} {s.st_ino}") for name, s in stats]
+
+    def parquet(self, table: str, name: str) -> pq.ParquetFile:
+        """See ShardSource."""
+        return pq.ParquetFile(self._folder / "catalog" / table / name)
+
+    def read(self, path: str, offset: int, nbytes: int) -> bytes:
+        """See ShardSource."""
+        file = self._open(f"{self._folder}/{path}")  # kept alive by this name while it is read, even if it is evicted
+        data = os.pread(file.descriptor, nbytes, offset)
+        if len(data) != nbytes:
+            raise OSError(f"{len(data)} of {nbytes} bytes")
+        return data
+
+
+class _OpenFile:
+    """A file descriptor that closes when nobody holds it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+class ObjectStore:
+    """An OUT folder in an object store; credentials and endpoint come from the environment (AWS_ENDPOINT_URL, ...)."""
+
+    remote = True
+
+    def __init__(self, where: str) -> None:
+        import obstore.store  # noqa: PLC0415 - only those who read object stores need it
+
+        self.where = where.rstrip("/")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
+        plain = {"client_options": {"allow_http": True}} if endpoint.startswith("http://") else {}
+        try:
+            self._store = obstore.store.from_url(self.where, **plain)
+        except Exception as error:
+            raise BadShards(f"{where} cannot be opened: {_first_line(error)}") from error
+
+    def files(self, table: str) -> list[CatalogFile]:
+        """See ShardSource."""
+        try:
+            found = [meta for page in self._store.list(f"catalog/{table}/") for meta in page]
+        except Exception as error:
+            raise BadShards(f"{self.where} cannot be listed: {_first_line(error)}") from error
+        named = ((meta["path"].rpartition("/")[2], meta) for meta in found)
+        return sorted(
+            (
+                CatalogFile(name, f"{meta['size']} {meta['e_tag']} {meta['last_modified']}")
+                for name, meta in named
+                if name.endswith(".parquet") and not name.startswith(".")
+            ),
+            key=lambda file: file.name,
+        )
+
+    def parquet(self, table: str, name: str) -> pq.ParquetFile:
+        """See ShardSource. The file (at most some 4 million rows) is fetched whole."""
+        whole = self._store.get(f"catalog/{table}/{name}").bytes()
+        return pq.ParquetFile(pa.BufferReader(pa.py_buffer(whole)))
+
+    def read(self, path: str, offset: int, nbytes: int) -> bytes:
+        """See ShardSource."""
+        data = bytes(self._store.get_range(path, start=offset, length=nbytes))
+        if len(data) != nbytes:
+            raise OSError(f"{len(data)} of {nbytes} bytes")
+        return data
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def digest(*words: str) -> str:
+    """A short name for these words: 32 hexadecimal digits."""
+    return hashlib.blake2b("\0".join(words).encode(), digest_size=16).hexdigest()

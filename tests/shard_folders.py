@@ -1,0 +1,45 @@
+"""Shard folders for tests of the trainer: real stores and a real catalog, with tiles that say which one they are."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from wsi_prep.catalog import Catalog
+from wsi_prep.geometry import TILE_PX
+from wsi_prep.jpeg import JpegSettings, encode_tile
+from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.shards import StoreWriter
+
+MPP = {"40x": 0.25, "20x": 0.5, "10x": 1.0, "5x": 2.0}
+
+
+def grey(slide: int, magnification: str, index: int) -> int:
+    """The grey value of that tile: a different one for near tiles and slides."""
+    return (slide * 37 + list(MPP).index(magnification) * 11 + index * 3) % 256
+
+
+def add_slide(out: Path, number: int, counts: dict[str, int], **slide) -> str:
+    """Commit a slide with flat grey tiles, `counts` of them by magnification; returns its id."""
+    slide_id = f"slide{number}-{number:08x}"
+    catalog = Catalog(out)
+    catalog.create()
+    store = out / "stores" / f"{slide_id}.zarr"
+    store.parent.mkdir(exist_ok=True)
+    rows = []
+    writer = StoreWriter(store, counts, JpegSettings(), attributes={})
+    for name, count in counts.items():
+        for index in range(count):
+            pixels = np.full((TILE_PX, TILE_PX, 3), grey(number, name, index), np.uint8)
+            at = writer.append(name, encode_tile(pixels, JpegSettings()))
+            rows.append(
+                {"slide_id": slide_id, "magnification": name, "mpp": MPP[name], "focus": index / 100}
+                | {"array": f"stores/{slide_id}.zarr/{name}", "shard": f"stores/{slide_id}.zarr/{at.shard}"}
+                | {field: getattr(at, field) for field in ("index", "offset", "nbytes", "crc32")}
+            )
+    writer.close()
+    given = {"stain": "HE", "institution": "unknown", "tissue": "unknown", "status": "ok"} | slide
+    tiles = {f"tiles_{name}": counts.get(name, 0) for name in MPP}
+    row = dict.fromkeys(SLIDE_SCHEMA.names) | {"slide_id": slide_id} | given | tiles
+    catalog.commit(row, pa.Table.from_pylist(rows, TILE_SCHEMA))
+    return slide_id
