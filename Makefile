@@ -8,7 +8,7 @@ PINS := pyproject.toml constraints.txt
 OUT ?= shards
 
 .DEFAULT_GOAL := help
-.PHONY: help shards test check samples clean
+.PHONY: help shards peek test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -24,6 +24,10 @@ endif
 	  $(if $(REDO),--redo) $(if $(ASSUME_MPP),--assume-mpp '$(ASSUME_MPP)') \
 	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(ID_ROOT),--id-root '$(ID_ROOT)') \
 	  $(if $(TIME_LIMIT),--time-limit '$(TIME_LIMIT)') $(ARGS)
+
+peek: $(VENV)/.train ## a picture of what the trainer sees: SHARDS="folder or URL ..." WHERE="stain = 'HE'" PNG= ARGS=
+	@$(BIN)/python -m pipelines.peek --shards $(or $(SHARDS),$(OUT)) --out '$(or $(PNG),peek.png)' \
+	  $(if $(WHERE),--where "$(WHERE)") $(ARGS)
 
 test: $(VENV)/.test check ## every test, after ruff and mypy
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -43,8 +47,14 @@ $(VENV)/.shards: $(PINS)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[shards]'
 	@touch $@
 
+$(VENV)/.train: $(PINS)
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) for training"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
+	@touch $@
+
 $(VENV)/.test: $(PINS)
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for the tests"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[shards,train,dev]'
-	@touch $@ $(VENV)/.shards
+	@touch $@ $(VENV)/.shards $(VENV)/.train

@@ -57,6 +57,16 @@ class Index:
             raise BadShards("the shards hold no tile; see status and error in their catalog/slides")
 
     @property
+    def warnings(self) -> list[str]:
+        """What a user should know of these shards."""
+        found = []
+        if self.doubled:
+            found.append(f"{self.doubled} slides are in two folders or files; each counts once")
+        if alone := int((self.slides["by_patient"] == 0).sum()):
+            found.append(f"{alone} slides have no patient_key: each is split as a patient of its own")
+        return found
+
+    @property
     def tiles(self) -> int:
         """Tiles that can be drawn."""
         return int(self.cells["count"].sum(dtype=np.int64))
@@ -124,6 +134,12 @@ def open_index(
     if where and not any(len(part.tiles) for _, part in parts):
         raise BadFilter(f"the filter {where!r} leaves no tile; compare it with the catalog")
     return Index(parts)
+
+
+def default_folder() -> Path:
+    """Where the parts of indices are kept: they can be shared by all runs, and deleted at any time."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "mixed-magnification" / "index"
 
 
 def _pairs(source: ShardSource) -> list[tuple[str, bool, str]]:

@@ -29,7 +29,7 @@ from wsi_prep.jpeg import decode_tile
 _CHUNK = 8  # tiles a task: few enough to share a small batch, enough to make the task's own cost small
 _TRIES = 64
 _NAMED = 100
-_UNREADABLE = (OSError, ValueError, RuntimeError, imagecodecs.Jpeg8Error)
+UNREADABLE = (OSError, ValueError, RuntimeError, imagecodecs.Jpeg8Error)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Loader:
         for row, address, read in zip(task.rows, task.addresses, task.reads, strict=True):
             try:
                 _decode(read.result() if read else _read(address), address, arrays[row])
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 bad += self._note(address, error)
                 other, more = self._replace(draw, int(row), arrays[row])
                 replaced.append((int(row), other))
@@ -180,7 +180,7 @@ class Loader:
             address = self._index.address(int(other.tile[0]))
             try:
                 _decode(_read(address), address, pixels)
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 bad += self._note(address, error)
                 continue
             return other, bad
@@ -254,3 +254,10 @@ def _with(draw: Draw, row: int, other: Draw) -> Draw:
 def _reason(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return next(iter(text.splitlines()), type(error).__name__)
+
+
+def read_tile(address: TileAddress) -> NDArray[np.uint8]:
+    """(392, 392, 3) uint8 RGB of one tile; OSError, ValueError or RuntimeError if it cannot be read."""
+    pixels = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
+    _decode(_read(address), address, pixels)
+    return pixels

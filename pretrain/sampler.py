@@ -170,12 +170,11 @@ class Sampler:
         self._count = cells["count"][order]
         self._slide = cells["slide"][order]
         self._mpp = cells["mpp"][order]
-        _, begin, self._stratum_of_cell, size = np.unique(
-            key[order], return_index=True, return_inverse=True, return_counts=True
-        )
-        self._stratum_of_cell = self._stratum_of_cell.astype(np.int32)
-        self._begin, self._cells_in = begin, size
-        self._magnification = cells["magnification"][order][begin].astype(np.int64)
+        key = key[order]
+        begin = np.flatnonzero(np.diff(key, prepend=-1))
+        self._begin, self._cells_in = begin, np.diff(begin, append=len(key))
+        self._stratum_of_cell = np.repeat(np.arange(len(begin), dtype=np.int32), self._cells_in)
+        self._magnification = cells["magnification"][order[begin]].astype(np.int64)
         self._first_slide = self._slide[begin]
         self._stratum_tiles = np.add.reduceat(self._count.astype(np.int64), begin) if len(begin) else np.zeros(0, int)
         share = np.array([settings.mix.get(name, 0.0) for name in _NAMES])

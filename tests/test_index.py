@@ -137,7 +137,7 @@ def edit(file, **columns):
 )
 def test_a_catalog_that_breaks_the_format_is_refused(out, tmp_path, wrong):
     edit(next((out / "catalog" / "tiles").glob("slide1*")), **wrong)
-    with pytest.raises(BadShards, match="the tile .* is not of this format"):
+    with pytest.raises(BadShards, match=r"the tile .* is not of this format"):
         open_index([str(out)], tmp_path / "index")
 
 
