@@ -6,8 +6,9 @@ import functools
 import hashlib
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from pretrain.errors import BadShards
 
 _OPEN_FILES = 512
+_RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
 _SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://", "http://", "https://", "memory://")
 
 
@@ -102,9 +104,9 @@ class ObjectStore:
 
         self.where = where.rstrip("/")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
-        plain = {"client_options": {"allow_http": True}} if endpoint.startswith("http://") else {}
+        client = {"connect_timeout": "5s", "timeout": "30s", "allow_http": endpoint.startswith("http://")}
         try:
-            self._store = obstore.store.from_url(self.where, **plain)
+            self._store = obstore.store.from_url(self.where, client_options=client, retry_config=_RETRIES)
         except Exception as error:
             raise BadShards(f"{where} cannot be opened: {_first_line(error)}") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from tests.benchmarks import cohort, local, scale
+from tests.benchmarks import cohort, local, remote, scale
 from tests.benchmarks.measure import Figure, machine, markdown, table
 
 
@@ -46,11 +46,20 @@ def _cores(folder: Path, shards: str, quick: bool) -> list[Figure]:
     return local.run_cores(_cohort(folder, shards, quick), 1 if quick else 5)
 
 
+def _remote(folder: Path, shards: str, quick: bool) -> list[Figure]:
+    return remote.run(_cohort(folder, shards, quick), 1 if quick else 5)
+
+
 def _scale(folder: Path, shards: str, quick: bool) -> list[Figure]:
     return scale.run(folder, scale.Scale(100_000, 50_000, 1) if quick else scale.Scale())
 
 
-_PARTS: dict[str, Callable[[Path, str, bool], list[Figure]]] = {"local": _local, "cores": _cores, "scale": _scale}
+_PARTS: dict[str, Callable[[Path, str, bool], list[Figure]]] = {
+    "local": _local,
+    "cores": _cores,
+    "remote": _remote,
+    "scale": _scale,
+}
 
 if __name__ == "__main__":
     main()
