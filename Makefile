@@ -8,7 +8,7 @@ PINS := pyproject.toml constraints.txt
 OUT ?= shards
 
 .DEFAULT_GOAL := help
-.PHONY: help shards peek test check samples clean
+.PHONY: help shards peek bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -28,6 +28,10 @@ endif
 peek: $(VENV)/.train ## a picture of what the trainer sees: SHARDS="folder or URL ..." WHERE="stain = 'HE'" PNG= ARGS=
 	@$(BIN)/python -m pipelines.peek --shards $(or $(SHARDS),$(OUT)) --out '$(or $(PNG),peek.png)' \
 	  $(if $(WHERE),--where "$(WHERE)") $(ARGS)
+
+bench: $(VENV)/.bench ## speed, against limits measured in the same run: BENCH=feed ARGS="--quick | --only 'local scale'"
+	@test -e '$(OUT)' || $(MAKE) --no-print-directory shards
+	@$(BIN)/python -m tests.benchmarks.$(or $(BENCH),feed) --shards '$(OUT)' $(ARGS)
 
 test: $(VENV)/.test check ## every test, after ruff and mypy
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -58,3 +62,8 @@ $(VENV)/.test: $(PINS)
 	@echo "setting up $(VENV) for the tests"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[shards,train,dev]'
 	@touch $@ $(VENV)/.shards $(VENV)/.train
+
+$(VENV)/.bench: $(VENV)/.test
+	@echo "setting up $(VENV) for the benchmarks"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[shards,train,dev,bench]'
+	@touch $@
