@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from tests.benchmarks import cohort, local, remote, scale
+from tests.benchmarks import cohort, crops, local, remote, scale
 from tests.benchmarks.measure import Figure, machine, markdown, table
 
 
@@ -50,6 +50,10 @@ def _remote(folder: Path, shards: str, quick: bool) -> list[Figure]:
     return remote.run(_cohort(folder, shards, quick), 1 if quick else 5)
 
 
+def _crops(folder: Path, shards: str, quick: bool) -> list[Figure]:
+    return crops.run(_cohort(folder, shards, quick), 1 if quick else 5)
+
+
 def _scale(folder: Path, shards: str, quick: bool) -> list[Figure]:
     return scale.run(folder, scale.Scale(100_000, 50_000, 1) if quick else scale.Scale())
 
@@ -58,6 +62,7 @@ _PARTS: dict[str, Callable[[Path, str, bool], list[Figure]]] = {
     "local": _local,
     "cores": _cores,
     "remote": _remote,
+    "crops": _crops,
     "scale": _scale,
 }
 
