@@ -71,10 +71,14 @@ class Index:
         """Tiles that can be drawn."""
         return int(self.cells["count"].sum(dtype=np.int64))
 
+    def source(self, tile: int) -> ShardSource:
+        """Which of the folders holds the tile of this row number."""
+        return self._sources[self._part(tile)]
+
     def address(self, tile: int) -> TileAddress:
         """Where the tile of this row number is."""
-        part = int(np.searchsorted(self._tile_base, tile, side="right")) - 1
-        row = self._parts[part].tiles[tile - int(self._tile_base[part])]
+        part = self._part(tile)
+        row = self._parts[part].tile(tile - int(self._tile_base[part]))
         cell = self.cells[int(np.searchsorted(self._cell_ends, np.uint64(tile), side="right"))]
         path = self._array(int(cell["slide"]), int(cell["magnification"]))
         index = int(row["index"])
@@ -85,6 +89,9 @@ class Index:
         """The id of the slide of this number."""
         part = int(np.searchsorted(self._slide_base, slide, side="right")) - 1
         return str(self._parts[part].slide_ids[slide - int(self._slide_base[part])].as_py())
+
+    def _part(self, tile: int) -> int:
+        return int(np.searchsorted(self._tile_base, tile, side="right")) - 1
 
     def _array(self, slide: int, magnification: int) -> str:
         return f"stores/{self.slide_id(slide)}.zarr/{MAGNIFICATIONS[magnification].name}"

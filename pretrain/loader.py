@@ -127,12 +127,13 @@ class Loader:
         pixels = self._free.pop() if self._free else self._buffer()
         arrays = pixels.permute(0, 2, 3, 1).numpy()
         order = np.argsort(draw.tile, kind="stable")  # tiles of one file one after another
-        addresses = [self._index.address(int(draw.tile[row])) for row in order]
-        reads = [self._readers.submit(_read, a) if a.source.remote else None for a in addresses]
+        reads = [
+            self._readers.submit(self._read, t) if self._index.source(t).remote else None for t in draw.tile[order]
+        ]
         work = []
         for at in range(0, len(order), _CHUNK):
             some = slice(at, at + _CHUNK)
-            task = _Task(order[some], addresses[some], reads[some])
+            task = _Task(order[some], reads[some])
             work.append(self._decoders.submit(self._fill, draw, arrays, task))
         return _Pending(draw, pixels, work)
 
@@ -150,11 +151,15 @@ class Loader:
             draw,
         )
 
+    def _read(self, tile: int) -> bytes:
+        return _read(self._index.address(int(tile)))
+
     def _fill(self, draw: Draw, arrays: NDArray[np.uint8], task: _Task) -> list[tuple[int, Draw]]:
         """Decode some tiles in place; returns the rows that had to take another tile, with it."""
         replaced = []
         bad = 0
-        for row, address, read in zip(task.rows, task.addresses, task.reads, strict=True):
+        for row, read in zip(task.rows, task.reads, strict=True):
+            address = self._index.address(int(draw.tile[row]))
             try:
                 _decode(read.result() if read else _read(address), address, arrays[row])
             except UNREADABLE as error:
@@ -211,7 +216,6 @@ class Loader:
 @dataclass(frozen=True)
 class _Task:
     rows: NDArray[np.int64]
-    addresses: list[TileAddress]
     reads: list[Future[bytes] | None]
 
 

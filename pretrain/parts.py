@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -46,11 +47,17 @@ class Part:
     """A part as it lies on disk: arrays of the dtypes above, and its names of strata by level."""
 
     folder: Path
-    tiles: NDArray[Any]
+    tiles: np.memmap[Any, Any]
     cells: NDArray[Any]
     slides: NDArray[Any]
     names: dict[str, list[str]]
     slide_ids: pa.ChunkedArray
+
+    def tile(self, row: int) -> np.void:
+        """One row of `tiles`, read and not mapped: a thread that waits for a page holds the interpreter's lock."""
+        with (self.folder / "tiles.npy").open("rb", buffering=0) as file:
+            found = os.pread(file.fileno(), TILE.itemsize, self.tiles.offset + row * TILE.itemsize)
+        return np.void(np.frombuffer(found, TILE)[0])
 
 
 def open_part(folder: Path) -> Part:
