@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pretrain.devices import send
 from pretrain.randomness import uniforms
 from wsi_prep.errors import BadOption
 
@@ -138,7 +139,7 @@ def normalise(crops: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, .
     """(N, 3, h, w) in [0, 1] -> as the model takes them."""
     scale = torch.tensor(std, dtype=crops.dtype).reciprocal().view(1, 3, 1, 1)
     shift = -torch.tensor(mean, dtype=crops.dtype).view(1, 3, 1, 1) * scale
-    return torch.addcmul(_send(shift, crops.device), crops, _send(scale, crops.device))
+    return torch.addcmul(send(shift, crops.device), crops, send(scale, crops.device))
 
 
 def _jitter(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
@@ -168,7 +169,7 @@ def _hue(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
 def _stain(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
     """Ruifrok & Johnston 2001, in the units of scikit-image's rgb2hed, whose negative amounts are kept here."""
     stains = torch.tensor(_STAINS, dtype=torch.float64)
-    apart, together = (_send(m.float(), x.device) for m in (torch.linalg.inv(stains), stains))
+    apart, together = (send(m.float(), x.device) for m in (torch.linalg.inv(stains), stains))
     density = x.clamp_min(_LEAST).log() / math.log(_LEAST)
     amounts = torch.einsum("nchw,cs->nshw", density, apart)
     amounts = amounts * chosen["stain_gain"] + chosen["stain_shift"]
@@ -213,12 +214,8 @@ def _on(x: Tensor, which: NDArray[np.bool_], operation: Operation, numbers: dict
     chosen = {}
     for name, values in numbers.items():
         host = torch.from_numpy(values[rows].astype(np.float32))
-        chosen[name] = _send(host.view(len(rows), -1, 1, 1), x.device)
+        chosen[name] = send(host.view(len(rows), -1, 1, 1), x.device)
     if len(rows) == len(x):
         return operation(x, chosen)
-    at = _send(torch.from_numpy(rows), x.device)
+    at = send(torch.from_numpy(rows), x.device)
     return x.index_copy(0, at, operation(x.index_select(0, at), chosen))
-
-
-def _send(host: Tensor, device: torch.device) -> Tensor:
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pretrain.devices import send
 from pretrain.randomness import uniforms
 from wsi_prep.errors import BadOption
 from wsi_prep.geometry import TILE_PX
@@ -138,7 +138,7 @@ def crop(tiles: torch.Tensor, windows: CropWindows, dtype: torch.dtype = torch.f
     out = torch.bmm(down, x.weights(tiles.device).to(dtype).transpose(1, 2)).view(-1, px, 3, px).transpose(1, 2)
     out = out.clamp(0, 1).contiguous()  # the bicubic overshoots at edges
     if windows.transposed.any():
-        turned = _send(windows.transposed.T.reshape(-1, 1, 1, 1), tiles.device)
+        turned = send(windows.transposed.T.reshape(-1, 1, 1, 1), tiles.device)
         out = torch.where(turned, out.transpose(2, 3), out)
     return out
 
@@ -171,19 +171,13 @@ class _Axis:
 
     def taps(self, device: torch.device) -> torch.Tensor:
         """(N, reach) int64: the pixels of the tile that are gathered."""
-        return _send(self.first, device)[:, None] + torch.arange(self.reach, device=device)
+        return send(self.first, device)[:, None] + torch.arange(self.reach, device=device)
 
     def weights(self, device: torch.device, gain: float = 1.0) -> torch.Tensor:
         """(N, px, reach) float32: each output pixel's weights, of sum `gain`."""
         at = torch.arange(self.reach, device=device) + 0.5
-        t = (at - _send(self.centre, device)[:, :, None]).abs() / _send(self.blur, device)[:, None, None]
+        t = (at - send(self.centre, device)[:, :, None]).abs() / send(self.blur, device)[:, None, None]
         near = ((_A + 2) * t - (_A + 3)) * t * t + 1
         far = _A * (((t - 5) * t + 8) * t - 4)
         weights = torch.where(t < 1, near, torch.where(t < _SUPPORT, far, 0.0))
         return weights * (gain / weights.sum(2, keepdim=True))
-
-
-def _send(values: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """To the device, without waiting for it."""
-    host = torch.from_numpy(np.ascontiguousarray(values))
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

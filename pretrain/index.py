@@ -77,13 +77,20 @@ class Index:
 
     def address(self, tile: int) -> TileAddress:
         """Where the tile of this row number is."""
-        part = self._part(tile)
-        row = self._parts[part].tile(tile - int(self._tile_base[part]))
-        cell = self.cells[int(np.searchsorted(self._cell_ends, np.uint64(tile), side="right"))]
-        path = self._array(int(cell["slide"]), int(cell["magnification"]))
-        index = int(row["index"])
-        shard = f"{path}/c.{index // TILES_PER_SHARD}.0.0.0"
-        return TileAddress(self._sources[part], shard, int(row["offset"]), int(row["nbytes"]), int(row["crc32"]), index)
+        return self.addresses(np.array([tile]))[0]
+
+    def addresses(self, tiles: NDArray[np.int64]) -> list[TileAddress]:
+        """Where the tiles of these row numbers are."""
+        parts = np.searchsorted(self._tile_base, tiles, side="right") - 1
+        cells = self.cells[np.searchsorted(self._cell_ends, tiles.astype(np.uint64), side="right")]
+        arrays = map(self._array, cells["slide"].tolist(), cells["magnification"].tolist())
+        rows = tiles - self._tile_base[parts]
+        return [self._address(*at) for at in zip(parts.tolist(), rows.tolist(), arrays, strict=True)]
+
+    def _address(self, part: int, row: int, array: str) -> TileAddress:
+        offset, nbytes, crc32, index = self._parts[part].tiles[row]
+        shard = f"{array}/c.{index // TILES_PER_SHARD}.0.0.0"
+        return TileAddress(self._sources[part], shard, offset, nbytes, crc32, index)
 
     def slide_id(self, slide: int) -> str:
         """The id of the slide of this number."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -28,6 +28,7 @@ from wsi_prep.jpeg import decode_tile
 
 _CHUNK = 8  # tiles a task: few enough to share a small batch, enough to make the task's own cost small
 _TRIES = 64
+_USUAL_JPEG = 1 << 17  # bytes; memory for larger ones grows
 _NAMED = 100
 UNREADABLE = (OSError, ValueError, RuntimeError, imagecodecs.Jpeg8Error)
 
@@ -93,6 +94,7 @@ class Loader:
         self._free: list[torch.Tensor] = []
         self._decoders = ThreadPoolExecutor(self._settings.threads or len(os.sched_getaffinity(0)), "decode")
         self._readers = ThreadPoolExecutor(self._settings.requests, "read")
+        self._own = threading.local()
         self.bad = BadTiles()
         self.drawn = DrawnCounts(sampler)
 
@@ -151,17 +153,17 @@ class Loader:
             draw,
         )
 
-    def _read(self, tile: int) -> bytes:
+    def _read(self, tile: int) -> bytes | memoryview:
         return _read(self._index.address(int(tile)))
 
     def _fill(self, draw: Draw, arrays: NDArray[np.uint8], task: _Task) -> list[tuple[int, Draw]]:
         """Decode some tiles in place; returns the rows that had to take another tile, with it."""
         replaced = []
         bad = 0
-        for row, read in zip(task.rows, task.reads, strict=True):
-            address = self._index.address(int(draw.tile[row]))
+        addresses = self._index.addresses(draw.tile[task.rows])
+        for row, read, address in zip(task.rows, task.reads, addresses, strict=True):
             try:
-                _decode(read.result() if read else _read(address), address, arrays[row])
+                _decode(read.result() if read else _read(address, self._memory()), address, arrays[row])
             except UNREADABLE as error:
                 bad += self._note(address, error)
                 other, more = self._replace(draw, int(row), arrays[row])
@@ -172,6 +174,13 @@ class Loader:
             self.bad.bad += bad
             self._check_share()
         return replaced
+
+    def _memory(self) -> bytearray:
+        """Where this thread reads to."""
+        if not hasattr(self._own, "memory"):
+            self._own.memory = bytearray(_USUAL_JPEG)
+        memory: bytearray = self._own.memory
+        return memory
 
     def _replace(self, draw: Draw, row: int, pixels: NDArray[np.uint8]) -> tuple[Draw, int]:
         """Another tile that can be read, not one of this batch, and how many could not."""
@@ -216,7 +225,7 @@ class Loader:
 @dataclass(frozen=True)
 class _Task:
     rows: NDArray[np.int64]
-    reads: list[Future[bytes] | None]
+    reads: list[Future[bytes | memoryview] | None]
 
 
 @dataclass(frozen=True)
@@ -231,17 +240,18 @@ def magnification_names(numbers: torch.Tensor) -> list[str]:
     return [MAGNIFICATIONS[int(n)].name for n in numbers]
 
 
-def _read(address: TileAddress) -> bytes:
+def _read(address: TileAddress, memory: bytearray | None = None) -> bytes | memoryview:
+    at = (address.path, address.offset, address.nbytes)
     try:
-        return address.source.read(address.path, address.offset, address.nbytes)
+        return address.source.read(*at) if memory is None else address.source.read_into(memory, *at)
     except OSError:
         raise
     except Exception as error:  # object stores raise errors of their own
         raise OSError(_reason(error)) from error
 
 
-def _decode(jpeg: bytes, address: TileAddress, pixels: NDArray[np.uint8]) -> None:
-    if zlib.crc32(jpeg) != address.crc32:
+def _decode(jpeg: Any, address: TileAddress, pixels: NDArray[np.uint8]) -> None:
+    if imagecodecs.deflate_crc32(jpeg) != address.crc32:
         raise ValueError("CRC-32 differs from the catalog's")
     decode_tile(jpeg, pixels)
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ STRATUM_LEVELS = ("stain", "institution", "tissue")
 
 TILE = np.dtype([("offset", "<u8"), ("nbytes", "<u4"), ("crc32", "<u4"), ("index", "<u4")])
 """Where a tile's JPEG is: 20 bytes a tile."""
+_TILE_ROW = struct.Struct("<QIII")
 CELL = np.dtype([("start", "<u8"), ("count", "<u4"), ("slide", "<u4"), ("magnification", "<u4"), ("mpp", "<f4")])
 """The tiles of one slide at one magnification: rows `start` to `start + count` of the part's tiles."""
 SLIDE = np.dtype([("id_hash", "<u8"), ("split", "<f8"), ("by_patient", "<u4"), *((n, "<u4") for n in STRATUM_LEVELS)])
@@ -42,30 +44,50 @@ _LARGEST_JPEG = 1 << 24
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
+class TileRows:
+    """The tiles of a part, read by row and not mapped: a thread that waits for a page holds the interpreter's lock."""
+
+    def __init__(self, file: Path) -> None:
+        self._descriptor = -1
+        with file.open("rb") as opened:
+            np.lib.format.read_magic(opened)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
+            self._count, self._offset = shape[0], opened.tell()
+        if dtype != TILE:
+            raise BadShards(f"{file} is of another format; delete its folder, the index is made anew")
+        self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: int) -> tuple[int, int, int, int]:
+        """offset, nbytes, crc32 and index of one tile."""
+        packed = os.pread(self._descriptor, _TILE_ROW.size, self._offset + row * _TILE_ROW.size)
+        offset, nbytes, crc32, index = _TILE_ROW.unpack(packed)
+        return offset, nbytes, crc32, index
+
+
 @dataclass(frozen=True)
 class Part:
     """A part as it lies on disk: arrays of the dtypes above, and its names of strata by level."""
 
-    folder: Path
-    tiles: np.memmap[Any, Any]
+    tiles: TileRows
     cells: NDArray[Any]
     slides: NDArray[Any]
     names: dict[str, list[str]]
     slide_ids: pa.ChunkedArray
 
-    def tile(self, row: int) -> np.void:
-        """One row of `tiles`, read and not mapped: a thread that waits for a page holds the interpreter's lock."""
-        with (self.folder / "tiles.npy").open("rb", buffering=0) as file:
-            found = os.pread(file.fileno(), TILE.itemsize, self.tiles.offset + row * TILE.itemsize)
-        return np.void(np.frombuffer(found, TILE)[0])
-
 
 def open_part(folder: Path) -> Part:
     """A part that was built before."""
-    tiles, cells, slides = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("tiles", "cells", "slides"))
+    cells, slides = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("cells", "slides"))
     names = json.loads((folder / "names.json").read_text())
     slide_ids = pa.ipc.open_file(pa.memory_map(str(folder / "slide_ids.arrow"))).read_all()["slide_id"]
-    return Part(folder, tiles, cells, slides, names, slide_ids)
+    return Part(TileRows(folder / "tiles.npy"), cells, slides, names, slide_ids)
 
 
 def build_part(source: ShardSource, name: str, has_tiles: bool, where: str | None, folder: Path) -> None:

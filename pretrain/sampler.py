@@ -240,8 +240,17 @@ class DrawnCounts:
         """Count tiles by the number of their stratum."""
         self.counts += np.bincount(stratum, minlength=len(self.counts))
 
-    def table(self) -> list[dict[str, Any]]:
-        """Each stratum with its target and drawn share, and the number drawn."""
-        total = max(int(self.counts.sum()), 1)
-        pairs = zip(self._sampler.strata, self.counts.tolist(), strict=True)
+    def restore(self, rows: list[dict[str, Any]]) -> None:
+        """Go on counting from an earlier table; strata that are gone are left out."""
+        before = {self._key(row): int(row["drawn"]) for row in rows}
+        self.counts += np.array([before.get(self._key(row), 0) for row in self._sampler.strata], np.int64)
+
+    def _key(self, row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in ("magnification", *self._sampler.settings.strata))
+
+    def table(self, counts: NDArray[np.int64] | None = None) -> list[dict[str, Any]]:
+        """Each stratum with its target and drawn share, and the number drawn; of other `counts` if given."""
+        counts = self.counts if counts is None else counts
+        total = max(int(counts.sum()), 1)
+        pairs = zip(self._sampler.strata, counts.tolist(), strict=True)
         return [{**row, "drawn": drawn, "drawn_share": drawn / total} for row, drawn in pairs]
