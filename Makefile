@@ -8,7 +8,7 @@ PINS := pyproject.toml constraints.txt
 OUT ?= shards
 
 .DEFAULT_GOAL := help
-.PHONY: help shards peek bench test check samples clean
+.PHONY: help shards peek pretrain recipe bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -28,6 +28,18 @@ endif
 peek: $(VENV)/.train ## a picture of what the trainer sees: SHARDS="folder or URL ..." WHERE="stain = 'HE'" PNG= ARGS=
 	@$(BIN)/python -m pipelines.peek --shards $(or $(SHARDS),$(OUT)) --out '$(or $(PNG),peek.png)' \
 	  $(if $(WHERE),--where "$(WHERE)") $(ARGS)
+
+pretrain: $(VENV)/.train ## train, and go on where RUN stands: SHARDS= RECIPE= RUN=folder GPUS= STOP_AT= WHERE= SET="schedule.rate=0.002 ..." ARGS=
+ifndef SHARDS
+	@test -e '$(OUT)/run.json' || $(MAKE) --no-print-directory shards
+endif
+	@$(BIN)/python -m $(if $(GPUS),torch.distributed.run --standalone --nproc-per-node '$(GPUS)' -m )pipelines.train \
+	  --shards $(or $(SHARDS),$(OUT)) --folder '$(or $(RUN),runs/$(or $(RECIPE),debug))' \
+	  $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(STOP_AT),--stop-at '$(STOP_AT)') $(if $(WHERE),--where "$(WHERE)") \
+	  $(if $(SET),--set $(SET)) $(ARGS)
+
+recipe: $(VENV)/.train ## show a recipe with every setting's name: RECIPE=debug SET="schedule.rate=0.002 ..."
+	@$(BIN)/python -m pipelines.recipe --recipe '$(or $(RECIPE),debug)' $(if $(SET),--set $(SET))
 
 bench: $(VENV)/.bench ## speed, against limits measured in the same run: BENCH=feed ARGS="--quick | --only 'local scale'"
 	@test -e '$(OUT)' || $(MAKE) --no-print-directory shards

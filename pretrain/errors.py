@@ -15,3 +15,19 @@ class BadFilter(UsageError):
 
 class TooManyBadTiles(WsiPrepError, OSError):
     """More tiles cannot be read than the run tolerates."""
+
+
+class BadRun(UsageError):
+    """A RUN folder holds something that this call cannot go on with."""
+
+
+class BadTask(UsageError):
+    """A table of labelled tiles cannot be used to probe with."""
+
+
+class CheckpointFailed(WsiPrepError, OSError):
+    """A checkpoint cannot be written."""
+
+
+class NonFinite(WsiPrepError, FloatingPointError):
+    """A loss or gradient is not finite; the update was left out and the run stops."""

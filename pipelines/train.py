@@ -1,0 +1,111 @@
+"""Pretraining: from shards to a checkpointed vision transformer, on one core or many GPUs."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipelines.progress import index_progress
+from pretrain import distributed
+from pretrain.errors import CheckpointFailed, NonFinite, TooManyBadTiles
+from pretrain.index import default_folder
+from pretrain.recipes import debug, recipe
+from pretrain.run import Ended, Reporter, RunCall, run, settle_recipe
+from pretrain.train import Trainer
+from wsi_prep.errors import UsageError
+
+EXIT_OK, EXIT_WRONG_CALL, EXIT_STOPPED, EXIT_SAVED, EXIT_INTERRUPTED = 0, 2, 3, 75, 130
+
+EPILOG = (
+    "exit codes: 0 done, or STOP_AT reached; 2 the call is wrong; 3 numbers, tiles or a checkpoint went bad; "
+    "75 stopped by SIGTERM, saved, call again to go on; 130 the same by Ctrl-C."
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    errors = Console(stderr=True, highlight=False)
+    try:
+        wanted = recipe(options.recipe) if options.recipe else None
+        chosen = settle_recipe(options.folder, wanted, options.set, debug)
+        with distributed.world(chosen.compute.device) as world:
+            console = Console(highlight=False, quiet=not world.first)
+            call = RunCall(options.folder, tuple(options.shards), options.where, options.index, options.stop_at)
+            with index_progress(console) as progress:
+                ended = run(call, chosen, world, _Terminal(console), progress)
+    except UsageError as error:
+        errors.print(f"pretrain: {error}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    except (NonFinite, TooManyBadTiles, CheckpointFailed) as error:
+        errors.print(f"pretrain: stopped: {error}", markup=False, soft_wrap=True)
+        return EXIT_STOPPED
+    _show_end(console, options.folder, ended)
+    return {0: EXIT_OK, signal.SIGINT: EXIT_INTERRUPTED}.get(ended.outcome.stopped, EXIT_SAVED)
+
+
+class _Terminal(Reporter):
+    """Lines on the terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._steps = 0
+
+    def note(self, text: str) -> None:
+        self._console.print(f"note: {text}", markup=False, soft_wrap=True)
+
+    def started(self, trainer: Trainer, step: int) -> None:
+        self._steps = trainer.recipe.schedule.steps
+        millions = sum(p.numel() for p in trainer.backbone.parameters()) / 1e6
+        self._console.print(
+            f"{trainer.recipe.name}: ViT of {millions:.1f} M parameters, batch {trainer.recipe.sampling.batch}, "
+            f"step {step} of {self._steps}, {trainer.world.size} x {trainer.world.device.type}",
+            markup=False,
+        )
+
+    def numbers(self, step: int, values: dict[str, Any]) -> None:
+        parts = "  ".join(f"{name.removeprefix('loss_')} {v:.3f}" for name, v in values.items() if name[:5] == "loss_")
+        left = (self._steps - step - 1) * values["step_s"]
+        self._console.print(
+            f"step {step:>6}  loss {values['loss']:.3f}  {parts}  spread {values['feature_spread']:.3f}  "
+            f"lr {values['learning_rate']:.2e}  {values['tiles_per_s']:.1f} tiles/s  "
+            f"wait {values['data_wait_share']:.0%}  mfu {values['mfu_share']:.0%}  left {_clock(left)}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _show_end(console: Console, folder: Path, ended: Ended) -> None:
+    steps, done = ended.recipe.schedule.steps, ended.outcome.step
+    state = "done" if done >= steps else "stopped, call again to go on"
+    console.print(f"step {done} of {steps}: {state}; {_clock(ended.seconds)} in this call", markup=False)
+    console.print(f"look at {folder}: pictures, metrics.jsonl, tensorboard, drawn.json", markup=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.train", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
+    add("--folder", required=True, type=Path, metavar="FOLDER", help="where the run is kept, and gone on with")
+    add("--recipe", metavar="NAME", help="a function of pretrain/recipes.py (default: the run's own, else debug)")
+    add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes to the recipe, as in schedule.rate=0.002")
+    add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.1\"")
+    add("--stop-at", type=int, metavar="STEP", help="stop before this step, with a checkpoint")
+    add("--index", type=Path, default=default_folder(), metavar="FOLDER", help="where the index is kept")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Processes that train together: the only file that knows torch.distributed. One process is a group of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from wsi_prep.errors import BadOption
+
+MODES = ("ddp", "fsdp")
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among those that train together: `rank` of `size`, and its `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes what there is only one of."""
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def world(device: str = "") -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone. `device`: "cpu", "cuda", or "" for what there is."""
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind not in ("cpu", "cuda"):
+        raise BadOption(f"device {kind!r} is not known; choose cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BadOption("torch finds no GPU; install a CUDA build of torch, or ask for device cpu")
+    chosen = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(chosen)
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    if "TORCHELASTIC_RUN_ID" in os.environ or "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process; 0 where there is no group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """Number of processes; 1 where there is no group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in place; carries no gradient."""
+    if size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def all_mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over all processes of single numbers."""
+    packed = torch.stack([value.detach().float().reshape(()) for value in values.values()])
+    return dict(zip(values, (all_sum(packed) / size()).unbind(), strict=True))
+
+
+def gather(rows: Tensor) -> Tensor:
+    """(B, ...) of every process -> (size * B, ...), rank after rank; gradients flow back to every process's rows.
+
+    The backward pass sums what the losses of all processes say of one's rows, so that the mean over processes of the
+    gradients is the gradient of the mean of their losses.
+    """
+    return _Gather.apply(rows) if size() > 1 else rows  # type: ignore[no-untyped-call]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: Any, rows: Tensor) -> Tensor:
+        everyone = rows.new_empty((size() * len(rows), *rows.shape[1:]))
+        dist.all_gather_into_tensor(everyone, rows.contiguous())
+        return everyone
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        gradient = all_sum(gradient.contiguous().clone())
+        each = len(gradient) // size()
+        return gradient[rank() * each : (rank() + 1) * each]
+
+
+class Flag:
+    """A yes that any process may say and all learn of at the same step, one step later, without waiting for it."""
+
+    def __init__(self) -> None:
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def said(self, mine: bool) -> bool:
+        """Tell the others, and return whether anyone had said so at the last call."""
+        before = self._pending
+        value = torch.tensor([float(mine)])
+        self._pending = (dist.all_reduce(value, async_op=True) if size() > 1 else None, value)
+        if before is None:
+            return False
+        if before[0] is not None:
+            before[0].wait()
+        return bool(before[1].item())
+
+
+def agree(mine: bool) -> bool:
+    """Whether any process says so; waits for all."""
+    return bool(all_sum(torch.tensor([float(mine)])).item())
+
+
+def share_out(network: nn.Module, units: Iterable[nn.Module], mode: str, world: World, dtype: torch.dtype) -> nn.Module:
+    """The network as `mode` spreads it over the processes: whole copies (ddp), or its `units` in shards (fsdp).
+
+    `dtype` is what fsdp gathers and computes in; gradients are summed in float32 by both.
+    """
+    if mode not in MODES:
+        raise BadOption(f"parallel {mode!r} is not known; choose from {', '.join(MODES)}")
+    if world.size == 1:
+        return network
+    if mode == "ddp":
+        device = [world.device.index] if world.device.type == "cuda" else None
+        return DistributedDataParallel(
+            network, device_ids=device, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)  # the teacher has no backward pass
+    return network
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """The network without the wrapper that ddp puts around it."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+@contextlib.contextmanager
+def gradients_summed(network: nn.Module, now: bool) -> Iterator[None]:
+    """Whether a backward pass inside sums gradients over the processes, or (not `now`) leaves that to a later one."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(now)
+        yield
+    elif isinstance(network, DistributedDataParallel) and not now:
+        with network.no_sync():
+            yield
+    else:
+        yield
+
+
+def local(values: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be in shards."""
+    return values.to_local() if isinstance(values, DTensor) else values
+
+
+def whole(values: Tensor) -> Tensor:
+    """A tensor that may be in shards (or a partial sum), whole."""
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+class Writer:
+    """Writes tensors in the background. Its processes talk in a group of their own, apart from those of training."""
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo")
+
+    def save(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
+        """Begin to write, each process its share, as safetensors; all is copied before this returns."""
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        begun: Any = async_save(dict(tensors), storage_writer=writer, process_group=self._group)
+        return cast("Future[Any]", begun)
+
+
+def finish(begun: Future[Any]) -> None:
+    """Wait until what a Writer has begun is written; OSError with the reason if it cannot be."""
+    try:
+        begun.result()
+    except CheckpointException as error:  # not an Exception
+        raise OSError(_reason(error)) from error
+
+
+def load(state: dict[str, Tensor], folder: Path) -> None:
+    """Fill the tensors in place from what any number of processes has saved; OSError if that cannot be."""
+    try:
+        load_state(dict(state), storage_reader=HuggingFaceStorageReader(str(folder)))
+    except CheckpointException as error:
+        raise OSError(_reason(error)) from error
+
+
+def _reason(error: CheckpointException) -> str:
+    first = next(iter(error.failures.values()))[0]
+    return next(iter(str(first).splitlines()), type(first).__name__)

@@ -1,0 +1,166 @@
+"""What training minimises.
+
+The loop knows an objective by two methods: `losses` of some views, and `update` after an optimizer step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pretrain import distributed, losses
+from pretrain.backbone import BackboneSettings
+from pretrain.heads import HeadSettings
+from pretrain.network import Network, Seen
+from pretrain.packing import keep_crops, plan_drop
+from pretrain.schedules import Scheduled
+from pretrain.targets import Centre, sinkhorn_knopp
+from pretrain.views import Views
+from wsi_prep.errors import BadOption
+
+TARGETS = ("sinkhorn", "centre")
+SPREADS = ("kde", "koleo", "none")
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """DINO + iBOT + a term that spreads the class tokens of global crops.
+
+    `targets`: how the teacher's cosines become probabilities. `spread`: which term, with `spread_weight`; each global
+    crop's batch is spread by itself, and the terms are added. `kappa`: KDE's concentration.
+    """
+
+    head: HeadSettings = field(default_factory=HeadSettings)
+    student_temperature: float = 0.1
+    dino_weight: float = 1.0
+    ibot_weight: float = 1.0
+    targets: str = "sinkhorn"
+    spread: str = "kde"
+    spread_weight: float = 0.05
+    kappa: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("targets", TARGETS), ("spread", SPREADS)):
+            if getattr(self, name) not in allowed:
+                raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
+        if self.student_temperature <= 0 or self.kappa <= 0:
+            raise BadOption("student_temperature and kappa must be above 0")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """`total` is minimised; `parts` are numbers to look at, single elements on the device, without gradients."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+
+
+class Objective(Protocol):
+    """What the loop needs of an objective, which is an nn.Module besides."""
+
+    student: nn.Module
+
+    def losses(self, views: Views, at: Scheduled) -> Losses:
+        """Of this process's views; a mean over them, so that processes average gradients."""
+
+    def update(self, at: Scheduled) -> None:
+        """What follows an optimizer step."""
+
+
+class SelfDistillation(nn.Module):
+    """DINOv2 with Virchow2's changes: the student learns what the teacher, its own moving mean, says of other crops.
+
+    Oquab et al. 2023 (arXiv 2304.07193), Zimmermann et al. 2024 (arXiv 2408.00738).
+    """
+
+    def __init__(
+        self, settings: ObjectiveSettings, backbone: BackboneSettings, seed: int, recompute: str = "none"
+    ) -> None:
+        super().__init__()
+        self.settings, self.seed, self.drop_path = settings, seed, backbone.drop_path
+        torch.manual_seed(seed)
+        network = Network(backbone, settings.head, recompute)
+        self.student: nn.Module = network
+        self.teacher = copy.deepcopy(network).requires_grad_(False)
+        self.cls_centre, self.patch_centre = (Centre(settings.head.prototypes) for _ in range(2))
+        self._pending: list[tuple[Centre, Tensor, Tensor | None]] = []
+
+    def losses(self, views: Views, at: Scheduled) -> Losses:
+        """See Objective."""
+        settings, tiles = self.settings, views.tiles
+        valid = (views.weight > 0).float()
+        told = self._teach(views)
+        cls_targets = self._targets(self.cls_centre, told.cls, None, at.temperature)
+        patch_targets = self._targets(self.patch_centre, told.patches, valid, at.temperature)
+        seen = self._study(views)
+        wide = len(told.cls) // tiles
+        by_crop = seen.cls.view(-1, tiles, seen.cls.shape[-1])
+        dino = losses.dino_loss(by_crop, cls_targets.view(wide, tiles, -1), settings.student_temperature)
+        ibot = losses.ibot_loss(seen.patches, patch_targets, views.weight, settings.student_temperature)
+        spread = self._spread(seen.features.view(wide, tiles, -1))
+        total = settings.dino_weight * dino + settings.ibot_weight * ibot + settings.spread_weight * spread
+        parts = {"loss": total, "loss_dino": dino, "loss_ibot": ibot, f"loss_{settings.spread}": spread}
+        with torch.no_grad():
+            parts |= _looks(told, cls_targets)
+        return Losses(total, {name: value.detach() for name, value in parts.items()})
+
+    @torch.no_grad()
+    def update(self, at: Scheduled) -> None:
+        """Move the teacher towards the student, and the centres by what the teacher said."""
+        pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
+        teacher, student = zip(*((distributed.local(t), distributed.local(s)) for t, s in pairs), strict=True)
+        torch._foreach_lerp_(list(teacher), list(student), 1 - at.momentum)
+        for centre, cosines, valid in self._pending:
+            centre.update(cosines, valid)
+        self._pending.clear()
+
+    @torch.no_grad()
+    def _teach(self, views: Views) -> Seen:
+        seen: Seen = self.teacher([views.wide], views.chosen)
+        return seen
+
+    def _study(self, views: Views) -> Seen:
+        groups = [views.wide, views.near] if len(views.near) else [views.wide]
+        backbone = self.teacher.backbone  # of the same settings
+        packing = backbone.packing([(len(group), group.shape[-1]) for group in groups])
+        kept = None
+        if self.drop_path:
+            crops = sum(len(group) for group in groups) // views.tiles
+            depth = backbone.settings.depth
+            plan = plan_drop(self.seed, views.step, views.position, crops, depth)
+            kept = keep_crops(plan, packing, self.drop_path, views.wide.device)
+        masks = [views.mask, *[None] * (len(groups) - 1)]
+        seen: Seen = self.student(groups, views.chosen, masks, kept)
+        return seen
+
+    @torch.no_grad()
+    def _targets(self, centre: Centre, cosines: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
+        if self.settings.targets == "sinkhorn":
+            return sinkhorn_knopp(cosines, temperature, valid)
+        self._pending.append((centre, cosines, valid))
+        targets: Tensor = centre(cosines, temperature)
+        return targets
+
+    def _spread(self, features: Tensor) -> Tensor:
+        """The spreading term, summed over the (G, B, D) class tokens of each global crop."""
+        if self.settings.spread == "kde":
+            return torch.stack([losses.kde_loss(f, self.settings.kappa) for f in features]).sum()
+        if self.settings.spread == "koleo":
+            return torch.stack([losses.koleo_loss(f) for f in features]).sum()
+        return features.new_zeros(())
+
+
+def _looks(told: Seen, targets: Tensor) -> dict[str, Tensor]:
+    """Signs of health: entropy of the teacher's targets, and how far apart its class tokens are."""
+    features = functional.normalize(told.features.float(), dim=-1)
+    return {
+        "target_entropy_nats": torch.special.entr(targets).sum(-1).mean(),
+        "target_use_nats": torch.special.entr(targets.mean(0)).sum(),
+        "feature_spread": 1 - features.mean(0).square().sum(),
+    }

@@ -1,0 +1,218 @@
+"""A recipe: everything that decides what a run computes, as one frozen record that can be shown, changed and saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pretrain.backbone import BackboneSettings
+from pretrain.distributed import MODES as PARALLEL
+from pretrain.loader import LoaderSettings
+from pretrain.objective import ObjectiveSettings
+from pretrain.optim import OptimSettings
+from pretrain.recompute import MODES as RECOMPUTE
+from pretrain.sampler import SamplingSettings
+from pretrain.schedules import ScheduleSettings
+from pretrain.views import ViewSettings
+from wsi_prep.errors import BadOption
+
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """How a step is computed; changes results by rounding at most, but for `accumulate`.
+
+    `accumulate`: a process's share of the batch is computed in so many parts, which also see only each other in
+    Sinkhorn-Knopp and in the spreading term. `parallel`: whole copies (ddp) or shards (fsdp) of the model.
+    `precision`: of products. `recompute`: activations computed again in the backward pass. `compile`: each block by
+    torch.compile. `threads`: of a process on the CPU, 0 for all cores.
+    """
+
+    device: str = ""
+    precision: str = "bf16"
+    parallel: str = "ddp"
+    accumulate: int = 1
+    recompute: str = "none"
+    compile: bool = False
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("precision", PRECISIONS), ("parallel", PARALLEL), ("recompute", RECOMPUTE)):
+            if getattr(self, name) not in allowed:
+                raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
+        if self.accumulate < 1 or self.threads < 0:
+            raise BadOption("accumulate must be at least 1, threads at least 0")
+
+
+@dataclass(frozen=True)
+class SavingSettings:
+    """A checkpoint every `every` steps; the newest `keep` stay, and of older ones, one for every `keep_hours` hours."""
+
+    every: int = 500
+    keep: int = 2
+    keep_hours: float = 12.0
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1 or self.keep_hours < 0:
+            raise BadOption("saving.every and saving.keep must be at least 1, saving.keep_hours at least 0")
+
+
+@dataclass(frozen=True)
+class LookingSettings:
+    """Every how many steps metrics are written, a picture is drawn, and the labelled tiles are probed; 0 for never."""
+
+    log: int = 10
+    picture: int = 500
+    probe: int = 500
+
+    def __post_init__(self) -> None:
+        if self.log < 1 or self.picture < 0 or self.probe < 0:
+            raise BadOption("looking.log must be at least 1, looking.picture and looking.probe at least 0")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole configuration of a run, under the name of the function that made it."""
+
+    name: str
+    sampling: SamplingSettings
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    views: ViewSettings = field(default_factory=ViewSettings)
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    saving: SavingSettings = field(default_factory=SavingSettings)
+    looking: LookingSettings = field(default_factory=LookingSettings)
+
+    def __post_init__(self) -> None:
+        patch, crops = self.backbone.patch_px, self.views.crops
+        for px in (crops.global_px, crops.local_px):
+            if px % patch:
+                raise BadOption(f"crops of {px} px do not divide into patches of {patch} px")
+        if crops.global_crops + crops.local_crops < 2:
+            raise BadOption("one crop of a tile has nothing to be compared with; ask for at least two")
+
+
+FREE = ("compute", "loader", "saving", "looking")
+"""What may change when a run goes on: it decides how, not what, is computed."""
+
+
+def changed(recipe: Recipe, changes: list[str]) -> Recipe:
+    """The recipe with some values replaced, each given as `name=value` with dots: `schedule.rate=0.002`.
+
+    Raises BadOption for a name that there is not (with the nearest that there is) and a value of another type.
+    """
+    values = dataclasses.asdict(recipe)
+    for change in changes:
+        name, found, text = change.partition("=")
+        if not found:
+            raise BadOption(f"{change!r} sets nothing; write name=value, as in schedule.rate=0.002")
+        _set(values, recipe, name.strip(), text.strip())
+    made: Recipe = _build(Recipe, values)
+    return made
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Every value under its dotted name."""
+    return dict(_walk(recipe, ""))
+
+
+def differences(recipe: Recipe, saved: Recipe) -> list[str]:
+    """`name: saved -> now` for all that would change what a run computes."""
+    before, now = flat(saved), flat(recipe)
+    return [
+        f"{name}: {before[name]} -> {now[name]}"
+        for name in now
+        if name.split(".")[0] not in FREE and before[name] != now[name]
+    ]
+
+
+def save(recipe: Recipe, file: Path) -> None:
+    """As JSON."""
+    file.write_text(json.dumps(dataclasses.asdict(recipe), indent=1) + "\n")
+
+
+def load(file: Path) -> Recipe:
+    """What `save` wrote; BadOption if it is something else."""
+    try:
+        values = json.loads(file.read_text())
+        recipe: Recipe = _build(Recipe, values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadOption(f"{file} is no recipe of this version: {error}") from error
+    return recipe
+
+
+def _walk(record: Any, prefix: str) -> typing.Iterator[tuple[str, Any]]:
+    for one in dataclasses.fields(record):
+        value = getattr(record, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from _walk(value, f"{prefix}{one.name}.")
+        elif isinstance(value, Mapping):
+            yield from ((f"{prefix}{one.name}.{key}", entry) for key, entry in value.items())
+        else:
+            yield prefix + one.name, value
+
+
+def _set(values: dict[str, Any], record: Any, name: str, text: str) -> None:
+    """Replace one value, by its dotted name, in the nested dictionaries of the record."""
+    *way, last = name.split(".")
+    for step in way:
+        record = getattr(record, step, None) if dataclasses.is_dataclass(record) else None
+        values = values[step] if record is not None else {}
+    if isinstance(record, Mapping) and last in record:
+        wanted: Any = float
+    elif dataclasses.is_dataclass(record) and last != "name":
+        wanted = typing.get_type_hints(type(record)).get(last)
+    else:
+        wanted = None
+    if wanted is None or isinstance(values.get(last), dict):
+        raise BadOption(_unknown(name))
+    values[last] = _parse(name, text, wanted)
+
+
+def _unknown(name: str) -> str:
+    from pretrain.recipes import debug  # noqa: PLC0415 - any recipe has all the names
+
+    names = [known for known in flat(debug()) if known != "name"]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    tail = [known for known in names if known.split(".")[-1] == name.rsplit(".", maxsplit=1)[-1]]
+    nearest = (tail or near or [""])[0]
+    hint = f"; did you mean {nearest}?" if nearest else ""
+    return f"no setting is named {name!r}{hint} (make recipe lists them all)"
+
+
+def _parse(name: str, text: str, wanted: Any) -> Any:
+    """The text as a value of the type; tuples are written with commas."""
+    if typing.get_origin(wanted) is tuple:
+        kinds = typing.get_args(wanted)
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        if kinds[-1] is Ellipsis:
+            return tuple(_parse(name, word, kinds[0]) for word in words)
+        if len(words) != len(kinds):
+            raise BadOption(f"{name} takes {len(kinds)} values with commas between them, not {text!r}")
+        return tuple(_parse(name, word, kind) for word, kind in zip(words, kinds, strict=True))
+    if wanted is bool:
+        if text.lower() not in ("true", "false"):
+            raise BadOption(f"{name} is true or false, not {text!r}")
+        return text.lower() == "true"
+    try:
+        return wanted(text)
+    except ValueError:
+        kind = {int: "a whole number", float: "a number"}.get(wanted, "text")
+        raise BadOption(f"{name} is {kind}, not {text!r}") from None
+
+
+def _build(kind: Any, values: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        types = typing.get_type_hints(kind)
+        return kind(**{name: _build(types[name], value) for name, value in values.items()})  # type: ignore[operator]
+    return tuple(values) if typing.get_origin(kind) is tuple else values

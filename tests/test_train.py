@@ -1,0 +1,151 @@
+"""Runs: exact when gone on with, the same on any number of processes, and stopped where the numbers go bad."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+from training import ROOT, command, make_shards, train
+
+from pipelines.train import EXIT_SAVED, EXIT_STOPPED, EXIT_WRONG_CALL, main
+from pretrain.checkpoint import superseded
+from pretrain.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("shards") / "out")
+
+
+def run(shards, folder, *changes, **options):
+    """In this process; returns the exit code."""
+    return main(command(shards, folder, *changes, **options)[3:])
+
+
+def losses(folder):
+    return [(row["step"], row["loss"], row["loss_dino"], row["gradient_norm"]) for row in read_metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def unbroken(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert run(shards, folder) == 0
+    assert [step for step, *_ in losses(folder)] == list(range(8))
+    return folder
+
+
+def close_to(folder, unbroken):
+    found, expected = losses(folder), losses(unbroken)
+    assert [step for step, *_ in found] == [step for step, *_ in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-4)
+
+
+@pytest.mark.parametrize("stop", [3, 5])
+def test_a_run_that_was_stopped_goes_on_to_the_bit(shards, unbroken, tmp_path, stop):
+    assert run(shards, tmp_path / "run", stop_at=stop) == 0
+    assert run(shards, tmp_path / "run") == 0
+    assert losses(tmp_path / "run") == losses(unbroken)
+    assert (tmp_path / "run/drawn.json").read_text() == (unbroken / "drawn.json").read_text()
+
+
+def test_a_run_that_is_done_does_nothing_more(shards, tmp_path, capsys):
+    assert run(shards, tmp_path / "run", "schedule.steps=2") == 0
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    assert run(shards, tmp_path / "run", "schedule.steps=2") == 0
+    assert "step 2 of 2: done" in capsys.readouterr().out
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+
+
+def test_accumulation_and_threads_train_as_well(shards, tmp_path):
+    assert run(shards, tmp_path / "run", "compute.accumulate=2", "backbone.drop_path=0.3", "schedule.steps=3") == 0
+    assert len(losses(tmp_path / "run")) == 3
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_do_what_one_does_and_one_goes_on_from_them(shards, unbroken, tmp_path, parallel):
+    two = train(shards, tmp_path / "run", f"compute.parallel={parallel}", processes=2, stop_at=5)
+    assert two.returncode == 0, two.stderr
+    assert run(shards, tmp_path / "run") == 0
+    close_to(tmp_path / "run", unbroken)
+    assert json.loads((tmp_path / "run/drawn.json").read_text()) == json.loads((unbroken / "drawn.json").read_text())
+
+
+def test_what_one_process_saved_two_go_on_from(shards, unbroken, tmp_path):
+    assert run(shards, tmp_path / "run", stop_at=4) == 0
+    two = train(shards, tmp_path / "run", "compute.parallel=fsdp", processes=2)
+    assert two.returncode == 0, two.stderr
+    close_to(tmp_path / "run", unbroken)
+
+
+def interrupted(shards, folder, number):
+    """Begin a run in a process of its own and send it the signal after a few steps; returns the exit code."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    call = command(shards, folder, "schedule.steps=60", "looking.log=1")
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(call, env=environment, **piped) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step     10"):
+                process.send_signal(number)
+                break
+        rest = process.stdout.read()
+        return process.wait(), rest
+
+
+@pytest.fixture(scope="module")
+def long_run(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "long"
+    assert run(shards, folder, "schedule.steps=60") == 0
+    return folder
+
+
+def test_a_run_that_was_killed_goes_on_to_the_bit(shards, long_run, tmp_path):
+    code, _ = interrupted(shards, tmp_path / "run", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert run(shards, tmp_path / "run", "schedule.steps=60") == 0
+    assert losses(tmp_path / "run") == losses(long_run)
+
+
+def test_sigterm_saves_and_says_so(shards, long_run, tmp_path):
+    code, text = interrupted(shards, tmp_path / "run", signal.SIGTERM)
+    assert code == EXIT_SAVED
+    assert "call again to go on" in text
+    done = max(int(path.name.removeprefix("step-")) for path in (tmp_path / "run/checkpoints").glob("step-*"))
+    assert losses(tmp_path / "run")[-1][0] == done - 1  # nothing that was computed is lost
+    assert run(shards, tmp_path / "run", "schedule.steps=60") == 0
+    assert losses(tmp_path / "run") == losses(long_run)
+
+
+def test_numbers_that_are_not_finite_stop_the_run_and_name_the_tiles(shards, tmp_path, capsys):
+    assert run(shards, tmp_path / "run", "schedule.rate=1e30", "optim.clip=0") == EXIT_STOPPED
+    message = capsys.readouterr().err
+    assert "the update was left out" in message
+    found = json.loads(next((tmp_path / "run").glob("nonfinite-*.json")).read_text())
+    assert len(found["tiles"]) == 8
+    assert all("stores/slide" in tile["tile"] for tile in found["tiles"])
+    assert not list((tmp_path / "run/checkpoints").glob("step-*"))
+
+
+def test_another_recipe_is_refused(shards, tmp_path, capsys):
+    assert run(shards, tmp_path / "run", "schedule.steps=2") == 0
+    assert run(shards, tmp_path / "run", "schedule.steps=2", "backbone.depth=3") == EXIT_WRONG_CALL
+    assert "backbone.depth: 2 -> 3" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_one_clear_line(shards, tmp_path, capsys):
+    assert run(shards, tmp_path / "run", "schedule.steps=4", stop_at=2) == 0
+    file = next((tmp_path / "run/checkpoints/step-00000002").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:1000])
+    assert run(shards, tmp_path / "run", "schedule.steps=4") == EXIT_WRONG_CALL
+    message = capsys.readouterr().err.strip()
+    assert "step-00000002 cannot be read" in message
+    assert "\n" not in message
+
+
+def test_checkpoints_thin_out_by_count_and_by_time():
+    hourly = {step: 3600.0 * step for step in range(1, 31)}
+    gone = superseded(hourly, keep=2, keep_hours=12)
+    assert sorted(set(hourly) - set(gone)) == [1, 13, 25, 29, 30]
+    assert sorted(set(hourly) - set(superseded(hourly, keep=3, keep_hours=0))) == [28, 29, 30]
