@@ -21,6 +21,10 @@ class BadRun(UsageError):
     """A RUN folder holds something that this call cannot go on with."""
 
 
+class BadWeights(UsageError):
+    """A file of weights cannot be read, or does not fit the recipe's backbone."""
+
+
 class BadTask(UsageError):
     """A table of labelled tiles cannot be used to probe with."""
 

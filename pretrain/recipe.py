@@ -79,7 +79,10 @@ class LookingSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole configuration of a run, under the name of the function that made it."""
+    """The whole configuration of a run, under the name of the function that made it.
+
+    `start_from`: a file or folder with weights that the backbone begins with, see weights.load_backbone.
+    """
 
     name: str
     sampling: SamplingSettings
@@ -92,6 +95,7 @@ class Recipe:
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     saving: SavingSettings = field(default_factory=SavingSettings)
     looking: LookingSettings = field(default_factory=LookingSettings)
+    start_from: str = ""
 
     def __post_init__(self) -> None:
         patch, crops = self.backbone.patch_px, self.views.crops

@@ -103,7 +103,8 @@ def run(
     if world.first:
         recipes.save(recipe, call.folder / "recipe.json")
         _write_run(call, index, trainer)
-        for line in [*index.warnings, *sampler.warnings]:
+        loaded = trainer.loaded.lines() if trainer.loaded and not start else []
+        for line in [*index.warnings, *sampler.warnings, *loaded]:
             reporter.note(line)
     watcher = _Watcher(call.folder, reporter, trainer, start) if world.first else Reporter()
     outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)

@@ -33,6 +33,7 @@ from pretrain.optim import clip_gradients, make_optimizer, optimizer_state, take
 from pretrain.recipe import Recipe
 from pretrain.sampler import Sampler
 from pretrain.views import make_views
+from pretrain.weights import Loaded, load_backbone
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -70,6 +71,7 @@ class Trainer:
         self.objective = SelfDistillation(
             recipe.objective, recipe.backbone, sampler.settings.seed, recipe.compute.recompute
         )
+        self.loaded = self._begin_from(recipe.start_from)
         self._spread_out()
         self.optimizer = make_optimizer(self._network, recipe.backbone.depth, recipe.optim)
         self.loader = Loader(sampler, recipe.loader, world.rank, world.size)
@@ -103,7 +105,7 @@ class Trainer:
             batches = on_device(self.loader.batches(start, stop), self.world.device)
             self._clock.start()
             for batch, tiles in self._clock.waiting(batches):
-                self._step(batch, tiles)
+                self.step(batch, tiles)
                 step = batch.step + 1
                 self._tell(watcher)
                 if step % self.recipe.saving.every == 0 and step < stop:
@@ -119,7 +121,8 @@ class Trainer:
                 watcher.saved(done)
         return Outcome(step, signals.caught if step < stop else 0)
 
-    def _step(self, batch: Batch, tiles: Tensor) -> None:
+    def step(self, batch: Batch, tiles: Tensor) -> None:
+        """One update by this process's share of a batch, `tiles` (B, 3, 392, 392) uint8 on the device."""
         recipe = self.recipe
         self._recent[batch.step] = batch
         at = schedules.at(recipe.schedule, batch.step, recipe.sampling.batch)
@@ -152,11 +155,16 @@ class Trainer:
         self._deferred.put(batch.step, seen | {"bad": bad})
         self._clock.stepped(len(tiles) * self.world.size)
 
-    def _tell(self, watcher: Watcher, everything: bool = False) -> None:
+    def numbers_ready(self, everything: bool = False) -> Iterator[tuple[int, dict[str, float]]]:
+        """Losses and norms of past steps, all but the last one if not `everything`. Raises NonFinite."""
         for step, values in self._deferred.take(everything):
             batch = self._recent.pop(step)
             if values.pop("bad"):
                 raise NonFinite(self._report(batch, values))
+            yield step, values
+
+    def _tell(self, watcher: Watcher, everything: bool = False) -> None:
+        for step, values in self.numbers_ready(everything):
             if step % self.recipe.looking.log == 0 or everything:
                 watcher.numbers(step, values | self._numbers(step))
 
@@ -212,13 +220,20 @@ class Trainer:
         return {name: value.detach() for name, value in found.items()}
 
     @property
-    def _network(self) -> torch.nn.Module:
-        return distributed.plain(self.objective.student)
+    def _network(self) -> Network:
+        return cast("Network", distributed.plain(self.objective.student))
+
+    def _begin_from(self, weights: str) -> Loaded | None:
+        if not weights:
+            return None
+        loaded = load_backbone(self._network.backbone, Path(weights))
+        self.objective.teacher.backbone.load_state_dict(self._network.backbone.state_dict())
+        return loaded
 
     def _spread_out(self) -> None:
         compute, objective = self.recipe.compute, self.objective
         objective.to(self.world.device)
-        student, teacher = cast("Network", objective.student), objective.teacher
+        student, teacher = self._network, objective.teacher
         for network in (student, teacher):
             if compute.compile:
                 network.backbone.compile_blocks()
