@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +50,10 @@ class BackboneSettings:
             raise BadOption(f"images of {self.image_px} px do not divide into patches of {self.patch_px} px")
         if not 0 <= self.drop_path < 1:
             raise BadOption(f"drop path {self.drop_path} is not at least 0 and below 1")
-        if self.registers < 0 or self.layer_scale < 0 or self.mlp_ratio <= 0:
-            raise BadOption("registers and layer scale must be at least 0, the ratio of the MLP above 0")
+        if self.registers < 0 or not 0 <= self.layer_scale < math.inf:
+            raise BadOption(f"registers {self.registers} and layer scale {self.layer_scale} must be at least 0")
+        if not 0 < self.mlp_ratio < math.inf or (self.swiglu and int(self.width * self.mlp_ratio) % 2):
+            raise BadOption(f"an MLP of {self.mlp_ratio} x {self.width} is not above 0, or not even as SwiGLU needs it")
 
 
 @dataclass(frozen=True)

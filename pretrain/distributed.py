@@ -53,6 +53,7 @@ def world(device: str = "") -> Iterator[World]:
     chosen = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(chosen)
+        torch.set_float32_matmul_precision("high")  # TF32 for the products that stay out of bfloat16
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     if "TORCHELASTIC_RUN_ID" in os.environ or "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, timeout=timedelta(minutes=10))

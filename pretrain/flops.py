@@ -24,7 +24,10 @@ class StepFlops:
 
 
 def step_flops(recipe: Recipe) -> StepFlops:
-    """Of forward and backward passes of the student (3 times a forward pass) and the teacher's forward pass."""
+    """Of the student's passes forward and backward, 3 times a forward one, and the teacher's forward pass.
+
+    The patch embedding counts twice only: nobody asks for a gradient of the pixels.
+    """
     backbone, crops, head = recipe.backbone, recipe.views.crops, recipe.objective.head
     kept = 1 - backbone.drop_path
     sizes = ((crops.global_crops, crops.global_px), (crops.local_crops, crops.local_px))
@@ -39,8 +42,8 @@ def step_flops(recipe: Recipe) -> StepFlops:
     teacher += (crops.global_crops + masked) * head_flops(backbone.width, head)
     forwards = {"none": 3, "selective": 3, "full": 4}[recipe.compute.recompute]
     return StepFlops(
-        dense=3 * (blocks + embed + heads) + teacher,
-        executed=forwards * kept * blocks + 3 * (embed + heads) + teacher,
+        dense=3 * (blocks + heads) + 2 * embed + teacher,
+        executed=forwards * kept * blocks + 3 * heads + 2 * embed + teacher,
     )
 
 

@@ -47,5 +47,6 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - see the class
         x = functional.normalize(self.mlp(x).float(), dim=-1, eps=1e-6)
-        prototypes = functional.normalize(self.prototypes.float(), dim=-1)
-        return functional.linear(x, prototypes)
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 is too coarse for a temperature of 0.04
+            prototypes = functional.normalize(self.prototypes.float(), dim=-1)
+            return functional.linear(x, prototypes)

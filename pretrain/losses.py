@@ -47,7 +47,8 @@ def kde_loss(features: Tensor, kappa: float) -> Tensor:
     everyone = distributed.gather(own)
     if len(everyone) < 2:
         return own.sum() * 0
-    similar = (kappa * own @ everyone.T).masked_fill(_diagonal(own, everyone), -math.inf)
+    with torch.autocast(own.device.type, enabled=False):  # near 1, bfloat16 tells no two cosines apart
+        similar = (kappa * own @ everyone.T).masked_fill(_diagonal(own, everyone), -math.inf)
     return (similar.logsumexp(dim=1) - math.log(len(everyone) - 1)).mean()
 
 
@@ -60,7 +61,7 @@ def koleo_loss(features: Tensor) -> Tensor:
     everyone = distributed.gather(own)
     if len(everyone) < 2:
         return own.sum() * 0
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(own.device.type, enabled=False):
         nearest = (own @ everyone.T).masked_fill(_diagonal(own, everyone), -math.inf).argmax(dim=1)
     distance = (own - everyone[nearest]).square().sum(1).add(1e-12).sqrt()
     return -(distance + 1e-8).log().mean()

@@ -42,7 +42,7 @@ class OptimSettings:
             raise BadOption(f"betas {self.betas} are not at least 0 and below 1")
         if not 0 < self.layer_decay <= 1 or not 0 < self.patch_rate <= 1:
             raise BadOption("layer_decay and patch_rate must be above 0 and at most 1")
-        if self.clip < 0 or self.eps <= 0:
+        if not (self.clip >= 0 and self.eps > 0):
             raise BadOption("clip must be at least 0 and eps above 0")
 
 
@@ -72,7 +72,7 @@ def make_optimizer(network: nn.Module, depth: int, settings: OptimSettings) -> t
 
 
 def take_step(optimizer: torch.optim.Optimizer, at: Scheduled, found_inf: Tensor) -> None:
-    """One update with the step's learning rate and weight decay, unless `found_inf` (one float32) is 1."""
+    """One update with the step's learning rate and weight decay, unless `found_inf` (float32 of shape ()) is 1."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0 if at.frozen and group["prototypes"] else at.rate * group["rate_share"]
         group["weight_decay"] = at.decay if group["decays"] else 0.0
@@ -139,7 +139,7 @@ class StableAdamW(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         steps = [s["step"] for s in states]
         torch._foreach_add_(steps, go)
-        count = steps[0]
+        count = steps[0].clamp_min(1)  # 0 where the first step is left out
         torch._foreach_mul_(first, 1 - (1 - beta1) * go)
         torch._foreach_add_(first, gradients, alpha=1 - beta1)
         torch._foreach_mul_(second, 1 - (1 - beta2) * go)

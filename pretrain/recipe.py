@@ -60,21 +60,24 @@ class SavingSettings:
     keep_hours: float = 12.0
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.keep < 1 or self.keep_hours < 0:
+        if self.every < 1 or self.keep < 1 or not self.keep_hours >= 0:
             raise BadOption("saving.every and saving.keep must be at least 1, saving.keep_hours at least 0")
 
 
 @dataclass(frozen=True)
 class LookingSettings:
-    """Every how many steps metrics are written, a picture is drawn, and the labelled tiles are probed; 0 for never."""
+    """Every how many steps metrics are written, a picture is drawn, and labelled tiles are probed (at most
+    `probe_tiles` on either side, 0 for all); 0 for never.
+    """
 
     log: int = 10
     picture: int = 500
     probe: int = 500
+    probe_tiles: int = 1500
 
     def __post_init__(self) -> None:
-        if self.log < 1 or self.picture < 0 or self.probe < 0:
-            raise BadOption("looking.log must be at least 1, looking.picture and looking.probe at least 0")
+        if self.log < 1 or min(self.picture, self.probe, self.probe_tiles) < 0:
+            raise BadOption("looking.log must be at least 1, the others of looking at least 0")
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,9 @@ def differences(recipe: Recipe, saved: Recipe) -> list[str]:
     """`name: saved -> now` for all that would change what a run computes."""
     before, now = flat(saved), flat(recipe)
     return [
-        f"{name}: {before[name]} -> {now[name]}"
-        for name in now
-        if name.split(".")[0] not in FREE and before[name] != now[name]
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in {**before, **now}
+        if name.split(".")[0] not in FREE and before.get(name) != now.get(name)
     ]
 
 
@@ -150,7 +153,7 @@ def load(file: Path) -> Recipe:
     try:
         values = json.loads(file.read_text())
         recipe: Recipe = _build(Recipe, values)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadOption(f"{file} is no recipe of this version: {error}") from error
     return recipe
 
@@ -187,10 +190,9 @@ def _unknown(name: str) -> str:
     from pretrain.recipes import debug  # noqa: PLC0415 - any recipe has all the names
 
     names = [known for known in flat(debug()) if known != "name"]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     tail = [known for known in names if known.split(".")[-1] == name.rsplit(".", maxsplit=1)[-1]]
-    nearest = (tail or near or [""])[0]
-    hint = f"; did you mean {nearest}?" if nearest else ""
+    near = difflib.get_close_matches(name, tail or names, n=1, cutoff=0.0 if tail else 0.4)
+    hint = f"; did you mean {near[0]}?" if near else ""
     return f"no setting is named {name!r}{hint} (make recipe lists them all)"
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from wsi_prep.errors import BadOption
 
+_LEAST_TEMPERATURE = 0.02  # of exp(cosine / temperature)
+
 
 @dataclass(frozen=True)
 class ScheduleSettings:
@@ -37,8 +39,10 @@ class ScheduleSettings:
             raise BadOption(f"learning rates {self.least_rate} to {self.rate} are no range from 0 up")
         if not all(0 <= m <= 1 for m in self.momentum):
             raise BadOption(f"momentum {self.momentum} is not between 0 and 1")
-        if not all(t > 0 for t in self.temperature):
-            raise BadOption(f"temperature {self.temperature} is not above 0")
+        if not all(0 <= d < math.inf for d in self.decay):
+            raise BadOption(f"decay {self.decay} is not at least 0")
+        if not all(_LEAST_TEMPERATURE <= t < math.inf for t in self.temperature):
+            raise BadOption(f"temperature {self.temperature} is below {_LEAST_TEMPERATURE}, where float32 overflows")
 
 
 @dataclass(frozen=True)

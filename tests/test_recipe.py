@@ -1,0 +1,213 @@
+"""Recipes build, say what is wrong with a change, come back from their file, and have the paper's sizes."""
+
+import dataclasses
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pretrain.backbone import make_vit
+from pretrain.recipe import ComputeSettings, LookingSettings, SavingSettings, changed, differences, flat, load, save
+from pretrain.recipes import RECIPES, debug, recipe, virchow2, virchow2g, vit_s
+from pretrain.sampler import SamplingSettings
+from wsi_prep.errors import BadOption
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_under_its_name(name):
+    assert recipe(name).name == name
+    assert recipe(name) == recipe(name)
+    assert recipe(name).sampling.batch % 8 == 0
+
+
+def test_an_unknown_recipe_is_refused_with_those_there_are():
+    with pytest.raises(BadOption, match=r"virchow3.*debug, vit_s"):
+        recipe("virchow3")
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("sampling.batch=32", 32),
+        ("schedule.rate=1e-3", 1e-3),
+        ("schedule.rate=1", 1.0),
+        ("compute.compile=true", True),
+        ("compute.compile=False", False),
+        ("optim.kind=stable_adamw", "stable_adamw"),
+        ("schedule.momentum=0.99,1", (0.99, 1.0)),
+        ("views.colour.blur = 1.0, 0.2, 0.3", (1.0, 0.2, 0.3)),
+        ("sampling.mix.40x=0.7", 0.7),
+        ("sampling.strata=stain", ("stain",)),
+        ("sampling.strata=", ()),
+        ("objective.head.prototypes=4096", 4096),
+        ("views.crops.local_crops=0", 0),
+        ("compute.device=cpu", "cpu"),
+    ],
+)
+def test_a_value_of_any_type_is_set_and_nothing_else(change, value):
+    name = change.split("=")[0].strip()
+    before, after = flat(debug()), flat(changed(debug(), [change]))
+    assert after[name] == value
+    assert type(after[name]) is type(value)
+    assert {key: old for key, old in before.items() if key != name} == {k: v for k, v in after.items() if k != name}
+
+
+def test_several_changes_are_made_and_the_last_of_one_name_counts():
+    out = changed(debug(), ["schedule.steps=5", "sampling.mix.5x=0", "schedule.steps=7"])
+    assert (out.schedule.steps, out.sampling.mix["5x"]) == (7, 0.0)
+    assert changed(debug(), []) == debug()
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        (["backbone.patch_px=16", "views.crops.local_px=96"], ("backbone.patch_px", "views.crops.local_px")),
+        (["backbone.width=320", "backbone.heads=5"], ("backbone.width", "backbone.heads")),
+        (["views.masking.least=0.6", "views.masking.most=0.7"], ("views.masking.least", "views.masking.most")),
+    ],
+)
+def test_values_that_only_fit_together_can_be_changed_together(changes, names):
+    out = flat(changed(vit_s(), changes))
+    assert [f"{name}={out[name]}" for name in names] == changes
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("schedule.rat=0.1", "schedule.rate"),
+        ("shedule.rate=0.1", "schedule.rate"),
+        ("prototypes=1024", "objective.head.prototypes"),
+        ("objective.prototypes=1024", "objective.head.prototypes"),
+        ("sampling.seeed=3", "sampling.seed"),
+        ("sampling.mix.4x=0.5", "sampling.mix.40x"),
+        ("loder.threads=2", "loader.threads"),
+        ("views.mask.aspect=0.5", "views.masking.aspect"),
+    ],
+)
+def test_a_misspelt_name_is_refused_with_the_nearest(wrong, nearest):
+    with pytest.raises(BadOption) as refused:
+        changed(debug(), [wrong])
+    assert repr(wrong.split("=")[0]) in str(refused.value)
+    assert f"did you mean {nearest}?" in str(refused.value)
+
+
+@pytest.mark.parametrize("wrong", ["name=other", "schedule=5", "schedule.rate.x=5", "sampling.mix=1", "=5", "xyzzy=1"])
+def test_what_is_no_setting_is_refused(wrong):
+    with pytest.raises(BadOption, match="no setting is named"):
+        changed(debug(), [wrong])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("sampling.batch=many", "sampling.batch is a whole number, not 'many'"),
+        ("sampling.batch=1.5", "sampling.batch is a whole number, not '1.5'"),
+        ("schedule.rate=fast", "schedule.rate is a number, not 'fast'"),
+        ("compute.compile=1", "compute.compile is true or false, not '1'"),
+        ("schedule.momentum=0.9", "schedule.momentum takes 2 values"),
+        ("schedule.momentum=0.9,high", "schedule.momentum is a number, not 'high'"),
+        ("sampling.mix.40x=half", "sampling.mix.40x is a number, not 'half'"),
+        ("schedule.rate", "sets nothing"),
+        ("optim.kind=sgd", "optimizer 'sgd' is not known"),
+        ("backbone.patch_px=15", "px"),
+    ],
+)
+def test_a_wrong_value_is_refused_and_named(wrong, says):
+    with pytest.raises(BadOption) as refused:
+        changed(debug(), [wrong])
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_saved_recipe_comes_back_equal(name, tmp_path):
+    held = changed(recipe(name), ["sampling.mix.40x=0.1", "schedule.decay=0,0.3", "sampling.strata=stain,tissue"])
+    save(held, tmp_path / "recipe.json")
+    back = load(tmp_path / "recipe.json")
+    assert back == held
+    assert differences(back, held) == []
+    assert [type(value) for value in flat(back).values()] == [type(value) for value in flat(held).values()]
+
+
+def nested(values, path, value):
+    head, *rest = path
+    return {**values, head: nested(values[head], rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda values: {key: value for key, value in values.items() if key != "sampling"},
+        lambda values: {**values, "more": 1},
+        lambda values: nested(values, ["schedule", "speed"], 1),
+        lambda values: nested(values, ["schedule", "steps"], 0),
+        lambda values: nested(values, ["schedule", "rate"], "fast"),
+        lambda values: {**values, "schedule": 3},
+        lambda values: [values],
+        lambda _: None,
+    ],
+    ids=["missing", "unknown", "unknown inside", "refused", "type", "no record", "list", "null"],
+)
+def test_a_file_that_is_no_recipe_is_refused_and_named(spoil, tmp_path):
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(spoil(dataclasses.asdict(debug()))))
+    with pytest.raises(BadOption, match=r"recipe\.json"):
+        load(file)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\x00\x01"])
+def test_a_file_that_is_no_json_is_refused_and_named(text, tmp_path):
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(BadOption, match=r"recipe\.json"):
+        load(tmp_path / "recipe.json")
+
+
+def test_differences_are_of_what_is_computed_alone():
+    free = replace(
+        debug(),
+        compute=ComputeSettings(precision="bf16", accumulate=2, threads=3),
+        loader=replace(debug().loader, threads=7),
+        saving=SavingSettings(every=3),
+        looking=LookingSettings(log=1),
+    )
+    assert differences(free, debug()) == []
+    other = changed(free, ["schedule.rate=0.5", "sampling.mix.5x=0", "objective.head.hidden=8"])
+    assert set(differences(other, debug())) == {
+        "schedule.rate: 0.004 -> 0.5",
+        "sampling.mix.5x: 0.2 -> 0.0",
+        "objective.head.hidden: 256 -> 8",
+    }
+
+
+@pytest.mark.parametrize("mixes", [({"20x": 1.0}, {"20x": 1.0, "5x": 1.0}), ({"20x": 1.0, "5x": 1.0}, {"20x": 1.0})])
+def test_a_mix_of_other_magnifications_is_a_difference(mixes):
+    now, saved = (replace(debug(), sampling=SamplingSettings(batch=16, mix=mix)) for mix in mixes)
+    found = differences(now, saved)
+    assert len(found) == 1
+    assert found[0].startswith("sampling.mix.5x:")
+
+
+@pytest.mark.parametrize(("made", "millions"), [(virchow2, 631), (virchow2g, 1850)])
+def test_backbones_have_the_papers_size(made, millions):
+    """On the meta device: shapes without memory."""
+    with torch.device("meta"):
+        vit = make_vit(made().backbone)
+    assert sum(p.numel() for p in vit.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("group", "wrong"),
+    [
+        (ComputeSettings, {"precision": "fp8"}),
+        (ComputeSettings, {"parallel": "tp"}),
+        (ComputeSettings, {"recompute": "some"}),
+        (ComputeSettings, {"accumulate": 0}),
+        (SavingSettings, {"every": 0}),
+        (SavingSettings, {"keep_hours": float("nan")}),
+        (LookingSettings, {"log": 0}),
+    ],
+)
+def test_bad_settings_are_refused(group, wrong):
+    (name,) = wrong
+    with pytest.raises(BadOption, match=name):
+        group(**wrong)
