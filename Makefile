@@ -29,14 +29,14 @@ peek: $(VENV)/.train ## a picture of what the trainer sees: SHARDS="folder or UR
 	@$(BIN)/python -m pipelines.peek --shards $(or $(SHARDS),$(OUT)) --out '$(or $(PNG),peek.png)' \
 	  $(if $(WHERE),--where "$(WHERE)") $(ARGS)
 
-pretrain: $(VENV)/.train ## train, and go on where RUN stands: SHARDS= RECIPE= RUN=folder GPUS= STOP_AT= WHERE= SET="schedule.rate=0.002 ..." ARGS=
+pretrain: $(VENV)/.train ## train, and go on where RUN stands: SHARDS= RECIPE= RUN=folder GPUS= STOP_AT= WHERE= PROBE="tiles.parquet ..." SET="schedule.rate=0.002 ..." ARGS=
 ifndef SHARDS
 	@test -e '$(OUT)/run.json' || $(MAKE) --no-print-directory shards
 endif
 	@$(BIN)/python -m $(if $(GPUS),torch.distributed.run --standalone --nproc-per-node '$(GPUS)' -m )pipelines.train \
 	  --shards $(or $(SHARDS),$(OUT)) --folder '$(or $(RUN),runs/$(or $(RECIPE),debug))' \
 	  $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(STOP_AT),--stop-at '$(STOP_AT)') $(if $(WHERE),--where "$(WHERE)") \
-	  $(if $(SET),--set $(SET)) $(ARGS)
+	  $(if $(PROBE),--probe $(PROBE)) $(if $(SET),--set $(SET)) $(ARGS)
 
 recipe: $(VENV)/.train ## show a recipe with every setting's name: RECIPE=debug SET="schedule.rate=0.002 ..."
 	@$(BIN)/python -m pipelines.recipe --recipe '$(or $(RECIPE),debug)' $(if $(SET),--set $(SET))

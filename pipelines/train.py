@@ -36,7 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = settle_recipe(options.folder, wanted, options.set, debug)
         with distributed.world(chosen.compute.device) as world:
             console = Console(highlight=False, quiet=not world.first)
-            call = RunCall(options.folder, tuple(options.shards), options.where, options.index, options.stop_at)
+            call = RunCall(
+                options.folder,
+                tuple(options.shards),
+                options.where,
+                options.index,
+                options.stop_at,
+                tuple(options.probe),
+            )
             with index_progress(console) as progress:
                 ended = run(call, chosen, world, _Terminal(console), progress)
     except UsageError as error:
@@ -102,6 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--recipe", metavar="NAME", help="a function of pretrain/recipes.py (default: the run's own, else debug)")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes to the recipe, as in schedule.rate=0.002")
     add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.1\"")
+    add(
+        "--probe",
+        nargs="*",
+        default=[],
+        metavar="PARQUET",
+        help="labelled tiles, as file.parquet or file.parquet:column",
+    )
     add("--stop-at", type=int, metavar="STEP", help="stop before this step, with a checkpoint")
     add("--index", type=Path, default=default_folder(), metavar="FOLDER", help="where the index is kept")
     return parser

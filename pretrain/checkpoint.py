@@ -76,11 +76,11 @@ class Checkpoints:
         state = {"version": CHECKPOINT_VERSION, "step": step, "time": time.time(), **state}
         self._pending = _Pending(step, state, self._writer.save(tensors, aside))
 
-    def settle(self, wait: bool = False) -> int | None:
-        """Rename a checkpoint that has been written whole; returns its step. `wait` for one that has not."""
+    def settle(self, wait: bool = False) -> None:
+        """Rename a checkpoint that has been written whole; `wait` for one that has not. Raises CheckpointFailed."""
         pending = self._pending
         if pending is None or not (wait or pending.written.done()):
-            return None
+            return
         self._pending = None
         try:
             distributed.finish(pending.written)
@@ -98,7 +98,6 @@ class Checkpoints:
             aside.rename(self._path(pending.step))
             _sync(self._folder)
             self._thin_out()
-        return pending.step
 
     def _thin_out(self) -> None:
         """Keep the newest few, and of the others the first of every so many hours."""

@@ -21,7 +21,11 @@ from pretrain import recipe as recipes
 from pretrain.errors import BadRun
 from pretrain.flops import measured_peak
 from pretrain.index import Index, open_index
+from pretrain.look import Lookout, LookSettings, save_picture
 from pretrain.metrics import MetricsLog
+from pretrain.probe import Score, Task, colour_statistics, load_task
+from pretrain.probe import probe as probe_backbone
+from pretrain.probe import score as judge
 from pretrain.recipe import Recipe
 from pretrain.sampler import Sampler
 from pretrain.train import DTYPES, Outcome, Trainer
@@ -32,13 +36,16 @@ _COLLAPSED_SPREAD, _FLAT_TARGETS = 1e-4, 0.999
 
 @dataclass(frozen=True)
 class RunCall:
-    """What a call asks for: `shards` and `where` as open_index takes them, `stop_at` a step to stop before."""
+    """What a call asks for: `shards` and `where` as open_index takes them, `stop_at` a step to stop before, `probe`
+    tables of labelled tiles as probe.load_task takes them.
+    """
 
     folder: Path
     shards: tuple[str, ...]
     where: str | None
     index: Path
     stop_at: int | None = None
+    probe: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,11 @@ class Ended:
     outcome: Outcome
     seconds: float
     last: dict[str, Any]
+    scores: dict[str, float]
 
 
 class Reporter:
-    """Told by the first process what people should see; the methods of train.Watcher, and two more. Does nothing."""
+    """Told by the first process what people should see. Does nothing."""
 
     def note(self, text: str) -> None:
         """Something to know, once."""
@@ -62,12 +70,6 @@ class Reporter:
 
     def numbers(self, step: int, values: dict[str, Any]) -> None:
         """Of a logged step."""
-
-    def stepped(self, trainer: Trainer, step: int) -> None:
-        """After every step."""
-
-    def saved(self, step: int) -> None:
-        """A checkpoint is complete."""
 
 
 def settle_recipe(folder: Path, wanted: Recipe | None, changes: Sequence[str], default: Callable[[], Recipe]) -> Recipe:
@@ -95,6 +97,7 @@ def run(
     if recipe.compute.threads:
         torch.set_num_threads(recipe.compute.threads)
     call.folder.mkdir(parents=True, exist_ok=True)
+    tasks = [load_task(spec, recipe.looking.probe_tiles) for spec in call.probe]
     index = _open(call, world, progress)
     sampler = Sampler(index, recipe.sampling)
     trainer = Trainer(recipe, sampler, call.folder, world)
@@ -106,13 +109,13 @@ def run(
         loaded = trainer.loaded.lines() if trainer.loaded and not start else []
         for line in [*index.warnings, *sampler.warnings, *loaded]:
             reporter.note(line)
-    watcher = _Watcher(call.folder, reporter, trainer, start) if world.first else Reporter()
+    watcher = _Watcher(call, trainer, reporter, tasks)
     outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)
+    watcher.close()
     drawn = trainer.drawn()
     if world.first:
         (call.folder / "drawn.json").write_text(json.dumps(drawn, indent=1) + "\n")
-    last = watcher.close() if isinstance(watcher, _Watcher) else {}
-    return Ended(recipe, outcome, time.monotonic() - began, last)
+    return Ended(recipe, outcome, time.monotonic() - began, watcher.last, watcher.scores)
 
 
 def _open(call: RunCall, world: distributed.World, progress: Callable[[int, int], None]) -> Index:
@@ -139,41 +142,89 @@ def _write_run(call: RunCall, index: Index, trainer: Trainer) -> None:
     (call.folder / "run.json").write_text(json.dumps(known, indent=1) + "\n")
 
 
-class _Watcher(Reporter):
-    """The first process's: metrics to their file, health, and everything on to the reporter."""
+class _Watcher:
+    """Every process's: what all must do together, and on the first one metrics, pictures, probes and health."""
 
-    def __init__(self, folder: Path, reporter: Reporter, trainer: Trainer, start: int) -> None:
-        self._reporter = reporter
-        self._log = MetricsLog(folder, start)
-        self._peak = measured_peak(trainer.world.device, DTYPES[trainer.recipe.compute.precision])
-        self._prototypes = trainer.recipe.objective.head.prototypes
-        self._settled = trainer.recipe.schedule.warmup * trainer.recipe.schedule.steps
+    def __init__(self, call: RunCall, trainer: Trainer, reporter: Reporter, tasks: list[Task]) -> None:
+        self._folder, self._trainer, self._reporter, self._tasks = call.folder, trainer, reporter, tasks
+        self._looking = trainer.recipe.looking
+        schedule = trainer.recipe.schedule
+        self._last_step, self._settled = schedule.steps, schedule.warmup * schedule.steps
+        self._log: MetricsLog | None = None
         self._said: set[str] = set()
-        self._last: dict[str, Any] = {}
+        self.last: dict[str, Any] = {}
+        self.scores: dict[str, float] = {}
 
-    def started(self, trainer: Trainer, step: int) -> None:
-        self._reporter.started(trainer, step)
+    def started(self, step: int) -> None:
+        """See train.Watcher."""
+        trainer = self._trainer
+        if trainer.world.first:
+            self._log = MetricsLog(self._folder, step)
+            self._peak = measured_peak(trainer.world.device, DTYPES[trainer.recipe.compute.precision])
+            self._lookout = Lookout(trainer.sampler, LookSettings()) if self._looking.picture else None
+            self._reporter.started(trainer, step)
+            if not step:
+                self._judge_colour()
+        if not step:
+            self._look(step)
 
     def numbers(self, step: int, values: dict[str, Any]) -> None:
+        """See train.Watcher."""
+        if self._log is None:
+            return
         values["mfu_share"] = values["executed_tflop_per_s_and_device"] * 1e12 / self._peak
         self._log.write(step, values)
-        self._last = {"step": step, **values}
-        collapsed = health(values, self._prototypes) if step >= self._settled else []
-        for line in set(collapsed) - self._said:
-            self._said.add(line)
-            self._reporter.note(f"step {step}: {line}")
+        self.last = {"step": step, **values}
+        prototypes = self._trainer.recipe.objective.head.prototypes
+        collapsed = health(values, prototypes) if step >= self._settled else []
+        for text in set(collapsed) - self._said:
+            self._said.add(text)
+            self._reporter.note(f"step {step}: {text}")
         self._reporter.numbers(step, values)
 
-    def stepped(self, trainer: Trainer, step: int) -> None:
-        self._reporter.stepped(trainer, step)
+    def stepped(self, step: int) -> None:
+        """See train.Watcher."""
+        self._look(step)
 
-    def saved(self, step: int) -> None:
-        self._reporter.saved(step)
+    def close(self) -> None:
+        """Finish the files."""
+        if self._log is not None:
+            self._log.close()
 
-    def close(self) -> dict[str, Any]:
-        """Finish the files; returns the last logged numbers."""
-        self._log.close()
-        return self._last
+    def _look(self, step: int) -> None:
+        """Draw and probe where it is time to; every process gives its share of the weights."""
+        draw, probe = (_due(step, every, self._last_step) for every in (self._looking.picture, self._looking.probe))
+        if not (draw or (probe and self._tasks)):
+            return
+        backbone = self._trainer.whole_backbone()
+        if backbone is None or self._log is None:
+            return
+        device = self._trainer.world.device
+        if draw and self._lookout:
+            save_picture(self._lookout.draw(backbone, step, device), self._folder / f"pictures/step-{step:08d}.png")
+        if probe:
+            for score in probe_backbone(backbone, self._tasks, device):
+                self._judged(step, score)
+
+    def _judged(self, step: int, score: Score) -> None:
+        found = {
+            f"probe_{score.task}_linear_balanced_accuracy": score.linear,
+            f"probe_{score.task}_knn_balanced_accuracy": score.knn,
+        }
+        self.scores |= found
+        if self._log is not None:
+            self._log.write(step, found)
+        self._reporter.note(f"step {step}: {score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}")
+
+    def _judge_colour(self) -> None:
+        for task in self._tasks:
+            score = judge(colour_statistics(task), task)
+            sides = f"{score.train} tiles to learn from, {score.test} held out"
+            self._reporter.note(f"{task.name}: colour alone: linear {score.linear:.3f}, kNN {score.knn:.3f}; {sides}")
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return bool(every) and (step % every == 0 or step == last)
 
 
 def health(values: dict[str, Any], prototypes: int) -> list[str]:

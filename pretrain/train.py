@@ -39,19 +39,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Watcher(Protocol):
-    """Who is told how a run goes."""
+    """Told how a run goes, in every process."""
 
-    def started(self, trainer: Trainer, step: int) -> None:
+    def started(self, step: int) -> None:
         """Before the first step of this call."""
 
     def numbers(self, step: int, values: dict[str, Any]) -> None:
         """Of a logged step."""
 
-    def stepped(self, trainer: Trainer, step: int) -> None:
+    def stepped(self, step: int) -> None:
         """After every step; `step` is the next one's number."""
-
-    def saved(self, step: int) -> None:
-        """A checkpoint is complete."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,16 @@ class Trainer:
         """The teacher's, which is what a run is for."""
         return self.objective.teacher.backbone
 
+    def whole_backbone(self) -> Backbone | None:
+        """The teacher's backbone, whole, on the first process, None on the others; every process must ask."""
+        backbone = self.backbone
+        if self.recipe.compute.parallel == "fsdp" and self.world.size > 1:
+            tensors = {name: distributed.whole(value) for name, value in backbone.state_dict().items()}
+            if self.world.first:
+                backbone = Backbone(self.recipe.backbone).to(self.world.device)
+                backbone.load_state_dict(tensors)
+        return backbone if self.world.first else None
+
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns the next step, 0 where there is none. Raises BadRun."""
         step = self.checkpoints.latest()
@@ -98,7 +105,7 @@ class Trainer:
 
     def run(self, start: int, stop: int, watcher: Watcher) -> Outcome:
         """Steps `start` up to `stop`, with a checkpoint at the end. Raises NonFinite and TooManyBadTiles."""
-        watcher.started(self, start)
+        watcher.started(start)
         signals = _Signals()
         step = start
         with self.loader, signals:
@@ -110,15 +117,13 @@ class Trainer:
                 self._tell(watcher)
                 if step % self.recipe.saving.every == 0 and step < stop:
                     self._save(step)
-                if (done := self.checkpoints.settle()) is not None:
-                    watcher.saved(done)
-                watcher.stepped(self, step)
+                self.checkpoints.settle()
+                watcher.stepped(step)
                 if signals.agreed():
                     break
             self._tell(watcher, everything=True)
             self._save(step)
-            if (done := self.checkpoints.settle(wait=True)) is not None:
-                watcher.saved(done)
+            self.checkpoints.settle(wait=True)
         return Outcome(step, signals.caught if step < stop else 0)
 
     def step(self, batch: Batch, tiles: Tensor) -> None:
