@@ -8,7 +8,7 @@ PINS := pyproject.toml constraints.txt
 OUT ?= shards
 
 .DEFAULT_GOAL := help
-.PHONY: help shards peek pretrain recipe bench test check samples clean
+.PHONY: help shards peek pretrain recipe evaluate bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -40,6 +40,9 @@ endif
 
 recipe: $(VENV)/.train ## show a recipe with every setting's name: RECIPE=debug SET="schedule.rate=0.002 ..."
 	@$(BIN)/python -m pipelines.recipe --recipe '$(or $(RECIPE),debug)' $(if $(SET),--set $(SET))
+
+evaluate: $(VENV)/.train ## judge runs on labelled tiles: MODEL="run ..." TASKS="tiles.parquet other.parquet:labels" ARGS=
+	@$(BIN)/python -m pipelines.evaluate --runs $(MODEL) --tasks $(TASKS) $(ARGS)
 
 bench: $(VENV)/.bench ## speed, against limits measured in the same run: BENCH=feed ARGS="--quick | --only 'local scale'"
 	@test -e '$(OUT)' || $(MAKE) --no-print-directory shards

@@ -47,7 +47,7 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The newest step that can be gone on from; None where there is none."""
-        return max(self._steps(), default=None)
+        return latest_step(self._folder)
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Fill the tensors in place, and return what else was saved. Raises BadRun."""
@@ -101,17 +101,29 @@ class Checkpoints:
 
     def _thin_out(self) -> None:
         """Keep the newest few, and of the others the first of every so many hours."""
-        times = {step: json.loads((self._path(step) / _STATE).read_text())["time"] for step in self._steps()}
+        steps = _steps(self._folder)
+        times = {step: json.loads((self._path(step) / _STATE).read_text())["time"] for step in steps}
         for step in superseded(times, self._settings.keep, self._settings.keep_hours):
             gone = self._path(step).rename(self._folder / f"{_PARTIAL}{step:08d}")
             shutil.rmtree(gone)
 
-    def _steps(self) -> list[int]:
-        found = (path.name.removeprefix(_PREFIX) for path in self._folder.glob(f"{_PREFIX}*"))
-        return sorted(int(name) for name in found if name.isdigit())
-
     def _path(self, step: int) -> Path:
-        return self._folder / f"{_PREFIX}{step:08d}"
+        return step_folder(self._folder, step)
+
+
+def latest_step(folder: Path) -> int | None:
+    """The newest step of a RUN's checkpoints; None where there is none."""
+    return max(_steps(folder), default=None)
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where a step's checkpoint is."""
+    return folder / f"{_PREFIX}{step:08d}"
+
+
+def _steps(folder: Path) -> list[int]:
+    found = (path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*"))
+    return sorted(int(name) for name in found if name.isdigit())
 
 
 def superseded(times: dict[int, float], keep: int, keep_hours: float) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -208,7 +209,10 @@ def finish(begun: Future[Any]) -> None:
 def load(state: dict[str, Tensor], folder: Path) -> None:
     """Fill the tensors in place from what any number of processes has saved; OSError if that cannot be."""
     try:
-        load_state(dict(state), storage_reader=HuggingFaceStorageReader(str(folder)))
+        reader = HuggingFaceStorageReader(str(folder))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is what no_dist says
+            load_state(dict(state), storage_reader=reader, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         raise OSError(_reason(error)) from error
 

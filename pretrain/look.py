@@ -23,7 +23,7 @@ from pretrain.sheet import GAP, MARGIN, PALE, beside, captioned, flow, heading, 
 from wsi_prep.errors import BadOption
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
 
-_CHOOSE = 10  # purpose of random numbers
+_CHOOSE = 12  # purpose of random numbers
 _BATCH, _READS = 16, 16  # tiles embedded together; reads in flight, for object stores
 _SHOWN_PX, _SMALL_PX = 224, 104  # most that a tile is shown at, in its row and among neighbours
 _LEAST_WIDTH = 720  # of the picture, for its text

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import imagecodecs
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -29,7 +33,7 @@ from pretrain.randomness import uniforms
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 PENALTIES = tuple(10.0**power for power in range(-5, 3))  # of the linear model's weights
-_LIMIT, _GROUPS = 11, 12  # purposes of random numbers
+_LIMIT, _GROUPS = 10, 11  # purposes of random numbers
 _HELD_OUT = 1 / 3
 
 
@@ -38,7 +42,8 @@ class Task:
     """Labelled tiles, n of them, all of one size.
 
     `images`: each an encoded JPEG or PNG. `labels`: (n,) int64 numbers into `classes`. `groups`: (n,) int64, the slide
-    or case. `train`: (n,) bool, false where held out. `mpp`: (n,) float32 um/px, NaN where it is not known.
+    or case. `train`: (n,) bool, false where held out; `divided` where the table says so. `mpp`: (n,) float32 um/px, NaN
+    where it is not known.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Task:
     groups: Ints
     train: Bools
     mpp: NDArray[np.float32]
+    divided: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,22 @@ class Score:
 
 
 def load_task(spec: str, limit: int = 0, seed: int = 0) -> Task:
-    """The tiles of a Parquet file: `path.parquet`, or `path.parquet:column` for labels that are not in `label`.
+    """The tiles of a Parquet file: `path.parquet`, or `path.parquet:labels` for labels that are not in `label`.
 
+    `labels`: a column, or an expression over the columns in DuckDB's SQL (`... as name` names the task), null for rows
+    to leave out, as in `atlas.parquet:if(stain = 'HE', organ, null) as organ`.
     Columns: `image` (encoded bytes), labels (rows without are left out), and if there `group` (else each tile is one),
     `split` ("train" or "test"; else groups with about a third of the tiles are held out), `mpp`. Classes that cannot be
     on both sides are left out. `limit`: most tiles a side, drawn by `seed` in every class; 0 for all. Raises BadTask.
     """
     path, column, file = _open(spec)
-    table = file.read(list({column, "group", "split", "mpp"} & set(file.schema_arrow.names))).to_pydict()
+    whole = file.read([name for name in file.schema_arrow.names if name != "image"])
+    table = {name: whole[name].to_pylist() for name in {"group", "split", "mpp"} & set(whole.column_names)}
+    if named := re.fullmatch(r"(.+)\s+as\s+(\w+)", column, re.DOTALL | re.IGNORECASE):
+        expression, column = named.groups()
+    else:
+        expression = column
+    table[column] = _labels(path, expression, whole)
     rows = np.flatnonzero([value is not None for value in table[column]])
     table = {name: [values[row] for row in rows] for name, values in table.items()}
     names, labels = np.unique(table[column], return_inverse=True)
@@ -86,7 +100,8 @@ def load_task(spec: str, limit: int = 0, seed: int = 0) -> Task:
     labels, classes = np.searchsorted(both, labels[keep]), tuple(str(name) for name in names[both])
     name = path.stem if column == "label" else f"{path.stem}:{column}"
     mpp = np.array(table.get("mpp", [None] * len(rows)), np.float32)[keep]
-    return Task(name, _images(path, file, rows[keep]), labels, classes, groups[keep], train[keep], mpp)
+    images = _images(path, file, rows[keep])
+    return Task(name, images, labels, classes, groups[keep], train[keep], mpp, "split" in table)
 
 
 def decode_tiles(images: Sequence[bytes], patch_px: int) -> Tensor:
@@ -199,10 +214,23 @@ def _open(spec: str) -> tuple[Path, str, pq.ParquetFile]:
         file = pq.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise BadTask(f"{path}: is no Parquet file; name one, as path.parquet or path.parquet:column") from error
-    has = file.schema_arrow.names
-    if missing := {"image", column} - set(has):
-        raise BadTask(f"{path}: has no column {min(missing)}, only {', '.join(has)}; add it, or name another")
+    if "image" not in (has := file.schema_arrow.names):
+        raise BadTask(f"{path}: has no column image, only {', '.join(has)}; add it, with encoded tiles")
     return path, column, file
+
+
+def _labels(path: Path, labels: str, table: pa.Table) -> list[Any]:
+    """The column, or the expression's values; DuckDB has no access to anything but these rows."""
+    if labels in table.column_names:
+        return table[labels].to_pylist()  # type: ignore[no-any-return]
+    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
+        connection.register("tiles", table.append_column("_row", pa.array(range(len(table)), pa.int64())))
+        try:
+            found = connection.execute(f"SELECT ({labels}\n) FROM tiles ORDER BY _row").fetchall()  # noqa: S608
+        except duckdb.Error as error:
+            has = ", ".join(table.column_names)
+            raise BadTask(f"{path}: has no column {labels}, and it is no expression over {has}; name one") from error
+    return [row[0] for row in found]
 
 
 def _split(path: Path, split: Sequence[str], groups: Ints) -> Bools:

@@ -151,7 +151,13 @@ def save(recipe: Recipe, file: Path) -> None:
 def load(file: Path) -> Recipe:
     """What `save` wrote; BadOption if it is something else."""
     try:
-        values = json.loads(file.read_text())
+        text = file.read_text()
+    except OSError as error:
+        raise BadOption(
+            f"{file} cannot be read ({error.strerror}); name a folder that make pretrain has filled"
+        ) from error
+    try:
+        values = json.loads(text)
         recipe: Recipe = _build(Recipe, values)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadOption(f"{file} is no recipe of this version: {error}") from error

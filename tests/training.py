@@ -25,11 +25,12 @@ def make_shards(out: Path) -> Path:
     return out
 
 
-def command(shards: Path, folder: Path, *changes: str, processes: int = 1, stop_at: int | None = None) -> list[str]:
+def command(shards: Path, folder: Path, *changes: str, processes=1, stop_at=None, probe=()) -> list[str]:
     runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     start = [sys.executable, *(runner if processes > 1 else []), "-m", "pipelines.train"]
     call = [*start, "--shards", str(shards), "--folder", str(folder), "--index", str(folder.parent / "index")]
     stop = ["--stop-at", str(stop_at)] if stop_at is not None else []
+    stop += ["--probe", *map(str, probe)] if probe else []
     return [*call, *stop, "--set", *TINY, *changes]
 
 

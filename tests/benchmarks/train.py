@@ -1,4 +1,4 @@
-"""`make bench BENCH=train`: a training step's rate against the device's own matrix products, on made and on real tiles."""
+"""`make bench BENCH=train`: a training step's rate against the device's own matrix products, on made and real tiles."""
 
 from __future__ import annotations
 

@@ -1,0 +1,114 @@
+"""A run is judged by the weights that it saved, beside itself untrained and the colours alone, on held-out groups."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from test_train import run
+from training import make_shards
+
+from pipelines.evaluate import main
+from pretrain.errors import BadRun
+from pretrain.evaluate import folds, load_run, untrained
+from pretrain.metrics import read_metrics
+from pretrain.probe import load_task
+
+
+def tile(label: int, number: int) -> bytes:
+    """Noise that is red or blue, in a file as a task holds it."""
+    pixels = np.random.default_rng(number).integers(0, 80, (56, 56, 3), np.uint8)
+    pixels[..., 2 * label] += 100
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    """Six slides of eight tiles; a slide is red or blue."""
+    file = tmp_path_factory.mktemp("tiles") / "colour.parquet"
+    group = np.repeat(np.arange(6), 8)
+    images = [tile(int(g % 2), n) for n, g in enumerate(group)]
+    columns = {
+        "image": images,
+        "label": [("red", "blue")[g % 2] for g in group],
+        "group": [f"slide {g}" for g in group],
+    }
+    pq.write_table(pa.table(columns), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(tiles, tmp_path_factory):
+    """A run of four steps that looked and probed at every second."""
+    folder = tmp_path_factory.mktemp("runs")
+    shards = make_shards(folder / "out")
+    changes = ("schedule.steps=4", "looking.picture=2", "looking.probe=2")
+    assert run(shards, folder / "run", *changes, probe=[tiles]) == 0
+    return folder / "run"
+
+
+def test_a_run_draws_and_probes_when_it_is_time(finished):
+    assert sorted(p.name for p in (finished / "pictures").iterdir()) == [f"step-{n:08d}.png" for n in (0, 2, 4)]
+    probed = {row["step"]: row for row in read_metrics(finished) if "probe_colour_linear_balanced_accuracy" in row}
+    assert list(probed) == [0, 2, 4]
+    assert all(0 <= row["probe_colour_knn_balanced_accuracy"] <= 1 for row in probed.values())
+
+
+def test_what_is_loaded_is_the_teacher_that_was_saved(finished, tiles):
+    trained, step = load_run(finished)
+    assert step == 4
+    crops = torch.randn(2, 3, 56, 56)
+    assert not torch.equal(trained([crops])[0].cls, untrained(finished)([crops])[0].cls)
+
+
+def test_untrained_is_what_the_run_began_with(finished, tmp_path):
+    from pretrain import recipe as recipes
+    from pretrain.objective import SelfDistillation
+
+    recipe = recipes.load(finished / "recipe.json")
+    began = SelfDistillation(recipe.objective, recipe.backbone, recipe.sampling.seed).teacher.backbone.state_dict()
+    for name, value in untrained(finished).state_dict().items():
+        assert torch.equal(value, began[name]), name
+
+
+def test_every_choice_of_groups_is_a_fold_and_never_divides_one(tiles):
+    task = load_task(str(tiles))
+    divided = folds(task)
+    assert len(divided) == 9
+    for fold in divided:
+        assert len(np.unique(fold.groups[~fold.train])) == 2
+        assert not np.intersect1d(fold.groups[fold.train], fold.groups[~fold.train]).size
+        assert len(np.unique(fold.labels[~fold.train])) == 2
+    assert len({fold.train.tobytes() for fold in divided}) == 9
+
+
+def test_labels_may_be_an_expression(tiles):
+    task = load_task(f"{tiles}:if(\"group\" = 'slide 0', null, label = 'red') as is_red")
+    assert task.name == "colour:is_red"
+    assert len(task.labels) == 40
+    assert task.classes == ("False", "True")
+
+
+def test_the_table_of_figures(finished, tiles, tmp_path, capsys):
+    arguments = ["--runs", str(finished), "--tasks", str(tiles), "--json", str(tmp_path / "figures.json")]
+    assert main(arguments) == 0
+    rows = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["features"] for row in rows] == ["colours alone", "run, untrained", "run, step 4"]
+    assert rows[0]["linear"] == rows[0]["knn"] == 1.0
+    assert "run, step 4" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_run_is_one_clear_line(tmp_path, tiles, capsys):
+    assert main(["--runs", str(tmp_path), "--tasks", str(tiles)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_step_that_was_not_saved_is_refused(finished):
+    with pytest.raises(BadRun, match="step 2"):
+        load_run(finished, 2)
