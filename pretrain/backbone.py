@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.packing import Kept, PackedBlock, Packing
-from pretrain.recompute import run_block
 from wsi_prep.errors import BadOption
 
 from timm.layers.pos_embed import resample_abs_pos_embed  # isort: skip - packing has made timm importable
@@ -125,8 +124,13 @@ class Backbone(nn.Module):
         embedded = [self._embed(crops, mask) for crops, mask in zip(groups, masks, strict=True)]
         packing = Packing(tuple((len(tokens), tokens.shape[1]) for tokens in embedded))
         x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
+        recompute = self.recompute if torch.is_grad_enabled() else "none"
         for number, block in enumerate(self.vit.blocks):
-            x = run_block(block, x, packing, kept, number, self.recompute if torch.is_grad_enabled() else "none")
+            if kept is None:
+                x = block(x, packing=packing, recompute=recompute)
+            else:
+                rows = kept.of_block(number)
+                x = block(x, packing=kept.packing, rows=rows, gain=kept.gain, recompute=recompute)
         parts = self.vit.norm(x).split(packing.sizes)
         whole = [part.view(*shape, -1) for part, shape in zip(parts, packing.shapes, strict=True)]
         return [Tokens(tokens[:, 0], tokens[:, self.prefix :]) for tokens in whole]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ class CropSettings:
     `scale`: size of a nucleus in the crop relative to the tile, drawn evenly. `aspect`: most that a crop's width over
     height may differ from 1, either way. `flips` in both axes; `right_angles` adds turns by 90 degrees. `continuous`
     also shrinks each crop by a factor, log-uniform from 1 to what the tile has room for at the size of a global crop.
+    `resized`: not ECT but the random resized crops of DINOv2, of `area` (global and local: least and most share of the
+    tile) and an aspect of 3:4 to 4:3, to compare with.
     """
 
     global_px: int = 224
@@ -42,6 +45,8 @@ class CropSettings:
     flips: bool = True
     right_angles: bool = False
     continuous: bool = False
+    resized: bool = False
+    area: tuple[float, float, float, float] = (0.32, 1.0, 0.05, 0.32)
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -49,6 +54,10 @@ class CropSettings:
             raise BadOption(f"crop scale {low} to {high} is no range above 0")
         if not 1 <= self.aspect < math.inf:
             raise BadOption(f"crop aspect {self.aspect} is below 1")
+        if not all(0 < low <= high <= 1 for low, high in (self.area[:2], self.area[2:])):
+            raise BadOption(f"crop areas {self.area} are no two ranges of shares of a tile")
+        if self.resized and self.continuous:
+            raise BadOption("crops are either resized or of continuous magnification; switch one of them off")
         if self.global_crops < 1 or self.local_crops < 0:
             raise BadOption(f"{self.global_crops} global, {self.local_crops} local crops: at least 1 and 0 are needed")
         if not 1 <= self.local_px <= self.global_px:
@@ -97,12 +106,13 @@ def _plan(
     first = int(position.min())
     table = uniforms(seed, purpose, step, first, int(position.max()) - first + 1, max(crops, 1) * _NUMBERS)
     u = table[position - first].reshape(len(position), -1, _NUMBERS)[:, :crops]
-    scale = settings.scale[0] + u[..., 0] * (settings.scale[1] - settings.scale[0])
-    stretch = np.sqrt(settings.aspect) ** (2 * u[..., 1] - 1)
-    if settings.continuous:
-        room = TILE_PX * scale / settings.global_px / np.maximum(stretch, 1 / stretch)
-        scale = scale / room ** u[..., 6]
-    width, height = px / scale * stretch, px / scale / stretch
+    if settings.resized:
+        low, high = settings.area[:2] if purpose == _GLOBAL else settings.area[2:]
+        side = TILE_PX * np.sqrt(low + u[..., 0] * (high - low))
+        stretch = np.sqrt(4 / 3) ** (2 * u[..., 1] - 1)
+        width, height = np.minimum(side * stretch, TILE_PX), np.minimum(side / stretch, TILE_PX)
+    else:
+        width, height = _translated(settings, px, u)
     flip_x, flip_y = (u[..., 4] < 0.5) & settings.flips, (u[..., 5] < 0.5) & settings.flips
     turns = (np.modf(u[..., 4] * 2)[0] * 4).astype(int) * settings.right_angles
     return CropWindows(
@@ -115,6 +125,16 @@ def _plan(
         flip_y ^ ((turns == 3) | (turns == 2)),
         turns % 2 == 1,
     )
+
+
+def _translated(settings: CropSettings, px: int, u: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Width and height of ECT's windows, in tile px."""
+    scale = settings.scale[0] + u[..., 0] * (settings.scale[1] - settings.scale[0])
+    stretch = np.sqrt(settings.aspect) ** (2 * u[..., 1] - 1)
+    if settings.continuous:
+        room = TILE_PX * scale / settings.global_px / np.maximum(stretch, 1 / stretch)
+        scale = scale / room ** u[..., 6]
+    return px / scale * stretch, px / scale / stretch
 
 
 def crop(tiles: torch.Tensor, windows: CropWindows, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -113,6 +113,7 @@ class StableAdamW(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "betas": betas, "eps": eps})
+        self._sizes: dict[tuple[int, ...], Tensor] = {}
         for parameter in _parameters(self):
             self.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
@@ -151,16 +152,18 @@ class StableAdamW(torch.optim.Optimizer):
             value.mul_(1 - rate * group["weight_decay"])
             value.sub_(rate * (mean / correction1) / (square.sqrt() + group["eps"]))
 
-    @staticmethod
     def _rms(
-        gradients: Sequence[Tensor], second: Sequence[Tensor], parameters: list[nn.Parameter], eps: float
+        self, gradients: Sequence[Tensor], second: Sequence[Tensor], parameters: list[nn.Parameter], eps: float
     ) -> Tensor:
         """(tensors,): of each tensor, over all its shards."""
         sums = [(g.square() / v.clamp_min(eps**2)).sum() for g, v in zip(gradients, second, strict=True)]
         total = torch.stack(sums)
         if any(distributed.local(p) is not p for p in parameters):
             total = distributed.all_sum(total)
-        return (total / torch.tensor([float(p.numel()) for p in parameters], device=total.device)).sqrt()
+        counts = tuple(p.numel() for p in parameters)
+        if counts not in self._sizes:  # once: a step must not wait for a copy to the device
+            self._sizes[counts] = torch.tensor(counts, dtype=total.dtype, device=total.device)
+        return (total / self._sizes[counts]).sqrt()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:

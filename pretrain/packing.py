@@ -18,6 +18,7 @@ from torch.nn import functional
 import pretrain.torchvision_schemas  # noqa: F401 - before timm
 from pretrain.devices import send
 from pretrain.randomness import uniforms
+from pretrain.recompute import recomputed
 
 from timm.models.vision_transformer import Block  # isort: skip
 
@@ -56,10 +57,11 @@ class PackedBlock(Block):
     """timm's block, which also takes packed tokens; its parameters and their names are timm's.
 
     timm's transformer takes its blocks' class as an argument, and FSDP gathers a module's parameters when the module is
-    called, so the packed way goes through the block's own `forward`.
+    called, so the packed way goes through the block's own `forward`. So does recomputation, inside what is compiled: a
+    compiled block does not show which operations it is made of.
     """
 
-    def forward(  # noqa: D102 - timm's, but for the last three
+    def forward(  # noqa: D102 - timm's, but for the last four
         self,
         x: Tensor,
         attn_mask: Tensor | None = None,
@@ -67,10 +69,14 @@ class PackedBlock(Block):
         packing: Packing | None = None,
         rows: tuple[Tensor, Tensor] | None = None,
         gain: Tensor | None = None,
+        recompute: str = "none",
     ) -> Tensor:
         if packing is None:
             plain: Tensor = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
             return plain
+        return recomputed(self._packed, recompute, x, packing, rows, gain)
+
+    def _packed(self, x: Tensor, packing: Packing, rows: tuple[Tensor, Tensor] | None, gain: Tensor | None) -> Tensor:
         if rows is None or gain is None:
             x = x + self._attend(x, packing)
             return x + self._mix(x)

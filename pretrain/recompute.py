@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
-
-from pretrain.packing import Kept, Packing
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 MODES = ("none", "selective", "full")
 """`selective` keeps the results of matrix products and attention and computes the rest again; `full` keeps nothing."""
@@ -29,18 +24,13 @@ _KEPT = {
 }
 
 
-def run_block(block: nn.Module, x: Tensor, packing: Packing, kept: Kept | None, number: int, mode: str) -> Tensor:
-    """Block `number` over packed tokens x (T, D), with the activations kept that `mode` says."""
-    if kept is None:
-        call = functools.partial(block, packing=packing)
-    else:
-        call = functools.partial(block, packing=kept.packing, rows=kept.of_block(number), gain=kept.gain)
+def recomputed(function: Callable[..., Tensor], mode: str, *arguments: Any) -> Tensor:
+    """The function of the arguments, with what `mode` says computed again in the backward pass."""
     if mode == "none":
-        out: Tensor = call(x)
-        return out
+        return function(*arguments)
     contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
     chosen: dict[str, Any] = {"context_fn": contexts} if mode == "selective" else {}
-    again: Tensor = checkpoint(call, x, use_reentrant=False, preserve_rng_state=False, **chosen)
+    again: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False, **chosen)
     return again
 
 

@@ -13,7 +13,13 @@ from wsi_prep.errors import BadOption
 from wsi_prep.geometry import TILE_PX
 
 POSITIONS = np.arange(6)
-ALL = [CropSettings(), CropSettings(right_angles=True), CropSettings(continuous=True), CropSettings(flips=False)]
+ALL = [
+    CropSettings(),
+    CropSettings(right_angles=True),
+    CropSettings(continuous=True),
+    CropSettings(flips=False),
+    CropSettings(resized=True),
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def by_pillow(tile, windows: CropWindows, b: int, k: int):
     return out.transpose(1, 0, 2) if windows.transposed[b, k] else out
 
 
-@pytest.mark.parametrize("setting", ALL, ids=["plain", "turned", "continuous", "upright"])
+@pytest.mark.parametrize("setting", ALL, ids=["plain", "turned", "continuous", "upright", "resized"])
 def test_crops_are_pillows(tiles, setting):
     for windows in plan_crops(setting, 3, 17, POSITIONS):
         out = crop(tiles, windows)
@@ -165,3 +171,33 @@ def test_bad_settings_are_refused(wrong, says):
 def test_no_local_crops_are_an_empty_tensor(tiles):
     _, windows = plan_crops(CropSettings(local_crops=0), 0, 0, POSITIONS)
     assert crop(tiles, windows).shape == (0, 3, 98, 98)
+
+
+def test_resized_crops_are_those_of_dinov2():
+    """Random resized crops by torchvision's rules: area evenly within its shares, log aspect within 3:4 and 4:3."""
+    for windows, low, high in zip(
+        plan_crops(CropSettings(resized=True), 0, 0, np.arange(3000)), (0.32, 0.05), (1, 0.32), strict=True
+    ):
+        area = windows.width * windows.height / TILE_PX**2
+        cut_off = (windows.width == TILE_PX) | (windows.height == TILE_PX)
+        assert area.max() <= high + 1e-9
+        assert area[~cut_off].min() >= low - 1e-9
+        assert np.abs(np.log(windows.width / windows.height)).max() <= np.log(4 / 3) + 1e-9
+        if high < 0.5:  # where nothing is cut off at the tile's edge
+            assert stats.kstest(area.ravel(), stats.uniform(low, high - low).cdf).pvalue > 1e-3
+            turned = np.log(windows.width / windows.height).ravel() / np.log(4 / 3)
+            assert stats.kstest(turned, stats.uniform(-1, 2).cdf).pvalue > 1e-3
+        for start, size in ((windows.x0, windows.width), (windows.y0, windows.height)):
+            assert (start >= 0).all()
+            assert (start + size <= TILE_PX + 1e-9).all()
+
+
+@pytest.mark.parametrize("bad", [{"area": (0.5, 0.3, 0.05, 0.3)}, {"area": (0.3, 1.2, 0.05, 0.3)}])
+def test_areas_that_are_no_shares_are_refused(bad):
+    with pytest.raises(BadOption, match="areas"):
+        CropSettings(**bad)
+
+
+def test_resized_and_continuous_exclude_each_other():
+    with pytest.raises(BadOption, match="either resized or"):
+        CropSettings(resized=True, continuous=True)

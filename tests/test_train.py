@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 
@@ -11,6 +12,7 @@ from training import ROOT, command, make_shards, train
 from pipelines.train import EXIT_SAVED, EXIT_STOPPED, EXIT_WRONG_CALL, main
 from pretrain.checkpoint import superseded
 from pretrain.metrics import read_metrics
+from pretrain.run import health
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +151,26 @@ def test_checkpoints_thin_out_by_count_and_by_time():
     gone = superseded(hourly, keep=2, keep_hours=12)
     assert sorted(set(hourly) - set(gone)) == [1, 13, 25, 29, 30]
     assert sorted(set(hourly) - set(superseded(hourly, keep=3, keep_hours=0))) == [28, 29, 30]
+
+
+@pytest.mark.parametrize(
+    ("spread", "entropy", "said"),
+    [(0.6, 3.0, ""), (1e-6, 3.0, "look the same"), (0.6, 4.1588, "targets are flat")],
+)
+def test_collapse_is_said(spread, entropy, said):
+    lines = health({"feature_spread": spread, "target_entropy_nats": entropy}, prototypes=64)
+    assert bool(lines) == bool(said)
+    assert all(said in line for line in lines)
+
+
+def test_a_run_that_collapses_says_so(shards, tmp_path, capsys):
+    """Without a spreading term, and with a rate at which nothing can be learnt, all tiles soon look the same."""
+    changes = ("schedule.steps=40", "schedule.warmup=0.05", "schedule.rate=3", "objective.spread=none")
+    assert run(shards, tmp_path / "run", *changes, "optim.clip=0", "objective.targets=centre") == 0
+    assert "collapse" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
+def test_compiled_blocks_do_what_plain_ones_do(shards, unbroken, tmp_path):
+    assert run(shards, tmp_path / "run", "compute.compile=true", "compute.recompute=selective") == 0
+    close_to(tmp_path / "run", unbroken)
