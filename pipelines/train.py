@@ -52,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (NonFinite, TooManyBadTiles, CheckpointFailed) as error:
         errors.print(f"pretrain: stopped: {error}", markup=False, soft_wrap=True)
         return EXIT_STOPPED
+    except KeyboardInterrupt:
+        errors.print("pretrain: interrupted; call again to go on from the last checkpoint")
+        return EXIT_INTERRUPTED
     _show_end(console, options.folder, ended)
     return {0: EXIT_OK, signal.SIGINT: EXIT_INTERRUPTED}.get(ended.outcome.stopped, EXIT_SAVED)
 
@@ -91,6 +94,11 @@ def _show_end(console: Console, folder: Path, ended: Ended) -> None:
     steps, done = ended.recipe.schedule.steps, ended.outcome.step
     state = "done" if done >= steps else "stopped, call again to go on"
     console.print(f"step {done} of {steps}: {state}; {_clock(ended.seconds)} in this call", markup=False)
+    drawn = done * ended.recipe.sampling.batch
+    loss = f"loss {ended.last['loss']:.3f}, " if ended.last else ""
+    console.print(f"{loss}{drawn:,} tiles drawn, of those there are {ended.coverage:.0%} at least once", markup=False)
+    for score in ended.scores.values():
+        console.print(f"{score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}", markup=False)
     console.print(f"look at {folder}: pictures, metrics.jsonl, tensorboard, drawn.json", markup=False, soft_wrap=True)
 
 

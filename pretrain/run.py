@@ -31,6 +31,7 @@ from pretrain.sampler import Sampler
 from pretrain.train import DTYPES, Outcome, Trainer
 
 RUN_VERSION = 1
+_DATA = ("shards", "where", "tiles", "slides")
 _COLLAPSED_SPREAD, _FLAT_TARGETS = 1e-4, 0.999
 
 
@@ -50,13 +51,18 @@ class RunCall:
 
 @dataclass(frozen=True)
 class Ended:
-    """How the call ended; `recipe.schedule.steps` says whether the run has, too."""
+    """How the call ended; `recipe.schedule.steps` says whether the run has, too.
+
+    `last`: the last logged numbers, `scores` the last of each task. `coverage`: share of the tiles that can be drawn
+    that are expected to have been.
+    """
 
     recipe: Recipe
     outcome: Outcome
     seconds: float
     last: dict[str, Any]
-    scores: dict[str, float]
+    scores: dict[str, Score]
+    coverage: float
 
 
 class Reporter:
@@ -105,9 +111,8 @@ def run(
     stop = min(recipe.schedule.steps, call.stop_at if call.stop_at is not None else recipe.schedule.steps)
     if world.first:
         recipes.save(recipe, call.folder / "recipe.json")
-        _write_run(call, index, trainer)
         loaded = trainer.loaded.lines() if trainer.loaded and not start else []
-        for line in [*index.warnings, *sampler.warnings, *loaded]:
+        for line in [*index.warnings, *sampler.warnings, *loaded, *_write_run(call, index, trainer)]:
             reporter.note(line)
     watcher = _Watcher(call, trainer, reporter, tasks)
     outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)
@@ -115,7 +120,8 @@ def run(
     drawn = trainer.drawn()
     if world.first:
         (call.folder / "drawn.json").write_text(json.dumps(drawn, indent=1) + "\n")
-    return Ended(recipe, outcome, time.monotonic() - began, watcher.last, watcher.scores)
+    coverage = sampler.expected_coverage(outcome.step)
+    return Ended(recipe, outcome, time.monotonic() - began, watcher.last, watcher.scores, coverage)
 
 
 def _open(call: RunCall, world: distributed.World, progress: Callable[[int, int], None]) -> Index:
@@ -125,7 +131,8 @@ def _open(call: RunCall, world: distributed.World, progress: Callable[[int, int]
     return index or open_index(call.shards, call.index, call.where)
 
 
-def _write_run(call: RunCall, index: Index, trainer: Trainer) -> None:
+def _write_run(call: RunCall, index: Index, trainer: Trainer) -> list[str]:
+    """Write run.json; returns what a user should know of its change."""
     known = {
         "version": RUN_VERSION,
         "shards": list(call.shards),
@@ -139,7 +146,11 @@ def _write_run(call: RunCall, index: Index, trainer: Trainer) -> None:
         "flops_a_tile_executed": trainer.flops.executed,
         "versions": {name: version(name) for name in ("torch", "timm", "mixed-magnification")},
     }
-    (call.folder / "run.json").write_text(json.dumps(known, indent=1) + "\n")
+    file = call.folder / "run.json"
+    before = json.loads(file.read_text()) if file.exists() else known
+    file.write_text(json.dumps(known, indent=1) + "\n")
+    changes = [f"{name} {before.get(name)} -> {known[name]}" for name in _DATA if before.get(name) != known[name]]
+    return [f"the run goes on with other tiles than before: {', '.join(changes)}"] if changes else []
 
 
 class _Watcher:
@@ -153,7 +164,7 @@ class _Watcher:
         self._log: MetricsLog | None = None
         self._said: set[str] = set()
         self.last: dict[str, Any] = {}
-        self.scores: dict[str, float] = {}
+        self.scores: dict[str, Score] = {}
 
     def started(self, step: int) -> None:
         """See train.Watcher."""
@@ -207,13 +218,10 @@ class _Watcher:
                 self._judged(step, score)
 
     def _judged(self, step: int, score: Score) -> None:
-        found = {
-            f"probe_{score.task}_linear_balanced_accuracy": score.linear,
-            f"probe_{score.task}_knn_balanced_accuracy": score.knn,
-        }
-        self.scores |= found
+        self.scores[score.task] = score
         if self._log is not None:
-            self._log.write(step, found)
+            figures = {"linear": score.linear, "knn": score.knn}
+            self._log.write(step, {f"probe_{score.task}_{by}_balanced_accuracy": v for by, v in figures.items()})
         self._reporter.note(f"step {step}: {score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}")
 
     def _judge_colour(self) -> None:

@@ -10,7 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,6 +34,7 @@ from pretrain.recipe import Recipe
 from pretrain.sampler import Sampler
 from pretrain.views import make_views
 from pretrain.weights import Loaded, load_backbone
+from wsi_prep.errors import BadOption
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -65,6 +66,11 @@ class Trainer:
     def __init__(self, recipe: Recipe, sampler: Sampler, run: Path, world: distributed.World) -> None:
         self.recipe, self.sampler, self.run_folder, self.world = recipe, sampler, run, world
         self.dtype = DTYPES[recipe.compute.precision]
+        if recipe.sampling.batch % (world.size * recipe.compute.accumulate):
+            raise BadOption(
+                f"a batch of {recipe.sampling.batch} does not divide by {world.size} processes times "
+                f"{recipe.compute.accumulate} parts; change sampling.batch or compute.accumulate"
+            )
         self.objective = SelfDistillation(
             recipe.objective, recipe.backbone, sampler.settings.seed, recipe.compute.recompute
         )
@@ -118,7 +124,8 @@ class Trainer:
                 if step % self.recipe.saving.every == 0 and step < stop:
                     self._save(step)
                 self.checkpoints.settle()
-                watcher.stepped(step)
+                with self._clock.stopped():
+                    watcher.stepped(step)
                 if signals.agreed():
                     break
             self._tell(watcher, everything=True)
@@ -274,6 +281,13 @@ class _Clock:
                 return
             yield item
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done inside does not count."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
     def stepped(self, tiles: int) -> None:
         self._steps += 1
         self._tiles += tiles
@@ -293,7 +307,10 @@ class _Clock:
 
 
 class _Signals:
-    """SIGTERM and SIGINT end the run after the step; with several processes, after the step that all know of it."""
+    """SIGTERM and SIGINT end the run after the step; with several processes, after the step that all know of it.
+
+    A second one does what it always does.
+    """
 
     def __init__(self) -> None:
         self.caught = 0
@@ -317,6 +334,7 @@ class _Signals:
 
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         self.caught = number
+        signal.signal(number, self._before[number])
 
 
 def _resident_gb() -> float:

@@ -130,6 +130,20 @@ def test_numbers_that_are_not_finite_stop_the_run_and_name_the_tiles(shards, tmp
     assert not list((tmp_path / "run/checkpoints").glob("step-*"))
 
 
+@pytest.mark.parametrize("change", ["compute.accumulate=3", "sampling.batch=9"])
+def test_a_batch_that_cannot_be_shared_is_refused(shards, tmp_path, capsys, change):
+    assert run(shards, tmp_path / "run", "compute.accumulate=2", change) == EXIT_WRONG_CALL
+    assert "does not divide" in capsys.readouterr().err
+
+
+def test_other_tiles_than_before_are_said(shards, tmp_path, capsys):
+    assert run(shards, tmp_path / "run", stop_at=2) == 0
+    more = make_shards(tmp_path / "more", first=7)
+    call = command(shards, tmp_path / "run", stop_at=4)[3:]
+    assert main([*call[:2], str(more), *call[2:]]) == 0
+    assert "tiles 54 -> 108" in capsys.readouterr().out
+
+
 def test_another_recipe_is_refused(shards, tmp_path, capsys):
     assert run(shards, tmp_path / "run", "schedule.steps=2") == 0
     assert run(shards, tmp_path / "run", "schedule.steps=2", "backbone.depth=3") == EXIT_WRONG_CALL

@@ -19,8 +19,8 @@ TINY = [
 ]
 
 
-def make_shards(out: Path) -> Path:
-    for number in (1, 2, 3):
+def make_shards(out: Path, first: int = 1) -> Path:
+    for number in range(first, first + 3):
         add_slide(out, number, {"20x": 12, "10x": 6}, stain="HE" if number < 3 else "IHC")
     return out
 
