@@ -8,7 +8,7 @@ PINS := pyproject.toml constraints.txt
 OUT ?= shards
 
 .DEFAULT_GOAL := help
-.PHONY: help shards peek pretrain recipe evaluate bench test check samples clean
+.PHONY: help shards peek pretrain recipe evaluate export bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -43,6 +43,9 @@ recipe: $(VENV)/.train ## show a recipe with every setting's name: RECIPE=debug 
 
 evaluate: $(VENV)/.train ## judge runs on labelled tiles: MODEL="run ..." TASKS="tiles.parquet other.parquet:labels" ARGS=
 	@$(BIN)/python -m pipelines.evaluate --runs $(MODEL) --tasks $(TASKS) $(ARGS)
+
+export: $(VENV)/.train ## a run as a folder that timm loads: RUN= TO=folder LICENCE= ARGS=
+	@$(BIN)/python -m pipelines.export --folder '$(RUN)' --to '$(TO)' $(if $(LICENCE),--licence '$(LICENCE)') $(ARGS)
 
 bench: $(VENV)/.bench ## speed, against limits measured in the same run: BENCH=feed ARGS="--quick | --only 'local scale'"
 	@test -e '$(OUT)' || $(MAKE) --no-print-directory shards
