@@ -8,7 +8,7 @@ PINS := pyproject.toml constraints.txt
 OUT ?= shards
 
 .DEFAULT_GOAL := help
-.PHONY: help shards peek pretrain recipe evaluate export bench test check samples clean
+.PHONY: help shards peek pretrain distill recipe evaluate export bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -37,6 +37,9 @@ endif
 	  --shards $(or $(SHARDS),$(OUT)) --folder '$(or $(RUN),runs/$(or $(RECIPE),debug))' \
 	  $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(STOP_AT),--stop-at '$(STOP_AT)') $(if $(WHERE),--where "$(WHERE)") \
 	  $(if $(PROBE),--probe $(PROBE)) $(if $(SET),--set $(SET)) $(ARGS)
+
+distill: ## train a small ViT from a frozen one: TEACHER="run, or folder of weights" and all of pretrain's
+	@$(MAKE) --no-print-directory pretrain RECIPE='$(or $(RECIPE),virchow2g_mini)' SET="teacher='$(TEACHER)' $(SET)"
 
 recipe: $(VENV)/.train ## show a recipe with every setting's name: RECIPE=debug SET="schedule.rate=0.002 ..."
 	@$(BIN)/python -m pipelines.recipe --recipe '$(or $(RECIPE),debug)' $(if $(SET),--set $(SET))

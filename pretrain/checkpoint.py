@@ -21,7 +21,7 @@ from pretrain import distributed
 from pretrain.errors import BadRun, CheckpointFailed
 from pretrain.recipe import SavingSettings
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 _PREFIX, _PARTIAL, _STATE = "step-", ".partial-", "state.json"
 
 

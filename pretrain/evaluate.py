@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain import recipe as recipes
 from pretrain.backbone import Backbone
 from pretrain.checkpoint import latest_step, step_folder
 from pretrain.errors import BadRun
+from pretrain.network import Network
 from pretrain.probe import Task, colour_statistics, embed, score
 
 _MOST_FOLDS = 32
@@ -35,27 +36,41 @@ class Judged:
 
 
 def load_run(folder: Path, step: int | None = None) -> tuple[Backbone, int]:
-    """The teacher's backbone of a RUN folder, at a step or the newest; with the step. Raises BadRun."""
+    """What a RUN folder is for, the backbone of the student's moving mean; at a step or the newest. Raises BadRun."""
+    backbone = Backbone(recipes.load(folder / "recipe.json").backbone)
+    return backbone, _fill(folder, step, "average.backbone", backbone)
+
+
+def load_network(folder: Path, step: int | None = None) -> tuple[Network, int]:
+    """The same with its heads; heads that are none where the run was distilled itself. Raises BadRun."""
     recipe = recipes.load(folder / "recipe.json")
+    if recipe.teacher:
+        backbone, chosen = load_run(folder, step)
+        return Network(backbone, nn.Identity(), nn.Identity()), chosen
+    network = Network.with_heads(recipe.backbone, recipe.objective.head)
+    return network, _fill(folder, step, "average", network)
+
+
+def _fill(folder: Path, step: int | None, prefix: str, module: nn.Module) -> int:
+    """Load a module's tensors from a checkpoint; returns its step."""
     chosen = latest_step(folder / "checkpoints") if step is None else step
     if chosen is None:
         raise BadRun(f"{folder} holds no checkpoint; train it first")
-    backbone = Backbone(recipe.backbone)
     at = step_folder(folder / "checkpoints", chosen)
     if not at.is_dir():
         raise BadRun(f"{folder} holds no checkpoint of step {chosen}")
     try:
-        distributed.load({f"teacher.backbone.{n}": v for n, v in backbone.state_dict().items()}, at)
+        distributed.load({f"{prefix}.{name}": value for name, value in module.state_dict().items()}, at)
     except OSError as error:
         raise BadRun(f"{at} cannot be read ({error})") from error
-    return backbone, chosen
+    return chosen
 
 
 def untrained(folder: Path) -> Backbone:
     """The network of a RUN folder as it was before its first step."""
     recipe = recipes.load(folder / "recipe.json")
     torch.manual_seed(recipe.sampling.seed)
-    return Backbone(recipe.backbone)  # the first thing that a run makes, see objective.SelfDistillation
+    return Backbone(recipe.backbone)  # the first thing that an objective makes
 
 
 def folds(task: Task) -> list[Task]:

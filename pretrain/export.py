@@ -20,11 +20,11 @@ from pretrain.metrics import read_metrics
 # timm's builders with these MLPs; every size is given in model_args
 _ARCHITECTURE = {True: "vit_giant_patch14_dinov2", False: "vit_small_patch14_dinov2"}
 
-_NOT_SHOWN = (*recipes.FREE, "start_from")  # nor any path
+_NOT_SHOWN = (*recipes.FREE, "start_from", "teacher")  # nor any path
 
 
 def export(run: Path, to: Path, licence: str = "unknown", step: int | None = None) -> int:
-    """Write the teacher's backbone of the RUN folder into the new folder `to`; returns its step. Raises BadRun."""
+    """Write the averaged backbone of the RUN folder into the new folder `to`; returns its step. Raises BadRun."""
     backbone, chosen = load_run(run, step)
     if to.exists() and any(to.iterdir()):
         raise BadRun(f"{to} is not empty; name a new folder")

@@ -23,9 +23,10 @@ class StepFlops:
     executed: float
 
 
-def step_flops(recipe: Recipe) -> StepFlops:
+def step_flops(recipe: Recipe, teacher_settings: BackboneSettings | None = None) -> StepFlops:
     """Of the student's passes forward and backward, 3 times a forward one, and the teacher's forward pass.
 
+    A teacher without heads is counted as if it had the student's, which is little.
     The patch embedding counts twice only: nobody asks for a gradient of the pixels.
     """
     backbone, crops, head = recipe.backbone, recipe.views.crops, recipe.objective.head
@@ -38,8 +39,9 @@ def step_flops(recipe: Recipe) -> StepFlops:
     masked = crops.global_crops * patches * masking.share * (masking.least + masking.most) / 2
     vectors = crops.global_crops + crops.local_crops + masked
     heads = vectors * head_flops(backbone.width, head)
-    teacher = crops.global_crops * (blocks_flops(backbone, crops.global_px) + embed_flops(backbone, crops.global_px))
-    teacher += (crops.global_crops + masked) * head_flops(backbone.width, head)
+    taught = teacher_settings or backbone
+    teacher = crops.global_crops * (blocks_flops(taught, crops.global_px) + embed_flops(taught, crops.global_px))
+    teacher += (crops.global_crops + masked) * head_flops(taught.width, head)
     forwards = {"none": 3, "selective": 3, "full": 4}[recipe.compute.recompute]
     return StepFlops(
         dense=3 * (blocks + heads) + 2 * embed + teacher,

@@ -1,4 +1,4 @@
-"""A backbone with the two heads that self-distillation compares: the student, and its moving mean, the teacher."""
+"""A backbone with the two heads that distillation compares: student, teacher, and the student's moving mean."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pretrain.packing import Kept
 class Seen(NamedTuple):
     """What a network says of some crops.
 
-    `cls`: (crops, K) cosines of every crop's class token, group after group. `patches`: (M, K) cosines of the chosen
-    patches of the first group. `features`: (B, D) class tokens of the first group, as the heads get them.
+    `cls`: (crops, K) what the head makes of every crop's class token, group after group. `patches`: (M, K) the same of
+    the chosen patches of the first group. `features`: (B, D) class tokens of the first group, as the heads get them.
     """
 
     cls: Tensor
@@ -26,13 +26,17 @@ class Seen(NamedTuple):
 
 
 class Network(nn.Module):
-    """Backbone, DINO head on class tokens, iBOT head on patch tokens."""
+    """A backbone, a head for class tokens, and one for patch tokens."""
 
-    def __init__(self, backbone: BackboneSettings, head: HeadSettings, recompute: str = "none") -> None:
+    def __init__(self, backbone: Backbone, cls_head: nn.Module, patch_head: nn.Module) -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, recompute)
-        self.cls_head = Head(backbone.width, head)
-        self.patch_head = Head(backbone.width, head)
+        self.backbone, self.cls_head, self.patch_head = backbone, cls_head, patch_head
+
+    @staticmethod
+    def with_heads(backbone: BackboneSettings, head: HeadSettings, recompute: str = "none") -> Network:
+        """A new one, with the projection heads of DINO and iBOT."""
+        width = backbone.width
+        return Network(Backbone(backbone, recompute), Head(width, head), Head(width, head))
 
     def forward(
         self,
@@ -49,4 +53,5 @@ class Network(nn.Module):
 
     def units(self) -> list[nn.Module]:
         """The parts that are spread over processes one by one, and gathered when they are called."""
-        return [*self.backbone.vit.blocks, self.cls_head, self.patch_head]
+        heads = [head for head in (self.cls_head, self.patch_head) if any(True for _ in head.parameters())]
+        return [*self.backbone.vit.blocks, *heads]

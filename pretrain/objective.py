@@ -62,9 +62,22 @@ class Losses:
 
 
 class Objective(Protocol):
-    """What the loop needs of an objective, which is an nn.Module besides."""
+    """What the loop needs of an objective, which is an nn.Module besides.
+
+    `student`: what the optimizer moves. `average`: its moving mean, which is what a run is for. `frozen`: all networks
+    that no gradient moves. `kept`: what else changes and belongs in a checkpoint, by name. `teacher_settings`: of the
+    backbone that teaches.
+    """
 
     student: nn.Module
+    average: Network
+    teacher_settings: BackboneSettings
+
+    @property
+    def frozen(self) -> list[Network]: ...  # noqa: D102
+
+    @property
+    def kept(self) -> dict[str, Tensor]: ...  # noqa: D102
 
     def losses(self, views: Views, at: Scheduled) -> Losses:
         """Of this process's views; a mean over them, so that processes average gradients."""
@@ -85,11 +98,22 @@ class SelfDistillation(nn.Module):
         super().__init__()
         self.settings, self.seed, self.drop_path = settings, seed, backbone.drop_path
         torch.manual_seed(seed)
-        network = Network(backbone, settings.head, recompute)
+        network = Network.with_heads(backbone, settings.head, recompute)
         self.student: nn.Module = network
-        self.teacher = copy.deepcopy(network).requires_grad_(False)
+        self.average = copy.deepcopy(network).requires_grad_(False)
         self.cls_centre, self.patch_centre = (Centre(settings.head.prototypes) for _ in range(2))
+        self.teacher_settings = backbone
         self._pending: list[tuple[Centre, Tensor, Tensor | None]] = []
+
+    @property
+    def frozen(self) -> list[Network]:
+        """See Objective."""
+        return [self.average]
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """See Objective."""
+        return {"cls_centre": self.cls_centre.centre, "patch_centre": self.patch_centre.centre}
 
     def losses(self, views: Views, at: Scheduled) -> Losses:
         """See Objective."""
@@ -99,35 +123,29 @@ class SelfDistillation(nn.Module):
         cls_targets = self._targets(self.cls_centre, told.cls, None, at.temperature)
         patch_targets = self._targets(self.patch_centre, told.patches, valid, at.temperature)
         seen = self._study(views)
-        wide = len(told.cls) // tiles
-        by_crop = seen.cls.view(-1, tiles, seen.cls.shape[-1])
-        dino = losses.dino_loss(by_crop, cls_targets.view(wide, tiles, -1), settings.student_temperature)
-        ibot = losses.ibot_loss(seen.patches, patch_targets, views.weight, settings.student_temperature)
-        spread = self._spread(seen.features.view(wide, tiles, -1))
+        dino, ibot = by_heads(settings, views, seen, cls_targets, patch_targets)
+        spread = spreading(settings, seen.features.view(len(told.cls) // tiles, tiles, -1))
         total = settings.dino_weight * dino + settings.ibot_weight * ibot + settings.spread_weight * spread
         parts = {"loss": total, "loss_dino": dino, "loss_ibot": ibot, f"loss_{settings.spread}": spread}
-        with torch.no_grad():
-            parts |= _looks(told, cls_targets)
-        return Losses(total, {name: value.detach() for name, value in parts.items()})
+        looks = target_looks(cls_targets) | {"feature_spread": feature_spread(told.features)}
+        return Losses(total, {name: value.detach() for name, value in (parts | looks).items()})
 
     @torch.no_grad()
     def update(self, at: Scheduled) -> None:
         """Move the teacher towards the student, and the centres by what the teacher said."""
-        pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
-        teacher, student = zip(*((distributed.local(t), distributed.local(s)) for t, s in pairs), strict=True)
-        torch._foreach_lerp_(list(teacher), list(student), 1 - at.momentum)
+        follow(self.average, self.student, at.momentum)
         for centre, cosines, valid in self._pending:
             centre.update(cosines, valid)
         self._pending.clear()
 
     @torch.no_grad()
     def _teach(self, views: Views) -> Seen:
-        seen: Seen = self.teacher([views.wide], views.chosen)
+        seen: Seen = self.average([views.wide], views.chosen)
         return seen
 
     def _study(self, views: Views) -> Seen:
-        groups = [views.wide, views.near] if len(views.near) else [views.wide]
-        backbone = self.teacher.backbone  # of the same settings
+        groups = views.groups
+        backbone = self.average.backbone  # of the same settings
         packing = backbone.packing([(len(group), group.shape[-1]) for group in groups])
         kept = None
         if self.drop_path:
@@ -147,20 +165,44 @@ class SelfDistillation(nn.Module):
         targets: Tensor = centre(cosines, temperature)
         return targets
 
-    def _spread(self, features: Tensor) -> Tensor:
-        """The spreading term, summed over the (G, B, D) class tokens of each global crop."""
-        if self.settings.spread == "kde":
-            return torch.stack([losses.kde_loss(f, self.settings.kappa) for f in features]).sum()
-        if self.settings.spread == "koleo":
-            return torch.stack([losses.koleo_loss(f) for f in features]).sum()
-        return features.new_zeros(())
+
+def by_heads(
+    settings: ObjectiveSettings, views: Views, seen: Seen, cls_targets: Tensor, patch_targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The losses of DINO and iBOT, from the student's cosines and the teacher's probabilities."""
+    targets = cls_targets.view(-1, views.tiles, cls_targets.shape[-1])
+    by_crop = seen.cls.view(-1, views.tiles, seen.cls.shape[-1])
+    dino = losses.dino_loss(by_crop, targets, settings.student_temperature)
+    return dino, losses.ibot_loss(seen.patches, patch_targets, views.weight, settings.student_temperature)
 
 
-def _looks(told: Seen, targets: Tensor) -> dict[str, Tensor]:
-    """Signs of health: entropy of the teacher's targets, and how far apart its class tokens are."""
-    features = functional.normalize(told.features.float(), dim=-1)
+def spreading(settings: ObjectiveSettings, features: Tensor) -> Tensor:
+    """The spreading term, summed over the (G, B, D) class tokens of each global crop."""
+    if settings.spread == "kde":
+        return torch.stack([losses.kde_loss(f, settings.kappa) for f in features]).sum()
+    if settings.spread == "koleo":
+        return torch.stack([losses.koleo_loss(f) for f in features]).sum()
+    return features.new_zeros(())
+
+
+@torch.no_grad()
+def follow(average: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the average's parameters towards the student's; whole or in shards alike."""
+    pairs = zip(average.parameters(), student.parameters(), strict=True)
+    mine, theirs = zip(*((distributed.local(a), distributed.local(s)) for a, s in pairs), strict=True)
+    torch._foreach_lerp_(list(mine), list(theirs), 1 - momentum)
+
+
+@torch.no_grad()
+def target_looks(targets: Tensor) -> dict[str, Tensor]:
+    """Entropies of the teacher's targets (n, K): their mean, and that of their mean."""
     return {
         "target_entropy_nats": torch.special.entr(targets).sum(-1).mean(),
         "target_use_nats": torch.special.entr(targets.mean(0)).sum(),
-        "feature_spread": 1 - features.mean(0).square().sum(),
     }
+
+
+@torch.no_grad()
+def feature_spread(features: Tensor) -> Tensor:
+    """One minus the squared length of the mean of (n, D) features, each of length 1; 0 where all are the same."""
+    return 1 - functional.normalize(features.float(), dim=-1).mean(0).square().sum()

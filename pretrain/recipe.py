@@ -84,7 +84,8 @@ class LookingSettings:
 class Recipe:
     """The whole configuration of a run, under the name of the function that made it.
 
-    `start_from`: a file or folder with weights that the backbone begins with, see weights.load_backbone.
+    `start_from`: a file or folder with weights that the backbone begins with, see weights.load_backbone. `teacher`: a
+    RUN folder or a folder of released weights to be distilled, see distill; empty for self-distillation.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Recipe:
     saving: SavingSettings = field(default_factory=SavingSettings)
     looking: LookingSettings = field(default_factory=LookingSettings)
     start_from: str = ""
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         patch, crops = self.backbone.patch_px, self.views.crops

@@ -92,8 +92,22 @@ def virchow2g() -> Recipe:
     )
 
 
+def virchow2g_mini() -> Recipe:
+    """Virchow2G Mini: ViT-S/14 of 22 M, distilled: give the teacher as `teacher=`."""
+    return Recipe(
+        name="virchow2g_mini",
+        sampling=SamplingSettings(batch=3072),
+        schedule=ScheduleSettings(steps=100_000, momentum=(0.994, 1.0)),
+        backbone=BackboneSettings(width=384, depth=12, heads=6),
+        objective=ObjectiveSettings(head=HeadSettings(prototypes=131_072)),
+        compute=ComputeSettings(compile=True),
+        saving=SavingSettings(every=1000),
+        looking=LookingSettings(picture=2000, probe=2000),
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    made.__name__: made for made in (debug, vit_s, vit_b_ablation, virchow2, virchow2g)
+    made.__name__: made for made in (debug, vit_s, vit_b_ablation, virchow2, virchow2g, virchow2g_mini)
 }
 
 

@@ -241,6 +241,6 @@ def health(values: dict[str, Any], prototypes: int) -> list[str]:
     found = []
     if values["feature_spread"] < _COLLAPSED_SPREAD:
         found.append("collapse: all tiles look the same to the teacher (feature_spread near 0); lower schedule.rate")
-    if values["target_entropy_nats"] > _FLAT_TARGETS * largest:
+    if values.get("target_entropy_nats", 0.0) > _FLAT_TARGETS * largest:
         found.append("collapse: the teacher's targets are flat (target_entropy_nats near log of the prototypes)")
     return found

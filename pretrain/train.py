@@ -23,12 +23,12 @@ from pretrain import distributed, schedules
 from pretrain.backbone import Backbone
 from pretrain.checkpoint import Checkpoints
 from pretrain.devices import on_device
+from pretrain.distill import objective_of
 from pretrain.errors import NonFinite
 from pretrain.flops import step_flops
 from pretrain.loader import Batch, Loader
 from pretrain.metrics import Deferred
 from pretrain.network import Network
-from pretrain.objective import SelfDistillation
 from pretrain.optim import clip_gradients, make_optimizer, optimizer_state, take_step
 from pretrain.recipe import Recipe
 from pretrain.sampler import Sampler
@@ -71,26 +71,24 @@ class Trainer:
                 f"a batch of {recipe.sampling.batch} does not divide by {world.size} processes times "
                 f"{recipe.compute.accumulate} parts; change sampling.batch or compute.accumulate"
             )
-        self.objective = SelfDistillation(
-            recipe.objective, recipe.backbone, sampler.settings.seed, recipe.compute.recompute
-        )
+        self.objective = objective_of(recipe, sampler.settings.seed)
         self.loaded = self._begin_from(recipe.start_from)
         self._spread_out()
         self.optimizer = make_optimizer(self._network, recipe.backbone.depth, recipe.optim)
         self.loader = Loader(sampler, recipe.loader, world.rank, world.size)
         self.checkpoints = Checkpoints(run / "checkpoints", recipe.saving, world)
-        self.flops = step_flops(recipe)
+        self.flops = step_flops(recipe, self.objective.teacher_settings)
         self._deferred = Deferred()
         self._recent: dict[int, Batch] = {}
         self._clock = _Clock()
 
     @property
     def backbone(self) -> Backbone:
-        """The teacher's, which is what a run is for."""
-        return self.objective.teacher.backbone
+        """That of the student's moving mean, which is what a run is for."""
+        return self.objective.average.backbone
 
     def whole_backbone(self) -> Backbone | None:
-        """The teacher's backbone, whole, on the first process, None on the others; every process must ask."""
+        """That backbone, whole, on the first process, None on the others; every process must ask."""
         backbone = self.backbone
         if self.recipe.compute.parallel == "fsdp" and self.world.size > 1:
             tensors = {name: distributed.whole(value) for name, value in backbone.state_dict().items()}
@@ -224,10 +222,9 @@ class Trainer:
         """Everything that changes, by name; parameters are named alike whether they are in shards or not."""
         objective = self.objective
         found: dict[str, Tensor] = {}
-        for name, module in (("student", self._network), ("teacher", objective.teacher)):
+        for name, module in (("student", self._network), ("average", objective.average)):
             found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-        for name in ("cls_centre", "patch_centre"):
-            found[name] = getattr(objective, name).centre
+        found |= {f"objective.{key}": value for key, value in objective.kept.items()}
         found |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer, self._network).items()}
         return {name: value.detach() for name, value in found.items()}
 
@@ -239,19 +236,20 @@ class Trainer:
         if not weights:
             return None
         loaded = load_backbone(self._network.backbone, Path(weights))
-        self.objective.teacher.backbone.load_state_dict(self._network.backbone.state_dict())
+        self.objective.average.backbone.load_state_dict(self._network.backbone.state_dict())
         return loaded
 
     def _spread_out(self) -> None:
         compute, objective = self.recipe.compute, self.objective
-        objective.to(self.world.device)
-        student, teacher = self._network, objective.teacher
-        for network in (student, teacher):
-            if compute.compile:
+        cast("torch.nn.Module", objective).to(self.world.device)
+        student = self._network
+        if compute.compile:
+            for network in (student, *objective.frozen):
                 network.backbone.compile_blocks()
         objective.student = distributed.share_out(student, student.units(), compute.parallel, self.world, self.dtype)
         if compute.parallel == "fsdp":
-            distributed.share_out(teacher, teacher.units(), compute.parallel, self.world, self.dtype)
+            for network in objective.frozen:
+                distributed.share_out(network, network.units(), compute.parallel, self.world, self.dtype)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

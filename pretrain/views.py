@@ -42,6 +42,11 @@ class Views:
     weight: Tensor
 
     @property
+    def groups(self) -> list[Tensor]:
+        """The crops by size, global ones first."""
+        return [self.wide, self.near] if len(self.near) else [self.wide]
+
+    @property
     def tiles(self) -> int:
         """B."""
         return len(self.position)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 from pretrain.backbone import Backbone, BackboneSettings
 from pretrain.errors import BadWeights
 
+import timm  # isort: skip - backbone has made it importable
 from timm.layers.pos_embed import resample_abs_pos_embed  # isort: skip - backbone has made timm importable
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
@@ -59,6 +61,36 @@ class Loaded:
         return found
 
 
+def released_backbone(where: Path) -> Backbone:
+    """The backbone of a folder with weights and the config.json that timm or transformers wrote. Raises BadWeights."""
+    file = _file(where)
+    weights = _rename(_read(file))
+    told = settings_of(weights, file)
+    _, side = _grid(weights["pos_embed"], 1 + int(told["registers"]), file)
+    settings = BackboneSettings(heads=_heads(file.parent, file), image_px=side * told["patch_px"], **told)
+    backbone = Backbone(settings)
+    load_backbone(backbone, file)
+    return backbone
+
+
+def _heads(folder: Path, file: Path) -> int:
+    """The number of attention heads, which no tensor's shape tells."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        if "num_attention_heads" in config:
+            return int(config["num_attention_heads"])
+        if heads := config.get("model_args", {}).get("num_heads"):
+            return int(heads)
+        plain = re.findall(r"^\w+$", config["architecture"])[0]  # timm would fetch what "hf-hub:..." names
+        with torch.device("meta"):
+            model: Any = timm.create_model(plain)
+            return int(model.blocks[0].attn.num_heads)
+    except Exception as error:  # of files, json and timm, each with errors of its own
+        raise BadWeights(
+            f"{file} needs a config.json beside it that names the architecture, as timm and transformers write it"
+        ) from error
+
+
 def load_backbone(backbone: Backbone, where: Path) -> Loaded:
     """Fill the backbone from a file, or from a folder with one, of .safetensors, or of .pth / .bin without code in it.
 
@@ -88,17 +120,24 @@ def _positions(given: Tensor, backbone: Backbone, file: Path) -> Tensor:
 
     Files hold the patches' rows alone (timm's no_embed_class), with one for the class token (Meta), or with all.
     """
-    rows, prefix = given.shape[1], backbone.prefix
-    sides = {held: math.isqrt(rows - held) for held in (prefix, 1, 0) if math.isqrt(rows - held) ** 2 == rows - held}
-    if not sides:
-        raise BadWeights(f"{file} has positions of {rows} tokens, which are no square of patches")
-    held, side = next(iter(sides.items()))
+    prefix = backbone.prefix
+    held, side = _grid(given, prefix, file)
     first = torch.zeros(1, prefix, given.shape[2], dtype=given.dtype)
     first[:, :held] = given[:, :held]
     grid = list(backbone.vit.patch_embed.grid_size)
     whole = torch.cat([first, given[:, held:]], dim=1)
     resampled: Tensor = resample_abs_pos_embed(whole, new_size=grid, old_size=[side, side], num_prefix_tokens=prefix)
     return resampled
+
+
+def _grid(given: Tensor, prefix: int, file: Path) -> tuple[int, int]:
+    """How many rows of a position embedding come before the patches', and the patches a side."""
+    rows = given.shape[1]
+    for held in (prefix, 1, 0):
+        side = math.isqrt(rows - held)
+        if side * side == rows - held:
+            return held, side
+    raise BadWeights(f"{file} has positions of {rows} tokens, which are no square of patches")
 
 
 def settings_of(weights: dict[str, Tensor], file: Path) -> dict[str, Any]:

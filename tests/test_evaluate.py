@@ -72,7 +72,7 @@ def test_untrained_is_what_the_run_began_with(finished, tmp_path):
     from pretrain.objective import SelfDistillation
 
     recipe = recipes.load(finished / "recipe.json")
-    began = SelfDistillation(recipe.objective, recipe.backbone, recipe.sampling.seed).teacher.backbone.state_dict()
+    began = SelfDistillation(recipe.objective, recipe.backbone, recipe.sampling.seed).average.backbone.state_dict()
     for name, value in untrained(finished).state_dict().items():
         assert torch.equal(value, began[name]), name
 
