@@ -52,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (NonFinite, TooManyBadTiles, CheckpointFailed) as error:
         errors.print(f"pretrain: stopped: {error}", markup=False, soft_wrap=True)
         return EXIT_STOPPED
+    except OSError as error:
+        errors.print(f"pretrain: stopped: {error.filename or options.folder}: {error.strerror or error}", markup=False)
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         errors.print("pretrain: interrupted; call again to go on from the last checkpoint")
         return EXIT_INTERRUPTED

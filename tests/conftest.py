@@ -1,9 +1,13 @@
 """Slides that several tests share, made once a session; see sample_slides for what is on them."""
 
+import os
+import subprocess
 from functools import partial
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the tests run beside each other, one process a core
 
 from sample_slides import coordinates
 from sample_slides.make import CMU, he_svs, make_synthetic, nompp_tiff
@@ -50,3 +54,15 @@ def cmu_slide():
         if (folder / CMU).is_file():
             return folder / CMU
     return pytest.skip(f"needs {CMU}: python -m sample_slides.make --only {CMU}")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB, where this machine lets us mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)

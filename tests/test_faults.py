@@ -225,18 +225,6 @@ def test_only_a_few_tasks_are_with_the_scheduler_at_a_time():
         assert sum(1 for _ in outcomes) == 199
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 3 MB, where this machine lets us mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a small file system")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 def test_a_full_disk_is_said_and_loses_nothing(slides, small_disk, capsys):
     out = small_disk / "out"
     assert main(arguments(slides, out)) == 3

@@ -160,6 +160,20 @@ def test_a_damaged_checkpoint_is_one_clear_line(shards, tmp_path, capsys):
     assert "\n" not in message
 
 
+def test_a_full_disk_stops_the_run_and_loses_no_checkpoint(shards, unbroken, small_disk, capsys):
+    folder = small_disk / "run"
+    changes = ("saving.every=1", "saving.keep=8")
+    assert run(shards, folder, *changes) == EXIT_STOPPED
+    message = capsys.readouterr().err.strip()
+    assert "No space left on device" in message
+    assert "\n" not in message
+    saved = len(list((folder / "checkpoints").glob("step-*")))
+    assert 0 < saved < 8
+    subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
+    assert run(shards, folder, *changes) == 0
+    assert losses(folder) == losses(unbroken)
+
+
 def test_checkpoints_thin_out_by_count_and_by_time():
     hourly = {step: 3600.0 * step for step in range(1, 31)}
     gone = superseded(hourly, keep=2, keep_hours=12)
