@@ -278,7 +278,7 @@ def _images(path: Path, file: pq.ParquetFile, rows: Ints) -> list[bytes]:
         rows = rows[rows >= len(part)] - len(part)
     try:
         sizes = {Image.open(io.BytesIO(image)).size for image in images}
-    except (OSError, TypeError) as error:
+    except (OSError, TypeError, Image.DecompressionBombError) as error:
         raise BadTask(f"{path}: column image has rows that hold no JPEG or PNG; leave them out") from error
     if len(sizes) > 1:
         raise BadTask(f"{path}: tiles are of several sizes, {sorted(sizes)} px; make them one size")

@@ -26,7 +26,7 @@ def at(rate=0.01, decay=0.1, frozen=False, step=0):
 def network():
     torch.manual_seed(0)
     settings = BackboneSettings(width=16, depth=DEPTH, heads=2, registers=2, qk_norm=True, patch_px=4, image_px=8)
-    return Network(settings, HeadSettings(prototypes=8, hidden=12, bottleneck=4))
+    return Network.with_heads(settings, HeadSettings(prototypes=8, hidden=12, bottleneck=4))
 
 
 def give_gradients(network, step=0, value=None):
