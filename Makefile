@@ -8,7 +8,7 @@ PINS := pyproject.toml constraints.txt
 OUT ?= shards
 
 .DEFAULT_GOAL := help
-.PHONY: help shards peek pretrain distill recipe evaluate export bench test check samples clean
+.PHONY: help shards peek pretrain distill recipe curves evaluate export bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -43,6 +43,9 @@ distill: ## train a small ViT from a frozen one: TEACHER="run, or folder of weig
 
 recipe: $(VENV)/.train ## show a recipe with every setting's name: RECIPE=debug SET="schedule.rate=0.002 ..."
 	@$(BIN)/python -m pipelines.recipe --recipe '$(or $(RECIPE),debug)' $(if $(SET),--set $(SET))
+
+curves: $(VENV)/.train ## the curves of runs as one picture: MODEL="run ..." PNG=
+	@$(BIN)/python -m pipelines.curves --runs $(MODEL) --out '$(or $(PNG),curves.png)'
 
 evaluate: $(VENV)/.train ## judge runs on labelled tiles: MODEL="run ..." TASKS="tiles.parquet other.parquet:labels" ARGS=
 	@$(BIN)/python -m pipelines.evaluate --runs $(MODEL) --tasks $(TASKS) $(ARGS)

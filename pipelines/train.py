@@ -102,7 +102,9 @@ def _show_end(console: Console, folder: Path, ended: Ended) -> None:
     console.print(f"{loss}{drawn:,} tiles drawn, of those there are {ended.coverage:.0%} at least once", markup=False)
     for score in ended.scores.values():
         console.print(f"{score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}", markup=False)
-    console.print(f"look at {folder}: pictures, metrics.jsonl, tensorboard, drawn.json", markup=False, soft_wrap=True)
+    console.print(
+        f"look at {folder}: pictures, curves.png, metrics.jsonl, tensorboard, drawn.json", markup=False, soft_wrap=True
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """One call of `make pretrain`: a RUN folder is begun or gone on with, and says how it went.
 
-RUN/recipe.json, run.json, metrics.jsonl, tensorboard/, checkpoints/, pictures/, drawn.json.
+RUN/recipe.json, run.json, metrics.jsonl, curves.png, tensorboard/, checkpoints/, pictures/, drawn.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 from pretrain import distributed
 from pretrain import recipe as recipes
+from pretrain.curves import draw_curves
 from pretrain.errors import BadRun
 from pretrain.flops import measured_peak
 from pretrain.index import Index, open_index
@@ -120,6 +121,8 @@ def run(
     drawn = trainer.drawn()
     if world.first:
         (call.folder / "drawn.json").write_text(json.dumps(drawn, indent=1) + "\n")
+        if watcher.last:
+            draw_curves([call.folder], call.folder / "curves.png")
     coverage = sampler.expected_coverage(outcome.step)
     return Ended(recipe, outcome, time.monotonic() - began, watcher.last, watcher.scores, coverage)
 

@@ -112,3 +112,20 @@ def test_a_folder_without_a_run_is_one_clear_line(tmp_path, tiles, capsys):
 def test_a_step_that_was_not_saved_is_refused(finished):
     with pytest.raises(BadRun, match="step 2"):
         load_run(finished, 2)
+
+
+def test_curves_are_drawn_of_one_run_and_of_several(finished, tmp_path):
+    from pipelines.curves import main as curves
+
+    assert Image.open(finished / "curves.png").format == "PNG"
+    assert curves(["--runs", str(finished), str(finished), "--out", str(tmp_path / "both.png")]) == 0
+    picture = np.asarray(Image.open(tmp_path / "both.png").convert("RGB"))
+    blue = (np.abs(picture.astype(int) - (31, 119, 180)).sum(2) < 30).sum()  # the first line's colour
+    assert blue > 100
+
+
+def test_curves_of_nothing_are_one_clear_line(tmp_path, capsys):
+    from pipelines.curves import main as curves
+
+    assert curves(["--runs", str(tmp_path), "--out", str(tmp_path / "none.png")]) == 2
+    assert "no metrics.jsonl" in capsys.readouterr().err
