@@ -8,7 +8,7 @@ PINS := pyproject.toml constraints.txt
 OUT ?= shards
 
 .DEFAULT_GOAL := help
-.PHONY: help shards peek pretrain distill recipe curves evaluate export bench test check samples clean
+.PHONY: help shards peek pretrain distill recipe curves evaluate export embed bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -52,6 +52,10 @@ evaluate: $(VENV)/.train ## judge runs on labelled tiles: MODEL="run ..." TASKS=
 
 export: $(VENV)/.train ## a run as a folder that timm loads: RUN= TO=folder LICENCE= ARGS=
 	@$(BIN)/python -m pipelines.export --folder '$(RUN)' --to '$(TO)' $(if $(LICENCE),--licence '$(LICENCE)') $(ARGS)
+
+embed: $(VENV)/.train ## features of every tile, as Parquet and h5: MODEL="run, or exported folder" SHARDS= TO=folder WHERE="magnification = '20x'" ARGS=
+	@$(BIN)/python -m pipelines.embed --model '$(MODEL)' --shards $(or $(SHARDS),$(OUT)) --to '$(TO)' \
+	  $(if $(WHERE),--where "$(WHERE)") $(ARGS)
 
 bench: $(VENV)/.bench ## speed, against limits measured in the same run: BENCH=feed ARGS="--quick | --only 'local scale'"
 	@test -e '$(OUT)' || $(MAKE) --no-print-directory shards

@@ -18,6 +18,7 @@ from pretrain.checkpoint import latest_step, step_folder
 from pretrain.errors import BadRun
 from pretrain.network import Network
 from pretrain.probe import Task, colour_statistics, embed, score
+from pretrain.weights import released_backbone
 
 _MOST_FOLDS = 32
 
@@ -39,6 +40,11 @@ def load_run(folder: Path, step: int | None = None) -> tuple[Backbone, int]:
     """What a RUN folder is for, the backbone of the student's moving mean; at a step or the newest. Raises BadRun."""
     backbone = Backbone(recipes.load(folder / "recipe.json").backbone)
     return backbone, _fill(folder, step, "average.backbone", backbone)
+
+
+def load_model(where: Path) -> Backbone:
+    """The backbone of a RUN folder, or of a folder of weights with a config.json. Raises BadRun and BadWeights."""
+    return load_run(where)[0] if (where / "recipe.json").is_file() else released_backbone(where)
 
 
 def load_network(folder: Path, step: int | None = None) -> tuple[Network, int]:

@@ -163,8 +163,8 @@ def _known(batch: pa.RecordBatch, slides: pa.Table) -> int:
     return int(pc.sum(pc.is_in(batch["slide_id"], slides["slide_id"].combine_chunks())).as_py() or 0)
 
 
-def _rows(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: str | None) -> NDArray[Any]:
-    """The batch's tiles that belong to a slide and pass the filter."""
+def matching_tiles(batch: pa.RecordBatch, slides: pa.Table, where: str | None) -> pa.Table:
+    """The batch's tiles that belong to one of the slides and pass the filter, with the row of their `slide`."""
     table = pa.Table.from_batches([batch])
     slide = pc.index_in(table["slide_id"], slides["slide_id"].combine_chunks())
     table = table.append_column("slide", slide).filter(pc.is_valid(slide))
@@ -175,6 +175,11 @@ def _rows(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: s
             if field.name in words and field.name not in joined.schema.names:
                 joined = joined.append_column(field.name, slides[field.name].take(table["slide"]))
         table = table.take(_matching(joined, where))
+    return table
+
+
+def _rows(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: str | None) -> NDArray[Any]:
+    table = matching_tiles(batch, slides, where)
     rows = np.empty(len(table), _ROW)
     for name in (*(TILE.names or ()), "slide", "mpp"):
         rows[name] = table[name].to_numpy()

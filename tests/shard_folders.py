@@ -32,8 +32,12 @@ def add_slide(out: Path, number: int, counts: dict[str, int], **slide) -> str:
         for index in range(count):
             pixels = np.full((TILE_PX, TILE_PX, 3), grey(number, name, index), np.uint8)
             at = writer.append(name, encode_tile(pixels, JpegSettings()))
+            span0 = TILE_PX * MPP[name] / 0.25
+            place = {"row": index // 4, "col": index % 4, "span0": span0}
+            place |= {"x0": round(place["col"] * span0), "y0": round(place["row"] * span0)}
             rows.append(
-                {"slide_id": slide_id, "magnification": name, "mpp": MPP[name], "focus": index / 100}
+                place
+                | {"slide_id": slide_id, "magnification": name, "mpp": MPP[name], "focus": index / 100}
                 | {"array": f"stores/{slide_id}.zarr/{name}", "shard": f"stores/{slide_id}.zarr/{at.shard}"}
                 | {field: getattr(at, field) for field in ("index", "offset", "nbytes", "crc32")}
             )

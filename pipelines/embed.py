@@ -1,0 +1,79 @@
+"""Writes the features of every tile of some shards, as Parquet and as h5."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from pretrain.embed import EmbedSettings, embed_shards
+from pretrain.evaluate import load_model
+from pretrain.recipe import PRECISIONS
+from pretrain.train import DTYPES
+from wsi_prep.errors import UsageError
+
+EXIT_OK, EXIT_WRONG_CALL, EXIT_BAD_TILES = 0, 2, 3
+
+EPILOG = "exit codes: 0 all is written; 2 the call is wrong; 3 it is written, but some tiles cannot be read."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    began = time.monotonic()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    columns = (TextColumn("{task.completed:,} tiles"), TextColumn("{task.description}"), TimeElapsedColumn())
+    try:
+        cast = DTYPES[options.precision] if options.precision != "fp32" else None
+        settings = EmbedSettings(options.px, options.batch, cast, options.threads)
+        backbone = load_model(options.model)
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("", total=None)
+            done = embed_shards(
+                options.shards,
+                options.where,
+                backbone,
+                options.to,
+                settings,
+                device,
+                lambda slide, tiles: bar.update(task, advance=tiles, description=slide),
+            )
+    except UsageError as error:
+        errors.print(f"embed: {error}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    except OSError as error:
+        errors.print(f"embed: {error.filename or options.to}: {error.strerror or error}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    for name, reason in list(done.unreadable.items())[:20]:
+        errors.print(f"embed: cannot be read: {name}: {reason}", markup=False, soft_wrap=True)
+    seconds = time.monotonic() - began
+    before = f" ({done.before} slides were there before)" if done.before else ""
+    rate = f"{seconds:.0f} s, {done.tiles / max(seconds, 1e-9):,.0f} tiles/s"
+    what = f"{done.tiles:,} tiles of {done.slides:,} slides{before}"
+    console.print(f"{what}, {rate}: {options.to}", markup=False, soft_wrap=True)
+    return EXIT_BAD_TILES if done.unreadable else EXIT_OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.embed", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
+    add("--model", required=True, type=Path, metavar="FOLDER", help="a run, or a folder that make export has written")
+    add("--to", required=True, type=Path, metavar="FOLDER", help="where the features go; slides that are there stay")
+    add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"magnification = '20x'\"")
+    add("--px", type=int, default=0, help="embed the middle of a tile, so many px a side (default: all of it)")
+    add("--batch", type=int, default=64, help="tiles at once (default: %(default)s)")
+    add("--threads", type=int, default=4, help="that read and decode (default: %(default)s)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of products (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
