@@ -9,7 +9,7 @@ import torch
 
 from pretrain.backbone import make_vit
 from pretrain.recipe import ComputeSettings, LookingSettings, SavingSettings, changed, differences, flat, load, save
-from pretrain.recipes import RECIPES, debug, recipe, virchow2, virchow2g, vit_s
+from pretrain.recipes import RECIPES, debug, recipe, virchow2, virchow2g, virchow2g_mini, vit_s
 from pretrain.sampler import SamplingSettings
 from wsi_prep.errors import BadOption
 
@@ -187,11 +187,13 @@ def test_a_mix_of_other_magnifications_is_a_difference(mixes):
     assert found[0].startswith("sampling.mix.5x:")
 
 
-@pytest.mark.parametrize(("made", "millions"), [(virchow2, 631), (virchow2g, 1850)])
-def test_backbones_have_the_papers_size(made, millions):
-    """On the meta device: shapes without memory."""
+@pytest.mark.parametrize(
+    ("made", "millions", "image_px"), [(virchow2, 631, 224), (virchow2g, 1850, 224), (virchow2g_mini, 22, 518)]
+)
+def test_backbones_have_the_papers_size(made, millions, image_px):
+    """On the meta device: shapes without memory. ViT-S/14 has 22 M where positions are counted as DINOv2's, at 518 px."""
     with torch.device("meta"):
-        vit = make_vit(made().backbone)
+        vit = make_vit(replace(made().backbone, image_px=image_px))
     assert sum(p.numel() for p in vit.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 

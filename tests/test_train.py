@@ -74,6 +74,18 @@ def test_two_processes_do_what_one_does_and_one_goes_on_from_them(shards, unbrok
     assert json.loads((tmp_path / "run/drawn.json").read_text()) == json.loads((unbroken / "drawn.json").read_text())
 
 
+def test_a_narrow_virchow2g_in_shards_does_what_it_does_whole(shards, tmp_path):
+    """Its optimizer, registers, normalised queries and keys, SwiGLU, and recomputation, in two processes and in one."""
+    narrow = (
+        *("backbone.swiglu=true", "backbone.mlp_ratio=6.5", "backbone.registers=8", "backbone.qk_norm=true"),
+        *("optim.kind=stable_adamw", "optim.betas=0.9,0.95", "compute.recompute=selective", "schedule.steps=5"),
+    )
+    assert run(shards, tmp_path / "one", *narrow) == 0
+    two = train(shards, tmp_path / "two", *narrow, "compute.parallel=fsdp", processes=2)
+    assert two.returncode == 0, two.stderr
+    close_to(tmp_path / "two", tmp_path / "one")
+
+
 def test_what_one_process_saved_two_go_on_from(shards, unbroken, tmp_path):
     assert run(shards, tmp_path / "run", stop_at=4) == 0
     two = train(shards, tmp_path / "run", "compute.parallel=fsdp", processes=2)
