@@ -191,7 +191,7 @@ def test_a_mix_of_other_magnifications_is_a_difference(mixes):
     ("made", "millions", "image_px"), [(virchow2, 631, 224), (virchow2g, 1850, 224), (virchow2g_mini, 22, 518)]
 )
 def test_backbones_have_the_papers_size(made, millions, image_px):
-    """On the meta device: shapes without memory. ViT-S/14 has 22 M where positions are counted as DINOv2's, at 518 px."""
+    """On the meta device: shapes without memory. ViT-S/14 has 22 M with the positions of DINOv2's, at 518 px."""
     with torch.device("meta"):
         vit = make_vit(replace(made().backbone, image_px=image_px))
     assert sum(p.numel() for p in vit.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
