@@ -47,8 +47,8 @@ recipe: $(VENV)/.train ## show a recipe with every setting's name: RECIPE=debug 
 curves: $(VENV)/.train ## the curves of runs as one picture: MODEL="run ..." PNG=
 	@$(BIN)/python -m pipelines.curves --runs $(MODEL) --out '$(or $(PNG),curves.png)'
 
-evaluate: $(VENV)/.train ## judge runs on labelled tiles: MODEL="run ..." TASKS="tiles.parquet other.parquet:labels" ARGS=
-	@$(BIN)/python -m pipelines.evaluate --runs $(MODEL) --tasks $(TASKS) $(ARGS)
+evaluate: $(VENV)/.train ## judge on labelled tiles: MODEL="run, or exported folder ..." TASKS="tiles.parquet other.parquet:labels" ARGS=
+	@$(BIN)/python -m pipelines.evaluate --models $(MODEL) --tasks $(TASKS) $(ARGS)
 
 export: $(VENV)/.train ## a run as a folder that timm loads: RUN= TO=folder LICENCE= ARGS=
 	@$(BIN)/python -m pipelines.export --folder '$(RUN)' --to '$(TO)' $(if $(LICENCE),--licence '$(LICENCE)') $(ARGS)

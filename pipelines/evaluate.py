@@ -1,4 +1,4 @@
-"""Judges a run on labelled tiles, beside the same network untrained and the colours alone."""
+"""Judges runs and released weights on labelled tiles, beside untrained networks and the colours alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pretrain.backbone import Backbone
-from pretrain.evaluate import Judged, judge, load_run, untrained
+from pretrain.evaluate import Judged, judge, load_model, load_run, untrained
 from pretrain.probe import load_task
 from wsi_prep.errors import UsageError
 
@@ -25,7 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tasks = [load_task(spec, options.limit) for spec in options.tasks]
         backbones: dict[str, Backbone] = {}
-        for folder in options.runs:
+        for folder in options.models:
+            if not (folder / "recipe.json").is_file():
+                backbones[folder.name] = load_model(folder)
+                continue
             trained, step = load_run(folder)
             backbones |= {f"{folder.name}, untrained": untrained(folder), f"{folder.name}, step {step}": trained}
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -56,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.evaluate", description=__doc__)
     add = parser.add_argument
-    add("--runs", required=True, nargs="+", type=Path, metavar="RUN", help="folders that make pretrain has filled")
+    add("--models", required=True, nargs="+", type=Path, metavar="FOLDER", help="runs, or folders of weights")
     add(
         "--tasks",
         required=True,

@@ -96,7 +96,7 @@ def test_labels_may_be_an_expression(tiles):
 
 
 def test_the_table_of_figures(finished, tiles, tmp_path, capsys):
-    arguments = ["--runs", str(finished), "--tasks", str(tiles), "--json", str(tmp_path / "figures.json")]
+    arguments = ["--models", str(finished), "--tasks", str(tiles), "--json", str(tmp_path / "figures.json")]
     assert main(arguments) == 0
     rows = json.loads((tmp_path / "figures.json").read_text())
     assert [row["features"] for row in rows] == ["colours alone", "run, untrained", "run, step 4"]
@@ -104,8 +104,18 @@ def test_the_table_of_figures(finished, tiles, tmp_path, capsys):
     assert "run, step 4" in capsys.readouterr().out
 
 
+def test_exported_weights_are_judged_as_their_run(finished, tiles, tmp_path):
+    from pipelines.export import main as export
+
+    assert export(["--folder", str(finished), "--to", str(tmp_path / "model")]) == 0
+    models = ["--models", str(finished), str(tmp_path / "model")]
+    assert main([*models, "--tasks", str(tiles), "--json", str(tmp_path / "figures.json")]) == 0
+    *_, run_row, model_row = json.loads((tmp_path / "figures.json").read_text())
+    assert (run_row["linear"], run_row["knn"]) == (model_row["linear"], model_row["knn"])
+
+
 def test_a_folder_without_a_run_is_one_clear_line(tmp_path, tiles, capsys):
-    assert main(["--runs", str(tmp_path), "--tasks", str(tiles)]) == 2
+    assert main(["--models", str(tmp_path), "--tasks", str(tiles)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
 
 

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 
 from pretrain import probe
 from pretrain.backbone import Backbone, BackboneSettings
@@ -372,6 +374,19 @@ def test_linear_agrees_with_scipy(penalty):
     task = replace(task, labels=task.labels[keep], train=task.train[keep], groups=task.groups[keep])
     features = features[keep] @ torch.randn(6, 6, generator=torch.Generator().manual_seed(0)) + 5
     assert probe.linear(features, task, (penalty,)) == pytest.approx(by_scipy(features, task, penalty), abs=0.005)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("classes", [2, 4])
+def test_linear_is_within_half_a_point_of_scikit_learns(seed, classes):
+    """Whose C is the inverse of the summed loss's penalty: one over the number of tiles times ours."""
+    features, task = gaussians(seed, count=4000, width=12, apart=1.5, classes=classes)
+    x, train, penalty = features.double().numpy(), task.train, 0.01
+    x = (x - x[train].mean(0)) / x[train].std(0)
+    model = LogisticRegression(C=1 / (penalty * train.sum()), class_weight="balanced", max_iter=1000, tol=1e-8)
+    model.fit(x[train], task.labels[train])
+    expected = balanced_accuracy_score(task.labels[~train], model.predict(x[~train]))
+    assert probe.linear(features, task, [penalty]) == pytest.approx(expected, abs=0.005)
 
 
 def test_linear_bears_constant_and_repeated_features():
