@@ -213,3 +213,22 @@ def test_bad_settings_are_refused(group, wrong):
     (name,) = wrong
     with pytest.raises(BadOption, match=name):
         group(**wrong)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_the_command_shows_can_be_given_back_to_it(name, capsys):
+    from pipelines.recipe import main
+
+    assert main(["--recipe", name]) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    settable = [line for line in shown if not line.startswith("name=")]
+    assert len(settable) == len(shown) - 1 > 60
+    assert changed(recipe(name), settable) == recipe(name)
+
+
+def test_the_command_refuses_what_is_not_there(capsys):
+    from pipelines.recipe import main
+
+    assert main(["--recipe", "virchow3"]) == 2
+    assert main(["--set", "backbone.widht=8"]) == 2
+    assert "did you mean backbone.width?" in capsys.readouterr().err
