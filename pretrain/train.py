@@ -110,26 +110,33 @@ class Trainer:
     def run(self, start: int, stop: int, watcher: Watcher) -> Outcome:
         """Steps `start` up to `stop`, with a checkpoint at the end. Raises NonFinite and TooManyBadTiles."""
         watcher.started(start)
-        signals = _Signals()
-        step = start
-        with self.loader, signals:
-            batches = on_device(self.loader.batches(start, stop), self.world.device)
-            self._clock.start()
-            for batch, tiles in self._clock.waiting(batches):
-                self.step(batch, tiles)
-                step = batch.step + 1
-                self._tell(watcher)
-                if step % self.recipe.saving.every == 0 and step < stop:
-                    self._save(step)
-                self.checkpoints.settle()
-                with self._clock.stopped():
-                    watcher.stepped(step)
-                if signals.agreed():
-                    break
-            self._tell(watcher, everything=True)
-            self._save(step)
-            self.checkpoints.settle(wait=True)
+        with self.loader, _Signals() as signals:
+            try:
+                step = self._steps(start, stop, watcher, signals)
+                self._tell(watcher, everything=True, last=True)
+                self._save(step)
+            finally:  # what was being written is whole, whatever stopped the run
+                self.checkpoints.settle(wait=True)
         return Outcome(step, signals.caught if step < stop else 0)
+
+    def _steps(self, start: int, stop: int, watcher: Watcher, signals: _Signals) -> int:
+        """The loop; returns the next step."""
+        step = start
+        self._clock.start()
+        batches = on_device(self.loader.batches(start, stop), self.world.device)
+        for batch, tiles in self._clock.waiting(batches):
+            self.step(batch, tiles)
+            step = batch.step + 1
+            self._tell(watcher)
+            if step % self.recipe.saving.every == 0 and step < stop:
+                self._tell(watcher, everything=True)  # nothing is saved before it is known to be finite
+                self._save(step)
+            self.checkpoints.settle()
+            with self._clock.stopped():
+                watcher.stepped(step)
+            if signals.agreed():
+                break
+        return step
 
     def step(self, batch: Batch, tiles: Tensor) -> None:
         """One update by this process's share of a batch, `tiles` (B, 3, 392, 392) uint8 on the device."""
@@ -173,9 +180,9 @@ class Trainer:
                 raise NonFinite(self._report(batch, values))
             yield step, values
 
-    def _tell(self, watcher: Watcher, everything: bool = False) -> None:
+    def _tell(self, watcher: Watcher, everything: bool = False, last: bool = False) -> None:
         for step, values in self.numbers_ready(everything):
-            if step % self.recipe.looking.log == 0 or everything:
+            if step % self.recipe.looking.log == 0 or last:
                 watcher.numbers(step, values | self._numbers(step))
 
     def _numbers(self, step: int) -> dict[str, Any]:

@@ -142,6 +142,12 @@ def test_numbers_that_are_not_finite_stop_the_run_and_name_the_tiles(shards, tmp
     assert not list((tmp_path / "run/checkpoints").glob("step-*"))
 
 
+def test_a_checkpoint_that_was_being_written_survives_what_stops_the_run(shards, tmp_path):
+    changes = ("schedule.rate=1e30", "optim.clip=0", "saving.every=1")
+    assert run(shards, tmp_path / "run", *changes) == EXIT_STOPPED
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000001"]
+
+
 @pytest.mark.parametrize("change", ["compute.accumulate=3", "sampling.batch=9"])
 def test_a_batch_that_cannot_be_shared_is_refused(shards, tmp_path, capsys, change):
     assert run(shards, tmp_path / "run", "compute.accumulate=2", change) == EXIT_WRONG_CALL
