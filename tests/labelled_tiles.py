@@ -1,0 +1,52 @@
+"""Labelled tiles and features for tests of the probe: small images in tables, and classes of known distance."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from pretrain import probe
+from pretrain.backbone import Backbone, BackboneSettings
+
+TILES = Path(__file__).parents[2] / "shared" / "tiles"
+CPU = torch.device("cpu")
+
+
+def encoded(pixels, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **({"quality": 95, "subsampling": 0} if kind == "JPEG" else {}))
+    return file.getvalue()
+
+
+def noise(number, height=16, width=18, kind="PNG"):
+    return encoded(np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8), kind)
+
+
+def table(path, **columns):
+    count = len(next(iter(columns.values())))
+    pq.write_table(pa.table({"image": [noise(n) for n in range(count)], **columns}), path)
+    return str(path)
+
+
+def task_of(labels, train, groups=None, images=()):
+    labels = np.asarray(labels, np.int64)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups, np.int64)
+    classes = tuple(map(str, range(int(labels.max()) + 1)))
+    return probe.Task("made", images, labels, classes, groups, np.asarray(train), np.full(len(labels), np.nan, "f4"))
+
+
+def gaussians(seed=0, count=3000, width=8, apart=2.0, classes=2):
+    """Classes whose means lie `apart` along different axes, with noise of 1 in every direction."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    features = rng.normal(size=(count, width)) + apart * np.eye(classes, width)[labels]
+    return torch.from_numpy(features).float(), task_of(labels, rng.random(count) < 0.6, rng.integers(0, 30, count))
+
+
+def small_backbone(**settings):
+    torch.manual_seed(0)
+    return Backbone(BackboneSettings(width=32, depth=2, heads=2, patch_px=7, image_px=14, layer_scale=0.0, **settings))

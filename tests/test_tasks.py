@@ -1,0 +1,187 @@
+"""Tables of labelled tiles become tasks, divided by groups, or are refused in one line."""
+
+import io
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from labelled_tiles import TILES, encoded, noise, table
+from PIL import Image
+
+from pretrain import probe
+from pretrain.errors import BadTask
+
+
+def test_a_table_becomes_a_task(tmp_path):
+    spec = table(
+        tmp_path / "tiles.parquet",
+        label=["b", "a", None, "b", "a", "b"],
+        group=["s", "s", "s", "t", "t", "t"],
+        split=["train"] * 3 + ["test"] * 3,
+        mpp=[0.25, 0.5, None, None, 1.0, 2.0],
+    )
+    task = probe.load_task(spec)
+    assert task.name == "tiles"
+    assert task.classes == ("a", "b")
+    assert task.labels.dtype == task.groups.dtype == np.int64
+    assert task.labels.tolist() == [1, 0, 1, 0, 1]
+    assert task.train.tolist() == [True, True, False, False, False]
+    assert list(task.images) == [noise(n) for n in (0, 1, 3, 4, 5)]
+    assert task.mpp.dtype == np.float32
+    np.testing.assert_array_equal(task.mpp, np.array([0.25, 0.5, np.nan, 1, 2], np.float32))
+    np.testing.assert_array_equal(task.groups == task.groups[0], [True, True, False, False, False])
+
+
+def test_another_column_holds_the_labels(tmp_path):
+    spec = table(tmp_path / "tiles.parquet", label=["a"] * 12, grade=[1, 2, 10] * 4)
+    task = probe.load_task(f"{spec}:grade")
+    assert task.name == "tiles:grade"
+    assert task.classes == ("1", "2", "10")
+    assert np.isnan(task.mpp).all()
+
+
+@pytest.mark.parametrize("slides", [2, 5, 40, 300])
+def test_groups_are_never_divided_and_every_class_is_on_both_sides(tmp_path, slides):
+    rng = np.random.default_rng(slides)
+    group = rng.integers(0, slides, 600)
+    label = rng.integers(0, 3, 600)
+    task = probe.load_task(table(tmp_path / "t.parquet", label=label, group=[f"slide {g}" for g in group]))
+    assert not set(task.groups[task.train]) & set(task.groups[~task.train])
+    assert set(task.labels[task.train]) == set(task.labels[~task.train]) == {0, 1, 2}
+    if slides >= 40:
+        assert np.mean(~task.train) == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_a_division_that_works_is_found_among_few_groups(tmp_path):
+    classes = {"a": "pq", "b": "rs", "c": "qrt", "d": "ps"}  # of the 30 divisions, few put each on both sides
+    rows = [(label, group) for label, groups in classes.items() for group in groups for _ in range(4)]
+    working = [
+        held
+        for size in range(1, 5)
+        for held in map(set, itertools.combinations("pqrst", size))
+        if all(held & set(groups) and set(groups) - held for groups in classes.values())
+    ]
+    assert 0 < len(working) < 10
+    label, group = zip(*rows, strict=True)
+    task = probe.load_task(table(tmp_path / "t.parquet", label=label, group=group))
+    assert task.classes == ("a", "b", "c", "d")
+    held = {group for group, train in zip(group, task.train, strict=True) if not train}
+    assert held in working
+
+
+def test_a_class_of_one_group_is_left_out(tmp_path):
+    spec = table(tmp_path / "t.parquet", label=list("aabbc") * 4, group=list("pqpqr") * 4)
+    task = probe.load_task(spec)
+    assert task.classes == ("a", "b")
+    assert len(task.labels) == len(task.images) == 16
+    assert set(task.images) == {noise(n) for n in range(20) if n % 5 < 4}
+
+
+def test_the_division_does_not_depend_on_the_order_of_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    label, group, order = rng.integers(0, 2, 200), rng.integers(0, 12, 200), rng.permutation(200)
+    first = probe.load_task(table(tmp_path / "a.parquet", label=label, group=group))
+    other = probe.load_task(table(tmp_path / "b.parquet", label=label[order], group=group[order]))
+    np.testing.assert_array_equal(first.train[order], other.train)
+
+
+def test_limit_keeps_the_proportions_and_the_rarest(tmp_path):
+    rng = np.random.default_rng(1)
+    label = rng.choice(["common", "half", "rare"], 1500, p=[0.6, 0.39, 0.01])
+    spec = table(tmp_path / "t.parquet", label=label, group=rng.integers(0, 100, 1500))
+    whole, task, again, other = (
+        probe.load_task(spec, limit, seed) for limit, seed in ((0, 0), (50, 0), (50, 0), (50, 1))
+    )
+    for side in (task.train, ~task.train):
+        count = np.bincount(task.labels[side])
+        assert count.sum() == 50
+        assert count[2] == 1
+        assert count[0] == pytest.approx(30, abs=2)
+    assert task.images == again.images
+    assert task.images != other.images
+    trained = dict(zip(whole.images, whole.train, strict=True))
+    assert [trained[image] for image in task.images] == task.train.tolist()
+    assert len(probe.load_task(spec, 10**6).images) == 1500
+
+
+def refused(spec, *words, **options):
+    with pytest.raises(BadTask) as caught:
+        probe.load_task(spec, **options)
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    for word in ("t.parquet", *words):
+        assert word in line
+
+
+def test_bad_tables_are_refused_in_one_line(tmp_path):
+    path = tmp_path / "t.parquet"
+    refused(str(path), "no Parquet")
+    path.write_bytes(b"text")
+    refused(str(path), "no Parquet")
+    good = {"label": list("abab") * 3, "group": list("ppqq") * 3}
+    refused(table(path, **good) + ":grade", "grade", "label")
+    refused(table(path, **good), "limit of 1", limit=1)
+    refused(table(path, label=["a"] * 6), "fewer than 2 classes")
+    refused(table(path, label=pa.nulls(6, pa.string())), "fewer than 2 classes")
+    refused(table(path, label=list("aabb"), group=list("ppqq")), "fewer than 2 classes")
+    refused(table(path, **good, split=["train", "valid"] * 6), "valid")
+    refused(table(path, **good, split=["train", None] * 6), "None")
+    refused(table(path, **good, split=["train", "test"] * 6), "2 groups")
+    refused(table(path, **good, image=[b"text"] * 12), "image")
+    refused(table(path, **good, image=[noise(0)] * 11 + [None]), "image")
+    refused(table(path, **good, image=[noise(0)] * 11 + [noise(0, 18)]), "sizes", "(18, 16)", "(18, 18)")
+    pq.write_table(pa.table(good), path)
+    refused(str(path), "no column image")
+
+
+@pytest.mark.skipif(not TILES.is_dir(), reason="needs ../shared/tiles, which is not part of the repository")
+@pytest.mark.parametrize(("column", "classes"), [("organ", ("duodenum", "liver")), ("stain", ("HE", "PAS"))])
+def test_real_tiles_are_divided_by_case(column, classes):
+    task = probe.load_task(f"{TILES / 'atlas_organ_stain.parquet'}:{column}", limit=40)
+    assert task.classes == classes
+    assert not set(task.groups[task.train]) & set(task.groups[~task.train])
+    assert set(task.labels[task.train]) == set(task.labels[~task.train]) == {0, 1}
+    assert probe.decode_tiles(task.images[:2], 14).shape == (2, 3, 252, 252)
+
+
+# pixels
+
+
+def test_tiles_are_decoded_and_their_middle_cut_out():
+    pixels = np.random.default_rng(0).integers(0, 256, (17, 23, 3), np.uint8)
+    tiles = probe.decode_tiles([encoded(pixels), encoded(pixels[::-1].copy())], 5)
+    assert tiles.dtype == torch.float32
+    middle = pixels[1:16, 1:21].astype(np.float32) / 255
+    np.testing.assert_array_equal(tiles[0].permute(1, 2, 0), middle)
+    np.testing.assert_array_equal(tiles[1].permute(1, 2, 0), pixels[::-1][1:16, 1:21].astype(np.float32) / 255)
+
+
+def test_jpegs_are_decoded_as_pillow_does():
+    smooth = np.add.outer(np.arange(128), np.arange(128))[:, :, None] * np.array([0.9, 0.5, 0.1]) % 256
+    jpeg = encoded(smooth.astype(np.uint8), "JPEG")
+    tiles = probe.decode_tiles([jpeg], 14)
+    assert tiles.shape == (1, 3, 126, 126)
+    expected = np.asarray(Image.open(io.BytesIO(jpeg)))[1:127, 1:127].transpose(2, 0, 1)
+    assert np.abs(tiles[0].numpy() * 255 - expected).max() <= 2
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for kind in ("PNG", "JPEG"):
+        assert probe.decode_tiles([encoded(grey, kind)], 16).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("images", "word"),
+    [
+        ([noise(0), noise(0, 20)], "sizes"),
+        ([b"text"], "readable"),
+        ([noise(0)[:300]], "readable"),
+        ([b"\xff\xd8text"], "readable"),
+        ([noise(0)], "18 x 16"),
+    ],
+)
+def test_tiles_that_cannot_be_used_are_refused(images, word):
+    with pytest.raises(BadTask, match=word) as caught:
+        probe.decode_tiles(images, 17)
+    assert len(str(caught.value).splitlines()) == 1
