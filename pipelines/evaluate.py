@@ -1,74 +1,148 @@
-"""Judges runs and released weights on labelled tiles, beside untrained networks and the colours alone."""
+"""Judges runs, released weights and timm's models on labelled tiles, beside untrained networks and colours alone."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pretrain.backbone import Backbone
+from pretrain.datasets import DATASETS, AnyTask, read_tasks
+from pretrain.embedder import Embedder, cached, features_of, of_backbone, of_timm
 from pretrain.evaluate import Judged, judge, load_model, load_run, untrained
-from pretrain.probe import load_task
-from wsi_prep.errors import UsageError
+from pretrain.probe import colour_statistics
+from pretrain.report import summary_lines, write_page, write_parquet
+from wsi_prep.errors import BadOption, UsageError
+
+COLOURS = "colours alone"
+_WIDTH = 160  # of the table in a file
+EPILOG = (
+    f"TASKS: {', '.join(f'{name}:FOLDER' for name in DATASETS)}, file.parquet, file.parquet:labels, or a folder of "
+    "CLASS/*.png; docs/evaluation.md says where each comes from."
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = build_parser().parse_args(arguments)
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        tasks = [load_task(spec, options.limit) for spec in options.tasks]
-        backbones: dict[str, Backbone] = {}
-        for folder in options.models:
-            if not (folder / "recipe.json").is_file():
-                backbones[folder.name] = load_model(folder)
-                continue
-            trained, step = load_run(folder)
-            backbones |= {f"{folder.name}, untrained": untrained(folder), f"{folder.name}, step {step}": trained}
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        rows = []
-        with console.status("embedding tiles") as status:
-            for row in judge(tasks, backbones, device):
-                rows.append(row)
-                status.update(f"{row.task}: {row.features}")
+        if min(options.limit, options.px) < 0 or min(options.batch, options.threads) < 1:
+            raise BadOption("--limit and --px must be at least 0, --batch and --threads at least 1")
+        tasks = [task for spec in options.tasks for task in read_tasks(spec, options.limit, 0, options.px)]
+        models = _models(options.models)
+        rows = list(_judged(tasks, models, device, options, console))
+        if options.to:
+            options.to.mkdir(parents=True, exist_ok=True)
+            write_parquet(rows, options.to / "figures.parquet")
+            write_page(rows, options.to / "figures.html")
     except UsageError as error:
         Console(stderr=True, highlight=False).print(f"evaluate: {error}", markup=False, soft_wrap=True)
         return 2
+    except OSError as error:
+        where = error.filename or options.to or options.cache
+        Console(stderr=True, highlight=False).print(
+            f"evaluate: {where}: {error.strerror}", markup=False, soft_wrap=True
+        )
+        return 2
     console.print(_table(rows))
-    if options.json:
-        options.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    if options.to:
+        console.print(f"look at {options.to}: figures.html, figures.parquet", markup=False, soft_wrap=True)
     return 0
 
 
+def _models(names: list[str]) -> dict[str, Embedder]:
+    """By the names that rows are to have: runs twice, untrained and trained."""
+    found: dict[str, Embedder] = {}
+    for name in names:
+        folder = Path(name)
+        label = folder.name or name
+        if (folder / "recipe.json").is_file():
+            trained, step = load_run(folder)
+            made = {
+                f"{label}, untrained": of_backbone(untrained(folder)),
+                f"{label}, step {step}": of_backbone(trained),
+            }
+        elif folder.exists():
+            made = {label: of_backbone(load_model(folder))}
+        else:
+            made = {name: of_timm(name)}
+        if shared := set(made) & set(found):
+            raise BadOption(
+                f"two models are named {sorted(shared)[0]!r}; rename a folder, so that the table can tell them"
+            )
+        found |= made
+    return found
+
+
+def _judged(
+    tasks: list[AnyTask],
+    models: dict[str, Embedder],
+    device: torch.device,
+    options: argparse.Namespace,
+    console: Console,
+) -> list[Judged]:
+    rows: list[Judged] = []
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("tiles, {task.fields[rate]}, left"), TimeRemainingColumn())
+    with Progress(
+        TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        for task in tasks:
+            tiles = task.tiles
+            colours = cached(options.cache, "colours", tiles, 0, lambda tiles=tiles: colour_statistics(tiles))  # type: ignore[misc]
+            rows += judge(task, COLOURS, colours)
+            for name, embedder in models.items():
+                line = bar.add_task(f"{task.name}: {name}", total=len(tiles), rate="")
+                began = time.monotonic()
+
+                def advance(count: int, line: object = line, began: float = began) -> None:
+                    bar.advance(line, count)  # type: ignore[arg-type]
+                    done = bar.tasks[-1].completed
+                    bar.update(line, rate=f"{done / max(time.monotonic() - began, 1e-9):,.0f}/s")  # type: ignore[arg-type]
+
+                features = features_of(
+                    embedder, tiles, task.px, device, options.cache, advance, options.batch, options.threads
+                )
+                bar.update(line, description=f"{task.name}: judging {name}")
+                rows += judge(task, name, features)
+                bar.remove_task(line)
+    return rows
+
+
 def _table(rows: list[Judged]) -> Table:
-    table = Table("task", "features", "linear", "kNN", "folds", title="balanced accuracy on held-out groups")
-    for row in rows:
-        spread = [f" ± {sd:.3f}" if row.folds > 1 else "" for sd in (row.linear_sd, row.knn_sd)]
-        figures = (f"{row.linear:.3f}{spread[0]}", f"{row.knn:.3f}{spread[1]}", str(row.folds))
-        table.add_row(row.task, row.features, *figures)
+    headers = ("task", "features", "linear (95 % interval)", "weighted F1", "kNN", "10-shot", "folds")
+    table = Table(*headers, title="balanced accuracy on held-out groups; r: Pearson's")
+    for line in summary_lines(rows):
+        table.add_row(*line)
     return table
+
+
+def default_cache() -> Path:
+    """Where features are kept; it can be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixed-magnification" / "features"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipelines.evaluate", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--models", required=True, nargs="+", type=Path, metavar="FOLDER", help="runs, or folders of weights")
-    add(
-        "--tasks",
-        required=True,
-        nargs="+",
-        metavar="PARQUET",
-        help="file.parquet, or file.parquet:labels",
-    )
+    add("--models", required=True, nargs="+", metavar="MODEL", help="runs, folders of weights, or timm's names")
+    add("--tasks", required=True, nargs="+", metavar="TASK", help="data sets, tables or folders, see below")
     add("--limit", type=int, default=0, metavar="N", help="most tiles on either side of a task (default: all)")
-    add("--json", type=Path, metavar="FILE", help="write the figures here, too")
+    add("--px", type=int, default=0, help="resize tiles of tables and folders to so many px (default: as they are)")
+    add("--to", type=Path, metavar="FOLDER", help="write figures.parquet and figures.html here")
+    add("--cache", type=Path, default=default_cache(), metavar="FOLDER", help="where features are kept")
+    add("--batch", type=int, default=64, help="tiles at once (default: %(default)s)")
+    add("--threads", type=int, default=2, help="that read and decode (default: %(default)s)")
     return parser
 
 

@@ -1,9 +1,10 @@
-"""Finished backbones judged on labelled tiles, beside the same network untrained and the colours alone."""
+"""Finished backbones, as they were before their first step, and any features judged on labelled tiles."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,23 +18,37 @@ from pretrain.backbone import Backbone
 from pretrain.checkpoint import latest_step, step_folder
 from pretrain.errors import BadRun
 from pretrain.network import Network
-from pretrain.probe import Task, colour_statistics, embed, score
+from pretrain.probe import few_shot, knn, linear, ridge
+from pretrain.scores import METRICS, Figure, figures, interval, weighed
+from pretrain.tasks import Ints, Regression, Task
 from pretrain.weights import released_backbone
 
+LINEAR, NEIGHBOURS, FEW, RIDGE = "linear", "kNN", "10-shot", "ridge"
+PEARSON = "Pearson r"
+_JUDGES: dict[str, Callable[[Tensor, Task], Ints]] = {LINEAR: linear, NEIGHBOURS: knn, FEW: few_shot}
 _MOST_FOLDS = 32
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Balanced accuracy of one kind of features on one task: the mean over `folds`, and the standard deviation."""
+    """One figure of one kind of features on one task.
+
+    `judge`: linear, kNN, 10-shot, or ridge for a regression. `metric`: balanced accuracy or weighted F1, or Pearson r.
+    `value`: the mean over `folds`, `sd` its standard deviation over them, `low` and `high` the ends of a 95 % interval
+    over groups. `train`, `test`: tiles of the first fold.
+    """
 
     task: str
     features: str
-    linear: float
-    linear_sd: float
-    knn: float
-    knn_sd: float
+    judge: str
+    metric: str
+    value: float
+    sd: float
+    low: float
+    high: float
     folds: int
+    train: int
+    test: int
 
 
 def load_run(folder: Path, step: int | None = None) -> tuple[Backbone, int]:
@@ -80,12 +95,12 @@ def untrained(folder: Path) -> Backbone:
 
 
 def folds(task: Task) -> list[Task]:
-    """The task as the table divides it; else, where groups are few, once for each choice of a group of every class.
+    """The task as the data divide it; else, where groups are few, once for each choice of a group of every class.
 
-    The chosen groups are held out with all their tiles. Where there are more than 32 choices, as load_task divides it.
+    The chosen groups are held out with all their tiles. Where there are more than 32 choices, as it was divided.
     """
     by_class = [np.unique(task.groups[task.labels == number]) for number in range(len(task.classes))]
-    choices = int(np.prod([len(groups) for groups in by_class]))
+    choices = math.prod(len(groups) for groups in by_class)
     if task.divided or choices > _MOST_FOLDS:
         return [task]
     found = []
@@ -96,17 +111,35 @@ def folds(task: Task) -> list[Task]:
     return found or [task]
 
 
-def judge(tasks: Sequence[Task], backbones: dict[str, Backbone], device: torch.device) -> Iterator[Judged]:
-    """Colours alone, then every backbone, on every task."""
-    for task in tasks:
-        divided = folds(task)
-        yield _judged(task, "colours alone", colour_statistics(task), divided)
-        for name, backbone in backbones.items():
-            yield _judged(task, name, embed(backbone.to(device), task, device), divided)
+def judge(task: Task | Regression, name: str, features: Tensor) -> list[Judged]:
+    """Every figure of features (n, F) on a task; all NaN where one of them is not finite."""
+    if isinstance(task, Regression):
+        return [_regressed(task, name, features)]
+    divided = folds(task)
+    sides = (len(divided), int(divided[0].train.sum()), int(divided[0].test.sum()))
+    rows = []
+    for by, guess in _JUDGES.items():
+        if features.isfinite().all():
+            guesses = [np.atleast_2d(guess(features, fold)) for fold in divided]
+            judged = [
+                (said, fold.labels[fold.test], fold.groups[fold.test])
+                for said, fold in zip(guesses, divided, strict=True)
+            ]
+            found = figures(judged, len(task.classes))
+        else:
+            found = dict.fromkeys(METRICS, Figure(*[math.nan] * 4))
+        rows += [
+            Judged(task.name, name, by, metric, f.value, f.sd, f.low, f.high, *sides) for metric, f in found.items()
+        ]
+    return rows
 
 
-def _judged(task: Task, name: str, features: Tensor, divided: list[Task]) -> Judged:
-    scores = [score(features, fold) for fold in divided]
-    linear, knn = (np.array([getattr(s, kind) for s in scores]) for kind in ("linear", "knn"))
-    spread = [float(values.std()) for values in (linear, knn)]
-    return Judged(task.name, name, float(linear.mean()), spread[0], float(knn.mean()), spread[1], len(scores))
+def _regressed(task: Regression, name: str, features: Tensor) -> Judged:
+    """HEST's figure: the mean over folds of the mean over targets; the interval is over the groups of its folds."""
+    by_fold = np.array([ridge(features, task, train, test).mean() for train, test in task.folds])
+    resampled = weighed(by_fold, [np.unique(task.groups[test]) for _, test in task.folds])
+    low, high = interval(resampled)
+    first, held = task.folds[0]
+    value, sd = float(by_fold.mean()), float(by_fold.std())
+    sides = (len(by_fold), int(first.sum()), int(held.sum()))
+    return Judged(task.name, name, RIDGE, PEARSON, value, sd, low, high, *sides)

@@ -24,11 +24,12 @@ from pretrain.flops import measured_peak
 from pretrain.index import Index, open_index
 from pretrain.look import Lookout, LookSettings, save_picture
 from pretrain.metrics import MetricsLog
-from pretrain.probe import Score, Task, colour_statistics, load_task
+from pretrain.probe import Score, colour_statistics
 from pretrain.probe import probe as probe_backbone
 from pretrain.probe import score as judge
 from pretrain.recipe import Recipe
 from pretrain.sampler import Sampler
+from pretrain.tasks import Task, load_tasks
 from pretrain.train import DTYPES, Outcome, Trainer
 
 RUN_VERSION = 1
@@ -39,7 +40,7 @@ _COLLAPSED_SPREAD, _FLAT_TARGETS = 1e-4, 0.999
 @dataclass(frozen=True)
 class RunCall:
     """What a call asks for: `shards` and `where` as open_index takes them, `stop_at` a step to stop before, `probe`
-    tables of labelled tiles as probe.load_task takes them.
+    tables of labelled tiles as tasks.load_tasks takes them.
     """
 
     folder: Path
@@ -104,7 +105,7 @@ def run(
     if recipe.compute.threads:
         torch.set_num_threads(recipe.compute.threads)
     call.folder.mkdir(parents=True, exist_ok=True)
-    tasks = [load_task(spec, recipe.looking.probe_tiles) for spec in call.probe]
+    tasks = [task for spec in call.probe for task in load_tasks(spec, recipe.looking.probe_tiles)]
     index = _open(call, world, progress)
     sampler = Sampler(index, recipe.sampling)
     trainer = Trainer(recipe, sampler, call.folder, world)
@@ -229,7 +230,7 @@ class _Watcher:
 
     def _judge_colour(self) -> None:
         for task in self._tasks:
-            score = judge(colour_statistics(task), task)
+            score = judge(colour_statistics(task.tiles), task)
             sides = f"{score.train} tiles to learn from, {score.test} held out"
             self._reporter.note(f"{task.name}: colour alone: linear {score.linear:.3f}, kNN {score.knn:.3f}; {sides}")
 

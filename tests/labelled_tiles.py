@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from pretrain import probe
 from pretrain.backbone import Backbone, BackboneSettings
+from pretrain.scores import balanced_accuracy
+from pretrain.tasks import Task
+from pretrain.tiles import EncodedTiles
 
 TILES = Path(__file__).parents[2] / "shared" / "tiles"
 CPU = torch.device("cpu")
@@ -36,7 +38,12 @@ def task_of(labels, train, groups=None, images=()):
     labels = np.asarray(labels, np.int64)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups, np.int64)
     classes = tuple(map(str, range(int(labels.max()) + 1)))
-    return probe.Task("made", images, labels, classes, groups, np.asarray(train), np.full(len(labels), np.nan, "f4"))
+    return Task("made", EncodedTiles(images), labels, classes, groups, np.asarray(train))
+
+
+def accuracy(judge, features, task, *options):
+    """Balanced accuracy of a judge's guesses."""
+    return balanced_accuracy(judge(features, task, *options), task.labels[task.test], len(task.classes))
 
 
 def gaussians(seed=0, count=3000, width=8, apart=2.0, classes=2):

@@ -1,7 +1,6 @@
 """A run is judged by the weights that it saved, beside itself untrained and the colours alone, on held-out groups."""
 
 import io
-import json
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,7 @@ from pipelines.evaluate import main
 from pretrain.errors import BadRun
 from pretrain.evaluate import folds, load_run, untrained
 from pretrain.metrics import read_metrics
-from pretrain.probe import load_task
+from pretrain.tasks import load_tasks
 
 
 def tile(label: int, number: int) -> bytes:
@@ -78,7 +77,7 @@ def test_untrained_is_what_the_run_began_with(finished, tmp_path):
 
 
 def test_every_choice_of_groups_is_a_fold_and_never_divides_one(tiles):
-    task = load_task(str(tiles))
+    (task,) = load_tasks(str(tiles))
     divided = folds(task)
     assert len(divided) == 9
     for fold in divided:
@@ -89,29 +88,38 @@ def test_every_choice_of_groups_is_a_fold_and_never_divides_one(tiles):
 
 
 def test_labels_may_be_an_expression(tiles):
-    task = load_task(f"{tiles}:if(\"group\" = 'slide 0', null, label = 'red') as is_red")
+    (task,) = load_tasks(f"{tiles}:if(\"group\" = 'slide 0', null, label = 'red') as is_red")
     assert task.name == "colour:is_red"
     assert len(task.labels) == 40
     assert task.classes == ("False", "True")
 
 
+def evaluated(models, tasks, to):
+    """The rows that the command writes, by features and judge, of balanced accuracy."""
+    assert main(["--models", *map(str, models), "--tasks", *map(str, tasks), "--to", str(to), "--cache", str(to)]) == 0
+    rows = pq.read_table(to / "figures.parquet").to_pylist()
+    return {(row["features"], row["judge"]): row for row in rows if row["metric"] == "balanced accuracy"}
+
+
 def test_the_table_of_figures(finished, tiles, tmp_path, capsys):
-    arguments = ["--models", str(finished), "--tasks", str(tiles), "--json", str(tmp_path / "figures.json")]
-    assert main(arguments) == 0
-    rows = json.loads((tmp_path / "figures.json").read_text())
-    assert [row["features"] for row in rows] == ["colours alone", "run, untrained", "run, step 4"]
-    assert rows[0]["linear"] == rows[0]["knn"] == 1.0
+    rows = evaluated([finished], [tiles], tmp_path)
+    assert {features for features, _ in rows} == {"colours alone", "run, untrained", "run, step 4"}
+    assert {judge for _, judge in rows} == {"linear", "kNN", "10-shot"}
+    assert all(rows["colours alone", judge]["value"] == 1.0 for judge in ("linear", "kNN", "10-shot"))
     assert "run, step 4" in capsys.readouterr().out
+    page = (tmp_path / "figures.html").read_text()
+    assert page.count("<svg") == 3 * 3 * 2
+    assert "run, step 4" in page
 
 
 def test_exported_weights_are_judged_as_their_run(finished, tiles, tmp_path):
     from pipelines.export import main as export
 
     assert export(["--folder", str(finished), "--to", str(tmp_path / "model")]) == 0
-    models = ["--models", str(finished), str(tmp_path / "model")]
-    assert main([*models, "--tasks", str(tiles), "--json", str(tmp_path / "figures.json")]) == 0
-    *_, run_row, model_row = json.loads((tmp_path / "figures.json").read_text())
-    assert (run_row["linear"], run_row["knn"]) == (model_row["linear"], model_row["knn"])
+    rows = evaluated([finished, tmp_path / "model", f"local-dir:{tmp_path / 'model'}"], [tiles], tmp_path)
+    for judge in ("linear", "kNN", "10-shot"):
+        figures = [rows[who, judge]["value"] for who in ("run, step 4", "model", f"local-dir:{tmp_path / 'model'}")]
+        assert len(set(figures)) == 1
 
 
 def test_a_folder_without_a_run_is_one_clear_line(tmp_path, tiles, capsys):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from labelled_tiles import CPU, encoded, gaussians, noise, small_backbone, table, task_of
+from labelled_tiles import CPU, accuracy, encoded, gaussians, noise, small_backbone, table, task_of
 from PIL import Image
 from scipy.optimize import minimize
 from scipy.special import log_softmax
@@ -16,7 +16,11 @@ from sklearn.metrics import balanced_accuracy_score
 
 from pretrain import probe
 from pretrain.colour import MEAN, STD
+from pretrain.embedder import features_of, of_backbone
 from pretrain.errors import BadTask
+from pretrain.scores import balanced_accuracy
+from pretrain.tasks import load_tasks
+from pretrain.tiles import EncodedTiles
 
 
 def test_colour_of_flat_tiles_and_of_a_ramp():
@@ -24,7 +28,7 @@ def test_colour_of_flat_tiles_and_of_a_ramp():
     images = [encoded(np.full((4, 6, 3), colour, np.uint8)) for colour in colours]
     ramp = np.arange(100, dtype=np.uint8).reshape(10, 10)
     images.append(encoded(np.stack([ramp, ramp + 100, ramp.T + 50], axis=2)))
-    found = probe.colour_statistics(task_of([0, 1, 0], [True, True, False], images=images))
+    found = probe.colour_statistics(EncodedTiles(images))
     assert found.shape == (3, 12)
     assert found.dtype == torch.float32
     flat = np.concatenate([colours, np.zeros((2, 3)), colours, colours], axis=1) / 255
@@ -48,7 +52,7 @@ def test_embedding_is_timms_on_the_same_crops(registers):
     assert backbone.training
     assert found.shape == (6, 64)
     assert found.dtype == torch.float32
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(image)))[1:15, :21] for image in task.images]) / 255
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(image)))[1:15, :21] for image in task.tiles.images]) / 255
     crops = torch.from_numpy((pixels - MEAN) / STD).permute(0, 3, 1, 2).float()
     backbone.eval()
     with torch.no_grad():
@@ -87,14 +91,14 @@ def test_the_mode_comes_back_after_an_error():
 def test_balanced_accuracy_by_hand():
     labels = np.array([0, 0, 0, 0, 1, 1, 3])
     predicted = np.array([0, 0, 0, 1, 1, 2, 3])
-    assert probe.balanced_accuracy(predicted, labels, 5) == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
+    assert balanced_accuracy(predicted, labels, 5) == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
 
 
 def test_gaussians_are_told_apart_about_as_well_as_they_can_be():
     features, task = gaussians(count=6000, apart=2.0)
     best = 0.5 * (1 + math.erf(2 * math.sqrt(2) / 2 / math.sqrt(2)))  # means lie 2 sqrt(2) apart
-    assert probe.linear(features, task) == pytest.approx(best, abs=0.015)
-    assert probe.knn(features, task) == pytest.approx(best, abs=0.025)
+    assert accuracy(probe.linear, features, task) == pytest.approx(best, abs=0.015)
+    assert accuracy(probe.knn, features, task) == pytest.approx(best, abs=0.025)
 
 
 @pytest.mark.parametrize("judge", [probe.knn, probe.linear])
@@ -103,7 +107,7 @@ def test_shuffled_labels_give_chance(judge):
     for seed in range(8):
         features, task = gaussians(seed, count=1200, classes=3)
         shuffled = np.random.default_rng(seed).permutation(task.labels)
-        scores.append(judge(features, replace(task, labels=shuffled)))
+        scores.append(accuracy(judge, features, replace(task, labels=shuffled)))
     assert np.mean(scores) == pytest.approx(1 / 3, abs=0.03)
 
 
@@ -126,7 +130,9 @@ def slow_knn(features, task, k, temperature):
 def test_neighbours_agree_with_a_slow_loop(k, temperature):
     features, task = gaussians(count=400, width=5, apart=1.0, classes=4)
     features = features * 3 + 10
-    assert probe.knn(features, task, k, temperature) == pytest.approx(slow_knn(features, task, k, temperature))
+    assert accuracy(probe.knn, features, task, k, temperature) == pytest.approx(
+        slow_knn(features, task, k, temperature)
+    )
 
 
 def by_scipy(features, task, penalty):
@@ -155,7 +161,9 @@ def test_linear_agrees_with_scipy(penalty):
     keep = (task.labels < 2) | (np.arange(1500) % 4 == 0)  # unequal classes
     task = replace(task, labels=task.labels[keep], train=task.train[keep], groups=task.groups[keep])
     features = features[keep] @ torch.randn(6, 6, generator=torch.Generator().manual_seed(0)) + 5
-    assert probe.linear(features, task, (penalty,)) == pytest.approx(by_scipy(features, task, penalty), abs=0.005)
+    assert accuracy(probe.linear, features, task, (penalty,)) == pytest.approx(
+        by_scipy(features, task, penalty), abs=0.005
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -168,16 +176,18 @@ def test_linear_is_within_half_a_point_of_scikit_learns(seed, classes):
     model = LogisticRegression(C=1 / (penalty * train.sum()), class_weight="balanced", max_iter=1000, tol=1e-8)
     model.fit(x[train], task.labels[train])
     expected = balanced_accuracy_score(task.labels[~train], model.predict(x[~train]))
-    assert probe.linear(features, task, [penalty]) == pytest.approx(expected, abs=0.005)
+    assert accuracy(probe.linear, features, task, [penalty]) == pytest.approx(expected, abs=0.005)
 
 
 def test_linear_bears_constant_and_repeated_features():
     features, task = gaussians()
-    plain = probe.linear(features, task, (0.01,))
+    plain = accuracy(probe.linear, features, task, (0.01,))
     constant = torch.tensor([0.0, 0.1, -1e6]).expand(len(features), 3)
-    assert probe.linear(torch.cat([features, constant], dim=1), task, (0.01,)) == plain
-    assert probe.linear(torch.cat([features, features], dim=1), task, (0.02,)) == pytest.approx(plain, abs=0.002)
-    assert probe.linear(constant, task) == 0.5
+    assert accuracy(probe.linear, torch.cat([features, constant], dim=1), task, (0.01,)) == plain
+    assert accuracy(probe.linear, torch.cat([features, features], dim=1), task, (0.02,)) == pytest.approx(
+        plain, abs=0.002
+    )
+    assert accuracy(probe.linear, constant, task) == 0.5
 
 
 def test_the_penalty_is_chosen_across_groups():
@@ -187,15 +197,15 @@ def test_the_penalty_is_chosen_across_groups():
     features = rng.normal(size=(1120, 60))[groups] + 0.01 * rng.normal(size=(len(groups), 60))
     features[:, 0] += 2 * (groups % 2)
     features, task = torch.from_numpy(features), task_of(groups % 2, groups < 120, groups)
-    weak, strong = (probe.linear(features, task, (penalty,)) for penalty in (1e-5, 3.0))
+    weak, strong = (accuracy(probe.linear, features, task, (penalty,)) for penalty in (1e-5, 3.0))
     assert strong > weak + 0.05
-    assert probe.linear(features, task, (1e-5, 3.0)) == strong
-    assert probe.linear(features, replace(task, groups=np.arange(len(groups))), (1e-5, 3.0)) == weak
+    assert accuracy(probe.linear, features, task, (1e-5, 3.0)) == strong
+    assert accuracy(probe.linear, features, replace(task, groups=np.arange(len(groups))), (1e-5, 3.0)) == weak
 
 
 def test_one_group_to_train_on_is_enough():
     features, task = gaussians()
-    assert probe.linear(features, replace(task, groups=(~task.train).astype(np.int64))) > 0.85
+    assert accuracy(probe.linear, features, replace(task, groups=(~task.train).astype(np.int64))) > 0.85
 
 
 def test_scores_are_repeatable_and_tell_the_sides():
@@ -203,7 +213,7 @@ def test_scores_are_repeatable_and_tell_the_sides():
     found = probe.score(features, task)
     assert found == probe.score(features, task)
     assert (found.task, found.train, found.test) == ("made", int(task.train.sum()), int((~task.train).sum()))
-    assert (found.knn, found.linear) == (probe.knn(features, task), probe.linear(features, task))
+    assert (found.knn, found.linear) == (accuracy(probe.knn, features, task), accuracy(probe.linear, features, task))
     features[3, 2] = torch.nan
     broken = probe.score(features, task)
     assert math.isnan(broken.knn)
@@ -215,8 +225,81 @@ def test_probing_a_backbone_judges_its_embeddings(tmp_path):
     bright = rng.integers(0, 2, 60)
     images = [encoded(rng.integers(0, 100, (14, 14, 3), np.uint8) + np.uint8(120 * b)) for b in bright]
     spec = table(tmp_path / "t.parquet", image=images, label=bright, group=rng.integers(0, 10, 60))
-    task, backbone = probe.load_task(spec), small_backbone()
+    task, backbone = load_tasks(spec)[0], small_backbone()
     found = probe.probe(backbone, [task, replace(task, name="again")], CPU)
     assert [score.task for score in found] == ["t", "again"]
     assert found[0] == probe.score(probe.embed(backbone, task, CPU), task)
-    assert found[0].knn == found[0].linear == probe.score(probe.colour_statistics(task), task).linear == 1.0
+    assert found[0].knn == found[0].linear == probe.score(probe.colour_statistics(task.tiles), task).linear == 1.0
+
+
+# a validation side of the task's own, few examples, the cache
+
+
+def test_a_validation_side_chooses_the_penalty():
+    """What overfits groups on the train side shows on the side that the task sets apart."""
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(1400), 4)
+    features = rng.normal(size=(1400, 60))[groups] + 0.01 * rng.normal(size=(len(groups), 60))
+    features[:, 0] += 2 * (groups % 2)
+    task = task_of(groups % 2, groups < 120, np.arange(len(groups)))  # as if tiles were independent
+    features = torch.from_numpy(features)
+    strong = accuracy(probe.linear, features, task, (3.0,))
+    assert accuracy(probe.linear, features, task, (1e-5, 3.0)) < strong - 0.05
+    apart = replace(task, valid=(groups >= 120) & (groups < 400))
+    assert accuracy(probe.linear, features, apart, (1e-5, 3.0)) == accuracy(probe.linear, features, apart, (3.0,))
+    assert len(probe.knn(features, apart)) == apart.test.sum() == 4 * 1000
+
+
+def test_ten_examples_agree_with_a_slow_loop():
+    features, task = gaussians(count=400, width=5, classes=3)
+    found = probe.few_shot(features, task, shots=1000, episodes=2)
+    x = features.double().numpy()
+    x = x - x[task.train].mean(0)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    means = [x[task.train & (task.labels == c)].mean(0) for c in range(3)]
+    expected = [int(np.argmin([np.linalg.norm(row - mean) for mean in means])) for row in x[task.test]]
+    np.testing.assert_array_equal(found, [expected, expected])
+    some = probe.few_shot(features, task)
+    assert some.shape == (probe.EPISODES, task.test.sum())
+    assert (some[0] != some[1]).any()
+    np.testing.assert_array_equal(some, probe.few_shot(features, task))
+
+
+def test_more_examples_are_better_and_shuffled_ones_are_chance():
+    features, task = gaussians(count=3000, width=20, apart=2.0, classes=3)
+
+    def mean_accuracy(task, shots):
+        guesses = probe.few_shot(features, task, shots)
+        return np.mean([balanced_accuracy(guess, task.labels[task.test], 3) for guess in guesses])
+
+    assert mean_accuracy(task, 1) + 0.1 < mean_accuracy(task, 10) < mean_accuracy(task, 100)
+    shuffled = replace(task, labels=np.random.default_rng(0).permutation(task.labels))
+    assert mean_accuracy(shuffled, 10) == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_features_are_kept_and_made_anew_where_anything_changed(tmp_path):
+    asked = []
+    backbone = small_backbone()
+    backbone.register_forward_pre_hook(lambda *_: asked.append(1))
+    tiles = EncodedTiles([noise(n) for n in range(4)])
+
+    def features(px=0, tiles=tiles):
+        before = len(asked)
+        found = features_of(of_backbone(backbone), tiles, px, CPU, tmp_path)
+        return found, len(asked) > before
+
+    first, made = features()
+    assert made
+    again, made = features()
+    assert not made
+    assert torch.equal(first, again)
+    assert features(px=21)[1]
+    assert features(tiles=EncodedTiles([noise(n) for n in (0, 1, 2, 9)]))[1]
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-7])
+    again, made = features()
+    assert made
+    assert torch.equal(first, again)
+    with torch.no_grad():
+        backbone.mask_token += 1  # any weight is another model
+    assert features()[1]

@@ -11,8 +11,19 @@ import torch
 from labelled_tiles import TILES, encoded, noise, table
 from PIL import Image
 
-from pretrain import probe
 from pretrain.errors import BadTask
+from pretrain.tasks import load_tasks
+from pretrain.tiles import EncodedTiles, whole_patches
+
+
+def load_task(spec, limit=0, seed=0):
+    (task,) = load_tasks(spec, limit, seed)
+    return task
+
+
+def tiles_of(images, patch_px):
+    tiles = EncodedTiles(images)
+    return whole_patches([tiles.read(number) for number in range(len(tiles))], patch_px)
 
 
 def test_a_table_becomes_a_task(tmp_path):
@@ -21,26 +32,22 @@ def test_a_table_becomes_a_task(tmp_path):
         label=["b", "a", None, "b", "a", "b"],
         group=["s", "s", "s", "t", "t", "t"],
         split=["train"] * 3 + ["test"] * 3,
-        mpp=[0.25, 0.5, None, None, 1.0, 2.0],
     )
-    task = probe.load_task(spec)
+    task = load_task(spec)
     assert task.name == "tiles"
     assert task.classes == ("a", "b")
     assert task.labels.dtype == task.groups.dtype == np.int64
     assert task.labels.tolist() == [1, 0, 1, 0, 1]
     assert task.train.tolist() == [True, True, False, False, False]
-    assert list(task.images) == [noise(n) for n in (0, 1, 3, 4, 5)]
-    assert task.mpp.dtype == np.float32
-    np.testing.assert_array_equal(task.mpp, np.array([0.25, 0.5, np.nan, 1, 2], np.float32))
+    assert list(task.tiles.images) == [noise(n) for n in (0, 1, 3, 4, 5)]
     np.testing.assert_array_equal(task.groups == task.groups[0], [True, True, False, False, False])
 
 
 def test_another_column_holds_the_labels(tmp_path):
     spec = table(tmp_path / "tiles.parquet", label=["a"] * 12, grade=[1, 2, 10] * 4)
-    task = probe.load_task(f"{spec}:grade")
+    task = load_task(f"{spec}:grade")
     assert task.name == "tiles:grade"
     assert task.classes == ("1", "2", "10")
-    assert np.isnan(task.mpp).all()
 
 
 @pytest.mark.parametrize("slides", [2, 5, 40, 300])
@@ -48,7 +55,7 @@ def test_groups_are_never_divided_and_every_class_is_on_both_sides(tmp_path, sli
     rng = np.random.default_rng(slides)
     group = rng.integers(0, slides, 600)
     label = rng.integers(0, 3, 600)
-    task = probe.load_task(table(tmp_path / "t.parquet", label=label, group=[f"slide {g}" for g in group]))
+    task = load_task(table(tmp_path / "t.parquet", label=label, group=[f"slide {g}" for g in group]))
     assert not set(task.groups[task.train]) & set(task.groups[~task.train])
     assert set(task.labels[task.train]) == set(task.labels[~task.train]) == {0, 1, 2}
     if slides >= 40:
@@ -66,7 +73,7 @@ def test_a_division_that_works_is_found_among_few_groups(tmp_path):
     ]
     assert 0 < len(working) < 10
     label, group = zip(*rows, strict=True)
-    task = probe.load_task(table(tmp_path / "t.parquet", label=label, group=group))
+    task = load_task(table(tmp_path / "t.parquet", label=label, group=group))
     assert task.classes == ("a", "b", "c", "d")
     held = {group for group, train in zip(group, task.train, strict=True) if not train}
     assert held in working
@@ -74,17 +81,17 @@ def test_a_division_that_works_is_found_among_few_groups(tmp_path):
 
 def test_a_class_of_one_group_is_left_out(tmp_path):
     spec = table(tmp_path / "t.parquet", label=list("aabbc") * 4, group=list("pqpqr") * 4)
-    task = probe.load_task(spec)
+    task = load_task(spec)
     assert task.classes == ("a", "b")
-    assert len(task.labels) == len(task.images) == 16
-    assert set(task.images) == {noise(n) for n in range(20) if n % 5 < 4}
+    assert len(task.labels) == len(task.tiles.images) == 16
+    assert set(task.tiles.images) == {noise(n) for n in range(20) if n % 5 < 4}
 
 
 def test_the_division_does_not_depend_on_the_order_of_rows(tmp_path):
     rng = np.random.default_rng(0)
     label, group, order = rng.integers(0, 2, 200), rng.integers(0, 12, 200), rng.permutation(200)
-    first = probe.load_task(table(tmp_path / "a.parquet", label=label, group=group))
-    other = probe.load_task(table(tmp_path / "b.parquet", label=label[order], group=group[order]))
+    first = load_task(table(tmp_path / "a.parquet", label=label, group=group))
+    other = load_task(table(tmp_path / "b.parquet", label=label[order], group=group[order]))
     np.testing.assert_array_equal(first.train[order], other.train)
 
 
@@ -92,24 +99,22 @@ def test_limit_keeps_the_proportions_and_the_rarest(tmp_path):
     rng = np.random.default_rng(1)
     label = rng.choice(["common", "half", "rare"], 1500, p=[0.6, 0.39, 0.01])
     spec = table(tmp_path / "t.parquet", label=label, group=rng.integers(0, 100, 1500))
-    whole, task, again, other = (
-        probe.load_task(spec, limit, seed) for limit, seed in ((0, 0), (50, 0), (50, 0), (50, 1))
-    )
+    whole, task, again, other = (load_task(spec, limit, seed) for limit, seed in ((0, 0), (50, 0), (50, 0), (50, 1)))
     for side in (task.train, ~task.train):
         count = np.bincount(task.labels[side])
         assert count.sum() == 50
         assert count[2] == 1
         assert count[0] == pytest.approx(30, abs=2)
-    assert task.images == again.images
-    assert task.images != other.images
-    trained = dict(zip(whole.images, whole.train, strict=True))
-    assert [trained[image] for image in task.images] == task.train.tolist()
-    assert len(probe.load_task(spec, 10**6).images) == 1500
+    assert task.tiles.images == again.tiles.images
+    assert task.tiles.images != other.tiles.images
+    trained = dict(zip(whole.tiles.images, whole.train, strict=True))
+    assert [trained[image] for image in task.tiles.images] == task.train.tolist()
+    assert len(load_task(spec, 10**6).tiles.images) == 1500
 
 
 def refused(spec, *words, **options):
     with pytest.raises(BadTask) as caught:
-        probe.load_task(spec, **options)
+        load_task(spec, **options)
     line = str(caught.value)
     assert len(line.splitlines()) == 1
     for word in ("t.parquet", *words):
@@ -127,7 +132,7 @@ def test_bad_tables_are_refused_in_one_line(tmp_path):
     refused(table(path, label=["a"] * 6), "fewer than 2 classes")
     refused(table(path, label=pa.nulls(6, pa.string())), "fewer than 2 classes")
     refused(table(path, label=list("aabb"), group=list("ppqq")), "fewer than 2 classes")
-    refused(table(path, **good, split=["train", "valid"] * 6), "valid")
+    refused(table(path, **good, split=["train", "dev"] * 6), "dev")
     refused(table(path, **good, split=["train", None] * 6), "None")
     refused(table(path, **good, split=["train", "test"] * 6), "2 groups")
     refused(table(path, **good, image=[b"text"] * 12), "image")
@@ -140,11 +145,11 @@ def test_bad_tables_are_refused_in_one_line(tmp_path):
 @pytest.mark.skipif(not TILES.is_dir(), reason="needs ../shared/tiles, which is not part of the repository")
 @pytest.mark.parametrize(("column", "classes"), [("organ", ("duodenum", "liver")), ("stain", ("HE", "PAS"))])
 def test_real_tiles_are_divided_by_case(column, classes):
-    task = probe.load_task(f"{TILES / 'atlas_organ_stain.parquet'}:{column}", limit=40)
+    task = load_task(f"{TILES / 'atlas_organ_stain.parquet'}:{column}", limit=40)
     assert task.classes == classes
     assert not set(task.groups[task.train]) & set(task.groups[~task.train])
     assert set(task.labels[task.train]) == set(task.labels[~task.train]) == {0, 1}
-    assert probe.decode_tiles(task.images[:2], 14).shape == (2, 3, 252, 252)
+    assert tiles_of(task.tiles.images[:2], 14).shape == (2, 3, 252, 252)
 
 
 # pixels
@@ -152,7 +157,7 @@ def test_real_tiles_are_divided_by_case(column, classes):
 
 def test_tiles_are_decoded_and_their_middle_cut_out():
     pixels = np.random.default_rng(0).integers(0, 256, (17, 23, 3), np.uint8)
-    tiles = probe.decode_tiles([encoded(pixels), encoded(pixels[::-1].copy())], 5)
+    tiles = tiles_of([encoded(pixels), encoded(pixels[::-1].copy())], 5)
     assert tiles.dtype == torch.float32
     middle = pixels[1:16, 1:21].astype(np.float32) / 255
     np.testing.assert_array_equal(tiles[0].permute(1, 2, 0), middle)
@@ -162,13 +167,13 @@ def test_tiles_are_decoded_and_their_middle_cut_out():
 def test_jpegs_are_decoded_as_pillow_does():
     smooth = np.add.outer(np.arange(128), np.arange(128))[:, :, None] * np.array([0.9, 0.5, 0.1]) % 256
     jpeg = encoded(smooth.astype(np.uint8), "JPEG")
-    tiles = probe.decode_tiles([jpeg], 14)
+    tiles = tiles_of([jpeg], 14)
     assert tiles.shape == (1, 3, 126, 126)
     expected = np.asarray(Image.open(io.BytesIO(jpeg)))[1:127, 1:127].transpose(2, 0, 1)
     assert np.abs(tiles[0].numpy() * 255 - expected).max() <= 2
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     for kind in ("PNG", "JPEG"):
-        assert probe.decode_tiles([encoded(grey, kind)], 16).shape == (1, 3, 16, 16)
+        assert tiles_of([encoded(grey, kind)], 16).shape == (1, 3, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -183,5 +188,5 @@ def test_jpegs_are_decoded_as_pillow_does():
 )
 def test_tiles_that_cannot_be_used_are_refused(images, word):
     with pytest.raises(BadTask, match=word) as caught:
-        probe.decode_tiles(images, 17)
+        tiles_of(images, 17)
     assert len(str(caught.value).splitlines()) == 1

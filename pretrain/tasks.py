@@ -1,0 +1,275 @@
+"""Labelled tiles as tasks: what is learnt from, what is judged on, and that no slide or case is on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from pretrain.errors import BadTask
+from pretrain.randomness import uniforms
+from pretrain.tiles import EncodedTiles, TileFiles, Tiles
+from wsi_prep.geometry import MAGNIFICATIONS
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_LIMIT, _GROUPS = 10, 11  # purposes of random numbers
+_HELD_OUT = 1 / 3
+_SIDES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Tiles of n labels.
+
+    `labels`: (n,) int64 numbers into `classes`. `groups`: (n,) int64, the slide or case. `train`: (n,) bool; `valid`:
+    (n,) bool, what choices are made on, None for a part of `train` that the judge holds out. The rest is judged on.
+    `divided`: the data's own split, not one made here. `px`: the side that tiles are resized to, 0 for their own.
+    """
+
+    name: str
+    tiles: Tiles
+    labels: Ints
+    classes: tuple[str, ...]
+    groups: Ints
+    train: Bools
+    valid: Bools | None = None
+    divided: bool = False
+    px: int = 0
+
+    @property
+    def test(self) -> Bools:
+        """(n,) bool: what is judged on."""
+        return ~self.train if self.valid is None else ~(self.train | self.valid)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Tiles of n rows of `targets` (n, G) float32, named `names`; `folds` are pairs of (n,) bool: train and test."""
+
+    name: str
+    tiles: Tiles
+    targets: NDArray[np.float32]
+    names: tuple[str, ...]
+    groups: Ints
+    folds: tuple[tuple[Bools, Bools], ...]
+    px: int = 0
+
+
+def load_tasks(spec: str, limit: int = 0, seed: int = 0, px: int = 0) -> list[Task]:
+    """The tasks of a table or a folder of labelled tiles.
+
+    `path.parquet`, or `path.parquet:labels` for labels that are not in `label`. `labels`: a column, or an expression
+    over the columns in DuckDB's SQL (`... as name` names the task), null for rows to leave out, as in
+    `atlas.parquet:if(stain = 'HE', organ, null) as organ`. Columns: `image` (encoded bytes), labels, and if there
+    `group` (else each tile is one), `split` ("train", "valid" or "test"; else groups with about a third of the tiles
+    are held out), `magnification` (a task each, where there are several).
+    A folder: `CLASS/*.png` (or .jpg, .tif), `SPLIT/CLASS/*.png`, or a folder or Parquet file of these named by a
+    magnification (`20x/`, `10x.parquet`), a task each.
+    Classes that cannot be on both sides are left out. `limit`: most tiles a side, drawn by `seed` in every class; 0 for
+    all. `px`: the side that tiles are resized to, 0 for their own, which is then one size. Raises BadTask.
+    """
+    path, column = _names(spec)
+    if column is None and path.is_dir():
+        return _folder_tasks(path, limit, seed, px)
+    return _table_tasks(path, column or "label", limit, seed, px)
+
+
+def make_task(
+    name: str,
+    path: Path,
+    tiles: Tiles,
+    labels: Sequence[Any],
+    groups: Sequence[Any] | None,
+    split: Sequence[Any] | None,
+    limit: int = 0,
+    seed: int = 0,
+    px: int = 0,
+    official: bool = False,
+) -> Task:
+    """A task of all tiles, by a label and a slide or case for each, and a side where the data say it.
+
+    Raises BadTask, naming `path`, where sides share a group (in an `official` split they may), or fewer than two
+    classes are on both.
+    """
+    names, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    group = numbered(groups if groups is not None else range(len(numbers)))
+    valid = None
+    if split is None:
+        train = ~hold_out(group, numbers)
+    else:
+        train, valid = _sides(path, split, None if official else group)
+    test = ~train if valid is None else ~(train | valid)
+    both = np.intersect1d(numbers[train], numbers[test])
+    if len(both) < 2:
+        raise BadTask(f"{path}: fewer than 2 classes of {name} are on both sides; add groups, or name other labels")
+    if limit and limit < len(both):
+        raise BadTask(f"{path}: a limit of {limit} tiles is less than one of each of {len(both)} classes; allow more")
+    keep = np.flatnonzero(np.isin(numbers, both))
+    side = np.where(train, 1, np.where(test, 0, 2))
+    keep = keep[_limited(numbers[keep], side[keep], limit or len(keep), seed)]
+    return Task(
+        name,
+        tiles.take(keep),
+        np.searchsorted(both, numbers[keep]),
+        tuple(str(name) for name in names[both]),
+        group[keep],
+        train[keep],
+        None if valid is None else valid[keep],
+        split is not None,
+        px,
+    )
+
+
+def numbered(names: Sequence[Any]) -> Ints:
+    """Names as numbers that do not depend on their order, and tell nothing of them."""
+    hashes = [hashlib.blake2b(str(name).encode()).hexdigest() for name in names]
+    return np.unique(hashes, return_inverse=True)[1]
+
+
+def hold_out(groups: Ints, labels: Ints) -> Bools:
+    """(n,) true on the held-out side: whole groups, with as many classes on both sides as can be found.
+
+    Next to that, near a third of all tiles and of each class; a class of a single group does not matter.
+    """
+    (_, group), (_, label) = (np.unique(values, return_inverse=True) for values in (groups, labels))
+    tiles = np.zeros((group.max(initial=-1) + 1, label.max(initial=-1) + 1))
+    np.add.at(tiles, (group, label), 1)
+    tiles = tiles[:, (tiles > 0).sum(0) > 1]
+    if not tiles.size:
+        return np.zeros(len(groups), bool)
+    tries = min(4096, 1 + 2**20 // len(tiles))
+    held = uniforms(0, _GROUPS, 0, 0, tries, len(tiles)) < _HELD_OUT
+    found = held @ tiles  # (tries, classes)
+    both = ((found > 0) & (found < tiles.sum(0))).sum(1)
+    miss = np.abs(found / tiles.sum(0) - _HELD_OUT).mean(1) + np.abs(found.sum(1) / tiles.sum() - _HELD_OUT)
+    return held[np.lexsort((miss, -both))[0]][group]  # type: ignore[no-any-return]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder, in order of their names, without links that lead elsewhere."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES and not file.is_symlink())
+
+
+def _names(spec: str) -> tuple[Path, str | None]:
+    name, found, column = spec.partition(".parquet:")
+    return (Path(f"{name}.parquet"), column) if found else (Path(spec), None)
+
+
+def _folder_tasks(folder: Path, limit: int, seed: int, px: int) -> list[Task]:
+    by_name = {m.name: folder / m.name for m in MAGNIFICATIONS}
+    by_name |= {n: f.with_suffix(".parquet") for n, f in by_name.items() if f.with_suffix(".parquet").is_file()}
+    if found := [(name, path) for name, path in by_name.items() if path.exists()]:
+        tasks = [task for _, path in found for task in load_tasks(str(path), limit, seed, px)]
+        return [replace(task, name=f"{folder.name}:{task.name}") for task in tasks]
+    files, labels, split = [], [], []
+    named = {part.name: _SIDES[part.name] for part in folder.iterdir() if part.is_dir() and part.name in _SIDES}
+    for side, parent in [(named[n], folder / n) for n in sorted(named)] or [("", folder)]:
+        for kind in sorted(part for part in parent.iterdir() if part.is_dir()):
+            of_kind = image_files(kind)
+            files += of_kind
+            labels += [kind.name] * len(of_kind)
+            split += [side] * len(of_kind)
+    if not files:
+        raise BadTask(f"{folder}: holds no CLASS/*.png, SPLIT/CLASS/*.png or 20x/...; see docs/evaluation.md")
+    return [make_task(folder.name, folder, TileFiles(files), labels, None, split if named else None, limit, seed, px)]
+
+
+def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int) -> list[Task]:
+    file = _open(path)
+    whole = file.read([name for name in file.schema_arrow.names if name != "image"])
+    if named := re.fullmatch(r"(.+)\s+as\s+(\w+)", column, re.DOTALL | re.IGNORECASE):
+        expression, column = named.groups()
+    else:
+        expression = column
+    labels = _labels(path, expression, whole)
+    rows = np.flatnonzero([label is not None for label in labels])
+    table: dict[str, list[Any]] = {"labels": [labels[row] for row in rows]}
+    for name in {"group", "split", "magnification"} & set(whole.column_names):
+        values = whole[name].to_pylist()
+        table[name] = [values[row] for row in rows]
+    images = _images(path, file, rows, px)
+    name = path.stem if column == "label" else f"{path.stem}:{column}"
+    by = np.array([str(value) for value in table.get("magnification", [""] * len(rows))])
+    tasks = []
+    for one in (several := np.unique(by)):
+        at = np.flatnonzero(by == one)
+        part = {key: [values[row] for row in at] for key, values in table.items()}
+        of_one = name if len(several) == 1 else f"{name}:{one}"
+        sides = (part["labels"], part.get("group"), part.get("split"))
+        tasks.append(make_task(of_one, path, images.take(at), *sides, limit, seed, px))
+    return tasks or [make_task(name, path, images, [], None, None)]
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise BadTask(f"{path}: is no Parquet file; name one, as path.parquet or path.parquet:column") from error
+    if "image" not in (has := file.schema_arrow.names):
+        raise BadTask(f"{path}: has no column image, only {', '.join(has)}; add it, with encoded tiles")
+    return file
+
+
+def _labels(path: Path, labels: str, table: pa.Table) -> list[Any]:
+    """The column, or the expression's values; DuckDB has no access to anything but these rows."""
+    if labels in table.column_names:
+        return table[labels].to_pylist()  # type: ignore[no-any-return]
+    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
+        connection.register("tiles", table.append_column("_row", pa.array(range(len(table)), pa.int64())))
+        try:
+            found = connection.execute(f"SELECT ({labels}\n) FROM tiles ORDER BY _row").fetchall()  # noqa: S608
+        except duckdb.Error as error:
+            has = ", ".join(table.column_names)
+            raise BadTask(f"{path}: has no column {labels}, and it is no expression over {has}; name one") from error
+    return [row[0] for row in found]
+
+
+def _sides(path: Path, split: Sequence[Any], groups: Ints | None) -> tuple[Bools, Bools | None]:
+    """Which rows are trained on, and which choices are made on; no group is on two sides."""
+    if unknown := {str(side) for side in split if side not in _SIDES}:
+        raise BadTask(f"{path}: column split holds {sorted(unknown)}; write train, valid or test in every row")
+    side = np.array([_SIDES[s] for s in split])
+    train, valid = side == "train", side == "valid"
+    for one, other in (("train", "test"), ("valid", "test"), ("train", "valid")):
+        if groups is not None and (shared := len(np.intersect1d(groups[side == one], groups[side == other]))):
+            raise BadTask(f"{path}: column split has {one} and {other} in {shared} groups; put each group on one side")
+    return train, valid if valid.any() else None
+
+
+def _limited(labels: Ints, side: Ints, limit: int, seed: int) -> Ints:
+    """At most `limit` rows of each side, by chance, the first of each class before any second."""
+    kind = 3 * labels + side
+    order = np.lexsort((uniforms(seed, _LIMIT, 0, 0, len(labels), 1)[:, 0], kind))
+    place = np.arange(len(order)) - np.searchsorted(kind[order], kind[order])
+    order = order[np.argsort(place / np.bincount(kind)[kind[order]], kind="stable")]
+    return np.sort(np.concatenate([order[side[order] == one][:limit] for one in np.unique(side)]))
+
+
+def _images(path: Path, file: pq.ParquetFile, rows: Ints, px: int) -> EncodedTiles:
+    """The encoded tiles of these rows, whose headers are looked at."""
+    images: list[bytes] = []
+    for part in file.iter_batches(1024, columns=["image"]):
+        images += part.column(0).take(rows[rows < len(part)]).to_pylist()
+        rows = rows[rows >= len(part)] - len(part)
+    try:
+        sizes = {Image.open(io.BytesIO(image)).size for image in images}
+    except (OSError, TypeError, Image.DecompressionBombError) as error:
+        raise BadTask(f"{path}: column image has rows that hold no JPEG or PNG; leave them out") from error
+    if len(sizes) > 1 and not px:
+        raise BadTask(
+            f"{path}: tiles are of several sizes, {sorted(sizes)} px; make them one size, or ask for one by --px"
+        )
+    return EncodedTiles(images)
