@@ -23,6 +23,7 @@ from pretrain.objective import (
     Objective,
     ObjectiveSettings,
     SelfDistillation,
+    begin,
     by_heads,
     feature_spread,
     follow,
@@ -52,7 +53,6 @@ class Distillation(nn.Module):
         self.teacher_settings = teacher.backbone.settings
         _check(settings, backbone, teacher)
         self.settings = settings
-        torch.manual_seed(seed)
         self._by_heads = isinstance(teacher.cls_head, Head)
         if self._by_heads:
             network = Network.with_heads(backbone, settings.head, recompute)
@@ -61,12 +61,17 @@ class Distillation(nn.Module):
             network = Network(student, nn.Linear(backbone.width, width), nn.Linear(backbone.width, width))
         self.student: nn.Module = network
         self.average = copy.deepcopy(network).requires_grad_(False)
+        begin(network, self.average, seed)
         self.teacher = teacher.requires_grad_(False).eval()
 
     @property
     def frozen(self) -> list[Network]:
         """See Objective."""
         return [self.average, self.teacher]
+
+    def materialise(self, device: torch.device, seed: int) -> None:
+        """See Objective."""
+        begin(self.student.to_empty(device=device), self.average.to_empty(device=device), seed)
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -108,16 +113,18 @@ class Distillation(nn.Module):
         return cls, patches, {"loss_cls_cosine": cls, "loss_patch_cosine": patches}
 
 
-def objective_of(recipe: Recipe, seed: int) -> Objective:
+def objective_of(recipe: Recipe, seed: int, where: str = "cpu") -> Objective:
     """What the recipe minimises: self-distillation, or distillation from `recipe.teacher`.
 
-    Raises BadRun and BadWeights where the teacher cannot be loaded.
+    `where`: the device that the student is made on; on "meta" it has no weights until objective.begin. Raises BadRun
+    and BadWeights where the teacher cannot be loaded.
     """
     recompute = recipe.compute.recompute
-    if not recipe.teacher:
-        return SelfDistillation(recipe.objective, recipe.backbone, seed, recompute)
-    teacher = load_teacher(Path(recipe.teacher))
-    return Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute)
+    teacher = load_teacher(Path(recipe.teacher)) if recipe.teacher else None
+    with torch.device(where):
+        if teacher is None:
+            return SelfDistillation(recipe.objective, recipe.backbone, seed, recompute)
+        return Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute)
 
 
 def load_teacher(where: Path) -> Network:

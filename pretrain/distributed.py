@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from wsi_prep.errors import BadOption
@@ -183,6 +183,13 @@ def local(values: Tensor) -> Tensor:
 def whole(values: Tensor) -> Tensor:
     """A tensor that may be in shards (or a partial sum), whole."""
     return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+def fill(values: Tensor, given: Tensor) -> None:
+    """Copy a whole tensor, the same in every process, into one that may be in shards; nothing is sent."""
+    if isinstance(values, DTensor):
+        given = distribute_tensor(given, values.device_mesh, values.placements, src_data_rank=None).to_local()
+    local(values).copy_(given)
 
 
 class Writer:

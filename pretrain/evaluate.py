@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
@@ -17,6 +16,7 @@ from pretrain import recipe as recipes
 from pretrain.backbone import Backbone
 from pretrain.checkpoint import latest_step, step_folder
 from pretrain.errors import BadRun
+from pretrain.initial import initialise
 from pretrain.network import Network
 from pretrain.probe import few_shot, knn, linear, ridge
 from pretrain.scores import METRICS, Figure, figures, interval, weighed
@@ -90,8 +90,9 @@ def _fill(folder: Path, step: int | None, prefix: str, module: nn.Module) -> int
 def untrained(folder: Path) -> Backbone:
     """The network of a RUN folder as it was before its first step."""
     recipe = recipes.load(folder / "recipe.json")
-    torch.manual_seed(recipe.sampling.seed)
-    return Backbone(recipe.backbone)  # the first thing that an objective makes
+    backbone = Backbone(recipe.backbone)
+    initialise(backbone, recipe.sampling.seed, "backbone.")  # as it is named in a network
+    return backbone
 
 
 def folds(task: Task) -> list[Task]:

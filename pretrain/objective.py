@@ -17,6 +17,7 @@ from torch.nn import functional
 from pretrain import distributed, losses
 from pretrain.backbone import BackboneSettings
 from pretrain.heads import HeadSettings
+from pretrain.initial import initialise
 from pretrain.network import Network, Seen
 from pretrain.packing import keep_crops, plan_drop
 from pretrain.schedules import Scheduled
@@ -76,6 +77,9 @@ class Objective(Protocol):
     @property
     def frozen(self) -> list[Network]: ...  # noqa: D102
 
+    def materialise(self, device: torch.device, seed: int) -> None:
+        """Give networks that were made on the meta device their first weights; in shards, each process its own."""
+
     @property
     def kept(self) -> dict[str, Tensor]: ...  # noqa: D102
 
@@ -97,18 +101,25 @@ class SelfDistillation(nn.Module):
     ) -> None:
         super().__init__()
         self.settings, self.seed, self.drop_path = settings, seed, backbone.drop_path
-        torch.manual_seed(seed)
         network = Network.with_heads(backbone, settings.head, recompute)
         self.student: nn.Module = network
         self.average = copy.deepcopy(network).requires_grad_(False)
-        self.cls_centre, self.patch_centre = (Centre(settings.head.prototypes) for _ in range(2))
+        with torch.device("cpu"):  # wherever the rest is made
+            self.cls_centre, self.patch_centre = (Centre(settings.head.prototypes) for _ in range(2))
         self.teacher_settings = backbone
         self._pending: list[tuple[Centre, Tensor, Tensor | None]] = []
+        begin(network, self.average, seed)
 
     @property
     def frozen(self) -> list[Network]:
         """See Objective."""
         return [self.average]
+
+    def materialise(self, device: torch.device, seed: int) -> None:
+        """See Objective."""
+        for centre in (self.cls_centre, self.patch_centre):
+            centre.to(device)
+        begin(self.student.to_empty(device=device), self.average.to_empty(device=device), seed)
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -183,6 +194,16 @@ def spreading(settings: ObjectiveSettings, features: Tensor) -> Tensor:
     if settings.spread == "koleo":
         return torch.stack([losses.koleo_loss(f) for f in features]).sum()
     return features.new_zeros(())
+
+
+def begin(student: nn.Module, average: Network, seed: int) -> None:
+    """Fill both with the same first weights; nothing while they are on the meta device."""
+    if any(parameter.is_meta for parameter in student.parameters()):
+        return
+    initialise(student, seed)
+    with torch.no_grad():
+        for mine, theirs in zip(average.parameters(), student.parameters(), strict=True):
+            distributed.local(mine).copy_(distributed.local(theirs))
 
 
 @torch.no_grad()

@@ -71,9 +71,11 @@ class Trainer:
                 f"a batch of {recipe.sampling.batch} does not divide by {world.size} processes times "
                 f"{recipe.compute.accumulate} parts; change sampling.batch or compute.accumulate"
             )
-        self.objective = objective_of(recipe, sampler.settings.seed)
+        shards = recipe.compute.parallel == "fsdp" and world.size > 1
+        late = shards and not recipe.start_from  # no process makes the whole network
+        self.objective = objective_of(recipe, sampler.settings.seed, "meta" if late else "cpu")
         self.loaded = self._begin_from(recipe.start_from)
-        self._spread_out()
+        self._spread_out(late)
         self.optimizer = make_optimizer(self._network, recipe.backbone.depth, recipe.optim)
         self.loader = Loader(sampler, recipe.loader, world.rank, world.size)
         self.checkpoints = Checkpoints(run / "checkpoints", recipe.saving, world)
@@ -246,10 +248,12 @@ class Trainer:
         self.objective.average.backbone.load_state_dict(self._network.backbone.state_dict())
         return loaded
 
-    def _spread_out(self) -> None:
+    def _spread_out(self, late: bool) -> None:
+        """To the device and over the processes; networks made on the meta device (`late`) get their weights then."""
         compute, objective = self.recipe.compute, self.objective
-        cast("torch.nn.Module", objective).to(self.world.device)
         student = self._network
+        if not late:
+            cast("torch.nn.Module", objective).to(self.world.device)
         if compute.compile:
             for network in (student, *objective.frozen):
                 network.backbone.compile_blocks()
@@ -257,6 +261,8 @@ class Trainer:
         if compute.parallel == "fsdp":
             for network in objective.frozen:
                 distributed.share_out(network, network.units(), compute.parallel, self.world, self.dtype)
+        if late:
+            objective.materialise(self.world.device, self.sampler.settings.seed)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

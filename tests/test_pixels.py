@@ -11,9 +11,14 @@ from sample_slides.coordinates import coordinate_slide as make_coordinate_slide
 from sample_slides.coordinates import expected
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, Grid
 from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
-from wsi_prep.pixels import read_tiles
+from wsi_prep.pixels import read_groups
 from wsi_prep.plan import PlanSettings, plan_tiles
 from wsi_prep.readers.select import open_slide
+
+
+def read_tiles(slide, plan):
+    for group in read_groups(slide, plan):
+        yield from ((index, group.pixels(number).copy()) for number, index in enumerate(group.tiles))
 
 
 def all_tiles(path, mpp, reader="auto", mpp_y=None, **settings):
@@ -21,7 +26,7 @@ def all_tiles(path, mpp, reader="auto", mpp_y=None, **settings):
     grid = Grid.of_slide(slide.info.width0, slide.info.height0, mpp, mpp_y or mpp)
     step = slide.info.width0 / 100, slide.info.height0 / 100
     plan = plan_tiles(grid, np.ones((100, 100), bool), *step, PlanSettings(**settings), "s")
-    return plan, {i: pixels.copy() for i, pixels in read_tiles(slide, plan)}
+    return plan, dict(read_tiles(slide, plan))
 
 
 def worst_difference(plan, tiles):
@@ -78,7 +83,7 @@ def test_a_coarser_level_is_used_where_it_serves(tmp_path):
     slide.read = noting
     grid = Grid.of_slide(3300, 3200, 0.25, 0.25)
     plan = plan_tiles(grid, np.ones((100, 100), bool), 33.0, 32.0, PlanSettings(("10x", "5x")), "s")
-    tiles = {i: pixels.copy() for i, pixels in read_tiles(slide, plan)}
+    tiles = dict(read_tiles(slide, plan))
     assert set(levels) == {1}
     assert worst_difference(plan, tiles) <= 1.5
 

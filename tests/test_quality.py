@@ -4,7 +4,7 @@ import pytest
 from skimage.color import rgb2hed
 from skimage.data import immunohistochemistry
 
-from wsi_prep.quality import MEASURES, focus, measure_tile
+from wsi_prep.quality import MEASURES, Measurer, focus, measure_tile
 from wsi_prep.stain import classify_stain, stain_densities
 
 
@@ -73,3 +73,20 @@ def test_brown_is_ihc_and_pink_is_he():
     assert stain == "HE"
     assert 0.5 < confidence <= 1
     assert classify_stain(he, np.zeros((64, 64), bool)) == ("UNKNOWN", 0.0)
+
+
+@pytest.mark.parametrize("tiles", [16, 3, 1])
+def test_measures_are_the_same_whether_tiles_are_looked_at_together_or_alone(tiles):
+    """Together by one small picture of all; alone where it covers few of them, or their corners do not fit it."""
+    rng = np.random.default_rng(0)
+    image = np.tile(immunohistochemistry()[:392, :392], (4, 4, 1))
+    image = np.clip(image + rng.normal(0, 20, image.shape), 0, 255).astype(np.uint8)
+    image[100:300, 100:700] = (20, 140, 50)
+    halved = cv2.resize(image, (784, 784), interpolation=cv2.INTER_AREA)
+    quarter = cv2.resize(halved, (392, 392), interpolation=cv2.INTER_AREA)
+    places = np.array([(x, y) for y in range(4) for x in range(4)])[rng.permutation(16)[:tiles]]
+    for corner in (392 * places, np.minimum(392 * places + 98, 1176), np.minimum(392 * places + 2, 1174)):
+        together = Measurer(corner, quarter)
+        for number, (x, y) in enumerate(corner.tolist()):
+            tile = np.ascontiguousarray(image[y : y + 392, x : x + 392])
+            assert together.measure(number, tile) == pytest.approx(measure_tile(tile), rel=1e-6, abs=1e-9)

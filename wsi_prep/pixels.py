@@ -20,26 +20,55 @@ from wsi_prep.resample import area_resample, halve, reduce_by
 _WHOLE = 1e-9
 
 
-def read_tiles(reader: SlideReader, plan: TilePlan) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Each tile of `plan`, in its order: its index and its (392, 392, 3) uint8 RGB pixels (a view; copy to keep)."""
+@dataclass(frozen=True)
+class TileGroup:
+    """Tiles of one magnification of a cell, cut out of one image.
+
+    `tiles`: their places in the plan. `image`: (h, w, 3) uint8 RGB; `corner`: (n, 2) x, y of each tile's upper left
+    pixel in it. `quarter`: the image halved twice, if that is at hand.
+    """
+
+    tiles: range
+    image: NDArray[np.uint8]
+    corner: NDArray[np.int64]
+    quarter: NDArray[np.uint8] | None
+
+    def pixels(self, number: int) -> NDArray[np.uint8]:
+        """The (392, 392, 3) pixels of the group's tile `number`, a view."""
+        x, y = self.corner[number].tolist()
+        return self.image[y : y + TILE_PX, x : x + TILE_PX]
+
+
+def read_groups(reader: SlideReader, plan: TilePlan) -> Iterator[TileGroup]:
+    """All tiles of `plan`, in its order; a group's images may be written over once the next is asked for."""
     for tiles in plan.cells():
         yield from _read_cell(reader, plan, tiles)
 
 
-def _read_cell(reader: SlideReader, plan: TilePlan, tiles: slice) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _read_cell(reader: SlideReader, plan: TilePlan, tiles: slice) -> Iterator[TileGroup]:
     grid = plan.grid
     factors = np.array([grid.factor(m) if m in grid.magnifications else 0 for m in MAGNIFICATIONS])[plan.mag[tiles]]
     # upper left corner and side of each tile in base pixels
     side = TILE_PX * factors.astype(np.int64)
     corner = np.stack([plan.col[tiles] * side, plan.row[tiles] * side], axis=1)
     source = _read_source(reader, grid, int(factors.min()), corner, side)
-    images: dict[int, NDArray[np.uint8]] = {}
-    for number, index in enumerate(range(tiles.start, tiles.stop)):
-        factor = int(factors[number])
-        if factor not in images:
-            images[factor] = source.image(factor, images.get(factor // 2))
-        x, y = (corner[number] - source.corner) // factor
-        yield index, images[factor][y : y + TILE_PX, x : x + TILE_PX]
+    made: dict[int, NDArray[np.uint8]] = {}
+
+    def image(factor: int) -> NDArray[np.uint8]:
+        if factor not in made:
+            made[factor] = source.image(factor, made.get(factor // 2))
+        return made[factor]
+
+    first = tiles.start
+    for factor in np.unique(factors).tolist():  # ascending, as the plan is sorted
+        of_factor = np.flatnonzero(factors == factor)
+        places = range(first + int(of_factor[0]), first + int(of_factor[-1]) + 1)
+        whole = image(factor)
+        quarter = None
+        if source.halves(factor) and not any(length % 4 for length in whole.shape[:2]):
+            image(2 * factor)
+            quarter = image(4 * factor)
+        yield TileGroup(places, whole, (corner[of_factor] - source.corner) // factor, quarter)
 
 
 @dataclass(frozen=True)
@@ -58,6 +87,11 @@ class _Source:
     corner: NDArray[np.int64]
     size: NDArray[np.int64]
 
+    def halves(self, factor: int) -> bool:
+        """Whether images coarser than `factor` are halved from finer ones."""
+        step_x, step_y = (step * factor for step in self.step)
+        return step_x == step_y == round(step_x)
+
     def image(self, factor: int, finer: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         """The rectangle at `factor` base px a pixel, (h, w, 3) uint8; `finer` is the same at half that, if made.
 
@@ -66,7 +100,7 @@ class _Source:
         the rounding of four neighbours into their parent.
         """
         step_x, step_y = (step * factor for step in self.step)
-        if step_x == step_y == round(step_x):
+        if self.halves(factor):
             return halve(finer) if finer is not None else reduce_by(self.pixels, round(step_x))
         starts = [
             _pixel_starts(int(self.corner[axis]) // factor, int(self.size[axis]) // factor, step, self.downsample)

@@ -23,14 +23,15 @@ from numpy.typing import NDArray
 from wsi_prep import __version__
 from wsi_prep.catalog import Catalog, remove_tree
 from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TimedOut, TooCoarse, WriteFailed
-from wsi_prep.geometry import MAGNIFICATIONS, Grid
+from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, Grid
 from wsi_prep.jpeg import JpegSettings, encode_tile
 from wsi_prep.manifest import ManifestRow
+from wsi_prep.memory import keep_freed_memory
 from wsi_prep.overlay import draw_overlay
-from wsi_prep.pixels import read_tiles
+from wsi_prep.pixels import read_groups
 from wsi_prep.plan import PlanSettings, TilePlan, plan_tiles
 from wsi_prep.polygons import tissue_geojson
-from wsi_prep.quality import MEASURES, measure_tile
+from wsi_prep.quality import MEASURES, Measurer
 from wsi_prep.readers.base import SlideInfo, SlideReader
 from wsi_prep.readers.select import READERS, open_slide
 from wsi_prep.records import FORMAT_VERSION, SLIDE_SCHEMA, TILE_SCHEMA
@@ -102,6 +103,7 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     """
     started = time.perf_counter()
     cv2.setNumThreads(1)  # a worker is one core
+    keep_freed_memory()
     _require_current(task)
     row = blank_row(task)
     tiles = TILE_SCHEMA.empty_table()
@@ -266,11 +268,15 @@ def _write_store(task: SlideTask, stage: Path, reader: SlideReader, plan: TilePl
     attributes = {"slide_id": task.source.slide_id, "mpp": {m.name: plan.grid.mpp(m) for m in plan.grid.magnifications}}
     locations: list[TileLocation] = []
     measures = np.empty((len(plan), len(MEASURES)), np.float32)
+    tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)  # read from the large image once, then close at hand
     with StoreWriter(stage / "store.zarr", counts, task.settings.jpeg, attributes) as store:
-        for index, pixels in read_tiles(reader, plan):
-            name = MAGNIFICATIONS[plan.mag[index]].name
-            locations.append(store.append(name, encode_tile(pixels, task.settings.jpeg)))
-            measures[index] = measure_tile(pixels)
+        for group in read_groups(reader, plan):
+            name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
+            measurer = Measurer(group.corner, group.quarter)
+            for number, index in enumerate(group.tiles):
+                np.copyto(tile, group.pixels(number))
+                measures[index] = measurer.measure(number, tile)
+                locations.append(store.append(name, encode_tile(tile, task.settings.jpeg)))
     return _tile_rows(task.source.slide_id, plan, measures, locations)
 
 

@@ -6,12 +6,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_prep.geometry import TILE_PX
 from wsi_prep.stain import stain_densities
 
 MEASURES = ("focus", "pen", "dark", "white", "od_haematoxylin", "od_eosin", "od_dab")
 """What `measure_tile` returns, in this order; also the names of the catalog's columns."""
 
 _SMALL_PX = 98
+_REDUCED = TILE_PX // _SMALL_PX
+_Maps = tuple[NDArray[np.uint8], NDArray[np.float32]]
 _DARK, _WHITE = 60, 215
 
 
@@ -20,16 +23,31 @@ def measure_tile(tile: NDArray[np.uint8]) -> tuple[float, ...]:
 
     focus: see `focus`; pen, dark, white: shares of the tile, 0 to 1; od_*: mean optical densities of the dyes.
     """
-    # two exact halvings: OpenCV has a fast path for those, and a third of the time is enough
-    half = cv2.resize(tile, (2 * _SMALL_PX, 2 * _SMALL_PX), interpolation=cv2.INTER_AREA)
-    small = np.asarray(cv2.resize(half, (_SMALL_PX, _SMALL_PX), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    red, green, blue = cv2.split(small)
-    highest = cv2.max(cv2.max(red, green), blue)
-    lowest = cv2.min(cv2.min(red, green), blue)
-    dark = float(np.count_nonzero(highest < _DARK)) / highest.size
-    white = float(np.count_nonzero(lowest > _WHITE)) / lowest.size
-    haematoxylin, eosin, dab, _ = cv2.mean(stain_densities(small))
-    return focus(tile), pen_share(small), dark, white, haematoxylin, eosin, dab
+    return Measurer(np.zeros((1, 2), np.int64)).measure(0, tile)
+
+
+class Measurer:
+    """Measures tiles whose upper left pixels in one image are `corner` (n, 2) x, y.
+
+    `quarter`: that image halved twice, where somebody has it; colours are then looked at once for all tiles.
+    """
+
+    def __init__(self, corner: NDArray[np.int64], quarter: NDArray[np.uint8] | None = None) -> None:
+        self._scratch = _Scratch()
+        self._corner = corner // _REDUCED
+        shared = quarter is not None and not (corner % _REDUCED).any()
+        if shared and quarter is not None and 2 * len(corner) * _SMALL_PX**2 >= quarter.shape[0] * quarter.shape[1]:
+            self._maps: _Maps | None = _colour_maps(quarter)
+        else:
+            self._maps = None  # less work tile by tile
+
+    def measure(self, number: int, tile: NDArray[np.uint8]) -> tuple[float, ...]:
+        """The MEASURES of the image's tile `number`, whose pixels are (392, 392, 3) uint8."""
+        sharpness = _focus(tile, self._scratch)
+        if self._maps is None:
+            return sharpness, *_means(_colour_maps(self._scratch.reduced(tile)), 0, 0)
+        x, y = self._corner[number].tolist()
+        return sharpness, *_means(self._maps, x, y)
 
 
 def focus(tile: NDArray[np.uint8]) -> float:
@@ -38,17 +56,60 @@ def focus(tile: NDArray[np.uint8]) -> float:
     The mean squared difference of the green channel from its 3 x 3 mean, over the channel's variance: so contrast, and
     with it a pale stain, does not count.
     """
-    green = cv2.extractChannel(tile, 1)
-    detail = cv2.absdiff(green, cv2.blur(green, (3, 3)))
+    return _focus(tile, _Scratch())
+
+
+class _Scratch:
+    """Memory that is written again for each tile: fresh pages cost more than what is done with them."""
+
+    def __init__(self) -> None:
+        self.planes = [np.empty((TILE_PX, TILE_PX), np.uint8) for _ in range(3)]
+        self.blurred = np.empty((TILE_PX, TILE_PX), np.uint8)
+        self._half, self._quarter = (np.empty((s, s, 3), np.uint8) for s in (2 * _SMALL_PX, _SMALL_PX))
+
+    def reduced(self, tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The tile at a quarter of its side, by two exact halvings, for which OpenCV has a fast path."""
+        cv2.resize(tile, (2 * _SMALL_PX, 2 * _SMALL_PX), dst=self._half, interpolation=cv2.INTER_AREA)
+        cv2.resize(self._half, (_SMALL_PX, _SMALL_PX), dst=self._quarter, interpolation=cv2.INTER_AREA)
+        return self._quarter
+
+
+def _focus(tile: NDArray[np.uint8], scratch: _Scratch) -> float:
+    cv2.split(tile, scratch.planes)  # several times as fast as extracting one
+    green, blurred = scratch.planes[1], scratch.blurred
+    cv2.blur(green, (3, 3), dst=blurred)
     _, spread = cv2.meanStdDev(green)
-    return float(cv2.norm(detail, cv2.NORM_L2SQR) / green.size / (float(spread[0, 0]) ** 2 + 1.0))
+    return float(cv2.norm(green, blurred, cv2.NORM_L2SQR) / green.size / (float(spread[0, 0]) ** 2 + 1.0))
 
 
-def pen_share(rgb: NDArray[np.uint8]) -> float:
-    """Share of the pixels of an (h, w, 3) picture with a colour that pens have and stains have not."""
-    red, green, blue = (channel.astype(np.int16) for channel in cv2.split(rgb))
-    green_pen = (green > red + 30) & (green > blue + 10)
-    blue_pen = (blue > red + 90) & (blue > green + 60)
-    red_pen = (red > green + 110) & (red > blue + 90)
-    share: float = np.count_nonzero(green_pen | blue_pen | red_pen) / red.size
-    return share
+def _colour_maps(small: NDArray[np.uint8]) -> _Maps:
+    """Of an (h, w, 3) picture: (h, w, 3) 0 or 255 for pen, dark and white, and (h, w, 3) densities of the dyes."""
+    red, green, blue = cv2.split(small)
+    highest = cv2.max(cv2.max(red, green), blue)
+    lowest = cv2.min(cv2.min(red, green), blue)
+    dark, white = cv2.compare(highest, _DARK, cv2.CMP_LT), cv2.compare(lowest, _WHITE, cv2.CMP_GT)
+    marks = np.asarray(cv2.merge([_pen(red, green, blue), dark, white]), dtype=np.uint8)
+    return marks, stain_densities(small)
+
+
+def _pen(red: NDArray[np.uint8], green: NDArray[np.uint8], blue: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """255 where a pixel has a colour that pens have and stains have not: green, blue or red ink."""
+
+    def exceeds(one: NDArray[np.uint8], other: NDArray[np.uint8], by: int) -> NDArray[np.uint8]:
+        above = cv2.compare(cv2.subtract(one, other), by, cv2.CMP_GT)  # the difference stops at 0
+        return np.asarray(above, dtype=np.uint8)
+
+    inks = (
+        cv2.bitwise_and(exceeds(green, red, 30), exceeds(green, blue, 10)),
+        cv2.bitwise_and(exceeds(blue, red, 90), exceeds(blue, green, 60)),
+        cv2.bitwise_and(exceeds(red, green, 110), exceeds(red, blue, 90)),
+    )
+    return np.asarray(cv2.bitwise_or(cv2.bitwise_or(inks[0], inks[1]), inks[2]), dtype=np.uint8)
+
+
+def _means(maps: _Maps, x: int, y: int) -> tuple[float, ...]:
+    """Of one tile's part of the maps: shares of pen, dark and white, mean densities of the dyes."""
+    window = (slice(y, y + _SMALL_PX), slice(x, x + _SMALL_PX))
+    pen, dark, white, _ = cv2.mean(maps[0][window])
+    haematoxylin, eosin, dab, _ = cv2.mean(maps[1][window])
+    return pen / 255, dark / 255, white / 255, haematoxylin, eosin, dab

@@ -29,7 +29,8 @@ def stain_densities(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     """
     density = cv2.LUT(rgb, _density_table())
     separated = cv2.transform(density, np.ascontiguousarray(hed_from_rgb.T, dtype=np.float32))
-    return np.asarray(cv2.max(separated, 0.0), dtype=np.float32)
+    _, light = cv2.threshold(separated, 0.0, 0.0, cv2.THRESH_TOZERO)
+    return np.asarray(light, dtype=np.float32)
 
 
 @functools.cache

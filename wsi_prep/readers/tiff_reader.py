@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import fsspec
+import imagecodecs
 import numpy as np
 import tifffile
 from fsspec.implementations.local import LocalFileSystem
@@ -72,11 +73,13 @@ class TiffReader:
     ) -> NDArray[np.uint8]:
         """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB; see `SlideReader.read`."""
         page = self._pages[level]
-        out = blank(height, width, self._info.background)
         indices = _tiles_touched(page, (x_level, y_level, width, height), boxes)
+        out, left_out = self._canvas(page, (x_level, y_level, width, height), indices)
         for index, tile in zip(indices, self._decoded(level, indices), strict=True):
             if tile is not None:
                 _paste(out, tile, *self._corner(page, index), x_level, y_level)
+            elif left_out is not None:
+                _paste(out, left_out, *self._corner(page, index), x_level, y_level)
         self._keep_for_neighbours(level, indices, x_level + width, y_level + height)
         return out
 
@@ -84,6 +87,19 @@ class TiffReader:
         """Let go of the file."""
         self._slide.close()
         self._bytes.close()
+
+    def _canvas(
+        self, page: Any, rectangle: tuple[int, int, int, int], indices: Sequence[int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Memory for the rectangle, and a tile of background for what the file leaves out if that is not there yet.
+
+        Filled with background only where tiles will not cover it.
+        """
+        x, y, width, height = rectangle
+        whole = len(_tiles_touched(page, rectangle, None)) == len(indices)
+        if whole and min(x, y) >= 0 and x + width <= page.imagewidth and y + height <= page.imagelength:
+            return np.empty((height, width, 3), np.uint8), blank(page.tilelength, page.tilewidth, self._info.background)
+        return blank(height, width, self._info.background), None
 
     def _decoded(self, level: int, indices: Sequence[int]) -> list[NDArray[np.uint8] | None]:
         """The tiles of `indices`, each clipped to the picture, from the cache or the file; None for one left out."""
@@ -100,10 +116,12 @@ class TiffReader:
         if page.compression == _JPEG and not (data[:2] == b"\xff\xd8" and b"\xff\xd9" in data):
             raise DamagedSlide(f"{where} is no whole JPEG; copy the slide again from its source")
         try:
-            decoded = page.decode(data, index, jpegtables=page.jpegtables)[0]
+            decoded = _decode_jpeg(page, data) if page.compression == _JPEG else None
+            if decoded is None:
+                decoded = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
         except Exception as error:  # each codec has errors of its own
             raise DamagedSlide(f"{where} cannot be decoded ({_one_line(error)}); copy the slide again") from error
-        tile: NDArray[np.uint8] = decoded[0, : page.imagelength - y_tile, : page.imagewidth - x_tile]
+        tile: NDArray[np.uint8] = decoded[: page.imagelength - y_tile, : page.imagewidth - x_tile]
         return tile
 
     @staticmethod
@@ -299,6 +317,15 @@ def _tiles_touched(page: Any, rectangle: tuple[int, int, int, int], boxes: NDArr
                 left // page.tilewidth : -(-right // page.tilewidth),
             ] = True
     return [int(i) for i in np.flatnonzero(wanted)]
+
+
+def _decode_jpeg(page: Any, data: bytes) -> NDArray[np.uint8] | None:
+    """A JPEG tile as tifffile decodes it, without what it does around that; None where its size is not the page's."""
+    stored = "RGB" if page.photometric == _RGB else "YCBCR"
+    tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
+        data, tables=page.jpegtables, colorspace=stored, outcolorspace="RGB"
+    )
+    return tile if tile.shape == (page.tilelength, page.tilewidth, 3) else None
 
 
 def _paste(out: NDArray[np.uint8], tile: NDArray[np.uint8], x_tile: int, y_tile: int, x: int, y: int) -> None:
