@@ -48,7 +48,7 @@ def test_native_tiles_hold_exactly_what_their_position_says(coordinate_slide, re
     assert worst_difference(plan, tiles) <= 1.5
 
 
-@pytest.mark.parametrize("mpp", [0.2281, 0.19, 0.14, 0.46, 0.125, 0.0625])
+@pytest.mark.parametrize("mpp", [0.2281, 0.19, 0.14, 0.46, 0.125, 0.0625, 0.5 / 3])
 def test_resampled_tiles_hold_what_their_position_says(coordinate_slide, mpp):
     plan, tiles = all_tiles(coordinate_slide, mpp)
     assert plan.grid.step_x0 > 1.05
@@ -64,8 +64,9 @@ def test_pixels_that_are_not_square_become_square(coordinate_slide, mpp_x, mpp_y
 
 
 @pytest.mark.parametrize("mags", [("20x",), ("10x",), ("5x",), ("10x", "5x")])
-def test_coarse_tiles_alone_hold_what_their_position_says(coordinate_slide, mags):
-    plan, tiles = all_tiles(coordinate_slide, 0.25, magnifications=mags)
+@pytest.mark.parametrize("mpp", [0.25, 0.5 / 3])
+def test_coarse_tiles_alone_hold_what_their_position_says(coordinate_slide, mags, mpp):
+    plan, tiles = all_tiles(coordinate_slide, mpp, magnifications=mags)
     assert worst_difference(plan, tiles) <= 1.5
 
 

@@ -51,32 +51,79 @@ def _read_cell(reader: SlideReader, plan: TilePlan, tiles: slice) -> Iterator[Ti
     # upper left corner and side of each tile in base pixels
     side = TILE_PX * factors.astype(np.int64)
     corner = np.stack([plan.col[tiles] * side, plan.row[tiles] * side], axis=1)
-    source = _read_source(reader, grid, int(factors.min()), corner, side)
-    made: dict[int, NDArray[np.uint8]] = {}
+    finest = int(factors.min())
+    step_x, step_y = grid.step_x0 * finest, grid.step_y0 * finest
+    if step_x == step_y == round(step_x):
+        groups = _halved(reader, grid, factors, corner, side)
+    else:
+        groups = _resampled(reader, grid, factors, corner, side)
+    for factor, which, image, at, quarter in groups:
+        places = range(tiles.start + int(which[0]), tiles.start + int(which[-1]) + 1)
+        yield TileGroup(places, image, at // factor, quarter)
 
-    def image(factor: int) -> NDArray[np.uint8]:
-        if factor not in made:
-            made[factor] = source.image(factor, made.get(factor // 2))
-        return made[factor]
 
-    first = tiles.start
+_Groups = Iterator[tuple[int, NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8] | None]]
+"""Factor, numbers of the cell's tiles, their image, their corners in it in base px, and the image halved twice."""
+
+
+def _halved(
+    reader: SlideReader, grid: Grid, factors: NDArray[np.int64], corner: NDArray[np.int64], side: NDArray[np.int64]
+) -> _Groups:
+    """Where the level's pixels divide evenly: each band of finest tiles is read, given away, and halved down.
+
+    A band fits the processor's cache, where the whole cell does not.
+    """
+    finest, coarsest = int(factors.min()), int(factors.max())
+    first, last = corner.min(axis=0), (corner + side[:, None]).max(axis=0)
+    images = {
+        factor: np.empty((*((last - first) // factor)[::-1], 3), np.uint8)
+        for factor in (finest * 2**n for n in range(1, 4))
+        if factor <= coarsest
+    }
+    band_height = TILE_PX * finest if reader.keeps_edges else int(last[1] - first[1])
+    for top in range(int(first[1]), int(last[1]), band_height):
+        band = (top, top + band_height)
+        touched = (corner[:, 1] < band[1]) & (corner[:, 1] + side > band[0])
+        if not touched.any():
+            continue  # nothing here is part of any tile
+        source = _read_source(reader, grid, finest, corner[touched], side[touched], (first[0], last[0]), band)
+        image = source.image(finest)
+        pyramid = [image, halve(image)]
+        pyramid.append(halve(pyramid[1]))
+        if 8 * finest in images:
+            pyramid.append(halve(pyramid[2]))
+        for factor, whole in images.items():
+            part = pyramid[(factor // finest).bit_length() - 1]
+            at = (top - int(first[1])) // factor
+            whole[at : at + len(part)] = part
+        which = np.flatnonzero((factors == finest) & touched)
+        if len(which):
+            yield finest, which, image, corner[which] - (first[0], top), pyramid[2]
+    for factor, image in images.items():
+        which = np.flatnonzero(factors == factor)
+        if len(which):
+            yield factor, which, image, corner[which] - first, images.get(4 * factor)
+
+
+def _resampled(
+    reader: SlideReader, grid: Grid, factors: NDArray[np.int64], corner: NDArray[np.int64], side: NDArray[np.int64]
+) -> _Groups:
+    """Where they do not, every magnification is taken from the source by itself, so that each tile begins exactly at
+    its own level-0 pixel: halving would carry the rounding of four neighbours into their parent.
+    """
+    first, last = corner.min(axis=0), (corner + side[:, None]).max(axis=0)
+    source = _read_source(reader, grid, int(factors.min()), corner, side, (first[0], last[0]), (first[1], last[1]))
     for factor in np.unique(factors).tolist():  # ascending, as the plan is sorted
-        of_factor = np.flatnonzero(factors == factor)
-        places = range(first + int(of_factor[0]), first + int(of_factor[-1]) + 1)
-        whole = image(factor)
-        quarter = None
-        if source.halves(factor) and not any(length % 4 for length in whole.shape[:2]):
-            image(2 * factor)
-            quarter = image(4 * factor)
-        yield TileGroup(places, whole, (corner[of_factor] - source.corner) // factor, quarter)
+        which = np.flatnonzero(factors == factor)
+        yield factor, which, source.image(factor), corner[which] - first, None
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Decoded pixels of one level that hold a cell's kept tiles.
+    """Decoded pixels of one level that hold a rectangle of `corner` and `size` (x, y) in base px.
 
-    The tiles' bounding rectangle has its `corner` and `size` (x, y) in base px, and begins at `left`, `top` of the
-    level; a base px is `step` (x, y) level px wide, and a level px `downsample` level-0 px.
+    They begin at `left`, `top` of the level; a base px is `step` (x, y) level px wide, a level px `downsample` level-0
+    px.
     """
 
     pixels: NDArray[np.uint8]
@@ -84,52 +131,51 @@ class _Source:
     top: int
     downsample: int
     step: tuple[float, float]
-    corner: NDArray[np.int64]
-    size: NDArray[np.int64]
+    corner: tuple[int, int]
+    size: tuple[int, int]
 
-    def halves(self, factor: int) -> bool:
-        """Whether images coarser than `factor` are halved from finer ones."""
+    def image(self, factor: int) -> NDArray[np.uint8]:
+        """The rectangle at `factor` base px a pixel, (h, w, 3) uint8, each pixel the mean of what it covers."""
         step_x, step_y = (step * factor for step in self.step)
-        return step_x == step_y == round(step_x)
-
-    def image(self, factor: int, finer: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-        """The rectangle at `factor` base px a pixel, (h, w, 3) uint8; `finer` is the same at half that, if made.
-
-        Where the level's pixels divide evenly, the finer image is halved. Where they do not, every magnification is
-        taken from the source by itself, so that each tile begins exactly at its own level-0 pixel: halving would carry
-        the rounding of four neighbours into their parent.
-        """
-        step_x, step_y = (step * factor for step in self.step)
-        if self.halves(factor):
-            return halve(finer) if finer is not None else reduce_by(self.pixels, round(step_x))
+        exact = tuple(round(size * step) for size, step in zip(self.size, self.step, strict=True))
+        if step_x == step_y == round(step_x) and self.pixels.shape[1::-1] == exact:
+            return reduce_by(self.pixels, round(step_x))
         starts = [
-            _pixel_starts(int(self.corner[axis]) // factor, int(self.size[axis]) // factor, step, self.downsample)
+            _pixel_starts(self.corner[axis] // factor, self.size[axis] // factor, step, self.downsample)
             for axis, step in enumerate((step_x, step_y))
         ]
         return area_resample(self.pixels, starts[0] - self.left, starts[1] - self.top, step_x, step_y)
 
 
 def _read_source(
-    reader: SlideReader, grid: Grid, finest: int, corner: NDArray[np.int64], side: NDArray[np.int64]
+    reader: SlideReader,
+    grid: Grid,
+    finest: int,
+    corner: NDArray[np.int64],
+    side: NDArray[np.int64],
+    across: tuple[int, int],
+    down: tuple[int, int],
 ) -> _Source:
-    """Read what the tiles with these corners and sides (base px) need, from the coarsest level as fine as `finest`."""
+    """The rectangle `across` (x from, to) and `down` (y from, to) in base px, from the coarsest level as fine as
+    `finest`. Only what tiles with these corners and sides (base px) need of it is sure to be read.
+    """
     level, downsample = _best_level(reader.info, grid, finest)
     step = (grid.step_x0 / downsample, grid.step_y0 / downsample)
-    boxes = _boxes_in_level(corner, side, step)
-    left, top = boxes[:, :2].min(axis=0).tolist()
-    right, bottom = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).tolist()
-    pixels = reader.read(level, left, top, right - left, bottom - top, boxes)
-    first = corner.min(axis=0)
-    return _Source(pixels, left, top, downsample, step, first, (corner + side[:, None]).max(axis=0) - first)
+    begin, end = np.array([across[0], down[0]]), np.array([across[1], down[1]])
+    slack = 0 if all((s * finest).is_integer() for s in step) else 1  # tiles begin at rounded positions
+    boxes = _boxes_in_level(np.maximum(corner, begin), np.minimum(corner + side[:, None], end), step, slack)
+    ((left, top, width, height),) = _boxes_in_level(begin[None], end[None], step, slack).tolist()
+    pixels = reader.read(level, left, top, width, height, boxes)
+    size = end - begin
+    return _Source(pixels, left, top, downsample, step, (int(begin[0]), int(begin[1])), (int(size[0]), int(size[1])))
 
 
-def _boxes_in_level(corner: NDArray[np.int64], side: NDArray[np.int64], step: tuple[float, float]) -> NDArray[np.int64]:
-    """(n, 4) x, y, width, height of the tiles in level px."""
-    start, stop = corner * step, (corner + side[:, None]) * step
-    even = all(s.is_integer() or (1 / s).is_integer() for s in step)
-    slack = 0 if even else 1  # tiles begin at rounded positions
-    first = np.floor(start + _WHOLE).astype(np.int64) - slack
-    last = np.ceil(stop - _WHOLE).astype(np.int64) + slack
+def _boxes_in_level(
+    begin: NDArray[np.int64], end: NDArray[np.int64], step: tuple[float, float], slack: int
+) -> NDArray[np.int64]:
+    """(n, 4) x, y, width, height in level px of rectangles `begin` to `end` (n, 2) in base px, with `slack` around."""
+    first = np.floor(begin * step + _WHOLE).astype(np.int64) - slack
+    last = np.ceil(end * step - _WHOLE).astype(np.int64) + slack
     return np.concatenate([first, last - first], axis=1)
 
 

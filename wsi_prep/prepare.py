@@ -40,7 +40,7 @@ from wsi_prep.shards import StoreWriter, TileLocation
 from wsi_prep.sources import SlideSource, fingerprint
 from wsi_prep.stain import classify_stain
 from wsi_prep.thumbnail import Thumbnail, read_thumbnail
-from wsi_prep.tissue import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
+from wsi_prep.tissue import MASK_MPP, Glass, TissueSettings, check_bright_field, detect_tissue
 
 STAGING = ".staging"
 """Folder of the output in which slides are made before they are renamed into place."""
@@ -212,10 +212,11 @@ def _prepare(task: SlideTask, row: dict[str, Any], stage: Path) -> pa.Table:
         row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=scale.warning or None)
         thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
         check_bright_field(thumbnail.pixels)
-        tissue = detect_tissue(thumbnail.pixels, thumbnail.mpp, task.settings.tissue)
+        glass = Glass.of(thumbnail.pixels)
+        tissue = detect_tissue(thumbnail.pixels, thumbnail.mpp, task.settings.tissue, glass)
         row["tissue_mm2"] = float(tissue.sum()) * _mask_pixel_mm2(thumbnail, scale)
         if row["stain"] is None:
-            stain, confidence = classify_stain(thumbnail.pixels, tissue)
+            stain, confidence = classify_stain(thumbnail.pixels, tissue, glass)
             row.update(stain=stain, stain_confidence=confidence, stain_source="pixels")
         return _make_tiles(task, row, stage, reader, scale, thumbnail, tissue)
     finally:

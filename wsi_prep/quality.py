@@ -14,7 +14,6 @@ MEASURES = ("focus", "pen", "dark", "white", "od_haematoxylin", "od_eosin", "od_
 
 _SMALL_PX = 98
 _REDUCED = TILE_PX // _SMALL_PX
-_Maps = tuple[NDArray[np.uint8], NDArray[np.float32]]
 _DARK, _WHITE = 60, 215
 
 
@@ -29,25 +28,22 @@ def measure_tile(tile: NDArray[np.uint8]) -> tuple[float, ...]:
 class Measurer:
     """Measures tiles whose upper left pixels in one image are `corner` (n, 2) x, y.
 
-    `quarter`: that image halved twice, where somebody has it; colours are then looked at once for all tiles.
+    `quarter`: that image halved twice, where somebody has it.
     """
 
     def __init__(self, corner: NDArray[np.int64], quarter: NDArray[np.uint8] | None = None) -> None:
         self._scratch = _Scratch()
         self._corner = corner // _REDUCED
-        shared = quarter is not None and not (corner % _REDUCED).any()
-        if shared and quarter is not None and 2 * len(corner) * _SMALL_PX**2 >= quarter.shape[0] * quarter.shape[1]:
-            self._maps: _Maps | None = _colour_maps(quarter)
-        else:
-            self._maps = None  # less work tile by tile
+        self._quarter = None if (corner % _REDUCED).any() else quarter
 
     def measure(self, number: int, tile: NDArray[np.uint8]) -> tuple[float, ...]:
         """The MEASURES of the image's tile `number`, whose pixels are (392, 392, 3) uint8."""
-        sharpness = _focus(tile, self._scratch)
-        if self._maps is None:
-            return sharpness, *_means(_colour_maps(self._scratch.reduced(tile)), 0, 0)
-        x, y = self._corner[number].tolist()
-        return sharpness, *_means(self._maps, x, y)
+        if self._quarter is None:
+            small = self._scratch.reduced(tile)
+        else:
+            x, y = self._corner[number].tolist()
+            small = self._quarter[y : y + _SMALL_PX, x : x + _SMALL_PX]
+        return _focus(tile, self._scratch), *_colours(small)
 
 
 def focus(tile: NDArray[np.uint8]) -> float:
@@ -82,14 +78,15 @@ def _focus(tile: NDArray[np.uint8], scratch: _Scratch) -> float:
     return float(cv2.norm(green, blurred, cv2.NORM_L2SQR) / green.size / (float(spread[0, 0]) ** 2 + 1.0))
 
 
-def _colour_maps(small: NDArray[np.uint8]) -> _Maps:
-    """Of an (h, w, 3) picture: (h, w, 3) 0 or 255 for pen, dark and white, and (h, w, 3) densities of the dyes."""
+def _colours(small: NDArray[np.uint8]) -> tuple[float, ...]:
+    """Shares of pen, dark and white, and mean densities of the dyes, of an (h, w, 3) picture."""
     red, green, blue = cv2.split(small)
     highest = cv2.max(cv2.max(red, green), blue)
     lowest = cv2.min(cv2.min(red, green), blue)
-    dark, white = cv2.compare(highest, _DARK, cv2.CMP_LT), cv2.compare(lowest, _WHITE, cv2.CMP_GT)
-    marks = np.asarray(cv2.merge([_pen(red, green, blue), dark, white]), dtype=np.uint8)
-    return marks, stain_densities(small)
+    marks = _pen(red, green, blue), cv2.compare(highest, _DARK, cv2.CMP_LT), cv2.compare(lowest, _WHITE, cv2.CMP_GT)
+    pen, dark, white = (cv2.countNonZero(mark) / mark.size for mark in marks)
+    haematoxylin, eosin, dab, _ = cv2.mean(stain_densities(small))
+    return pen, dark, white, haematoxylin, eosin, dab
 
 
 def _pen(red: NDArray[np.uint8], green: NDArray[np.uint8], blue: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -105,11 +102,3 @@ def _pen(red: NDArray[np.uint8], green: NDArray[np.uint8], blue: NDArray[np.uint
         cv2.bitwise_and(exceeds(red, green, 110), exceeds(red, blue, 90)),
     )
     return np.asarray(cv2.bitwise_or(cv2.bitwise_or(inks[0], inks[1]), inks[2]), dtype=np.uint8)
-
-
-def _means(maps: _Maps, x: int, y: int) -> tuple[float, ...]:
-    """Of one tile's part of the maps: shares of pen, dark and white, mean densities of the dyes."""
-    window = (slice(y, y + _SMALL_PX), slice(x, x + _SMALL_PX))
-    pen, dark, white, _ = cv2.mean(maps[0][window])
-    haematoxylin, eosin, dab, _ = cv2.mean(maps[1][window])
-    return pen / 255, dark / 255, white / 255, haematoxylin, eosin, dab

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import hed_from_rgb
 
-from wsi_prep.tissue import optical_density
+from wsi_prep.tissue import Glass
 
 STAINS = ("HE", "IHC", "SPECIAL", "FLUORESCENCE", "UNKNOWN")
 """What a slide's stain can be called."""
@@ -38,7 +38,9 @@ def _density_table() -> NDArray[np.float32]:
     return -np.log10(np.maximum(np.arange(256) / 255.0, 1e-6)).astype(np.float32)
 
 
-def classify_stain(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> tuple[str, float]:
+def classify_stain(
+    thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: Glass | None = None
+) -> tuple[str, float]:
     """The stain of a slide from an (h, w, 3) uint8 picture and its (h, w) tissue mask, with a confidence of 0 to 1.
 
     DAB is the one dye here that darkens blue most. H&E is two dyes: pink all over, and the denser a place the more of
@@ -46,7 +48,7 @@ def classify_stain(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> t
     more than green (Giemsa, toluidine blue). What fits none, such as an IHC slide without a positive cell, is UNKNOWN.
     A first rule, set on a dozen slides.
     """
-    density = optical_density(thumbnail)[tissue]
+    density = (glass or Glass.of(thumbnail)).density(thumbnail)[tissue]
     stained = density[density.max(axis=1) > _STAINED_DENSITY]
     if len(stained) < _LEAST_PIXELS:
         return "UNKNOWN", 0.0

@@ -82,7 +82,12 @@ class SlideInfo:
 
 
 class SlideReader(Protocol):
-    """An open slide. Not safe to share between threads or processes: each opens its own."""
+    """An open slide. Not safe to share between threads or processes: each opens its own.
+
+    `keeps_edges`: what is decoded beyond a rectangle's edge is kept for its neighbours, so small ones cost no more.
+    """
+
+    keeps_edges: bool
 
     @property
     def info(self) -> SlideInfo:

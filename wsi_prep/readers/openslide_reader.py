@@ -32,6 +32,8 @@ def detect_vendor(path: str) -> str | None:
 class OpenSlideReader:
     """Reads through OpenSlide; raises UnreadableSlide for a file that it refuses."""
 
+    keeps_edges = False
+
     def __init__(self, path: str) -> None:
         try:
             self._slide = openslide.OpenSlide(path)

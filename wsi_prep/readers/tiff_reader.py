@@ -42,6 +42,8 @@ class UnsupportedLayout(UnreadableSlide):
 class TiffReader:
     """Reads a tiled 8-bit RGB TIFF pyramid; raises UnsupportedLayout for anything else, DamagedSlide if truncated."""
 
+    keeps_edges = True
+
     def __init__(self, path: str) -> None:
         self._bytes = _open_bytes(path)
         try:
@@ -73,14 +75,31 @@ class TiffReader:
     ) -> NDArray[np.uint8]:
         """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB; see `SlideReader.read`."""
         page = self._pages[level]
-        indices = _tiles_touched(page, (x_level, y_level, width, height), boxes)
-        out, left_out = self._canvas(page, (x_level, y_level, width, height), indices)
-        for index, tile in zip(indices, self._decoded(level, indices), strict=True):
-            if tile is not None:
-                _paste(out, tile, *self._corner(page, index), x_level, y_level)
+        rectangle = (x_level, y_level, width, height)
+        indices = _tiles_touched(page, rectangle, boxes)
+        out, left_out = self._canvas(page, rectangle, indices)
+        missing = [i for i in indices if (level, i) not in self._cache and page.databytecounts[i] > 0]
+        spans = [(page.dataoffsets[i], page.databytecounts[i]) for i in missing]
+        found = dict(zip(missing, self._bytes.read_ranges(spans), strict=True))
+        scratch = np.empty((page.tilelength, page.tilewidth, 3), np.uint8)
+        for index in indices:
+            x_tile, y_tile = self._corner(page, index)
+            shared = x_tile + page.tilewidth > x_level + width or y_tile + page.tilelength > y_level + height
+            if index in found:  # decoded to memory that is still in the processor's cache when it is copied
+                tile = self._decode(page, index, found[index], None if shared else scratch)
+                if shared:
+                    self._put(level, index, tile)
+            elif (level, index) in self._cache:
+                tile = self._cache[level, index]
+                if not shared:
+                    self._drop((level, index))
             elif left_out is not None:
-                _paste(out, left_out, *self._corner(page, index), x_level, y_level)
-        self._keep_for_neighbours(level, indices, x_level + width, y_level + height)
+                tile = left_out
+            else:
+                continue
+            _paste(out, tile, x_tile, y_tile, x_level, y_level)
+        while self._cached > CACHE_BYTES:
+            self._drop(next(iter(self._cache)))
         return out
 
     def close(self) -> None:
@@ -101,22 +120,14 @@ class TiffReader:
             return np.empty((height, width, 3), np.uint8), blank(page.tilelength, page.tilewidth, self._info.background)
         return blank(height, width, self._info.background), None
 
-    def _decoded(self, level: int, indices: Sequence[int]) -> list[NDArray[np.uint8] | None]:
-        """The tiles of `indices`, each clipped to the picture, from the cache or the file; None for one left out."""
-        page = self._pages[level]
-        missing = [i for i in indices if (level, i) not in self._cache and page.databytecounts[i] > 0]
-        spans = [(page.dataoffsets[i], page.databytecounts[i]) for i in missing]
-        for index, data in zip(missing, self._bytes.read_ranges(spans), strict=True):
-            self._put(level, index, self._decode(page, index, data))
-        return [self._cache.get((level, i)) for i in indices]
-
-    def _decode(self, page: Any, index: int, data: bytes) -> NDArray[np.uint8]:
+    def _decode(self, page: Any, index: int, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        """The tile, clipped to the picture; in `out`, if that is given and it is a JPEG."""
         x_tile, y_tile = self._corner(page, index)
         where = f"the tile at x {x_tile}, y {y_tile} of the level {page.imagewidth} px wide"
-        if page.compression == _JPEG and not (data[:2] == b"\xff\xd8" and b"\xff\xd9" in data):
+        if page.compression == _JPEG and not (data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") > 0):
             raise DamagedSlide(f"{where} is no whole JPEG; copy the slide again from its source")
         try:
-            decoded = _decode_jpeg(page, data) if page.compression == _JPEG else None
+            decoded = _decode_jpeg(page, data, out) if page.compression == _JPEG else None
             if decoded is None:
                 decoded = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
         except Exception as error:  # each codec has errors of its own
@@ -132,16 +143,6 @@ class TiffReader:
     def _put(self, level: int, index: int, tile: NDArray[np.uint8]) -> None:
         self._cache[(level, index)] = tile
         self._cached += tile.nbytes
-
-    def _keep_for_neighbours(self, level: int, indices: Sequence[int], right: int, bottom: int) -> None:
-        """Drop from the cache what the rectangle used up; keep what its right and lower neighbours share, bounded."""
-        page = self._pages[level]
-        for index in indices:
-            x_tile, y_tile = self._corner(page, index)
-            if x_tile + page.tilewidth <= right and y_tile + page.tilelength <= bottom:
-                self._drop((level, index))
-        while self._cached > CACHE_BYTES:
-            self._drop(next(iter(self._cache)))
 
     def _drop(self, key: tuple[int, int]) -> None:
         tile = self._cache.pop(key, None)
@@ -319,12 +320,15 @@ def _tiles_touched(page: Any, rectangle: tuple[int, int, int, int], boxes: NDArr
     return [int(i) for i in np.flatnonzero(wanted)]
 
 
-def _decode_jpeg(page: Any, data: bytes) -> NDArray[np.uint8] | None:
-    """A JPEG tile as tifffile decodes it, without what it does around that; None where its size is not the page's."""
+def _decode_jpeg(page: Any, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+    """A JPEG tile as tifffile decodes it, without what that does around it; None where its size is not the page's."""
     stored = "RGB" if page.photometric == _RGB else "YCBCR"
-    tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
-        data, tables=page.jpegtables, colorspace=stored, outcolorspace="RGB"
-    )
+    try:
+        tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
+            data, tables=page.jpegtables, colorspace=stored, outcolorspace="RGB", out=out
+        )
+    except ValueError:  # it does not fit
+        return None
     return tile if tile.shape == (page.tilelength, page.tilewidth, 3) else None
 
 
