@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pretrain.backbone import BackboneSettings
+from pretrain.colour import ColourSettings
 from pretrain.crops import CropSettings
 from pretrain.heads import HeadSettings
 from pretrain.objective import ObjectiveSettings
@@ -33,6 +34,28 @@ def debug() -> Recipe:
         compute=ComputeSettings(precision="fp32"),
         saving=SavingSettings(every=100),
         looking=LookingSettings(log=10, picture=100, probe=100),
+    )
+
+
+def small() -> Recipe:
+    """A narrow ViT for some thousand tiles and one CPU core: half an hour, see docs/results.md.
+
+    The teacher moves slowly and speaks sharply: with few tiles a quick one is flat before the student has learned
+    anything.
+    """
+    return Recipe(
+        name="small",
+        sampling=SamplingSettings(batch=32, mix={"40x": 0.5, "20x": 0.5, "10x": 0.0, "5x": 0.0}),
+        schedule=ScheduleSettings(
+            steps=1500, rate=0.002, warmup=0.05, momentum=(0.999, 0.9995), temperature=(0.02, 0.04)
+        ),
+        views=ViewSettings(
+            crops=CropSettings(global_px=112, local_px=56, local_crops=4, right_angles=True),
+            colour=ColourSettings(jitter=1.0, saturation=0.3, hue=0.15, stain=0.05, grayscale=0.3),
+        ),
+        backbone=BackboneSettings(width=128, depth=4, heads=2, layer_scale=0.0, image_px=112),
+        objective=ObjectiveSettings(head=HeadSettings(prototypes=64, hidden=512, bottleneck=64), spread_weight=0.01),
+        optim=OptimSettings(layer_decay=1.0),
     )
 
 
@@ -107,7 +130,7 @@ def virchow2g_mini() -> Recipe:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    made.__name__: made for made in (debug, vit_s, vit_b_ablation, virchow2, virchow2g, virchow2g_mini)
+    made.__name__: made for made in (debug, small, vit_s, vit_b_ablation, virchow2, virchow2g, virchow2g_mini)
 }
 
 

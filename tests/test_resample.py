@@ -50,3 +50,10 @@ def test_halving_is_the_rounded_mean_of_four():
 def test_sides_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="no multiple of 2"):
         halve(np.zeros((3, 4, 3), np.uint8))
+
+
+def test_a_grid_that_leaves_the_source_is_refused():
+    source = np.zeros((40, 30, 3), np.uint8)
+    for start in (np.arange(31.0), np.arange(-1.0, 20.0)):
+        with pytest.raises(ValueError, match="source's 30"):
+            area_resample(source, start, np.arange(10.0), 1.0, 1.0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import cv2
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
-
-_STRIP = 64
-"""Output rows made at a time: their float copies fit the processor's cache."""
 
 
 def halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -39,29 +39,61 @@ def area_resample(
     Output pixel (i, j) covers source rows `start_y[i]` to `start_y[i] + step_y`, and columns likewise, in source pixels
     from the corner of `source`, which must hold all of it. Steps are >= 1; starts ascend.
     """
-    rows = _weights(start_y, step_y, source.shape[0])
-    cols = _weights(start_x, step_x, source.shape[1])
+    rows, cols = _shares(start_y, step_y), _shares(start_x, step_x)
+    for (first, _), length in zip((rows, cols), source.shape[:2], strict=True):
+        if len(first) and not 0 <= first[0] <= first[-1] < length:
+            raise ValueError(f"pixels {first[0]} to {first[-1]} are not all among the source's {length}")
+    flat = np.ascontiguousarray(source).reshape(source.shape[0], -1)
     out = np.empty((len(start_y), len(start_x), 3), np.uint8)
-    for top in range(0, len(start_y), _STRIP):
-        strip = rows[top : top + _STRIP]
-        used = slice(int(strip.indices.min()), int(strip.indices.max()) + 1)
-        pixels = source[used].reshape(used.stop - used.start, -1).astype(np.float32)
-        tall = (strip[:, used] @ pixels).reshape(strip.shape[0], source.shape[1], 3)
-        turned = cv2.transpose(tall).reshape(source.shape[1], -1)
-        wide = (cols @ turned).reshape(len(start_x), strip.shape[0], 3)
-        out[top : top + _STRIP] = cv2.transpose(cv2.convertScaleAbs(wide))  # rounded; nothing is below 0
+    _loop()(flat, *rows, *cols, out)
     return out
 
 
-def _weights(start: NDArray[np.float64], step: float, length: int) -> scipy.sparse.csr_array:
-    """(len(start), length) matrix: row i holds the share of each source pixel in output pixel i; rows sum to 1."""
+def _shares(start: NDArray[np.float64], step: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(n,) first source pixel under each output pixel, and (n, 3 or more) its and its neighbours' shares,
+    which sum to 1.
+    """
     first = np.floor(start + 1e-9).astype(np.int64)
-    taps = int(np.ceil(step)) + 1
-    pixels = first[:, None] + np.arange(taps)
+    pixels = first[:, None] + np.arange(max(3, int(np.ceil(step)) + 1))
     share = np.minimum(start[:, None] + step, pixels + 1) - np.maximum(start[:, None], pixels)
-    share = np.where(share > 1e-9, share, 0.0) / step
-    rows = np.repeat(np.arange(len(start)), taps)
-    pixels = np.minimum(pixels, length - 1).ravel()
-    matrix = scipy.sparse.csr_array((share.ravel().astype(np.float32), (rows, pixels)), shape=(len(start), length))
-    matrix.eliminate_zeros()
-    return matrix
+    return first, (np.where(share > 1e-9, share, 0.0) / step).astype(np.float32)
+
+
+@functools.cache
+def _loop() -> Callable[..., None]:
+    """The loop over output pixels, compiled when it is first needed on a machine, and kept beside this file."""
+    import numba  # noqa: PLC0415 - half a second
+
+    def loop(
+        source: Any, first_row: Any, row_share: Any, first_col: Any, col_share: Any, out: Any
+    ) -> None:  # pragma: no cover - compiled
+        height, width = source.shape
+        taps = col_share.shape[1]
+        blended = np.zeros(width + 3 * taps, np.float32)  # no share reaches beyond the source, but an index may
+        for i in range(out.shape[0]):
+            blended[:width] = 0.0
+            for k in range(row_share.shape[1]):
+                share = row_share[i, k]
+                if share > 0.0:
+                    row = source[min(first_row[i] + k, height - 1)]
+                    for x in range(width):
+                        blended[x] += share * np.float32(row[x])
+            for j in range(out.shape[1]):
+                at = 3 * first_col[j]
+                first, second, third = col_share[j, 0], col_share[j, 1], col_share[j, 2]
+                red = first * blended[at] + second * blended[at + 3] + third * blended[at + 6]
+                green = first * blended[at + 1] + second * blended[at + 4] + third * blended[at + 7]
+                blue = first * blended[at + 2] + second * blended[at + 5] + third * blended[at + 8]
+                for k in range(3, taps):
+                    at += 3
+                    share = col_share[j, k]
+                    red += share * blended[at + 6]
+                    green += share * blended[at + 7]
+                    blue += share * blended[at + 8]
+                out[i, j, 0], out[i, j, 1], out[i, j, 2] = np.rint(red), np.rint(green), np.rint(blue)
+
+    try:
+        compiled: Callable[..., None] = numba.njit(nogil=True, cache=True)(loop)
+    except RuntimeError:  # no folder to keep it in
+        compiled = numba.njit(nogil=True)(loop)
+    return compiled
