@@ -59,6 +59,7 @@ class TiffReader:
             raise UnsupportedLayout(f"its TIFF directory is damaged ({_one_line(error)})") from error
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cached = 0
+        self._background = blank(0, 0, self._info.background)
 
     @property
     def info(self) -> SlideInfo:
@@ -76,13 +77,19 @@ class TiffReader:
         """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB; see `SlideReader.read`."""
         page = self._pages[level]
         rectangle = (x_level, y_level, width, height)
-        indices = _tiles_touched(page, rectangle, boxes)
-        out, left_out = self._canvas(page, rectangle, indices)
-        missing = [i for i in indices if (level, i) not in self._cache and page.databytecounts[i] > 0]
+        wanted = _tiles_touched(page, rectangle, boxes)
+        missing = [i for i in wanted if (level, i) not in self._cache and page.databytecounts[i] > 0]
         spans = [(page.dataoffsets[i], page.databytecounts[i]) for i in missing]
         found = dict(zip(missing, self._bytes.read_ranges(spans), strict=True))
+        inside = min(x_level, y_level) >= 0 and x_level + width <= page.imagewidth
+        if inside and y_level + height <= page.imagelength:  # tiles cover all of it
+            out = np.empty((height, width, 3), np.uint8)
+            for index in set(_tiles_touched(page, rectangle, None)).difference(wanted):
+                _paste(out, self._bare(page), *self._corner(page, index), x_level, y_level)
+        else:
+            out = blank(height, width, self._info.background)
         scratch = np.empty((page.tilelength, page.tilewidth, 3), np.uint8)
-        for index in indices:
+        for index in wanted:
             x_tile, y_tile = self._corner(page, index)
             shared = x_tile + page.tilewidth > x_level + width or y_tile + page.tilelength > y_level + height
             if index in found:  # decoded to memory that is still in the processor's cache when it is copied
@@ -93,10 +100,8 @@ class TiffReader:
                 tile = self._cache[level, index]
                 if not shared:
                     self._drop((level, index))
-            elif left_out is not None:
-                tile = left_out
             else:
-                continue
+                tile = self._bare(page)
             _paste(out, tile, x_tile, y_tile, x_level, y_level)
         while self._cached > CACHE_BYTES:
             self._drop(next(iter(self._cache)))
@@ -107,18 +112,12 @@ class TiffReader:
         self._slide.close()
         self._bytes.close()
 
-    def _canvas(
-        self, page: Any, rectangle: tuple[int, int, int, int], indices: Sequence[int]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Memory for the rectangle, and a tile of background for what the file leaves out if that is not there yet.
-
-        Filled with background only where tiles will not cover it.
-        """
-        x, y, width, height = rectangle
-        whole = len(_tiles_touched(page, rectangle, None)) == len(indices)
-        if whole and min(x, y) >= 0 and x + width <= page.imagewidth and y + height <= page.imagelength:
-            return np.empty((height, width, 3), np.uint8), blank(page.tilelength, page.tilewidth, self._info.background)
-        return blank(height, width, self._info.background), None
+    def _bare(self, page: Any) -> NDArray[np.uint8]:
+        """A tile of background, for one that the file leaves out or nobody asks for."""
+        size = page.tilelength, page.tilewidth
+        if self._background.shape[:2] != size:
+            self._background = blank(*size, self._info.background)
+        return self._background
 
     def _decode(self, page: Any, index: int, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         """The tile, clipped to the picture; in `out`, if that is given and it is a JPEG."""
