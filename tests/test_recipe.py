@@ -22,7 +22,7 @@ def test_every_recipe_builds_under_its_name(name):
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are():
-    with pytest.raises(BadOption, match=r"virchow3.*debug, vit_s"):
+    with pytest.raises(BadOption, match=r"virchow3.*debug, small, vit_s"):
         recipe("virchow3")
 
 
