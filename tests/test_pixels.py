@@ -70,6 +70,14 @@ def test_coarse_tiles_alone_hold_what_their_position_says(coordinate_slide, mags
     assert worst_difference(plan, tiles) <= 1.5
 
 
+def test_coarse_tiles_of_a_slide_without_levels_whose_finest_scale_is_off(tmp_path):
+    """40x would be 1.5 px of the slide wide, 20x is exactly 3: nothing around the tiles may be taken along."""
+    path = make_coordinate_slide(tmp_path / "s.tiff", 3300, 3200, 0.25, factors=())
+    plan, tiles = all_tiles(path, 0.5 / 3, magnifications=("20x", "10x"))
+    assert len(tiles) == 5
+    assert worst_difference(plan, tiles) <= 1.5
+
+
 def test_a_coarser_level_is_used_where_it_serves(tmp_path):
     """One level is a factor of 4 coarser: where only 10x is wanted nothing of level 0 is read."""
     path = make_coordinate_slide(tmp_path / "s.tiff", 3300, 3200, 0.25, factors=(4,))
