@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pretrain.datasets import DATASETS, AnyTask, read_tasks
@@ -102,13 +102,7 @@ def _judged(
             rows += judge(task, COLOURS, colours)
             for name, embedder in models.items():
                 line = bar.add_task(f"{task.name}: {name}", total=len(tiles), rate="")
-                began = time.monotonic()
-
-                def advance(count: int, line: object = line, began: float = began) -> None:
-                    bar.advance(line, count)  # type: ignore[arg-type]
-                    done = bar.tasks[-1].completed
-                    bar.update(line, rate=f"{done / max(time.monotonic() - began, 1e-9):,.0f}/s")  # type: ignore[arg-type]
-
+                advance = _Advance(bar, line)
                 features = features_of(
                     embedder, tiles, task.px, device, options.cache, advance, options.batch, options.threads
                 )
@@ -116,6 +110,19 @@ def _judged(
                 rows += judge(task, name, features)
                 bar.remove_task(line)
     return rows
+
+
+class _Advance:
+    """Moves a line of the bar, with its rate."""
+
+    def __init__(self, bar: Progress, line: TaskID) -> None:
+        self._bar, self._line = bar, line
+        self._began, self._done = time.monotonic(), 0
+
+    def __call__(self, tiles: int) -> None:
+        self._done += tiles
+        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        self._bar.update(self._line, completed=self._done, rate=f"{rate:,.0f}/s")
 
 
 def _table(rows: list[Judged]) -> Table:

@@ -95,6 +95,8 @@ def _pcam(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
         tiles.append(_first("pcam", folder / f"{name}_x.h5", folder / f"{name}_x.h5.gz"))
         with open_h5(_first("pcam", folder / f"{name}_y.h5", folder / f"{name}_y.h5.gz"), "y") as opened:
             of_side = np.asarray(opened["y"]).reshape(-1)
+        if not np.isin(of_side, (0, 1)).all():
+            raise BadTask(f"{folder}/{name}_y.h5: holds labels other than 0 and 1; download it again")
         labels += [("normal", "tumour")[int(label)] for label in of_side]
         split += [side] * len(of_side)
         about = folder / f"{name}_meta.csv"
@@ -140,7 +142,7 @@ def _wilds(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     are left out.
     """
     del option
-    root = _first("wilds", folder / "camelyon17_v1.0", folder) if (folder / "camelyon17_v1.0").is_dir() else folder
+    root = folder / "camelyon17_v1.0" if (folder / "camelyon17_v1.0").is_dir() else folder
     rows = _rows(
         _need(root / "metadata.csv", "wilds"),
         *("patient", "node", "x_coord", "y_coord", "tumor", "slide", "center", "split"),
@@ -326,7 +328,7 @@ def _expression(file: Path, barcodes: Sequence[str], genes: Sequence[str]) -> ND
     with open_h5(file, "X", "obs", "var") as opened:
         rows = {name: number for number, name in enumerate(_index(opened["obs"], file))}
         columns = {name: number for number, name in enumerate(_index(opened["var"], file))}
-        if missing := [name for name in (*barcodes, *genes) if name not in rows and name not in columns]:
+        if missing := [b for b in barcodes if b not in rows] + [g for g in genes if g not in columns]:
             raise BadTask(f"{file}: has no {missing[0]}, which the tiles or the genes ask for; download it again")
         at, of = np.array([rows[b] for b in barcodes], np.int64), np.array([columns[g] for g in genes], np.int64)
         x = opened["X"]

@@ -26,6 +26,7 @@ from pretrain.errors import BadTask
 Pixels = NDArray[np.uint8]
 _AHEAD = 3  # batches that are read while one is computed
 _OPEN = 4  # larger images that are kept decoded
+_MOST_PX = 1 << 28  # of one, which Pillow refuses beyond twice that
 
 
 class Tiles(Protocol):
@@ -130,9 +131,9 @@ class H5Tiles:
         file = int(np.searchsorted(self.begins, row, side="right")) - 1
         path = self.files[file]
         with self._lock:
-            if path not in self._opened:
-                self._opened[path] = h5py.File(path, "r")
             try:
+                if path not in self._opened:
+                    self._opened[path] = h5py.File(path, "r")
                 pixels: Pixels = self._opened[path][self.key][row - self.begins[file]]
             except OSError as error:
                 raise BadTask(f"{path}: row {row - self.begins[file]} cannot be read; download it again") from error
@@ -184,7 +185,7 @@ class Regions:
                 try:
                     with _large_images():
                         self._held[image] = np.asarray(Image.open(file).convert("RGB"))
-                except (OSError, SyntaxError, ValueError) as error:
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                     raise BadTask(f"{file}: cannot be read as an image ({error}); download it again") from error
                 while len(self._held) > _OPEN:
                     self._held.popitem(last=False)
@@ -281,9 +282,9 @@ _LIMIT = threading.Lock()
 
 @contextlib.contextmanager
 def _large_images() -> Iterator[None]:
-    """Pillow without its limit of pixels, which whole regions of slides exceed; 1 GB is the most."""
+    """Pillow with a limit of pixels that whole regions of slides stay below."""
     with _LIMIT:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 1 << 28
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, _MOST_PX
         try:
             yield
         finally:

@@ -328,6 +328,32 @@ def test_a_missing_data_set_is_one_line_with_where_to_get_it(tmp_path, name):
         assert DATASETS[name].source in line
 
 
+def test_a_barcode_without_counts_is_said_even_if_it_is_a_genes_name(tmp_path):
+    hest(tmp_path, True, np.random.default_rng(0))
+    with h5py.File(tmp_path / "IDC/patches/S0.h5", "r+") as file:
+        file["barcode"][0, 0] = b"g3"
+    with pytest.raises(BadTask, match="has no g3"):
+        read_tasks(f"hest:{tmp_path}")
+
+
+def test_labels_that_pcam_has_not_are_said(tmp_path):
+    pcam(tmp_path)
+    with h5py.File(tmp_path / "camelyonpatch_level_2_split_valid_y.h5", "r+") as file:
+        file["y"][0] = 7
+    with pytest.raises(BadTask, match=r"valid_y\.h5"):
+        read_tasks(f"pcam:{tmp_path}")
+
+
+def test_an_image_beyond_what_memory_holds_is_said(tmp_path, monkeypatch):
+    from pretrain import tiles
+
+    midog(tmp_path)
+    (task,) = read_tasks(f"midog:{tmp_path}")
+    monkeypatch.setattr(tiles, "_MOST_PX", 1000)
+    with pytest.raises(BadTask, match=r"001\.tiff"):
+        task.tiles.read(0)
+
+
 def test_a_path_that_leads_out_of_the_data_set_is_refused(tmp_path):
     rows = [{"Image Name": "../../secret.png", "Majority Vote Label": "HP", "Partition": "train"}]
     write_csv(tmp_path / "annotations.csv", rows)

@@ -40,7 +40,7 @@ class TileGroup:
 
 
 def read_groups(reader: SlideReader, plan: TilePlan) -> Iterator[TileGroup]:
-    """All tiles of `plan`, in its order; a group's images may be written over once the next is asked for."""
+    """All tiles of `plan`, in its order."""
     for tiles in plan.cells():
         yield from _read_cell(reader, plan, tiles)
 
