@@ -7,6 +7,9 @@ PINS := pyproject.toml constraints.txt
 
 OUT ?= shards
 
+TORCHRUN = $(if $(HEAD)$(GPUS),torch.distributed.run --nproc-per-node '$(or $(GPUS),1)' $(if $(HEAD),--nnodes '$(or $(NODES),1)' \
+  --rdzv-backend c10d --rdzv-endpoint '$(HEAD)' --rdzv-id '$(or $(SLURM_JOB_ID),$(RUN),run)',--standalone) -m)
+
 .DEFAULT_GOAL := help
 .PHONY: help shards peek pretrain distill recipe curves evaluate export embed bench test check samples clean
 
@@ -29,11 +32,11 @@ peek: $(VENV)/.train ## a picture of what the trainer sees: SHARDS="folder or UR
 	@$(BIN)/python -m pipelines.peek --shards $(or $(SHARDS),$(OUT)) --out '$(or $(PNG),peek.png)' \
 	  $(if $(WHERE),--where "$(WHERE)") $(ARGS)
 
-pretrain: $(VENV)/.train ## train, and go on where RUN stands: SHARDS= RECIPE= RUN=folder GPUS= STOP_AT= WHERE= PROBE="tiles.parquet ..." SET="schedule.rate=0.002 ..." ARGS=
+pretrain: $(VENV)/.train ## train, and go on where RUN stands: SHARDS= RECIPE= RUN=folder GPUS= NODES= HEAD=host:port STOP_AT= WHERE= PROBE="tiles.parquet ..." SET="schedule.rate=0.002 ..." ARGS=
 ifndef SHARDS
 	@test -e '$(OUT)/run.json' || $(MAKE) --no-print-directory shards
 endif
-	@$(BIN)/python -m $(if $(GPUS),torch.distributed.run --standalone --nproc-per-node '$(GPUS)' -m )pipelines.train \
+	@$(BIN)/python -m $(TORCHRUN) pipelines.train \
 	  --shards $(or $(SHARDS),$(OUT)) --folder '$(or $(RUN),runs/$(or $(RECIPE),debug))' \
 	  $(if $(RECIPE),--recipe '$(RECIPE)') $(if $(STOP_AT),--stop-at '$(STOP_AT)') $(if $(WHERE),--where "$(WHERE)") \
 	  $(if $(PROBE),--probe $(PROBE)) $(if $(SET),--set $(SET)) $(ARGS)

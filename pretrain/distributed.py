@@ -42,6 +42,11 @@ class World:
         """Whether this is the process that writes what there is only one of."""
         return self.rank == 0
 
+    @property
+    def first_here(self) -> bool:
+        """Whether this is the process that writes what every machine needs one of."""
+        return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
 
 @contextlib.contextmanager
 def world(device: str = "") -> Iterator[World]:
@@ -128,6 +133,14 @@ class Flag:
         if before[0] is not None:
             before[0].wait()
         return bool(before[1].item())
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here, for days if need be: torchrun ends all of them when one dies."""
+    if size() > 1:
+        patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        dist.barrier(patient)
+        dist.destroy_process_group(patient)
 
 
 def agree(mine: bool) -> bool:

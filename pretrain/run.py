@@ -129,10 +129,14 @@ def run(
 
 
 def _open(call: RunCall, world: distributed.World, progress: Callable[[int, int], None]) -> Index:
-    """The first process makes the index, the others find it made."""
-    index = open_index(call.shards, call.index, call.where, progress) if world.first else None
-    distributed.agree(mine=True)
-    return index or open_index(call.shards, call.index, call.where)
+    """The first process makes the index, then the first of each machine that does not see it; the others find it."""
+    index = None
+    for turn in (world.first, world.first_here, True):
+        if turn and index is None:
+            index = open_index(call.shards, call.index, call.where, progress)
+        distributed.wait_for_all()
+    assert index is not None
+    return index
 
 
 def _write_run(call: RunCall, index: Index, trainer: Trainer) -> list[str]:
