@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wsi_prep import __version__
+from wsi_prep.ahead import one_ahead
 from wsi_prep.catalog import Catalog, remove_tree
 from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TimedOut, TooCoarse, WriteFailed
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, Grid
@@ -270,8 +271,11 @@ def _write_store(task: SlideTask, stage: Path, reader: SlideReader, plan: TilePl
     locations: list[TileLocation] = []
     measures = np.empty((len(plan), len(MEASURES)), np.float32)
     tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)  # read from the large image once, then close at hand
-    with StoreWriter(stage / "store.zarr", counts, task.settings.jpeg, attributes) as store:
-        for group in read_groups(reader, plan):
+    with (
+        contextlib.closing(one_ahead(read_groups(reader, plan))) as groups,
+        StoreWriter(stage / "store.zarr", counts, task.settings.jpeg, attributes) as store,
+    ):
+        for group in groups:
             name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
             measurer = Measurer(group.corner, group.quarter)
             for number, index in enumerate(group.tiles):
