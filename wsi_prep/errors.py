@@ -33,6 +33,10 @@ class BadOutput(UsageError, OSError):
     """The output folder cannot be written, or holds something that this run must not touch."""
 
 
+class BadCatalog(UsageError):
+    """A folder of shards has no catalog, an empty one, or one that cannot be read."""
+
+
 class OtherConfiguration(BadOutput):
     """The output folder was made with other settings."""
 

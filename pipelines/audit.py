@@ -1,0 +1,154 @@
+"""What shards hold, as one HTML page and on the terminal: strata, what training draws, diversity, quality, pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.console import printable
+from wsi_prep.audit import Audit, balance
+from wsi_prep.audit_catalog import count, open_catalogs
+from wsi_prep.audit_page import left_out, render_page, significant
+from wsi_prep.audit_pictures import Gallery, overlays, tiles
+from wsi_prep.catalog import write_atomically
+from wsi_prep.errors import UsageError
+
+EXIT_OK, EXIT_WRONG_CALL, EXIT_PICTURES_MISSING = 0, 2, 3
+
+EPILOG = """exit codes: 0 the page is written; 2 the call is wrong; 3 the page is written, but tiles or overlays that
+the catalog names cannot be read."""
+
+_ROWS = 20
+_NAMED = 10
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    errors = Console(stderr=True, highlight=False)
+    console = Console(highlight=False)
+    try:
+        with open_catalogs(options.shards) as connection:
+            audited = count(connection, options.shards, options.alpha)
+            shown = overlays(audited, options.gallery, options.seed)
+            drawn = tiles(audited, connection, options.tiles, options.seed)
+        page = render_page(audited, shown, drawn).encode()
+        options.to.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.to, page)
+    except UsageError as error:
+        errors.print(f"audit: {error}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    except OSError as error:
+        errors.print(f"audit: {options.to} cannot be written: {error.strerror}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    show_audit(console, audited)
+    lost = lost_pictures(audited, shown, drawn)
+    for line in [*audited.notes, *(f"not on the page: {line}" for line in left_out(audited, shown, drawn)), *lost]:
+        errors.print(f"audit: {printable(line)}", markup=False, soft_wrap=True)
+    console.print(f"{options.to}: {len(page) / 1e6:.1f} MB", markup=False, soft_wrap=True)
+    return EXIT_PICTURES_MISSING if lost else EXIT_OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.audit", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("--shards", required=True, nargs="+", metavar="FOLDER", help="folders that make shards has filled")
+    add("--to", type=Path, default=Path("audit.html"), metavar="HTML", help="the page (default: %(default)s)")
+    add("--alpha", type=float, default=0.5, help="0 draws strata evenly, 1 as found (default: %(default)s)")
+    add("--gallery", type=_whole, default=60, metavar="N", help="most overlays on the page (default: %(default)s)")
+    add("--tiles", type=_whole, default=4, metavar="N", help="tiles of each stratum (default: %(default)s)")
+    add("--seed", type=_whole, default=0, help="other overlays and tiles (default: %(default)s)")
+    return parser
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)
+
+
+def lost_pictures(audited: Audit, shown: Gallery, drawn: Gallery) -> list[str]:
+    """A line for each picture that should be there and is not."""
+    lost = [p for p in shown.pictures if p.missing and audited.slides[p.slide].status != "excluded"]
+    lines = [f"{audited.slides[p.slide].slide_id}: {p.missing}" for p in lost]
+    lines += [
+        f"{audited.slides[p.slide].slide_id}, {p.magnification} tile {p.index}: {p.missing}"
+        for p in drawn.pictures
+        if p.missing
+    ]
+    return [*lines[:_ROWS], f"and {len(lines) - _ROWS} more"] if len(lines) > _ROWS else lines
+
+
+def show_audit(console: Console, audited: Audit) -> None:
+    """The page's numbers: sums, what is there and drawn, strata, diversity, and what was left out."""
+    statuses = ", ".join(f"{n:,} {status}" for status, n in audited.statuses.items() if n)
+    by_magnification = ", ".join(f"{name} {n:,}" for name, n in audited.tiles.items())
+    console.print(f"{len(audited.slides):,} slides: {statuses}", markup=False, soft_wrap=True)
+    tissue = f"{significant(audited.tissue_mm2)} mm2 of tissue"
+    console.print(f"{sum(audited.tiles.values()):,} tiles ({by_magnification}), {tissue}", markup=False, soft_wrap=True)
+    _show_balance(console, audited)
+    _show_strata(console, audited)
+    _show_diversity(console, audited)
+    for status, kind, slides in audited.reasons:
+        _show_named(console, f"{len(slides):,} {status}  {kind}", [(s.file, s.error) for s in slides])
+    if warned := [(s.file, s.warning) for s in audited.slides if s.warning]:
+        _show_named(console, f"{len(warned):,} with a warning", warned)
+
+
+def _show_balance(console: Console, audited: Audit) -> None:
+    table = _table("there and drawn", "", "tiles there", "drawn")
+    for level, rows in balance(audited).items():
+        for name, there, drawn in rows[:_ROWS]:
+            _add(table, level, name, f"{100 * there:.2f} %", f"{100 * drawn:.2f} %")
+    console.print(table)
+
+
+def _show_strata(console: Console, audited: Audit) -> None:
+    table = _table("magnification", "stain", "institution", "tissue", "slides", "tiles", "mm2", "drawn")
+    for s in sorted(audited.strata, key=lambda stratum: -stratum.tiles)[:_ROWS]:
+        counts = f"{s.slides:,}", f"{s.tiles:,}", significant(s.tissue_mm2), f"{100 * s.drawn:.2f} %"
+        _add(table, s.magnification, *s.name, *counts)
+    console.print(table)
+    if len(audited.strata) > _ROWS:
+        console.print(f"and {len(audited.strata) - _ROWS:,} strata of fewer tiles")
+
+
+def _show_diversity(console: Console, audited: Audit) -> None:
+    table = _table(
+        "effective number of", "magnification", "there are", "by slides", "by tiles", "by tissue", "as drawn"
+    )
+    for row in audited.diversity:
+        measures = (row.slides, row.tiles, row.tissue_mm2, row.drawn)
+        shown = (f"{significant(m.shannon)} ({significant(m.simpson)})" for m in measures)
+        _add(table, row.what, row.magnification, f"{row.groups:,}", *shown)
+    console.print(table)
+    console.print("exp of Shannon's entropy (inverse of Simpson's index)", markup=False, soft_wrap=True)
+
+
+def _show_named(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
+    console.print(printable(title), markup=False, soft_wrap=True)
+    for file, why in rows[:_NAMED]:
+        console.print(f"  {printable(file)}  {printable(why)}", markup=False, soft_wrap=True)
+    if len(rows) > _NAMED:
+        console.print(f"  and {len(rows) - _NAMED:,} more")
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name)
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(printable(cell)) for cell in cells))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""The audit's numbers, counted by DuckDB from the catalogs' Parquet files; no slide and no tile is opened."""
+
+from __future__ import annotations
+
+import glob
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from wsi_prep.audit import (
+    BINS,
+    LEVELS,
+    MPP_BINS_AN_OCTAVE,
+    NAMES,
+    NOT_STATED,
+    Audit,
+    Distribution,
+    Slide,
+    Stratum,
+    diversity,
+    merged,
+    with_shares,
+)
+from wsi_prep.errors import BadCatalog
+from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
+
+_QUALITY = ("tissue_fraction", "focus", "pen", "dark", "white")
+_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.float64(): "DOUBLE",
+    pa.float32(): "FLOAT",
+    pa.int64(): "BIGINT",
+    pa.int32(): "INTEGER",
+    pa.uint32(): "UINTEGER",
+}
+_NO_NETWORK = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+
+
+def open_catalogs(folders: Sequence[str]) -> duckdb.DuckDBPyConnection:
+    """A connection with `slides` (one row a slide), `tiles` (a view; of slides that are ok) and `cells` (their counts).
+
+    `folder` is the number of a row's shards folder. Raises BadCatalog, which names the folder.
+    """
+    connection = duckdb.connect(":memory:", config=_NO_NETWORK)
+    for table, schema in (("found", SLIDE_SCHEMA), ("found_tiles", TILE_SCHEMA)):
+        connection.register(f"no_{table}", schema.empty_table())
+        parts = [f"SELECT {_columns(schema)}, -1 AS folder, '' AS part FROM no_{table}"]  # noqa: S608
+        parts += [part for n, where in enumerate(folders) if (part := _scan(where, n, table, schema))]
+        kind = "TABLE" if table == "found" else "VIEW"
+        _execute(connection, folders, f"CREATE {kind} {table} AS {' UNION ALL '.join(parts)}")
+    _execute(connection, folders, _SLIDES)
+    _execute(connection, folders, _TILES)
+    _execute(connection, folders, _CELLS)
+    return connection
+
+
+_SLIDES = """
+CREATE TABLE slides AS SELECT * FROM found
+QUALIFY row_number() OVER (PARTITION BY slide_id ORDER BY status = 'ok' DESC, folder, part) = 1
+"""
+_TILES = """
+CREATE VIEW tiles AS SELECT t.* FROM found_tiles t
+JOIN slides s ON t.slide_id = s.slide_id AND t.folder = s.folder AND t.part = s.part WHERE s.status = 'ok'
+"""
+_MPP_BIN = f"greatest(-24, least(64, round({MPP_BINS_AN_OCTAVE} * log2(mpp_x / 0.25))))::INTEGER"
+_CELLS = "CREATE TABLE cells AS SELECT slide_id, magnification, count(*) AS tiles FROM tiles GROUP BY ALL"
+
+
+def count(connection: duckdb.DuckDBPyConnection, folders: Sequence[str], alpha: float = 0.5) -> Audit:
+    """All numbers of the catalogs that open_catalogs has opened."""
+    slides = _slides(connection)
+    if not slides:
+        raise BadCatalog(f"{' '.join(folders)} lists no slide; see what make shards says of its SLIDES")
+    strata = with_shares(_strata(connection), alpha)
+    return Audit(
+        folders=tuple(folders),
+        alpha=alpha,
+        slides=slides,
+        strata=strata,
+        diversity=diversity(strata, merged(slides, strata)),
+        mpp=_counts(connection, _MPP_BIN, "isfinite(mpp_x) AND mpp_x > 0"),
+        mpp_sources=_counts(connection, f"coalesce(mpp_source, '{NOT_STATED}')"),
+        scanners=_counts(connection, _SCANNER),
+        distributions=_distributions(connection),
+        notes=tuple(_notes(connection)),
+    )
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f'"{field.name}"::{_TYPES[field.type]} AS "{field.name}"' for field in schema)
+
+
+def _scan(folder: str, number: int, table: str, schema: pa.Schema) -> str:
+    """SQL that reads one table of one folder's catalog, or nothing where that has no file."""
+    inside = Path(folder).absolute() / "catalog" / ("slides" if table == "found" else "tiles")
+    files = sorted(inside.glob("[!.]*.parquet"))
+    if "://" in folder:
+        raise BadCatalog(f"{folder} is no folder of a file system; copy its catalog, and its overlays, into one")
+    if table == "found" and not files:
+        raise BadCatalog(f"{folder} holds no catalog/slides; name a folder that make shards has filled")
+    listed = ", ".join("'" + glob.escape(str(file)).replace("'", "''") + "'" for file in files)
+    source = f"read_parquet([{listed}], filename = true, union_by_name = true)"
+    return f"SELECT {_columns(schema)}, {number}, parse_filename(filename) FROM {source}" if files else ""  # noqa: S608
+
+
+def _execute(connection: duckdb.DuckDBPyConnection, folders: Sequence[str], sql: str) -> None:
+    try:
+        connection.execute(sql)
+    except duckdb.Error as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        where = " ".join(folders)
+        raise BadCatalog(f"the catalog of {where} cannot be read ({line}); make its shards again") from error
+
+
+_SCANNER = f"""
+coalesce(nullif(trim(concat_ws(' ', nullif(vendor, ''), coalesce(nullif(scanner, ''), '(model not stated)'))), ''),
+  '{NOT_STATED}')
+"""
+
+
+def _slides(connection: duckdb.DuckDBPyConnection) -> tuple[Slide, ...]:
+    texts = ", ".join(f"coalesce(nullif({n}, ''), '{NOT_STATED}')" for n in LEVELS)
+    counts = ", ".join(f"coalesce(sum(tiles) FILTER (magnification = '{n}'), 0)::BIGINT" for n in NAMES)
+    rows = connection.execute(
+        f"""
+        SELECT slide_id, folder, coalesce(file, ''), coalesce(status, ''), {texts},
+          {_finite("stain_confidence")}, {_finite("mpp_x")}, {_SCANNER}, {_finite("tissue_mm2")},
+          coalesce(error_type, ''), coalesce(error, ''), coalesce(warning, ''), c.counts
+        FROM slides LEFT JOIN (SELECT slide_id, [{counts}] AS counts FROM cells GROUP BY ALL) c USING (slide_id)
+        ORDER BY file, slide_id
+        """  # noqa: S608 - from names of columns alone
+    ).fetchall()
+    none = (0,) * len(NAMES)
+    return tuple(
+        Slide(i, n, file, status, stain, sure, place, tissue, mpp, scanner, mm2, kind, why, warning, tuple(t or none))
+        for i, n, file, status, stain, place, tissue, sure, mpp, scanner, mm2, kind, why, warning, t in rows
+    )
+
+
+def _finite(column: str) -> str:
+    return f"CASE WHEN isfinite({column}) THEN {column}::DOUBLE END"
+
+
+def _strata(connection: duckdb.DuckDBPyConnection) -> list[Stratum]:
+    names = ", ".join(f"coalesce(nullif({n}, ''), '{NOT_STATED}') AS {n}" for n in LEVELS)
+    rows = connection.execute(
+        f"""
+        SELECT magnification, {names}, count(*), sum(tiles)::BIGINT,
+          coalesce(sum({_finite("tissue_mm2")}), 0), 0.0::DOUBLE
+        FROM cells JOIN slides USING (slide_id) WHERE magnification IN {NAMES}
+        GROUP BY 1, 2, 3, 4 ORDER BY list_position({list(NAMES)}, magnification), 2, 3, 4
+        """  # noqa: S608
+    ).fetchall()
+    return [Stratum(*row) for row in rows]
+
+
+def _counts(connection: duckdb.DuckDBPyConnection, expression: str, where: str = "true") -> dict[Any, int]:
+    sql = f"SELECT {expression}, count(*) FROM slides WHERE {where} GROUP BY 1 ORDER BY 2 DESC, 1"  # noqa: S608
+    return dict(connection.execute(sql).fetchall())
+
+
+def _distributions(connection: duckdb.DuckDBPyConnection) -> tuple[Distribution, ...]:
+    """Two passes over the tiles: ranges and quantiles, then the bins. Shares are binned from 0 to 1."""
+    cast = ", ".join(f"{name}::DOUBLE AS {name}" for name in _QUALITY)
+    connection.execute(
+        f"""
+        CREATE OR REPLACE VIEW quantities AS SELECT magnification, quantity, value FROM (
+          UNPIVOT (SELECT magnification, {cast} FROM tiles) ON {", ".join(_QUALITY)} INTO NAME quantity VALUE value
+          UNION ALL
+          SELECT magnification, 'stain_confidence', stain_confidence::DOUBLE FROM cells JOIN slides USING (slide_id)
+        ) WHERE isfinite(value) AND magnification IN {NAMES};
+        CREATE OR REPLACE TABLE ranges AS SELECT *,
+          CASE WHEN quantity = 'focus' THEN most
+            WHEN quantity IN ('pen', 'dark') THEN max(most) OVER (PARTITION BY quantity) ELSE 1 END AS top
+        FROM (
+          SELECT magnification, quantity, max(value) AS most,
+            approx_quantile(value, 0.5) AS median, approx_quantile(value, 0.95) AS upper
+          FROM quantities GROUP BY ALL
+        )
+        """  # noqa: S608
+    )
+    bins: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * BINS)
+    place = f"greatest(0, least({BINS - 1}, floor(value * {BINS} / nullif(top, 0))))::INTEGER"
+    for magnification, quantity, bin_, count in connection.execute(
+        f"""
+        SELECT magnification, quantity, coalesce({place}, 0), count(*)
+        FROM quantities JOIN ranges USING (magnification, quantity) GROUP BY ALL
+        """  # noqa: S608
+    ).fetchall():
+        bins[quantity, magnification][bin_] += count
+    rows = connection.execute("SELECT quantity, magnification, top, median, upper, most FROM ranges").fetchall()
+    order = ("stain_confidence", *_QUALITY)
+    rows.sort(key=lambda row: (order.index(row[0]), NAMES.index(row[1])))
+    return tuple(Distribution(q, m, top, tuple(bins[q, m]), *quantiles) for q, m, top, *quantiles in rows)
+
+
+_STATED = " + ".join(f"coalesce(tiles_{name}, 0)" for name in NAMES)
+_NOTES = {
+    "{} slides are in two folders or files; each counts once": """
+        SELECT (SELECT count(*) FROM found) - count(*) FROM slides""",
+    "{} slides have another number of tiles in the catalog than their row says; make their shards again": f"""
+        SELECT count(*) FROM slides LEFT JOIN (SELECT slide_id, sum(tiles) AS n FROM cells GROUP BY ALL)
+        USING (slide_id) WHERE status = 'ok' AND coalesce(n, 0) != {_STATED}""",  # noqa: S608
+    "{} slides that are ok have no patient_key: each is split as a patient of its own": """
+        SELECT count(*) FROM slides WHERE status = 'ok' AND coalesce(patient_key, '') = ''""",
+}
+
+
+def _notes(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """What contradicts itself or is worth a look."""
+    counts = {note: connection.execute(sql).fetchall() for note, sql in _NOTES.items()}
+    return [note.format(f"{n:,}") for note, [(n,)] in counts.items() if n]

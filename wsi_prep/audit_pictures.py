@@ -1,0 +1,198 @@
+"""The audit's pictures: overlays of slides, and tiles of each stratum as they lie in the shards."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from wsi_prep.audit import NAMES, Audit
+from wsi_prep.geometry import TILE_PX
+from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
+
+OVERLAY_PX = 2000
+"""Widest overlay on the page."""
+
+_OVERLAY_BYTES = 10_000_000
+_TILE_BYTES = 8_000_000
+_MOST_TILES = 800
+_LARGEST_FILE = 1 << 26
+_LARGEST_JPEG = 1 << 24
+_SMALL = JpegSettings(quality=80)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A JPEG of the slide of that number in Audit.slides; where it is empty, `missing` says why."""
+
+    slide: int
+    jpeg: bytes
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class TilePicture(Picture):
+    """A tile: `index` in its array, position in level-0 px, mpp in um/px of the stored pixels."""
+
+    magnification: str = ""
+    index: int = 0
+    x0: int = 0
+    y0: int = 0
+    mpp: float = 0.0
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures, how many there `are` to choose from, and the side of tiles in px (0: overlays of any size)."""
+
+    pictures: tuple[Any, ...]
+    are: int
+    side_px: int = 0
+
+
+def overlays(audited: Audit, most: int, seed: int) -> Gallery:
+    """At most `most` slides' overlays, chosen by `seed`, one of each status and stratum in turn, by Audit's order."""
+    there = [number for number, slide in enumerate(audited.slides) if slide.status != "failed"]
+
+    def group(number: int) -> tuple[str, ...]:
+        slide = audited.slides[number]
+        return slide.status, slide.stain, slide.institution, slide.tissue
+
+    found: list[Picture] = []
+    size = 0
+    for number in _in_turn(there, group, lambda n: audited.slides[n].slide_id, seed)[:most]:
+        picture = _overlay(audited, number)
+        size += len(picture.jpeg)
+        if size > _OVERLAY_BYTES:
+            break
+        found.append(picture)
+    return Gallery(tuple(sorted(found, key=lambda picture: picture.slide)), len(there))
+
+
+def tiles(audited: Audit, connection: duckdb.DuckDBPyConnection, each: int, seed: int) -> Gallery:
+    """`each` tiles of every stratum, drawn by `seed` from as many slides as there are, as stored or made smaller."""
+    picks = _picks(audited, each, seed)
+    rows = _rows(audited, connection, picks[:_MOST_TILES])
+    side = TILE_PX if sum(row["nbytes"] or 0 for _, row in rows) <= _TILE_BYTES else TILE_PX // 2
+    found: list[TilePicture] = []
+    size = 0
+    for number, row in rows:
+        jpeg, missing = _tile(Path(audited.folders[audited.slides[number].folder]), row, side)
+        size += len(jpeg)
+        if size > _TILE_BYTES:
+            break
+        place = {name: row[name] for name in ("magnification", "index", "x0", "y0", "mpp")}
+        found.append(TilePicture(number, jpeg, missing, **place))
+    return Gallery(tuple(found), len(picks), side)
+
+
+def _in_turn(items: Iterable[T], group: Callable[[T], Any], name: Callable[[T], str], seed: int) -> list[T]:
+    """The items by the turn that they have within their group, and that by a hash of seed and name."""
+    turns: Counter[Any] = Counter()
+    order = []
+    for item in sorted(items, key=lambda item: _mark(seed, name(item))):
+        order.append((turns[group(item)], item))
+        turns[group(item)] += 1
+    return [item for _, item in sorted(order, key=lambda pair: pair[0])]
+
+
+def _mark(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest(), "little")
+
+
+def _overlay(audited: Audit, number: int) -> Picture:
+    slide = audited.slides[number]
+    try:
+        file = _inside(Path(audited.folders[slide.folder]), f"overlays/{slide.slide_id}.jpg")
+        if file.stat().st_size > _LARGEST_FILE:
+            return Picture(number, b"", "the overlay is too large for a picture of ours")
+        pixels = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, ValueError, cv2.error):
+        made = slide.status in ("ok", "empty")
+        return Picture(number, b"", "the overlay is missing" if made else f"{slide.status} before an overlay was made")
+    if pixels is None:
+        return Picture(number, b"", "the overlay cannot be decoded")
+    scale = min(1.0, OVERLAY_PX / pixels.shape[1])
+    size = (round(pixels.shape[1] * scale), max(1, round(pixels.shape[0] * scale)))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return Picture(number, encode_tile(np.asarray(small[..., ::-1], np.uint8), _SMALL))
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """The file at `path` below `folder`; ValueError for one that leads out of it, by its name or by a link."""
+    file = (folder / path).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} leaves the folder")
+    return file
+
+
+def _picks(audited: Audit, each: int, seed: int) -> list[tuple[int, str, int]]:
+    """Slide, magnification and index of tiles: first one of every stratum, then a second, ..."""
+    cells: dict[tuple[str, ...], list[int]] = {}
+    for number, slide in enumerate(audited.slides):
+        for name, count in zip(NAMES, slide.tiles, strict=True):
+            if count:
+                cells.setdefault((name, slide.stain, slide.institution, slide.tissue), []).append(number)
+    picks = []
+    for stratum, numbers in cells.items():
+        name = stratum[0]
+        slides = sorted(numbers, key=lambda n: _mark(seed, audited.slides[n].slide_id))[:each]
+        for at, number in enumerate(slides):
+            count = audited.slides[number].tiles[NAMES.index(name)]
+            wanted = len(range(at, each, len(slides)))
+            drawn = np.random.default_rng(_mark(seed, f"{audited.slides[number].slide_id} {name}"))
+            indices = drawn.choice(count, min(wanted, count), replace=False).tolist()
+            picks += [(at + turn * len(slides), (number, name, index)) for turn, index in enumerate(indices)]
+    return [pick for _, pick in sorted(picks, key=lambda pair: pair[0])]
+
+
+def _rows(
+    audited: Audit, connection: duckdb.DuckDBPyConnection, picks: list[tuple[int, str, int]]
+) -> list[tuple[int, dict[str, Any]]]:
+    """Rows of the catalog's tiles for the picks, in their order, with the slide's number."""
+    wanted = {
+        "slide_id": pa.array([audited.slides[number].slide_id for number, _, _ in picks], pa.string()),
+        "magnification": pa.array([name for _, name, _ in picks], pa.string()),
+        "index": pa.array([index for _, _, index in picks], pa.int32()),
+        "place": pa.array(range(len(picks)), pa.int64()),
+    }
+    connection.register("wanted", pa.table(wanted))
+    names = ("magnification", "index", "x0", "y0", "mpp", "shard", "offset", "nbytes", "crc32")
+    columns = ", ".join(f'tiles."{name}"' for name in names)
+    found = connection.execute(
+        f'SELECT place, {columns} FROM tiles JOIN wanted USING (slide_id, magnification, "index") ORDER BY place'  # noqa: S608
+    ).fetchall()
+    return [(picks[place][0], dict(zip(names, row, strict=True))) for place, *row in found]
+
+
+def _tile(folder: Path, row: dict[str, Any], side: int) -> tuple[bytes, str]:
+    """The tile's JPEG as it lies in its shard file, or `side` px wide; or nothing, and why."""
+    try:
+        if not 0 < (row["nbytes"] or 0) <= _LARGEST_JPEG:
+            return b"", "the catalog states no size of a tile"
+        with _inside(folder, row["shard"]).open("rb") as file:
+            file.seek(row["offset"])
+            jpeg = file.read(row["nbytes"])
+        if len(jpeg) < row["nbytes"]:
+            return b"", "the tile's bytes are gone"
+        if zlib.crc32(jpeg) != row["crc32"]:
+            return b"", "the tile's bytes are not those that were written"
+        return (jpeg if side == TILE_PX else _smaller(jpeg, side)), ""
+    except (OSError, ValueError, TypeError, RuntimeError, cv2.error):
+        return b"", "the tile cannot be read"
+
+
+def _smaller(jpeg: bytes, side: int) -> bytes:
+    small = cv2.resize(decode_tile(jpeg), (side, side), interpolation=cv2.INTER_AREA)
+    return encode_tile(np.asarray(small, np.uint8), _SMALL)
