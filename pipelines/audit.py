@@ -110,7 +110,7 @@ def _show_balance(console: Console, audited: Audit) -> None:
 
 
 def _show_strata(console: Console, audited: Audit) -> None:
-    table = _table("magnification", "stain", "institution", "tissue", "slides", "tiles", "mm2", "drawn")
+    table = _table("at", "stain", "institution", "tissue", "slides", "tiles", "mm2", "drawn")
     for s in sorted(audited.strata, key=lambda stratum: -stratum.tiles)[:_ROWS]:
         counts = f"{s.slides:,}", f"{s.tiles:,}", significant(s.tissue_mm2), f"{100 * s.drawn:.2f} %"
         _add(table, s.magnification, *s.name, *counts)
@@ -120,15 +120,13 @@ def _show_strata(console: Console, audited: Audit) -> None:
 
 
 def _show_diversity(console: Console, audited: Audit) -> None:
-    table = _table(
-        "effective number of", "magnification", "there are", "by slides", "by tiles", "by tissue", "as drawn"
-    )
+    table = _table("groups by", "at", "are", "by slides", "by tiles", "by tissue", "as drawn")
     for row in audited.diversity:
         measures = (row.slides, row.tiles, row.tissue_mm2, row.drawn)
         shown = (f"{significant(m.shannon)} ({significant(m.simpson)})" for m in measures)
         _add(table, row.what, row.magnification, f"{row.groups:,}", *shown)
     console.print(table)
-    console.print("exp of Shannon's entropy (inverse of Simpson's index)", markup=False, soft_wrap=True)
+    console.print("effective numbers: exp of Shannon's entropy (inverse of Simpson's index)", soft_wrap=True)
 
 
 def _show_named(console: Console, title: str, rows: list[tuple[str, str]]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from wsi_prep.audit import (
@@ -37,6 +38,7 @@ _TYPES = {
     pa.int32(): "INTEGER",
     pa.uint32(): "UINTEGER",
 }
+_FINE = 100  # bins that a shown one is made of: quantiles are true to a 2400th of the range
 _NO_NETWORK = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
 
 
@@ -116,10 +118,7 @@ def _execute(connection: duckdb.DuckDBPyConnection, folders: Sequence[str], sql:
         raise BadCatalog(f"the catalog of {where} cannot be read ({line}); make its shards again") from error
 
 
-_SCANNER = f"""
-coalesce(nullif(trim(concat_ws(' ', nullif(vendor, ''), coalesce(nullif(scanner, ''), '(model not stated)'))), ''),
-  '{NOT_STATED}')
-"""
+_SCANNER = f"coalesce(nullif(trim(concat_ws(' ', vendor, scanner)), ''), '{NOT_STATED}')"
 
 
 def _slides(connection: duckdb.DuckDBPyConnection) -> tuple[Slide, ...]:
@@ -164,7 +163,7 @@ def _counts(connection: duckdb.DuckDBPyConnection, expression: str, where: str =
 
 
 def _distributions(connection: duckdb.DuckDBPyConnection) -> tuple[Distribution, ...]:
-    """Two passes over the tiles: ranges and quantiles, then the bins. Shares are binned from 0 to 1."""
+    """Two passes over the tiles: the ranges, then fine bins, of which the shown ones and the quantiles are made."""
     cast = ", ".join(f"{name}::DOUBLE AS {name}" for name in _QUALITY)
     connection.execute(
         f"""
@@ -173,29 +172,36 @@ def _distributions(connection: duckdb.DuckDBPyConnection) -> tuple[Distribution,
           UNION ALL
           SELECT magnification, 'stain_confidence', stain_confidence::DOUBLE FROM cells JOIN slides USING (slide_id)
         ) WHERE isfinite(value) AND magnification IN {NAMES};
-        CREATE OR REPLACE TABLE ranges AS SELECT *,
-          CASE WHEN quantity = 'focus' THEN most
-            WHEN quantity IN ('pen', 'dark') THEN max(most) OVER (PARTITION BY quantity) ELSE 1 END AS top
-        FROM (
-          SELECT magnification, quantity, max(value) AS most,
-            approx_quantile(value, 0.5) AS median, approx_quantile(value, 0.95) AS upper
-          FROM quantities GROUP BY ALL
-        )
-        """  # noqa: S608
+        CREATE OR REPLACE TABLE ranges AS SELECT magnification, quantity, CASE WHEN quantity = 'focus' THEN most
+          WHEN quantity IN ('pen', 'dark') THEN max(most) OVER (PARTITION BY quantity) ELSE 1 END AS top
+        FROM (SELECT magnification, quantity, max(value) AS most FROM quantities GROUP BY ALL)
+        """  # noqa: S608 - from names of columns alone
     )
-    bins: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * BINS)
-    place = f"greatest(0, least({BINS - 1}, floor(value * {BINS} / nullif(top, 0))))::INTEGER"
-    for magnification, quantity, bin_, count in connection.execute(
+    last = BINS * _FINE - 1
+    rows = connection.execute(
         f"""
-        SELECT magnification, quantity, coalesce({place}, 0), count(*)
-        FROM quantities JOIN ranges USING (magnification, quantity) GROUP BY ALL
+        SELECT quantity, magnification, top, bin, count(*), max(value) FROM (
+          SELECT *, coalesce(greatest(0, least({last}, floor(value * {last + 1} / nullif(top, 0)))), 0)::INTEGER AS bin
+          FROM quantities JOIN ranges USING (magnification, quantity)
+        ) GROUP BY ALL ORDER BY bin
         """  # noqa: S608
-    ).fetchall():
-        bins[quantity, magnification][bin_] += count
-    rows = connection.execute("SELECT quantity, magnification, top, median, upper, most FROM ranges").fetchall()
+    ).fetchall()
+    found = defaultdict(list)
+    for quantity, magnification, top, *fine in rows:
+        found[quantity, magnification, top].append(fine)
     order = ("stain_confidence", *_QUALITY)
-    rows.sort(key=lambda row: (order.index(row[0]), NAMES.index(row[1])))
-    return tuple(Distribution(q, m, top, tuple(bins[q, m]), *quantiles) for q, m, top, *quantiles in rows)
+    keys = sorted(found, key=lambda key: (order.index(key[0]), NAMES.index(key[1])))
+    return tuple(_distribution(*key, found[key]) for key in keys)
+
+
+def _distribution(quantity: str, magnification: str, top: float, fine: Sequence[Sequence[Any]]) -> Distribution:
+    """From (bin, count, largest value) of fine bins; a quantile is the largest value of the bin that it falls in."""
+    counts = [0] * BINS
+    for at, count, _ in fine:
+        counts[at // _FINE] += count
+    upto = np.cumsum([count for _, count, _ in fine])
+    median, upper = (fine[int(np.searchsorted(upto, share * upto[-1]))][2] for share in (0.5, 0.95))
+    return Distribution(quantity, magnification, top, tuple(counts), median, upper, fine[-1][2])
 
 
 _STATED = " + ".join(f"coalesce(tiles_{name}, 0)" for name in NAMES)

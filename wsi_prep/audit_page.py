@@ -21,7 +21,7 @@ from wsi_prep.audit import LEVELS, MPP_BINS_AN_OCTAVE, NAMES, Audit, Slide
 from wsi_prep.audit_pictures import Gallery, Picture, TilePicture
 from wsi_prep.geometry import TILE_PX
 
-MOST_SLIDES = 40_000
+MOST_SLIDES = 20_000
 """Most slides that the page lists; some 350 bytes each."""
 
 _NAMED = 50
@@ -105,7 +105,8 @@ def significant(value: float | None, digits: int = 3) -> str:
         return "–"
     if value == 0:
         return "0"
-    decimals = max(0, min(digits + 3, digits - 1 - math.floor(math.log10(abs(value)))))
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits}g}"))))
+    decimals = max(0, min(digits + 3, digits - 1 - exponent))
     return f"{value:,.{decimals}f}"
 
 
@@ -159,9 +160,9 @@ def _by_quantity(audited: Audit) -> dict[str, dict[str, Any]]:
 
 
 def _mpp_bars(counts: Mapping[int, int]) -> list[Bar]:
-    """A bar for every bin from the finest slide to the coarsest, also where there is none."""
+    """A bar for every bin from the finest slide to the coarsest, and at least from 40x to 5x; none without slides."""
     longest = max(counts.values(), default=1)
-    bins = range(min(counts, default=0), max(counts, default=-1) + 1)
+    bins = range(min(*counts, -2), max(*counts, 26) + 1) if counts else ()
     return [
         Bar(significant(0.25 * 2 ** (n / MPP_BINS_AN_OCTAVE)), counts.get(n, 0), counts.get(n, 0) / longest)
         for n in bins

@@ -2,13 +2,12 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const LEVELS = ["stain", "institution", "tissue"];
-const PAGE_ROWS = 200;
+const MORE_ROWS = 200;
 const PAIRS = 10;
 const form = document.getElementById("filter");
 const counted = new Intl.NumberFormat("en");
-const rounded = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 const count = (value) => counted.format(value);
-const share = (value) => (value ? `${rounded.format(100 * value)} %` : "0 %");
+const share = (value) => `${significant(100 * value)} %`;
 const sum = (rows, key) => rows.reduce((total, row) => total + (row[key] || 0), 0);
 
 data.slides.forEach((slide, number) => {
@@ -18,6 +17,13 @@ data.slides.forEach((slide, number) => {
   data.magnifications.forEach((name, at) => { slide[name] = slide.tiles[at]; });
 });
 const allTiles = data.slides.reduce((total, slide) => total + slide.tiles.reduce((a, b) => a + b, 0), 0);
+
+function significant(value) {
+  if (!value) return "0";
+  const three = Number(value.toPrecision(3));
+  const decimals = Math.max(0, Math.min(6, 2 - Math.floor(Math.log10(Math.abs(three)) + 1e-9)));
+  return value.toLocaleString("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+}
 
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
@@ -87,7 +93,7 @@ function showCards({ slides, magnifications }, strata) {
   const others = [...new Set(slides.map((slide) => slide.status))].filter((status) => status !== "ok");
   card("slides", count(slides.length), `of ${count(data.slides.length)}; ${count(ok.length)} ok`);
   card("tiles", count(sum(strata, "tiles")), tiles.map(([name, n]) => `${name} ${count(n)}`).join(", "));
-  card("mm2", `${rounded.format(sum(ok, "mm2"))} mm²`, "of slides that are ok");
+  card("mm2", significant(sum(ok, "mm2")), "of slides that are ok");
   card("strata", count(distinct(strata, LEVELS)), LEVELS.map((level) => `${count(distinct(strata, [level]))} ${level}`).join(", "));
   card("drawn", share(sum(strata, "drawn")), `and ${share(sum(strata, "there"))} of the tiles there`);
   card("not-ok", count(slides.length - ok.length), others.map((status) => `${count(of(status))} ${status}`).join(", ") || "none");
@@ -115,7 +121,8 @@ function showBalance(strata) {
       element("td", { className: "n", textContent: share(there) }),
       element("td", { className: "n", textContent: share(drawn) })));
     if (ranked.length > PAIRS) {
-      rows.push(element("tr", {}, element("td", { colSpan: 4, textContent: `and ${count(ranked.length - PAIRS)} more, in the table of strata` })));
+      const rest = `and ${count(ranked.length - PAIRS)} more, in the table of strata`;
+      rows.push(element("tr", {}, element("td", { colSpan: 4, textContent: rest })));
     }
     document.querySelector(`#by-${level} tbody`).replaceChildren(...rows);
   }
@@ -131,12 +138,12 @@ const compare = {
 };
 const kinds = {
   text: { compare: compare.text },
-  note: { compare: compare.text, className: "note" },
-  status: { compare: compare.text, cell: (value) => element("span", { className: `pill ${value}`, textContent: value }) },
+  file: { compare: compare.text, className: "file", cell: (value, row) => [value, element("small", { textContent: row.note })] },
+  status: { compare: compare.text, cell: (value) => [element("span", { className: `pill ${value}`, textContent: value })] },
   magnification: { compare: compare.magnification },
   count: { compare: compare.number, className: "n", text: count, adds: true },
-  number: { compare: compare.number, className: "n", text: (value) => rounded.format(value) },
-  ratio: { compare: compare.number, className: "n", text: (value) => `× ${rounded.format(value)}` },
+  number: { compare: compare.number, className: "n", text: significant },
+  ratio: { compare: compare.number, className: "n", text: (value) => `× ${significant(value)}` },
   share: { compare: compare.number, className: "n share", text: share, adds: true },
 };
 
@@ -148,7 +155,7 @@ class SortedTable {
     this.key = this.table.dataset.sort.replace("-", "");
     this.descending = this.table.dataset.sort.startsWith("-");
     for (const { th, key, kind } of this.columns) {
-      if (kind.className && kind.className.startsWith("n ") || kind.className === "n") th.classList.add("n");
+      th.className = kind.className || "";
       th.querySelector("button").addEventListener("click", () => this.sortBy(key, kind));
     }
   }
@@ -162,7 +169,7 @@ class SortedTable {
   show(rows, sums) {
     this.rows = rows;
     this.sums = sums;
-    this.shown = PAGE_ROWS;
+    this.shown = Number(this.table.dataset.rows);
     this.draw();
   }
 
@@ -178,7 +185,9 @@ class SortedTable {
       column.th.setAttribute("aria-sort", order);
     }
     this.longest = {};
-    for (const { key, kind: { text } } of this.columns) if (text === share) this.longest[key] = Math.max(...this.rows.map((row) => row[key]), 1e-12);
+    for (const { key, kind: { text } } of this.columns) {
+      if (text === share) this.longest[key] = this.rows.reduce((most, row) => Math.max(most, row[key]), 1e-12);
+    }
     this.table.tBodies[0].replaceChildren(...this.rows.slice(0, this.shown).map((row) => this.line(row)));
     this.table.tFoot.replaceChildren(element("tr", {}, ...this.columns.map((column, at) => this.footCell(column, at))));
     this.drawMore();
@@ -187,11 +196,11 @@ class SortedTable {
   line(row) {
     return element("tr", {}, ...this.columns.map(({ key, kind }) => {
       const value = row[key];
-      const cell = element("td", { className: key === "file" ? "file" : kind.className || "" });
-      if (missing(value)) cell.textContent = kind.compare === compare.number ? "–" : "";
-      else if (kind.cell) cell.append(kind.cell(value));
-      else cell.textContent = kind.text ? kind.text(value) : value;
-      if (kind.text === share) cell.append(bar(key === "there" ? "there" : "drawn", value / this.longest[key]));
+      const cell = element("td", { className: kind.className || "" });
+      if (missing(value) && !kind.cell) cell.textContent = kind.compare === compare.number ? "–" : "";
+      else if (kind.cell) cell.append(...kind.cell(value, row));
+      else cell.append(element("span", { textContent: kind.text ? kind.text(value) : value }));
+      if (kind.text === share) cell.prepend(bar(key === "there" ? "there" : "drawn", value / this.longest[key]));
       return cell;
     }));
   }
@@ -204,8 +213,8 @@ class SortedTable {
 
   drawMore() {
     const rest = this.rows.length - this.shown;
-    const next = element("button", { type: "button", textContent: `Show ${count(Math.min(rest, PAGE_ROWS))} more` });
-    next.addEventListener("click", () => { this.shown += PAGE_ROWS; this.draw(); });
+    const next = element("button", { type: "button", textContent: `Show ${count(Math.min(rest, MORE_ROWS))} more` });
+    next.addEventListener("click", () => { this.shown += MORE_ROWS; this.draw(); });
     this.more.replaceChildren(...(rest > 0 ? [`${count(this.shown)} of ${count(this.rows.length)} rows are shown; sums are of all. `, next] : []));
   }
 }
@@ -234,9 +243,13 @@ large.addEventListener("keydown", (event) => {
 });
 
 function picture(found, words, lines) {
-  const caption = lines.length ? [element("figcaption", {}, element("b", { textContent: lines[0] }), lines.slice(1).join(" "))] : [];
-  if (!found.jpeg) return element("figure", {}, element("div", { className: "gone", textContent: found.missing, title: words }), ...caption);
-  const image = element("img", { alt: words, decoding: "async", loading: "lazy", src: `data:image/jpeg;base64,${found.jpeg}` });
+  const [name, about] = lines;
+  const caption = name ? [element("figcaption", {}, element("b", { textContent: name }), about)] : [];
+  if (!found.jpeg) {
+    return element("figure", {}, element("div", { className: "gone", textContent: found.missing, title: words }), ...caption);
+  }
+  const source = `data:image/jpeg;base64,${found.jpeg}`;
+  const image = element("img", { alt: words, decoding: "async", loading: "lazy", src: source });
   const thumb = element("button", { type: "button", className: "thumb", title: words }, image);
   thumb.setAttribute("aria-label", `Enlarge ${words}`);
   thumb.addEventListener("click", () => enlarge(thumb));
@@ -258,24 +271,30 @@ function makeStrips() {
     const slide = data.slides[found.slide];
     const stratum = [found.magnification, ...LEVELS.map((level) => slide[level])].join(" · ");
     if (!strips.has(stratum)) strips.set(stratum, element("div", { className: "row" }));
-    const words = `${stratum}: ${slide.file}, tile ${found.index} at ${count(found.x0)}, ${count(found.y0)} (level-0 px), ${rounded.format(found.mpp)} µm/px`;
+    const at = `tile ${found.index} at ${count(found.x0)}, ${count(found.y0)} (level-0 px), ${significant(found.mpp)} µm/px`;
+    const words = `${stratum}: ${slide.file}, ${at}`;
     found.figure = picture(found, words, []);
     strips.get(stratum).append(found.figure);
   }
   const ranked = [...strips].sort(([a], [b]) => compare.magnification(b, a) || compare.text(a, b));
-  for (const [name, row] of ranked) document.querySelector(".strips").append(element("div", { className: "strip" }, element("h3", { textContent: name }), row));
+  for (const [name, row] of ranked) {
+    const strip = element("div", { className: "strip" }, element("h3", { textContent: name }), row);
+    document.querySelector(".strips").append(strip);
+  }
 }
 
 function showPictures(numbers, magnifications) {
   for (const found of data.overlays) found.figure.hidden = !numbers.has(found.slide);
-  for (const found of data.tiles) found.figure.hidden = !(numbers.has(found.slide) && magnifications.includes(found.magnification));
+  for (const found of data.tiles) {
+    found.figure.hidden = !(numbers.has(found.slide) && magnifications.includes(found.magnification));
+  }
   for (const strip of document.querySelectorAll(".strip")) strip.hidden = !strip.querySelector("figure:not([hidden])");
   for (const line of document.querySelectorAll("[data-slide]")) line.hidden = !numbers.has(Number(line.dataset.slide));
   const shown = (list) => count(list.filter((found) => !found.figure.hidden).length);
   document.getElementById("gallery-says").textContent =
-    `${shown(data.overlays)} of ${count(data.overlays.length)} on this page: the bare slide, its tissue, and its tiles at each magnification. Open one to see all of it.`;
+    `${shown(data.overlays)} of the ${count(data.overlays.length)} on this page. Open one for its tiles at each magnification.`;
   document.getElementById("tiles-says").textContent =
-    `${shown(data.tiles)} of ${count(data.tiles.length)} on this page, drawn at random for each stratum.`;
+    `${shown(data.tiles)} of the ${count(data.tiles.length)} on this page, drawn at random for each stratum.`;
 }
 
 // All together
