@@ -11,7 +11,7 @@ TORCHRUN = $(if $(HEAD)$(GPUS),torch.distributed.run --nproc-per-node '$(or $(GP
   --rdzv-backend c10d --rdzv-endpoint '$(HEAD)' --rdzv-id '$(or $(SLURM_JOB_ID),$(RUN),run)',--standalone) -m)
 
 .DEFAULT_GOAL := help
-.PHONY: help shards peek pretrain distill recipe curves evaluate export embed bench test check samples clean
+.PHONY: help shards audit peek pretrain distill recipe curves evaluate export embed bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -27,6 +27,9 @@ endif
 	  $(if $(REDO),--redo) $(if $(ASSUME_MPP),--assume-mpp '$(ASSUME_MPP)') \
 	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(ID_ROOT),--id-root '$(ID_ROOT)') \
 	  $(if $(TIME_LIMIT),--time-limit '$(TIME_LIMIT)') $(ARGS)
+
+audit: $(VENV)/.shards ## what shards hold, as one HTML page: SHARDS="folder ..." TO=audit.html ARGS="--gallery 60 --tiles 4"
+	@$(BIN)/python -m pipelines.audit --shards $(or $(SHARDS),$(OUT)) --to '$(or $(TO),audit.html)' $(ARGS)
 
 peek: $(VENV)/.train ## a picture of what the trainer sees: SHARDS="folder or URL ..." WHERE="stain = 'HE'" PNG= ARGS=
 	@$(BIN)/python -m pipelines.peek --shards $(or $(SHARDS),$(OUT)) --out '$(or $(PNG),peek.png)' \

@@ -13,7 +13,7 @@ from rich.text import Text
 from pipelines.console import printable
 from wsi_prep.audit import Audit, balance
 from wsi_prep.audit_catalog import count, open_catalogs
-from wsi_prep.audit_page import left_out, render_page, significant
+from wsi_prep.audit_page import extent, render_page, significant
 from wsi_prep.audit_pictures import Gallery, overlays, tiles
 from wsi_prep.catalog import write_atomically
 from wsi_prep.errors import UsageError
@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_WRONG_CALL
     show_audit(console, audited)
     lost = lost_pictures(audited, shown, drawn)
-    for line in [*audited.notes, *(f"not on the page: {line}" for line in left_out(audited, shown, drawn)), *lost]:
+    for line in extent(audited, shown, drawn):
+        console.print(line, markup=False, soft_wrap=True)
+    for line in [*audited.notes, *lost]:
         errors.print(f"audit: {printable(line)}", markup=False, soft_wrap=True)
     console.print(f"{options.to}: {len(page) / 1e6:.1f} MB", markup=False, soft_wrap=True)
     return EXIT_PICTURES_MISSING if lost else EXIT_OK

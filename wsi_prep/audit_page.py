@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from wsi_prep.audit import LEVELS, MPP_BINS_AN_OCTAVE, NAMES, Audit, Slide
-from wsi_prep.audit_pictures import Gallery, Picture, TilePicture
+from wsi_prep.audit_pictures import OVERLAY_PX, Gallery, Picture, TilePicture
 from wsi_prep.geometry import TILE_PX
 
 MOST_SLIDES = 20_000
@@ -57,15 +56,16 @@ def render_page(audited: Audit, overlays: Gallery, tiles: Gallery) -> str:
         levels=LEVELS,
         magnifications=NAMES,
         named_most=_NAMED,
+        slides_most=MOST_SLIDES,
         numbers=numbers,
         warned=[slide for slide in audited.slides if slide.warning],
         mpp=_mpp_bars(audited.mpp),
         mpp_sources=bars(audited.mpp_sources),
         scanners=bars(audited.scanners),
         quality=_by_quantity(audited),
-        left_out=left_out(audited, overlays, tiles),
-        script=Markup(script),  # noqa: S704 - our own file
-        style=Markup(style),  # noqa: S704
+        extent=extent(audited, overlays, tiles),
+        script=script,
+        style=style,
         script_hash=_hash(script),
         style_hash=_hash(style),
     )
@@ -76,6 +76,7 @@ def page_data(audited: Audit, overlays: Gallery, tiles: Gallery) -> dict[str, An
     each = {(s.magnification, *s.name): s.drawn / s.slides for s in audited.strata}
     return {
         "magnifications": NAMES,
+        "tilesThere": sum(audited.tiles.values()),
         "slides": [_slide(slide, each) for slide in audited.slides[:MOST_SLIDES]],
         "overlays": [_picture(p) for p in overlays.pictures if p.slide < MOST_SLIDES],
         "tiles": [_picture(p) | _place(p) for p in tiles.pictures if p.slide < MOST_SLIDES],
@@ -83,19 +84,16 @@ def page_data(audited: Audit, overlays: Gallery, tiles: Gallery) -> dict[str, An
     }
 
 
-def left_out(audited: Audit, overlays: Gallery, tiles: Gallery) -> list[str]:
-    """What the page does not show, or shows smaller, in words."""
+def extent(audited: Audit, overlays: Gallery, tiles: Gallery) -> list[str]:
+    """How much of the shards the page shows, in words."""
     found = []
     if len(audited.slides) > MOST_SLIDES:
-        rest = len(audited.slides) - MOST_SLIDES
-        found.append(f"{rest:,} slides: the first {MOST_SLIDES:,} by name are listed, and sums are of these")
-    if len(overlays.pictures) < overlays.are:
-        found.append(f"{overlays.are - len(overlays.pictures):,} of {overlays.are:,} overlays")
-    found.append(f"overlays are made smaller and their originals lie in overlays/ of {_folders(audited)}")
-    if len(tiles.pictures) < tiles.are:
-        found.append(f"{tiles.are - len(tiles.pictures):,} of {tiles.are:,} tiles drawn for the strata")
-    stored = "as stored" if tiles.side_px == TILE_PX else f"made smaller, to {tiles.side_px} px"
-    found.append(f"tiles are {stored}")
+        listed = f"{MOST_SLIDES:,} of {len(audited.slides):,} slides, the first by name"
+        found.append(f"the page lists {listed}; its tables and what the filter changes are of these")
+    of = f"{len(overlays.pictures):,} of {overlays.are:,} overlays"
+    found.append(f"the page shows {of}, at most {OVERLAY_PX:,} px wide; they lie in overlays/ of their shards folder")
+    stored = "as stored" if tiles.side_px == TILE_PX else f"made smaller, {tiles.side_px} px wide"
+    found.append(f"the page shows {len(tiles.pictures):,} of {tiles.are:,} tiles drawn for the strata, {stored}")
     return found
 
 
@@ -167,10 +165,6 @@ def _mpp_bars(counts: Mapping[int, int]) -> list[Bar]:
         Bar(significant(0.25 * 2 ** (n / MPP_BINS_AN_OCTAVE)), counts.get(n, 0), counts.get(n, 0) / longest)
         for n in bins
     ]
-
-
-def _folders(audited: Audit) -> str:
-    return "the shards folder" if len(audited.folders) == 1 else "the shards folders"
 
 
 def _file(environment: jinja2.Environment, name: str) -> str:

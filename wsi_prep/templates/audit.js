@@ -16,7 +16,6 @@ data.slides.forEach((slide, number) => {
   slide.text = [slide.file, slide.id, slide.institution, slide.tissue, slide.scanner, slide.note].join("\n").toLowerCase();
   data.magnifications.forEach((name, at) => { slide[name] = slide.tiles[at]; });
 });
-const allTiles = data.slides.reduce((total, slide) => total + slide.tiles.reduce((a, b) => a + b, 0), 0);
 
 function significant(value) {
   if (!value) return "0";
@@ -71,7 +70,7 @@ function strataOf({ slides, magnifications }) {
       row.slides += 1;
       row.tiles += slide.tiles[at];
       row.mm2 += slide.mm2 || 0;
-      row.there += slide.tiles[at] / allTiles;
+      row.there += slide.tiles[at] / data.tilesThere;
       row.drawn += slide.drawn[at];
     }
   }
@@ -289,7 +288,10 @@ function showPictures(numbers, magnifications) {
     found.figure.hidden = !(numbers.has(found.slide) && magnifications.includes(found.magnification));
   }
   for (const strip of document.querySelectorAll(".strip")) strip.hidden = !strip.querySelector("figure:not([hidden])");
-  for (const line of document.querySelectorAll("[data-slide]")) line.hidden = !numbers.has(Number(line.dataset.slide));
+  for (const line of document.querySelectorAll("[data-slide]")) {
+    const number = Number(line.dataset.slide);
+    line.hidden = number < data.slides.length && !numbers.has(number);
+  }
   const shown = (list) => count(list.filter((found) => !found.figure.hidden).length);
   document.getElementById("gallery-says").textContent =
     `${shown(data.overlays)} of the ${count(data.overlays.length)} on this page. Open one for its tiles at each magnification.`;
