@@ -47,3 +47,17 @@ def add_slide(out: Path, number: int, counts: dict[str, int], **slide) -> str:
     row = dict.fromkeys(SLIDE_SCHEMA.names) | {"slide_id": slide_id} | given | tiles
     catalog.commit(row, pa.Table.from_pylist(rows, TILE_SCHEMA))
     return slide_id
+
+
+def add_row(out: Path, slide_id: str, **values) -> None:
+    """Commit a slide without tiles."""
+    catalog = Catalog(out)
+    catalog.create()
+    catalog.commit(dict.fromkeys(SLIDE_SCHEMA.names) | {"slide_id": slide_id} | values, Catalog.no_tiles())
+
+
+def add_overlay(out: Path, slide_id: str, colour: tuple[int, int, int] = (200, 90, 150)) -> None:
+    """An overlay of one colour, 240 x 90 px."""
+    (out / "overlays").mkdir(exist_ok=True)
+    pixels = np.full((90, 240, 3), colour, np.uint8)
+    (out / "overlays" / f"{slide_id}.jpg").write_bytes(encode_tile(pixels, JpegSettings()))

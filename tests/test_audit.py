@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from scipy import stats
-from shard_folders import add_slide
+from shard_folders import add_overlay, add_row, add_slide
 
 from pipelines.audit import main
 from pretrain.index import open_index
@@ -20,24 +20,10 @@ from wsi_prep import audit_pictures
 from wsi_prep.audit import balance, effective
 from wsi_prep.audit_catalog import count, open_catalogs
 from wsi_prep.audit_pictures import overlays, tiles
-from wsi_prep.catalog import Catalog
-from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
+from wsi_prep.jpeg import decode_tile
 from wsi_prep.records import SLIDE_SCHEMA
 
 PEOPLE = {"patient_key": "p"}
-
-
-def add_row(out, slide_id, **values):
-    """Commit a slide without tiles."""
-    catalog = Catalog(out)
-    catalog.create()
-    catalog.commit(dict.fromkeys(SLIDE_SCHEMA.names) | {"slide_id": slide_id} | values, Catalog.no_tiles())
-
-
-def add_overlay(out, slide_id, colour=(200, 90, 150)):
-    (out / "overlays").mkdir(exist_ok=True)
-    pixels = np.full((90, 240, 3), colour, np.uint8)
-    (out / "overlays" / f"{slide_id}.jpg").write_bytes(encode_tile(pixels, JpegSettings()))
 
 
 def cohort(out):
