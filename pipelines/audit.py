@@ -14,7 +14,7 @@ from pipelines.console import printable
 from wsi_prep.audit import Audit, balance
 from wsi_prep.audit_catalog import count, open_catalogs
 from wsi_prep.audit_page import extent, render_page, significant
-from wsi_prep.audit_pictures import Gallery, overlays, tiles
+from wsi_prep.audit_pictures import Gallery, Picture, TilePicture, overlays, tiles
 from wsi_prep.catalog import write_atomically
 from wsi_prep.errors import UsageError
 
@@ -75,7 +75,7 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def lost_pictures(audited: Audit, shown: Gallery, drawn: Gallery) -> list[str]:
+def lost_pictures(audited: Audit, shown: Gallery[Picture], drawn: Gallery[TilePicture]) -> list[str]:
     """A line for each picture that should be there and is not."""
     lost = [p for p in shown.pictures if p.missing and audited.slides[p.slide].status != "excluded"]
     lines = [f"{audited.slides[p.slide].slide_id}: {p.missing}" for p in lost]

@@ -16,7 +16,7 @@ from shard_folders import add_overlay, add_row, add_slide
 from pipelines.audit import main
 from pretrain.index import open_index
 from pretrain.sampler import Sampler, SamplingSettings
-from wsi_prep import audit_pictures
+from wsi_prep import audit_page, audit_pictures
 from wsi_prep.audit import balance, effective
 from wsi_prep.audit_catalog import count, open_catalogs
 from wsi_prep.audit_pictures import overlays, tiles
@@ -184,9 +184,10 @@ def test_tiles_are_the_shards_own_bytes_and_follow_the_seed(tmp_path):
         pages.append(html.read_bytes())
     assert pages[0] == pages[1] != pages[2]
     data = embedded(tmp_path / "0.html")
+    slides = {slide["number"]: slide for slide in data["slides"]}
     strata = collections.defaultdict(list)
     for tile in data["tiles"]:
-        slide = data["slides"][tile["slide"]]
+        slide = slides[tile["slide"]]
         row = rows[slide["id"], tile["magnification"], tile["index"]]
         shard = (out / row["shard"]).read_bytes()
         assert base64.b64decode(tile["jpeg"]) == shard[row["offset"] : row["offset"] + row["nbytes"]]
@@ -219,6 +220,17 @@ def test_many_tiles_are_made_smaller_and_what_is_left_out_is_said(tmp_path, monk
     assert f"shows {len(data['tiles'])} of 19 tiles" in html.read_text()
 
 
+def test_a_page_too_long_lists_the_first_slides_and_those_of_pictures(tmp_path, monkeypatch, capsys):
+    for number in range(9):
+        add_row(tmp_path, f"s{number}", file=f"{number}.svs", status="failed")
+    add_overlay(tmp_path, add_slide(tmp_path, 9, {"20x": 1}, file="9.svs"))
+    monkeypatch.setattr(audit_page, "MOST_SLIDES", 3)
+    assert main(["--shards", str(tmp_path), "--to", str(tmp_path / "audit.html")]) == 0
+    listed = [(slide["number"], slide["file"]) for slide in embedded(tmp_path / "audit.html")["slides"]]
+    assert listed == [(0, "0.svs"), (1, "1.svs"), (2, "2.svs"), (9, "9.svs")]
+    assert "lists 3 of 10 slides" in capsys.readouterr().out
+
+
 def test_the_gallery_takes_every_stratum_in_turn(tmp_path):
     for number in range(8):
         add_overlay(tmp_path, add_slide(tmp_path, number, {"20x": 1}, tissue="skin" if number < 7 else "colon"))
@@ -241,9 +253,10 @@ def test_pictures_that_are_gone_have_a_placeholder(tmp_path, capsys):
     html = tmp_path / "audit.html"
     assert main(["--shards", str(out), "--to", str(html)]) == 3
     data = embedded(html)
-    told = {data["slides"][p["slide"]]["id"]: p["missing"] for p in data["overlays"]}
+    slides = {slide["number"]: slide for slide in data["slides"]}
+    told = {slides[p["slide"]]["id"]: p["missing"] for p in data["overlays"]}
     assert [told[i] for i in ids] == ["the overlay is missing", "the overlay cannot be decoded", "", ""]
-    told = {data["slides"][p["slide"]]["id"]: p["missing"] for p in data["tiles"]}
+    told = {slides[p["slide"]]["id"]: p["missing"] for p in data["tiles"]}
     assert [told[i] for i in ids] == [
         "the tile cannot be read",
         "the tile's bytes are gone",

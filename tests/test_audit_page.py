@@ -182,6 +182,8 @@ def test_columns_sort_both_ways_by_click_and_key(show, html):
     for ordered in (sizes, sizes[::-1]):  # what has none comes last both ways
         head.get_by_role("button", name="mm²").click()
         assert [row[8] for row in cells(page, "slides")] == [*ordered, "–", "–", "–"]
+    page.get_by_label("Find").fill(".svs")  # the order stays
+    assert [row[8] for row in cells(page, "slides")] == [*sizes[::-1], "–", "–", "–"]
 
 
 def test_a_picture_opens_large_and_closes(show, html):

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 
 from wsi_prep.audit import LEVELS, MPP_BINS_AN_OCTAVE, NAMES, Audit, Slide
-from wsi_prep.audit_pictures import OVERLAY_PX, Gallery, Picture, TilePicture
+from wsi_prep.audit_pictures import Gallery, Picture, TilePicture
 from wsi_prep.geometry import TILE_PX
 
 MOST_SLIDES = 20_000
@@ -36,7 +36,7 @@ class Bar:
     share: float
 
 
-def render_page(audited: Audit, overlays: Gallery, tiles: Gallery) -> str:
+def render_page(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TilePicture]) -> str:
     """The page as text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wsi_prep"),
@@ -71,29 +71,32 @@ def render_page(audited: Audit, overlays: Gallery, tiles: Gallery) -> str:
     )
 
 
-def page_data(audited: Audit, overlays: Gallery, tiles: Gallery) -> dict[str, Any]:
+def page_data(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TilePicture]) -> dict[str, Any]:
     """What the page's script works on, as it goes into JSON."""
     each = {(s.magnification, *s.name): s.drawn / s.slides for s in audited.strata}
+    pictured = {picture.slide for picture in (*overlays.pictures, *tiles.pictures)}
+    listed = sorted(pictured.union(range(min(MOST_SLIDES, len(audited.slides)))))
     return {
         "magnifications": NAMES,
         "tilesThere": sum(audited.tiles.values()),
-        "slides": [_slide(slide, each) for slide in audited.slides[:MOST_SLIDES]],
-        "overlays": [_picture(p) for p in overlays.pictures if p.slide < MOST_SLIDES],
-        "tiles": [_picture(p) | _place(p) for p in tiles.pictures if p.slide < MOST_SLIDES],
-        "tileSide": tiles.side_px,
+        "slides": [{"number": n, **_slide(audited.slides[n], each)} for n in listed],
+        "overlays": [_picture(p) for p in overlays.pictures],
+        "tiles": [_picture(p) | _place(p) for p in tiles.pictures],
     }
 
 
-def extent(audited: Audit, overlays: Gallery, tiles: Gallery) -> list[str]:
+def extent(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TilePicture]) -> list[str]:
     """How much of the shards the page shows, in words."""
     found = []
     if len(audited.slides) > MOST_SLIDES:
-        listed = f"{MOST_SLIDES:,} of {len(audited.slides):,} slides, the first by name"
+        listed = f"{MOST_SLIDES:,} of {len(audited.slides):,} slides, the first by name, and those of its pictures"
         found.append(f"the page lists {listed}; its tables and what the filter changes are of these")
-    of = f"{len(overlays.pictures):,} of {overlays.are:,} overlays"
-    found.append(f"the page shows {of}, at most {OVERLAY_PX:,} px wide; they lie in overlays/ of their shards folder")
-    stored = "as stored" if tiles.side_px == TILE_PX else f"made smaller, {tiles.side_px} px wide"
-    found.append(f"the page shows {len(tiles.pictures):,} of {tiles.are:,} tiles drawn for the strata, {stored}")
+    of = f"{len(overlays.pictures):,} of {overlays.available:,} overlays"
+    found.append(
+        f"the page shows {of}, at most {overlays.widest_px:,} px wide; they lie in overlays/ of their shards folder"
+    )
+    stored = "as stored" if tiles.widest_px == TILE_PX else f"made smaller, {tiles.widest_px} px wide"
+    found.append(f"the page shows {len(tiles.pictures):,} of {tiles.available:,} tiles drawn for the strata, {stored}")
     return found
 
 

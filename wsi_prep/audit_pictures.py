@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import cv2
 import duckdb
@@ -20,7 +20,7 @@ from wsi_prep.geometry import TILE_PX
 from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
 
 OVERLAY_PX = 2000
-"""Widest overlay on the page."""
+"""Widest overlay to show."""
 
 _OVERLAY_BYTES = 8_000_000
 _TILE_BYTES = 7_000_000
@@ -30,6 +30,7 @@ _LARGEST_JPEG = 1 << 24
 _SMALL = JpegSettings(quality=80)
 
 T = TypeVar("T")
+P = TypeVar("P", bound="Picture")
 
 
 @dataclass(frozen=True)
@@ -41,27 +42,27 @@ class Picture:
     missing: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TilePicture(Picture):
     """A tile: `index` in its array, position in level-0 px, mpp in um/px of the stored pixels."""
 
-    magnification: str = ""
-    index: int = 0
-    x0: int = 0
-    y0: int = 0
-    mpp: float = 0.0
+    magnification: str
+    index: int
+    x0: int
+    y0: int
+    mpp: float
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Pictures, how many there `are` to choose from, and the side of tiles in px (0: overlays of any size)."""
+class Gallery(Generic[P]):
+    """Pictures, how many of them were `available` to show, and the widest that one is, in px."""
 
-    pictures: tuple[Any, ...]
-    are: int
-    side_px: int = 0
+    pictures: tuple[P, ...]
+    available: int
+    widest_px: int
 
 
-def overlays(audited: Audit, most: int, seed: int) -> Gallery:
+def overlays(audited: Audit, most: int, seed: int) -> Gallery[Picture]:
     """At most `most` slides' overlays, chosen by `seed`, one of each status and stratum in turn, by Audit's order."""
     there = [number for number, slide in enumerate(audited.slides) if slide.status != "failed"]
 
@@ -77,10 +78,10 @@ def overlays(audited: Audit, most: int, seed: int) -> Gallery:
         if size > _OVERLAY_BYTES:
             break
         found.append(picture)
-    return Gallery(tuple(sorted(found, key=lambda picture: picture.slide)), len(there))
+    return Gallery(tuple(sorted(found, key=lambda picture: picture.slide)), len(there), OVERLAY_PX)
 
 
-def tiles(audited: Audit, connection: duckdb.DuckDBPyConnection, each: int, seed: int) -> Gallery:
+def tiles(audited: Audit, connection: duckdb.DuckDBPyConnection, each: int, seed: int) -> Gallery[TilePicture]:
     """`each` tiles of every stratum, drawn by `seed` from as many slides as there are, as stored or made smaller."""
     picks = _picks(audited, each, seed)
     rows = _rows(audited, connection, picks[:_MOST_TILES])

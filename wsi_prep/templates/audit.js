@@ -10,12 +10,12 @@ const count = (value) => counted.format(value);
 const share = (value) => `${significant(100 * value)} %`;
 const sum = (rows, key) => rows.reduce((total, row) => total + (row[key] || 0), 0);
 
-data.slides.forEach((slide, number) => {
-  slide.number = number;
+for (const slide of data.slides) {
   slide.share = slide.drawn.reduce((total, part) => total + part, 0);
   slide.text = [slide.file, slide.id, slide.institution, slide.tissue, slide.scanner, slide.note].join("\n").toLowerCase();
   data.magnifications.forEach((name, at) => { slide[name] = slide.tiles[at]; });
-});
+}
+const byNumber = new Map(data.slides.map((slide) => [slide.number, slide]));
 
 function significant(value) {
   if (!value) return "0";
@@ -257,7 +257,7 @@ function picture(found, words, lines) {
 
 function makeGallery() {
   for (const found of data.overlays) {
-    const slide = data.slides[found.slide];
+    const slide = byNumber.get(found.slide);
     const about = [slide.status === "ok" ? "" : slide.status, slide.stain, slide.institution, slide.tissue].filter(Boolean).join(", ");
     found.figure = picture(found, `${slide.file}: ${about}`, [slide.file, about]);
     document.querySelector(".gallery").append(found.figure);
@@ -267,7 +267,7 @@ function makeGallery() {
 function makeStrips() {
   const strips = new Map();
   for (const found of data.tiles) {
-    const slide = data.slides[found.slide];
+    const slide = byNumber.get(found.slide);
     const stratum = [found.magnification, ...LEVELS.map((level) => slide[level])].join(" · ");
     if (!strips.has(stratum)) strips.set(stratum, element("div", { className: "row" }));
     const at = `tile ${found.index} at ${count(found.x0)}, ${count(found.y0)} (level-0 px), ${significant(found.mpp)} µm/px`;
@@ -290,7 +290,7 @@ function showPictures(numbers, magnifications) {
   for (const strip of document.querySelectorAll(".strip")) strip.hidden = !strip.querySelector("figure:not([hidden])");
   for (const line of document.querySelectorAll("[data-slide]")) {
     const number = Number(line.dataset.slide);
-    line.hidden = number < data.slides.length && !numbers.has(number);
+    line.hidden = byNumber.has(number) && !numbers.has(number);
   }
   const shown = (list) => count(list.filter((found) => !found.figure.hidden).length);
   document.getElementById("gallery-says").textContent =
