@@ -159,6 +159,7 @@ def test_the_filter_narrows_tables_sums_and_pictures_alike(show, html):
     assert visible(page, ".strip figure") == tiles
     page.get_by_label("Status").select_option("=failed")
     assert (files(page), card(page, "tiles"), visible(page, "[data-slide]")) == (["torn.svs"], "0", 1)
+    assert page.locator(".reason:visible summary").all_inner_texts() == ["failed DamagedSlide 1"]
     page.get_by_label("Status").select_option("")
     page.get_by_label("Find").fill("AGAINST")
     assert files(page) == ["w.svs"]

@@ -93,7 +93,10 @@ function showCards({ slides, magnifications }, strata) {
   card("slides", count(slides.length), `of ${count(data.slides.length)}; ${count(ok.length)} ok`);
   card("tiles", count(sum(strata, "tiles")), tiles.map(([name, n]) => `${name} ${count(n)}`).join(", "));
   card("mm2", significant(sum(ok, "mm2")), "of slides that are ok");
-  card("strata", count(distinct(strata, LEVELS)), LEVELS.map((level) => `${count(distinct(strata, [level]))} ${level}`).join(", "));
+  card("strata", count(distinct(strata, LEVELS)), LEVELS.map((level) => {
+    const found = distinct(strata, [level]);
+    return `${count(found)} ${level}${found === 1 ? "" : "s"}`;
+  }).join(", "));
   card("drawn", share(sum(strata, "drawn")), `and ${share(sum(strata, "there"))} of the tiles there`);
   card("not-ok", count(slides.length - ok.length), others.map((status) => `${count(of(status))} ${status}`).join(", ") || "none");
   document.getElementById("shown").textContent = `${count(slides.length)} of ${count(data.slides.length)} slides`;
@@ -292,6 +295,7 @@ function showPictures(numbers, magnifications) {
     const number = Number(line.dataset.slide);
     line.hidden = byNumber.has(number) && !numbers.has(number);
   }
+  for (const reason of document.querySelectorAll(".reason")) reason.hidden = !reason.querySelector("li:not([hidden])");
   const shown = (list) => count(list.filter((found) => !found.figure.hidden).length);
   document.getElementById("gallery-says").textContent =
     `${shown(data.overlays)} of the ${count(data.overlays.length)} on this page. Open one for its tiles at each magnification.`;
