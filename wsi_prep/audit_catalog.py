@@ -115,7 +115,7 @@ def _execute(connection: duckdb.DuckDBPyConnection, folders: Sequence[str], sql:
     except duckdb.Error as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         where = " ".join(folders)
-        raise BadCatalog(f"the catalog of {where} cannot be read ({line}); make its shards again") from error
+        raise BadCatalog(f"the catalog of {where} cannot be read ({line}); run make shards on it again") from error
 
 
 _SCANNER = f"coalesce(nullif(trim(concat_ws(' ', vendor, scanner)), ''), '{NOT_STATED}')"
