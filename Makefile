@@ -8,7 +8,7 @@ PINS := pyproject.toml constraints.txt
 OUT ?= shards
 
 .DEFAULT_GOAL := help
-.PHONY: help shards peek pretrain distill recipe curves evaluate export embed bench test check samples clean
+.PHONY: help shards query interchange peek pretrain distill recipe curves evaluate export embed bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -24,6 +24,9 @@ endif
 	  $(if $(REDO),--redo) $(if $(ASSUME_MPP),--assume-mpp '$(ASSUME_MPP)') \
 	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(ID_ROOT),--id-root '$(ID_ROOT)') \
 	  $(if $(TIME_LIMIT),--time-limit '$(TIME_LIMIT)') $(ARGS)
+
+query: $(VENV)/.shards ## a question to the catalog: SQL="SELECT ... FROM slides, tiles" SHARDS="folder ..." TO=file.csv|file.parquet ARGS=
+	@$(BIN)/python -m pipelines.query --shards $(or $(SHARDS),$(OUT)) --sql "$$SQL" $(if $(TO),--to '$(TO)') $(ARGS)
 
 peek: $(VENV)/.train ## a picture of what the trainer sees: SHARDS="folder or URL ..." WHERE="stain = 'HE'" PNG= ARGS=
 	@$(BIN)/python -m pipelines.peek --shards $(or $(SHARDS),$(OUT)) --out '$(or $(PNG),peek.png)' \
