@@ -13,13 +13,13 @@ OUT ?= shards
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MAGS= MAX_TILES= WORKERS= SCHEDULER= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= TIME_LIMIT= ARGS=
+shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MASKS= MAGS= MAX_TILES= WORKERS= SCHEDULER= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= TIME_LIMIT= ARGS=
 ifndef SLIDES
 	@$(BIN)/python -m sample_slides.make
 endif
 	@$(BIN)/python -m pipelines.shards --slides '$(or $(SLIDES),sample_slides)' --out '$(OUT)' \
 	  $(if $(or $(MANIFEST),$(if $(SLIDES),,samples)),--manifest '$(or $(MANIFEST),sample_slides/manifest.csv)') \
-	  $(if $(MAGS),--mags '$(MAGS)') $(if $(MAX_TILES),--max-tiles '$(MAX_TILES)') \
+	  $(if $(MASKS),--masks '$(MASKS)') $(if $(MAGS),--mags '$(MAGS)') $(if $(MAX_TILES),--max-tiles '$(MAX_TILES)') \
 	  $(if $(WORKERS),--workers '$(WORKERS)') $(if $(SCHEDULER),--scheduler '$(SCHEDULER)') \
 	  $(if $(REDO),--redo) $(if $(ASSUME_MPP),--assume-mpp '$(ASSUME_MPP)') \
 	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(ID_ROOT),--id-root '$(ID_ROOT)') \
