@@ -28,6 +28,10 @@ endif
 query: $(VENV)/.shards ## a question to the catalog: SQL="SELECT ... FROM slides, tiles" SHARDS="folder ..." TO=file.csv|file.parquet ARGS=
 	@$(BIN)/python -m pipelines.query --shards $(or $(SHARDS),$(OUT)) --sql "$$SQL" $(if $(TO),--to '$(TO)') $(ARGS)
 
+interchange: $(VENV)/.shards ## for other tools: KIND=qupath|trident|clam|webdataset SHARDS=folder TO=folder WHERE="stain = 'HE'" ARGS=
+	@$(BIN)/python -m pipelines.interchange --kind '$(KIND)' --shards '$(or $(SHARDS),$(OUT))' --to '$(TO)' \
+	  $(if $(WHERE),--where "$$WHERE") $(ARGS)
+
 peek: $(VENV)/.train ## a picture of what the trainer sees: SHARDS="folder or URL ..." WHERE="stain = 'HE'" PNG= ARGS=
 	@$(BIN)/python -m pipelines.peek --shards $(or $(SHARDS),$(OUT)) --out '$(or $(PNG),peek.png)' \
 	  $(if $(WHERE),--where "$(WHERE)") $(ARGS)
