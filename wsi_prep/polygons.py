@@ -60,20 +60,24 @@ def filled(polygons: Sequence[Polygon], shape: tuple[int, int], step_x0: float, 
     outline that crosses itself has a meaning. What lies beyond the mask is left out. Raises BadMask where an outline
     would take absurd work.
     """
+    scaled = [[ring / (step_x0, step_y0) for ring in polygon] for polygon in polygons]
+    boxes = [_box(rings, shape) for rings in scaled]
+    if sum((bottom - top) * (right - left) for left, top, right, bottom in boxes) > _MOST_FILLED_PX:
+        raise BadMask("its polygons cover the slide over and over; merge them")
     mask = np.zeros(shape, bool)
-    work = 0
-    for polygon in polygons:
-        rings = [ring / (step_x0, step_y0) for ring in polygon]
-        low, high = (side(np.concatenate(rings), axis=0) for side in (np.min, np.max))
-        left, top = np.clip(np.floor(low), 0, shape[::-1]).astype(int)
-        right, bottom = np.clip(np.ceil(high), 0, shape[::-1]).astype(int)
-        work += (bottom - top) * (right - left)
-        if work > _MOST_FILLED_PX:
-            raise BadMask("its polygons cover the slide over and over; merge them")
+    for rings, (left, top, right, bottom) in zip(scaled, boxes, strict=True):
         if right > left and bottom > top:
-            inside = mask[top:bottom, left:right]
-            inside |= _inside([ring - (left, top) for ring in rings], (bottom - top, right - left))
+            inside = _inside([ring - (left, top) for ring in rings], (bottom - top, right - left))
+            mask[top:bottom, left:right] |= inside
     return mask
+
+
+def _box(rings: Polygon, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the pixels that the rings can reach."""
+    points = np.concatenate(rings)
+    left, top = np.clip(np.floor(points.min(axis=0)), 0, shape[::-1]).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(points.max(axis=0)), 0, shape[::-1]).astype(int).tolist()
+    return left, top, right, bottom
 
 
 def _inside(rings: Polygon, shape: tuple[int, int]) -> NDArray[np.bool_]:
