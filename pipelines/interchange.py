@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--to", required=True, type=Path, metavar="FOLDER", help="where the files go")
     add("--where", default="true", metavar="SQL", help="a condition on the columns of slides and tiles")
     add("--tar-mb", type=int, default=1000, metavar="MB", help="webdataset: largest tar (default: %(default)s)")
-    add("--shuffle", type=int, metavar="SEED", help="webdataset: tiles in random order (default: the catalog's)")
+    add("--shuffle", type=int, metavar="SEED", help="webdataset: tiles in random order (default: slide by slide)")
     return parser
 
 

@@ -20,7 +20,6 @@ _MEMORY = "4GB"
 _BATCH = 65_536
 _CLOSED = {
     "memory_limit": _MEMORY,
-    "temp_directory": "",
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
 }
@@ -57,13 +56,14 @@ class OpenCatalog:
         self._connection.close()
 
 
-def open_catalog(shards: Sequence[str]) -> OpenCatalog:
+def open_catalog(shards: Sequence[str], spill: Path | None = None) -> OpenCatalog:
     """The catalogs of the OUT folders `shards` as one; columns that an older one lacks are NULL. Raises BadCatalog.
 
-    No question can read another file, write one, reach a network, or change these settings.
+    No question can read another file, write one, reach a network, or change these settings. What does not fit in memory
+    goes to the folder `spill`; without one, such a question is refused.
     """
     files = {table: [str(file) for where in shards for file in catalog_files(where, table)] for table in _TABLES}
-    connection = duckdb.connect(":memory:", config=_CLOSED)
+    connection = duckdb.connect(":memory:", config={**_CLOSED, "temp_directory": str(spill or "")})
     try:
         connection.execute("SET allowed_paths = $files", {"files": [*files["slides"], *files["tiles"]]})
         connection.execute("SET enable_external_access = false")
@@ -116,11 +116,13 @@ def write(answer: pa.RecordBatchReader, file: Path) -> int:
 
 
 def _create_view(connection: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema, files: list[str]) -> None:
-    """The files' rows under an empty table with the format's columns, which types what an older catalog lacks."""
+    """The files' rows, with the format's columns and types whatever the files have; other columns are kept."""
     connection.register(f"no_{table}", schema.empty_table())
+    kinds = connection.execute(f"DESCRIBE no_{table}").fetchall()
+    typed = ", ".join(f'CAST("{name}" AS {kind}) AS "{name}"' for name, kind, *_ in kinds)
     names = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
     rows = f" UNION ALL BY NAME FROM read_parquet([{names}], union_by_name = true)" if files else ""
-    connection.execute(f"CREATE VIEW {table} AS FROM no_{table}{rows}")
+    connection.execute(f"CREATE VIEW {table} AS SELECT * REPLACE ({typed}) FROM (FROM no_{table}{rows})")  # noqa: S608
 
 
 def _answers(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:

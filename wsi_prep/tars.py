@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import tarfile
+import tempfile
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,16 +29,23 @@ def write_tars(out: Path, where: str, to: Path, most_bytes: int, shuffle: int | 
     """`to`/tiles-00000.tar, ... of the tiles that fit `where`, none larger than `most_bytes` unless one tile is.
 
     <key>.jpg holds the stored bytes, <key>.json the tile's row and its slide's stratum; the key is made of slide,
-    magnification and index. In the catalog's order, or in a random one that `shuffle` fixes. Raises BadOption where the
-    folder holds tars already. A tile whose bytes are not what the catalog says is left out.
+    magnification and index. Slide by slide, or in a random order that `shuffle` fixes. Raises BadOption where the folder
+    holds tars already. A tile whose bytes are not what the catalog says is left out.
     """
+    if most_bytes < tarfile.RECORDSIZE:
+        raise BadOption(f"tars of {most_bytes} bytes hold nothing; tar-mb 1000 is usual")
     if any(to.glob("tiles-*.tar")):
         raise BadOption(f"TO {to} holds tars already; remove them, or name another folder")
     to.mkdir(parents=True, exist_ok=True)
-    order = "" if shuffle is None else f"ORDER BY hash(slide_id, magnification, index, {shuffle:d})"
+    keys = "slide_id, magnification, index"
+    order = f"ORDER BY {keys}" if shuffle is None else f"ORDER BY hash({keys}, {shuffle:d}), {keys}"
     columns = ", ".join(f'"{name}"' for name in (*TILE_SCHEMA.names, *_STRATUM))
     written = Written()
-    with open_catalog([str(out)]) as catalog, _Tars(to, most_bytes) as tars:
+    with (
+        tempfile.TemporaryDirectory(dir=to, prefix=".sorting.") as spill,
+        open_catalog([str(out)], Path(spill)) as catalog,
+        _Tars(to, most_bytes) as tars,
+    ):
         for batch in catalog.ask(_TILES.format(columns=columns, where=where, order=order)):
             for row in batch.to_pylist():
                 try:
@@ -105,5 +114,6 @@ def _key(row: dict[str, Any]) -> str:
 
 
 def _json(row: dict[str, Any]) -> bytes:
-    plain = {name: None if value != value else value for name, value in row.items()}  # noqa: PLR0124 - JSON has no NaN
+    """JSON has no NaN and no infinity."""
+    plain = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()}
     return json.dumps(plain, allow_nan=False).encode()
