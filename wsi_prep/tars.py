@@ -29,7 +29,7 @@ def write_tars(out: Path, where: str, to: Path, most_bytes: int, shuffle: int | 
     """`to`/tiles-00000.tar, ... of the tiles that fit `where`, none larger than `most_bytes` unless one tile is.
 
     <key>.jpg holds the stored bytes, <key>.json the tile's row and its slide's stratum; the key is made of slide,
-    magnification and index. Slide by slide, or in a random order that `shuffle` fixes. Raises BadOption where the folder
+    magnification and index. Slide by slide, or in a random order that `shuffle` fixes. Raises BadOption where `to`
     holds tars already. A tile whose bytes are not what the catalog says is left out.
     """
     if most_bytes < tarfile.RECORDSIZE:
