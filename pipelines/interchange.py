@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.console import printable
-from wsi_prep.errors import UsageError
+from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.interchange import Written, write_clam, write_qupath, write_trident
 from wsi_prep.tars import write_tars
 
@@ -45,17 +45,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write(options: argparse.Namespace) -> Written:
     """Do as the options say; raises UsageError."""
+    if "://" in options.shards:
+        raise BadOption(f"SHARDS {options.shards} is no folder of this machine; tiles are read from a disk")
+    shards = Path(options.shards)
     if options.kind == "webdataset":
-        return write_tars(options.shards, options.where, options.to, options.tar_mb * 1_000_000, options.shuffle)
+        return write_tars(shards, options.where, options.to, options.tar_mb * 1_000_000, options.shuffle)
     writers = {"qupath": write_qupath, "trident": write_trident, "clam": write_clam}
-    return writers[options.kind](options.shards, options.where, options.to)
+    return writers[options.kind](shards, options.where, options.to)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.interchange", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, type=Path, metavar="FOLDER", help="a folder that make shards has filled")
+    add("--shards", required=True, metavar="FOLDER", help="a folder that make shards has filled")
     add("--kind", required=True, choices=KINDS, help="for which tool")
     add("--to", required=True, type=Path, metavar="FOLDER", help="where the files go")
     add("--where", default="true", metavar="SQL", help="a condition on the columns of slides and tiles")

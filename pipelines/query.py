@@ -81,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.query", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="FOLDER", help="folders that make shards has filled")
+    add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
     add("--sql", required=True, metavar="SELECT", help="one statement over the views slides and tiles")
     add("--to", type=Path, metavar="FILE", help="write all rows to this .csv or .parquet instead of showing some")
     add("--rows", type=int, default=50, metavar="N", help="most rows shown (default: %(default)s)")
