@@ -1,8 +1,6 @@
 """Questions to catalogs: those of docs/queries.md word for word against plain Python, and what no question may do."""
 
 import re
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -298,13 +296,6 @@ def test_a_catalog_that_is_no_parquet_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "cannot be read" in error
-
-
-def test_the_command_needs_no_torch(shards):
-    question = ["--shards", str(shards), "--sql", "SELECT 1"]
-    code = f"import sys; from pipelines.query import main; main({question}); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("False\n")
 
 
 def test_this_duckdb_still_locks_as_documented():
