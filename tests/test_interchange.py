@@ -203,6 +203,18 @@ def test_qupath_gets_every_slide_with_an_outline_even_an_empty_one(he_slide, tmp
     assert list((tmp_path / "none").iterdir()) == []
 
 
+def test_an_outline_that_is_gone_or_broken_is_left_out_and_named(he_slide, tmp_path, capsys):
+    row, _ = prepared(he_slide, tmp_path / "out")
+    (file,) = (tmp_path / "out/tissue").iterdir()
+    for change_it, said in ((lambda: file.write_text("{"), "not JSON"), (file.unlink, "not there")):
+        change_it()
+        assert call(tmp_path / "out", "qupath", tmp_path / "to") == 3
+        error = capsys.readouterr().err
+        assert row["slide_id"] in error
+        assert said in error
+    assert list((tmp_path / "to").iterdir()) == []
+
+
 def test_a_row_that_does_not_know_its_bounds_gives_no_outline(he_slide, tmp_path, capsys):
     """A shifted outline is worse than none; rows of the tiled-TIFF reader need no bounds."""
     row, _ = prepared(he_slide, tmp_path / "out")

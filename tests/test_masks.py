@@ -15,9 +15,9 @@ from test_geojson import SQUARE, feature
 from pipelines.interchange import main as interchange
 from pipelines.shards import main
 from wsi_prep.catalog import Catalog
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadMask, BadOption
 from wsi_prep.manifest import EMPTY_ROW
-from wsi_prep.masks import find_masks
+from wsi_prep.masks import MaskFile, find_masks, read_mask
 from wsi_prep.plan import PlanSettings
 from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
 from wsi_prep.sources import SlideSource, find_slides
@@ -139,6 +139,22 @@ def test_a_bad_mask_fails_its_slide_in_one_line(he_slide, tmp_path, mask, name, 
     assert said in row["error"]
     assert row["error"].startswith(f"mask {row['slide_id']}.")
     assert not list(tmp_path.glob("stores/*"))
+
+
+def test_a_mask_that_changed_since_the_run_began_is_not_taken(tmp_path):
+    """The row would bear the mark of another mask than its tiles are of."""
+    file = tmp_path / "mask.geojson"
+    file.write_text("[]")
+    mask = MaskFile(str(file), "0" * 32)
+    with pytest.raises(BadMask, match="it changed while the run was on"):
+        read_mask(mask, None, None)
+    with file.open("r+b") as huge:
+        huge.truncate(65 * 2**20)
+    with pytest.raises(BadMask, match="larger than 64 MiB"):
+        read_mask(mask, None, None)
+    file.unlink()
+    with pytest.raises(BadMask, match="it is not there"):
+        read_mask(mask, None, None)
 
 
 def test_a_mask_without_annotations_means_no_tissue(he_slide, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from wsi_prep.errors import BadMask
 from wsi_prep.polygons import FILE_FRAME, FRAME, QUPATH_FRAME, Polygon
 
+_MOST_BYTES = 64 * 2**20
 _MOST_POINTS = 2_000_000
 _FARTHEST = 1e7
 """Level-0 px from the origin: several times the largest slide."""
@@ -27,6 +29,18 @@ class Outlines:
 
     kept: list[Polygon]
     cut: list[Polygon]
+
+
+def bounded_bytes(file: Path) -> bytes:
+    """What a file holds; BadMask where that is too much or cannot be read, FileNotFoundError where there is none."""
+    try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise BadMask(f"it is larger than {_MOST_BYTES >> 20} MiB; simplify it")
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadMask(f"it cannot be read ({error.strerror})") from error
 
 
 def read_outlines(data: bytes, bounds_x0: int, bounds_y0: int) -> Outlines:

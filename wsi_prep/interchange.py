@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wsi_prep.catalog import aside, write_atomically
 from wsi_prep.errors import BadCatalog, BadMask
-from wsi_prep.geojson import read_outlines
+from wsi_prep.geojson import bounded_bytes, read_outlines
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
 from wsi_prep.polygons import QUPATH_FRAME, feature_collection
 from wsi_prep.query import open_catalog
@@ -78,11 +78,11 @@ def _for_qupath(out: Path, slide: dict[str, Any]) -> dict[str, Any]:
         bounds = 0, 0
     if None in bounds:
         raise BadMask("its row does not say where its bounds begin; make its shards anew in another OUT")
-    file = out / "tissue" / f"{slide['slide_id']}.geojson"
     try:
-        outlines = read_outlines(file.read_bytes(), *bounds)
-    except OSError as error:
-        raise BadMask(f"{file} cannot be read ({error.strerror})") from error
+        data = bounded_bytes(out / "tissue" / f"{slide['slide_id']}.geojson")
+    except FileNotFoundError as error:
+        raise BadMask("its tissue/*.geojson is not there") from error
+    outlines = read_outlines(data, *bounds)
     return feature_collection([[ring - bounds for ring in polygon] for polygon in outlines.kept], QUPATH_FRAME)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.errors import BadMask, BadOption
-from wsi_prep.geojson import read_outlines
+from wsi_prep.geojson import bounded_bytes, read_outlines
 from wsi_prep.polygons import Polygon, filled
 from wsi_prep.readers.base import SlideInfo
 from wsi_prep.sources import SlideSource
@@ -23,7 +22,6 @@ from wsi_prep.thumbnail import Thumbnail
 
 _ENDINGS = (".geojson", ".json", ".png")
 
-_MOST_BYTES = 256 * 2**20
 _MOST_PIXELS = 128 * 2**20
 _ASPECT_TOLERANCE = 0.02
 
@@ -112,11 +110,9 @@ def _digest(path: Path) -> str:
 def _bytes(mask: MaskFile) -> bytes:
     """What the file held when the run began."""
     try:
-        if os.stat(mask.path).st_size > _MOST_BYTES:  # noqa: PTH116
-            raise BadMask(f"it is larger than {_MOST_BYTES >> 20} MiB; simplify it")
-        data = Path(mask.path).read_bytes()
-    except OSError as error:
-        raise BadMask(f"it cannot be read ({error.strerror}); workers must see MASKS under the same path") from error
+        data = bounded_bytes(Path(mask.path))
+    except FileNotFoundError as error:
+        raise BadMask("it is not there; workers must see MASKS under the same path") from error
     if hashlib.blake2b(data, digest_size=16).hexdigest() != mask.digest:
         raise BadMask("it changed while the run was on; run again")
     return data
