@@ -13,11 +13,11 @@ from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.interchange import Written, write_clam, write_qupath, write_trident
 from wsi_prep.tars import write_tars
 
-EXIT_OK, EXIT_WRONG_CALL, EXIT_LEFT_OUT = 0, 2, 3
+EXIT_OK, EXIT_WRONG_CALL, EXIT_LEFT_OUT, EXIT_INTERRUPTED = 0, 2, 3, 130
 KINDS = ("qupath", "trident", "clam", "webdataset")
 _SHOWN = 20
 
-EPILOG = "exit codes: 0 all is written; 2 the call is wrong; 3 it is written, but something had to be left out."
+EPILOG = "exit codes: 0 all is written; 2 the call is wrong; 3 something had to be left out; 130 interrupted."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,8 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
         what = f"{error.filename or options.to}: {error.strerror or error}"
         errors.print(f"interchange: {printable(what)}", markup=False, soft_wrap=True)
         return EXIT_WRONG_CALL
+    except KeyboardInterrupt:
+        errors.print("interchange: interrupted; the files that have their names are whole")
+        return EXIT_INTERRUPTED
     for name, reason in list(written.left_out.items())[:_SHOWN]:
-        errors.print(f"interchange: left out: {name}: {reason}", markup=False, soft_wrap=True)
+        errors.print(printable(f"interchange: left out: {name}: {reason}"), markup=False, soft_wrap=True)
     more = len(written.left_out) - _SHOWN
     if more > 0:
         errors.print(f"interchange: and {more:,} more left out")

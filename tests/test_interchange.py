@@ -268,6 +268,27 @@ def test_rows_that_are_not_of_the_format_end_the_call(shards, tmp_path, capsys, 
     assert list((tmp_path / "to").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [{"span0": float("nan")}, {"span0": -1.0}, {"x0": None}, {"span0": None}],
+    ids=["nan", "negative", "x0", "none"],
+)
+@pytest.mark.parametrize("kind", ["trident", "clam"])
+def test_tiles_without_a_place_end_the_call(shards, tmp_path, capsys, kind, columns):
+    change(shards, "tiles", **columns)
+    assert call(shards, kind, tmp_path / "to") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "where the tiles of slide1-00000001 are" in error
+
+
+def test_an_id_too_long_for_a_tar_is_refused(shards, tmp_path, capsys):
+    for table in ("slides", "tiles"):
+        change(shards, table, slide_id="x" * 81)
+    assert call(shards, "webdataset", tmp_path / "to") == 2
+    assert "no slide id" in capsys.readouterr().err
+
+
 def test_columns_of_other_types_are_one_line(shards, tmp_path, capsys):
     for file in (shards / "catalog/tiles").glob("*.parquet"):
         table = pq.read_table(file)

@@ -20,7 +20,8 @@ from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
 from wsi_prep.polygons import QUPATH_FRAME, feature_collection
 from wsi_prep.query import open_catalog
 
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,199}\Z")
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,79}\Z")
+_WIDEST = 1e6  # level-0 px of a tile
 _MAGNIFICATIONS = {m.name for m in MAGNIFICATIONS}
 
 _OUTLINED = """SELECT DISTINCT slide_id, bounds_x0, bounds_y0, reader FROM slides LEFT JOIN tiles USING (slide_id)
@@ -141,8 +142,9 @@ def _write_coords(
             arrays = batch.drop_columns(["x0", "y0"]).to_pylist()
             for array, x0, y0 in zip(arrays, batch["x0"], batch["y0"], strict=True):
                 require_names(array["slide_id"], array["magnification"])
-                if None in array.values():
-                    raise BadCatalog(f"the catalog does not say the size of {array['slide_id']} or of its tiles")
+                known = None not in array.values() and x0.values.null_count + y0.values.null_count == 0
+                if not (known and 0 < array["span0"] < _WIDEST):
+                    raise BadCatalog(f"the catalog does not say where the tiles of {array['slide_id']} are")
                 file = to / folder.format(**array) / f"{array['slide_id']}{suffix}.h5"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 coords: NDArray[np.int64] = np.stack([x0.values.to_numpy(), y0.values.to_numpy()], axis=1)
