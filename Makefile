@@ -11,18 +11,18 @@ TORCHRUN = $(if $(HEAD)$(GPUS),torch.distributed.run --nproc-per-node '$(or $(GP
   --rdzv-backend c10d --rdzv-endpoint '$(HEAD)' --rdzv-id '$(or $(SLURM_JOB_ID),$(RUN),run)',--standalone) -m)
 
 .DEFAULT_GOAL := help
-.PHONY: help shards audit peek pretrain distill recipe curves evaluate export embed bench test check samples clean
+.PHONY: help shards audit query interchange peek pretrain distill recipe curves evaluate export embed bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MAGS= MAX_TILES= WORKERS= SCHEDULER= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= TIME_LIMIT= ARGS=
+shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MASKS= MAGS= MAX_TILES= WORKERS= SCHEDULER= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= TIME_LIMIT= ARGS=
 ifndef SLIDES
 	@$(BIN)/python -m sample_slides.make
 endif
 	@$(BIN)/python -m pipelines.shards --slides '$(or $(SLIDES),sample_slides)' --out '$(OUT)' \
 	  $(if $(or $(MANIFEST),$(if $(SLIDES),,samples)),--manifest '$(or $(MANIFEST),sample_slides/manifest.csv)') \
-	  $(if $(MAGS),--mags '$(MAGS)') $(if $(MAX_TILES),--max-tiles '$(MAX_TILES)') \
+	  $(if $(MASKS),--masks '$(MASKS)') $(if $(MAGS),--mags '$(MAGS)') $(if $(MAX_TILES),--max-tiles '$(MAX_TILES)') \
 	  $(if $(WORKERS),--workers '$(WORKERS)') $(if $(SCHEDULER),--scheduler '$(SCHEDULER)') \
 	  $(if $(REDO),--redo) $(if $(ASSUME_MPP),--assume-mpp '$(ASSUME_MPP)') \
 	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(ID_ROOT),--id-root '$(ID_ROOT)') \
@@ -30,6 +30,12 @@ endif
 
 audit: $(VENV)/.shards ## what shards hold, as one HTML page: SHARDS="folder ..." TO=audit.html ARGS="--gallery 60 --tiles 4"
 	@$(BIN)/python -m pipelines.audit --shards $(or $(SHARDS),$(OUT)) --to '$(or $(TO),audit.html)' $(ARGS)
+query: $(VENV)/.shards ## a question to the catalog: SQL="SELECT ... FROM slides, tiles" SHARDS="folder ..." TO=file.csv|file.parquet ARGS=
+	@$(BIN)/python -m pipelines.query --shards $(or $(SHARDS),$(OUT)) --sql "$$SQL" $(if $(TO),--to '$(TO)') $(ARGS)
+
+interchange: $(VENV)/.shards ## for other tools: KIND=qupath|trident|clam|webdataset SHARDS=folder TO=folder WHERE="stain = 'HE'" ARGS=
+	@$(BIN)/python -m pipelines.interchange --kind '$(KIND)' --shards '$(or $(SHARDS),$(OUT))' --to '$(TO)' \
+	  $(if $(WHERE),--where "$$WHERE") $(ARGS)
 
 peek: $(VENV)/.train ## a picture of what the trainer sees: SHARDS="folder or URL ..." WHERE="stain = 'HE'" PNG= ARGS=
 	@$(BIN)/python -m pipelines.peek --shards $(or $(SHARDS),$(OUT)) --out '$(or $(PNG),peek.png)' \

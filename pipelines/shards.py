@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--slides", required=True, metavar="WHERE", help="a folder, a slide, a glob, or a .csv with a column 'slide'")
     add("--out", required=True, type=Path, metavar="FOLDER", help="where the stores and the catalog go")
     add("--manifest", metavar="CSV", help="columns slide, mpp, stain, institution, tissue, patient")
+    add("--masks", metavar="FOLDER", help="tissue masks named after their slides, GeoJSON or PNG, used as they are")
     add("--mags", default="5x 10x 20x 40x", metavar="NAMES", help="magnifications to make (default: %(default)s)")
     add("--max-tiles", default="", metavar="LIMITS", help='most tiles a slide gives, as in "40x=500 20x=500"')
     add(
@@ -95,6 +96,7 @@ def build_request(options: argparse.Namespace) -> RunRequest:
         slides=options.slides,
         out=Path(os.path.abspath(options.out)),  # noqa: PTH100 - resolve() would follow the user's links
         manifest=options.manifest,
+        masks=options.masks,
         settings=settings,
         workers=options.workers,
         scheduler=options.scheduler,

@@ -60,6 +60,13 @@ def test_slide_stage_does_not_know_the_trainer():
     assert [str(p) for p in (ROOT / "wsi_prep").rglob("*.py") if uses(p, "pretrain") or uses(p, "torch")] == []
 
 
+@pytest.mark.parametrize("command", ["shards", "query", "interchange", "console"])
+def test_commands_of_the_slide_stage_do_not_know_the_trainer(command):
+    path = ROOT / "pipelines" / f"{command}.py"
+    assert not uses(path, "pretrain")
+    assert not uses(path, "torch")
+
+
 def test_trainer_takes_only_the_shard_format():
     for path in (ROOT / "pretrain").rglob("*.py"):
         taken = {name for name in imports(path) if name.startswith("wsi_prep.") and name.count(".") == 1}

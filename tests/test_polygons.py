@@ -2,7 +2,11 @@ import cv2
 import numpy as np
 from shapely.geometry import Point, shape
 
-from wsi_prep.polygons import tissue_geojson
+from wsi_prep.polygons import FILE_FRAME, feature_collection, tissue_polygons
+
+
+def tissue_geojson(mask, *step):
+    return feature_collection(tissue_polygons(mask, *step), FILE_FRAME)
 
 
 def blobs():
@@ -37,4 +41,5 @@ def test_corners_of_the_slide_belong_to_the_outline():
 
 
 def test_no_tissue_is_an_empty_collection():
-    assert tissue_geojson(np.zeros((5, 5), bool), 1.0, 1.0) == {"type": "FeatureCollection", "features": []}
+    empty = {"type": "FeatureCollection", "frame": "level-0", "features": []}
+    assert tissue_geojson(np.zeros((5, 5), bool), 1.0, 1.0) == empty

@@ -158,27 +158,27 @@ class Catalog:
 
     def _write(self, table: str, rows: pa.Table, name: str) -> None:
         folder = self._folders[table]
-        with _aside(folder / name) as aside:
-            pq.write_table(rows, aside, compression="zstd")
+        with aside(folder / name) as unfinished:
+            pq.write_table(rows, unfinished, compression="zstd")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file aside, make it durable, and rename it into place."""
-    with _aside(path) as aside:
-        aside.write_bytes(data)
+    with aside(path) as unfinished:
+        unfinished.write_bytes(data)
 
 
 @contextlib.contextmanager
-def _aside(path: Path) -> Iterator[Path]:
+def aside(path: Path) -> Iterator[Path]:
     """A hidden name to write to; what is there at the end is made durable and renamed to `path`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield aside
-        _sync_file(aside)
-    except OSError:
-        aside.unlink(missing_ok=True)  # on a full disk even this counts
+        yield unfinished
+        _sync_file(unfinished)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # on a full disk even this counts
         raise
-    aside.rename(path)
+    unfinished.rename(path)
     sync_folder(path.parent)
 
 

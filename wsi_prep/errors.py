@@ -41,6 +41,10 @@ class OtherConfiguration(BadOutput):
     """The output folder was made with other settings."""
 
 
+class BadQuery(UsageError):
+    """A question to the catalog cannot be understood, or asks for more than the catalog's rows."""
+
+
 class RunReplaced(WsiPrepError, RuntimeError):
     """Another run has taken the output folder over; what this one was doing is abandoned."""
 
@@ -57,6 +61,10 @@ class UnreadableSlide(SlideError, OSError):
 
 class DamagedSlide(SlideError, OSError):
     """The file opens, but some of its pixels cannot be decoded."""
+
+
+class BadMask(SlideError, ValueError):
+    """The tissue mask that was given for the slide cannot be used."""
 
 
 class TimedOut(SlideError, TimeoutError):

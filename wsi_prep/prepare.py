@@ -27,11 +27,12 @@ from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, T
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, Grid
 from wsi_prep.jpeg import JpegSettings, encode_tile
 from wsi_prep.manifest import ManifestRow
+from wsi_prep.masks import MaskFile, read_mask
 from wsi_prep.memory import keep_freed_memory
 from wsi_prep.overlay import draw_overlay
 from wsi_prep.pixels import read_groups
 from wsi_prep.plan import PlanSettings, TilePlan, plan_tiles
-from wsi_prep.polygons import tissue_geojson
+from wsi_prep.polygons import FILE_FRAME, feature_collection, tissue_polygons
 from wsi_prep.quality import MEASURES, Measurer
 from wsi_prep.readers.base import SlideInfo, SlideReader
 from wsi_prep.readers.select import READERS, open_slide
@@ -74,15 +75,16 @@ class PrepareSettings:
         plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT_VERSION, **asdict(self)}))
         return plain
 
-    def config_hash(self, manifest_mpp: float | None) -> str:
-        """Mark of the settings and of the manifest's value that the tiles depend on."""
-        text = json.dumps([self.as_dict(), repr(manifest_mpp)], sort_keys=True)
+    def config_hash(self, manifest_mpp: float | None, mask_digest: str | None = None) -> str:
+        """Mark of the settings, and of the manifest's value and the given mask, that the tiles depend on."""
+        given = [repr(manifest_mpp)] if mask_digest is None else [repr(manifest_mpp), mask_digest]
+        text = json.dumps([self.as_dict(), *given], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
 class SlideTask:
-    """One slide's work: where it is, what the manifest says of it, and where the result goes.
+    """One slide's work: where it is, what the manifest says of it, where the result goes, and a mask if one is given.
 
     `run_token` names the run: when the output folder's lock holds another, this work is nobody's any more. After
     `time_limit` seconds the worker process ends itself, and the slide fails when it is tried again.
@@ -95,6 +97,12 @@ class SlideTask:
     out: str
     run_token: str
     time_limit: float = DEFAULT_TIME_LIMIT
+    mask: MaskFile | None = None
+
+    @property
+    def config_hash(self) -> str:
+        """What the slide's row must bear for its tiles to stand."""
+        return self.settings.config_hash(self.manifest.mpp, self.mask.digest if self.mask else None)
 
 
 def prepare_slide(task: SlideTask) -> dict[str, Any]:
@@ -168,7 +176,7 @@ def blank_row(task: SlideTask) -> dict[str, Any]:
     row.update(
         slide_id=task.source.slide_id,
         file=task.source.name,
-        config_hash=task.settings.config_hash(task.manifest.mpp),
+        config_hash=task.config_hash,
         version=__version__,
         seconds=0.0,
         bytes=0,
@@ -214,7 +222,11 @@ def _prepare(task: SlideTask, row: dict[str, Any], stage: Path) -> pa.Table:
         thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
         check_bright_field(thumbnail.pixels)
         glass = Glass.of(thumbnail.pixels)
-        tissue = detect_tissue(thumbnail.pixels, thumbnail.mpp, task.settings.tissue, glass)
+        row["tissue_source"] = "mask" if task.mask else "detected"
+        if task.mask:
+            tissue = read_mask(task.mask, reader.info, thumbnail)
+        else:
+            tissue = detect_tissue(thumbnail.pixels, thumbnail.mpp, task.settings.tissue, glass)
         row["tissue_mm2"] = float(tissue.sum()) * _mask_pixel_mm2(thumbnail, scale)
         if row["stain"] is None:
             stain, confidence = classify_stain(thumbnail.pixels, tissue, glass)
@@ -234,8 +246,8 @@ def _make_tiles(
     tissue: NDArray[np.bool_],
 ) -> pa.Table:
     slide_id = task.source.slide_id
-    polygons = tissue_geojson(tissue, thumbnail.step_x0, thumbnail.step_y0)
-    (stage / "tissue.geojson").write_text(json.dumps(polygons))
+    polygons = tissue_polygons(tissue, thumbnail.step_x0, thumbnail.step_y0)
+    (stage / "tissue.geojson").write_text(json.dumps(feature_collection(polygons, FILE_FRAME)))
     try:
         grid = Grid.of_slide(reader.info.width0, reader.info.height0, scale.mpp_x, scale.mpp_y)
     except TooCoarse:
@@ -346,6 +358,8 @@ def _facts(info: SlideInfo) -> dict[str, Any]:
         "objective": info.objective,
         "width": info.width0,
         "height": info.height0,
+        "bounds_x0": info.bounds_x0,
+        "bounds_y0": info.bounds_y0,
     }
 
 

@@ -26,6 +26,8 @@ SLIDE_SCHEMA = pa.schema(
         ("objective", pa.float64()),  # as the file states it; never computed with
         ("width", pa.int64()),  # level-0 px
         ("height", pa.int64()),
+        ("bounds_x0", pa.int64()),  # level-0 px at which OpenSlide's bounds begin, as in MRXS; 0 without bounds
+        ("bounds_y0", pa.int64()),
         ("stain", pa.string()),  # HE, IHC, SPECIAL, FLUORESCENCE, UNKNOWN
         ("stain_confidence", pa.float32()),  # 0 to 1
         ("stain_source", pa.string()),  # pixels or manifest
@@ -34,6 +36,7 @@ SLIDE_SCHEMA = pa.schema(
         ("tissue", pa.string()),
         ("patient_key", pa.string()),  # keyed hash of the patient's id
         ("tissue_mm2", pa.float64()),
+        ("tissue_source", pa.string()),  # detected or mask
         ("tiles_5x", pa.int32()),
         ("tiles_10x", pa.int32()),
         ("tiles_20x", pa.int32()),

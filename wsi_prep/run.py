@@ -21,6 +21,7 @@ from wsi_prep.errors import OtherConfiguration
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
+from wsi_prep.masks import MaskFile, find_masks
 from wsi_prep.output import open_output, read_run, sweep, write_run, writing
 from wsi_prep.prepare import (
     DEFAULT_TIME_LIMIT,
@@ -43,6 +44,7 @@ class RunRequest:
     slides: str
     out: Path
     manifest: str | None = None
+    masks: str | None = None
     settings: PrepareSettings = field(default_factory=PrepareSettings)
     workers: int | None = None
     scheduler: str | None = None
@@ -105,15 +107,20 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     """Do one call of `make shards`; raises UsageError before anything is touched, never for a slide's own error."""
     started = time.perf_counter()
     sources = find_slides(request.slides, id_root=request.id_root)
-    _require_manifest(request)
+    _require_given_before(request)
     manifest, warnings = _manifest_rows(request, sources)
-    summary = RunSummary(found=len(sources), warnings=warnings)
+    masks, more_warnings = find_masks(request.masks, request.out, sources)
+    summary = RunSummary(found=len(sources), warnings=warnings + more_warnings)
     token = uuid.uuid4().hex
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
     with open_output(request.out, settings, token, redo=request.redo) as catalog:
         with writing(request.out):
-            write_run(request.out, {**read_run(request.out), "manifest": request.manifest_path is not None})
-            tasks = [_task(request, source, manifest.get(source.slide_id, EMPTY_ROW), token) for source in sources]
+            given = {"manifest": request.manifest_path is not None, "masks": request.masks is not None}
+            write_run(request.out, {**read_run(request.out), **given})
+            tasks = [
+                _task(request, source, manifest.get(source.slide_id, EMPTY_ROW), masks.get(source.slide_id), token)
+                for source in sources
+            ]
             tasks = _not_done(tasks, catalog, summary, keyed=request.patient_key is not None)
         if tasks:
             _work(request, tasks, catalog, summary, watcher)
@@ -125,13 +132,15 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     return summary
 
 
-def _require_manifest(request: RunRequest) -> None:
-    """A manifest that was given once and is forgotten now would undo what it said of every slide."""
-    if request.manifest_path is None and not request.redo and read_run(request.out).get("manifest"):
-        raise OtherConfiguration(
-            f"OUT {request.out} was made with a manifest; name it again with MANIFEST=, "
-            "or add REDO=1 to go by the files alone"
-        )
+def _require_given_before(request: RunRequest) -> None:
+    """A manifest, or masks, given once and forgotten now would undo what was said of every slide."""
+    before = {} if request.redo else read_run(request.out)
+    for what, name, now in (("a manifest", "manifest", request.manifest_path), ("masks", "masks", request.masks)):
+        if now is None and before.get(name):
+            raise OtherConfiguration(
+                f"OUT {request.out} was made with {what}; name it again with {name.upper()}=, "
+                "or add REDO=1 to go by the files alone"
+            )
 
 
 def _manifest_rows(request: RunRequest, sources: Sequence[SlideSource]) -> tuple[dict[str, ManifestRow], list[str]]:
@@ -149,12 +158,14 @@ def _manifest_rows(request: RunRequest, sources: Sequence[SlideSource]) -> tuple
     return dict(matched.rows), warnings
 
 
-def _task(request: RunRequest, source: SlideSource, manifest: ManifestRow, token: str) -> SlideTask:
+def _task(
+    request: RunRequest, source: SlideSource, manifest: ManifestRow, mask: MaskFile | None, token: str
+) -> SlideTask:
     key = None
     if manifest.patient and request.patient_key is not None:
         key = hmac.new(request.patient_key, manifest.patient.encode(), "sha256").hexdigest()[:32]
     stripped = ManifestRow(manifest.mpp, manifest.stain, manifest.institution, manifest.tissue, None)
-    return SlideTask(source, stripped, key, request.settings, str(request.out), token, request.time_limit)
+    return SlideTask(source, stripped, key, request.settings, str(request.out), token, request.time_limit, mask)
 
 
 def _not_done(tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary, *, keyed: bool) -> list[SlideTask]:
@@ -170,10 +181,8 @@ def _not_done(tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary,
     todo, described_anew = [], []
     for task in tasks:
         row = rows.get(task.source.slide_id)
-        same = row is not None and (row["fingerprint"], row["config_hash"]) == (
-            marks[task.source.slide_id],
-            task.settings.config_hash(task.manifest.mpp),
-        )
+        mark = marks.get(task.source.slide_id), task.config_hash
+        same = row is not None and (row["fingerprint"], row["config_hash"]) == mark
         lost_stain = row is not None and row["stain_source"] == "manifest" and task.manifest.stain is None
         if row is None or not same or row["status"] == "failed" or lost_stain:
             todo.append(task)

@@ -57,7 +57,8 @@ class SlideInfo:
 
     `mpp_x`, `mpp_y` are um per level-0 px, or None together; `mpp_source` says where they came from ("openslide",
     "vendor" or "tiff-resolution"). `objective` is the power that the file states, recorded and never computed with.
-    `background` is the RGB colour for what lies outside the slide or is transparent.
+    `background` is the RGB colour for what lies outside the slide or is transparent. `bounds_x0`, `bounds_y0` are where
+    the scanned part begins, in level-0 px, 0 where the file does not say: viewers that crop to it count from there.
     """
 
     reader: str
@@ -69,6 +70,8 @@ class SlideInfo:
     objective: float | None
     levels: tuple[Level, ...]
     background: tuple[int, int, int] = WHITE
+    bounds_x0: int = 0
+    bounds_y0: int = 0
 
     @property
     def width0(self) -> int:

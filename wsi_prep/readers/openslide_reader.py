@@ -105,6 +105,7 @@ def _describe(slide: openslide.OpenSlide) -> SlideInfo:
         parse_number(properties.get(key)) for key in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
     )
     known = mpp_x is not None and mpp_y is not None
+    bounds_x0, bounds_y0 = _bounds_origin(properties)
     return SlideInfo(
         reader="openslide",
         vendor=clean_tag(properties.get(openslide.PROPERTY_NAME_VENDOR, "")),
@@ -118,4 +119,15 @@ def _describe(slide: openslide.OpenSlide) -> SlideInfo:
             for (width, height), downsample in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
         ),
         background=parse_colour(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)),
+        bounds_x0=bounds_x0,
+        bounds_y0=bounds_y0,
     )
+
+
+def _bounds_origin(properties: Mapping[str, str]) -> tuple[int, int]:
+    """Where the bounds begin; they count where all four are there, as QuPath has it."""
+    try:
+        x0, y0, _, _ = (int(properties[f"openslide.bounds-{name}"]) for name in ("x", "y", "width", "height"))
+    except (KeyError, ValueError):
+        return 0, 0
+    return x0, y0

@@ -1,0 +1,92 @@
+"""Answers a question in SQL to the catalogs of some shards, as a table here or as a file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.console import printable
+from wsi_prep.errors import UsageError
+from wsi_prep.query import head, open_catalog, write
+
+EXIT_OK, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 2, 130
+_PIPED_WIDTH = 100_000  # no line of a file is broken
+
+EPILOG = """exit codes: 0 answered; 2 the question or the call is wrong. docs/queries.md has questions to begin with."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    errors = Console(stderr=True, highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    try:
+        with open_catalog(options.shards) as catalog:
+            answer = catalog.ask(options.sql)
+            if options.to:
+                console.print(f"{write(answer, options.to):,} rows: {options.to}", markup=False, soft_wrap=True)
+            else:
+                show(console, *head(answer, options.rows))
+    except UsageError as error:
+        errors.print(f"query: {printable(str(error))}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    except OSError as error:
+        errors.print(f"query: {options.to}: {error.strerror or error}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def show(console: Console, rows: pa.Table, count: int) -> None:
+    """The rows as a table, or one below the other where they are too wide, and how many of how many they are.
+
+    Nothing in a cell can steer the terminal.
+    """
+    names = [printable(name) for name in rows.schema.names]
+    cells = [[_cell(value) for value in row] for row in zip(*(c.to_pylist() for c in rows.columns), strict=True)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, kind in zip(names, rows.schema.types, strict=True):
+        numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        table.add_column(Text(name), justify="right" if numeric else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    unbroken = console.options.update(width=_PIPED_WIDTH)
+    if not console.is_terminal or console.measure(table, options=unbroken).maximum <= console.width:
+        console.print(table)
+    else:
+        widest = max(map(len, names))
+        for row in cells:
+            lines = (f"{name:<{widest}}  {cell}" for name, cell in zip(names, row, strict=True))
+            console.print("\n".join(lines) + "\n", markup=False, soft_wrap=True)
+    more = f"the first {len(rows):,} of {count:,} rows; TO=file.csv or file.parquet takes all"
+    shown = f"{count:,} row{'' if count == 1 else 's'}"
+    console.print(more if count > len(rows) else shown, markup=False, soft_wrap=True)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else printable(str(value))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.query", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
+    add("--sql", required=True, metavar="SELECT", help="one statement over the views slides and tiles")
+    add("--to", type=Path, metavar="FILE", help="write all rows to this .csv or .parquet instead of showing some")
+    add("--rows", type=int, default=50, metavar="N", help="most rows shown (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

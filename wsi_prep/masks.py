@@ -1,0 +1,156 @@
+"""Tissue masks that people give, in place of detection: an edited GeoJSON, or a picture; named after its slide."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_prep.errors import BadMask, BadOption
+from wsi_prep.geojson import bounded_bytes, read_outlines
+from wsi_prep.polygons import Polygon, filled
+from wsi_prep.readers.base import SlideInfo
+from wsi_prep.sources import SlideSource
+from wsi_prep.thumbnail import Thumbnail
+
+_ENDINGS = (".geojson", ".json", ".png")
+
+_MOST_PIXELS = 128 * 2**20
+_ASPECT_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A slide's mask: an absolute path that workers see, and the digest of what it holds."""
+
+    path: str
+    digest: str
+
+
+def find_masks(folder: str | None, out: Path, sources: Sequence[SlideSource]) -> tuple[dict[str, MaskFile], list[str]]:
+    """The masks in `folder` by slide_id, and what a user should know of them in lines; nothing without a folder.
+
+    A mask is named by the slide's id, its file name, or its file name without the ending. Raises BadOption where the
+    folder is missing or is part of OUT, where a name fits several slides, and where a slide has several masks.
+    """
+    if folder is None:
+        return {}, []
+    root = Path(folder).absolute()
+    if not root.is_dir():
+        raise BadOption(f"MASKS {folder} is no folder")
+    if root.resolve().is_relative_to(out.resolve()):
+        raise BadOption(f"MASKS {folder} lies in OUT, where runs remove files; copy it to a folder of its own")
+    files = {p.name: p for p in sorted(root.glob("[!.]*")) if p.suffix.lower() in _ENDINGS}
+    slides: dict[str, list[str]] = defaultdict(list)
+    wanted = {path.stem for path in files.values()}
+    for source in sources:
+        for name in {source.slide_id, source.name, _bare(source.name)} & wanted:
+            slides[name].append(source.slide_id)
+    masks: dict[str, MaskFile] = {}
+    for path in files.values():
+        found = slides.get(path.stem, [])
+        if len(found) > 1:
+            raise BadOption(f"MASKS {path.name} fits {len(found)} slides; name it after one's id, as in {found[0]}")
+        for slide_id in found:
+            if slide_id in masks:
+                raise BadOption(f"MASKS {path.name} and {Path(masks[slide_id].path).name} are of one slide; keep one")
+            masks[slide_id] = MaskFile(str(path), _digest(path))
+    return masks, _notes(len(masks), len(sources), [name for name, path in files.items() if path.stem not in slides])
+
+
+def _notes(masks: int, slides: int, strays: list[str]) -> list[str]:
+    notes = [f"{masks} of {slides} slides take their tissue from MASKS"]
+    if strays:
+        shown = ", ".join(strays[:5]) + (", ..." if len(strays) > 5 else "")
+        notes.append(f"MASKS holds {len(strays)} files named after no slide: {shown}")
+    return notes
+
+
+def read_mask(mask: MaskFile, info: SlideInfo, thumbnail: Thumbnail) -> NDArray[np.bool_]:
+    """The tissue that the file draws, as (h, w) pixels of the thumbnail; raises BadMask, naming the file."""
+    name = Path(mask.path).name
+    try:
+        data = _bytes(mask)
+        if name.lower().endswith(".png"):
+            return _picture(data, info, thumbnail.pixels.shape[:2])
+        return _outlined(data, info, thumbnail)
+    except BadMask as error:
+        raise BadMask(f"mask {name}: {error}") from error
+
+
+def _outlined(data: bytes, info: SlideInfo, thumbnail: Thumbnail) -> NDArray[np.bool_]:
+    outlines = read_outlines(data, info.bounds_x0, info.bounds_y0)
+    _require_on_slide(outlines.kept, info)
+    grid = thumbnail.pixels.shape[:2], thumbnail.step_x0, thumbnail.step_y0
+    tissue: NDArray[np.bool_] = filled(outlines.kept, *grid) & ~filled(outlines.cut, *grid)
+    return tissue
+
+
+def _bare(name: str) -> str:
+    """A file name without its ending, .ome.tif counting as one."""
+    stem = PurePosixPath(name).stem
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise BadOption(f"MASKS {path} cannot be read ({error.strerror})") from error
+
+
+def _bytes(mask: MaskFile) -> bytes:
+    """What the file held when the run began."""
+    try:
+        data = bounded_bytes(Path(mask.path))
+    except FileNotFoundError as error:
+        raise BadMask("it is not there; workers must see MASKS under the same path") from error
+    if hashlib.blake2b(data, digest_size=16).hexdigest() != mask.digest:
+        raise BadMask("it changed while the run was on; run again")
+    return data
+
+
+def _require_on_slide(polygons: Sequence[Polygon], info: SlideInfo) -> None:
+    """A mask of another slide, or in another frame, must not pass as a slide without tissue."""
+    if not polygons:
+        return
+    corners = np.array([[ring.min(0), ring.max(0)] for ring, *_ in polygons])
+    low, high = corners[:, 0], corners[:, 1]
+    if not ((high > 0) & (low < (info.width0, info.height0))).all(axis=1).any():
+        x, y = ((low[:, axis].min(), high[:, axis].max()) for axis in (0, 1))
+        raise BadMask(
+            f"nothing of it lies on the slide: x is {x[0]:.0f} to {x[1]:.0f}, y is {y[0]:.0f} to {y[1]:.0f}, "
+            f"the slide {info.width0} x {info.height0} px; is it another slide's?"
+        )
+
+
+def _picture(data: bytes, info: SlideInfo, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """A PNG over the slide's whole extent, 255 where tissue is."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
+        raise BadMask("it is no PNG")
+    width, height = struct.unpack(">II", data[16:24])
+    if not 0 < width * height <= _MOST_PIXELS:
+        raise BadMask(f"it has {width} x {height} px, where a mask at 8 um/px is enough")
+    off = width / height * info.height0 / info.width0 - 1
+    if abs(off) > _ASPECT_TOLERANCE + 1 / min(width, height):
+        raise BadMask(f"{width} x {height} px are not the proportions of the slide, {info.width0} x {info.height0}")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise BadMask("its PNG cannot be decoded")
+    if 0 < pixels.max() < 128:
+        raise BadMask(f"its highest value is {pixels.max()}, where tissue is 255")
+    smaller = width > shape[1] or height > shape[0]
+    resized = cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    tissue: NDArray[np.bool_] = resized > 127
+    return tissue

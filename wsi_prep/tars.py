@@ -1,0 +1,119 @@
+"""Tiles as tar shards of the kind that webdataset reads: JPEGs as they are stored, each beside its row as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import tarfile
+import tempfile
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from wsi_prep.catalog import aside
+from wsi_prep.errors import BadCatalog, BadOption
+from wsi_prep.interchange import Written, require_names
+from wsi_prep.query import open_catalog
+from wsi_prep.records import TILE_SCHEMA, TILES_PER_SHARD
+
+_BLOCK = 512
+_LARGEST_JPEG = 1 << 24
+_STRATUM = ("stain", "institution", "tissue", "patient_key")
+_TILES = "SELECT {columns} FROM tiles JOIN slides USING (slide_id) WHERE status = 'ok' AND ({where}\n) {order}"
+
+
+def write_tars(out: Path, where: str, to: Path, most_bytes: int, shuffle: int | None = None) -> Written:
+    """`to`/tiles-00000.tar, ... of the tiles that fit `where`, none larger than `most_bytes` unless one tile is.
+
+    <key>.jpg holds the stored bytes, <key>.json the tile's row and its slide's stratum; the key is made of slide,
+    magnification and index. Slide by slide, or in a random order that `shuffle` fixes. Raises BadOption where `to`
+    holds tars already. A tile whose bytes are not what the catalog says is left out.
+    """
+    if most_bytes < tarfile.RECORDSIZE:
+        raise BadOption(f"tars of {most_bytes} bytes hold nothing; tar-mb 1000 is usual")
+    if any(to.glob("tiles-*.tar")):
+        raise BadOption(f"TO {to} holds tars already; remove them, or name another folder")
+    to.mkdir(parents=True, exist_ok=True)
+    keys = "slide_id, magnification, index"
+    order = f"ORDER BY {keys}" if shuffle is None else f"ORDER BY hash({keys}, {shuffle:d}), {keys}"
+    columns = ", ".join(f'"{name}"' for name in (*TILE_SCHEMA.names, *_STRATUM))
+    written = Written()
+    with (
+        tempfile.TemporaryDirectory(dir=to, prefix=".sorting.") as spill,
+        open_catalog([str(out)], Path(spill)) as catalog,
+        _Tars(to, most_bytes) as tars,
+    ):
+        for batch in catalog.ask(_TILES.format(columns=columns, where=where, order=order)):
+            for row in batch.to_pylist():
+                try:
+                    jpeg = _stored(out, row)
+                except OSError as error:
+                    written.left_out[f"{row['array']}[{row['index']}]"] = error.strerror or str(error)
+                    continue
+                tars.add(_key(row), {"jpg": jpeg, "json": _json(row)})
+                written.tiles += 1
+    written.files = tars.count
+    return written
+
+
+class _Tars:
+    """Tar files of bounded size, one after another, each made aside and renamed when it is whole."""
+
+    def __init__(self, folder: Path, most_bytes: int) -> None:
+        self._folder = folder
+        self._most_bytes = most_bytes
+        self._stack = ExitStack()
+        self._tar: tarfile.TarFile | None = None
+        self.count = 0
+
+    def __enter__(self) -> _Tars:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def add(self, key: str, parts: dict[str, bytes]) -> None:
+        """Add one sample, all of it to one tar."""
+        size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in parts.values())
+        if self._tar is not None and self._tar.offset + size + tarfile.RECORDSIZE > self._most_bytes:
+            self._stack.close()
+            self._tar = None
+        if self._tar is None:
+            file = self._stack.enter_context(aside(self._folder / f"tiles-{self.count:05d}.tar"))
+            self._tar = self._stack.enter_context(tarfile.open(file, "w", format=tarfile.USTAR_FORMAT))  # noqa: SIM115
+            self.count += 1
+        for ending, data in parts.items():
+            entry = tarfile.TarInfo(f"{key}.{ending}")
+            entry.size = len(data)
+            self._tar.addfile(entry, io.BytesIO(data))
+
+
+def _stored(out: Path, row: dict[str, Any]) -> bytes:
+    """The tile's JPEG, from where the format says that it is; OSError where it is not, or not whole."""
+    require_names(row["slide_id"], row["magnification"])
+    index, offset, nbytes = (row[name] if row[name] is not None else -1 for name in ("index", "offset", "nbytes"))
+    if index < 0 or offset < 0 or not 0 < nbytes <= _LARGEST_JPEG:
+        raise BadCatalog(f"the catalog has a tile of {row['slide_id']} whose place is not of this format")
+    shard = f"stores/{row['slide_id']}.zarr/{row['magnification']}/c.{index // TILES_PER_SHARD}.0.0.0"
+    descriptor = os.open(out / shard, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        jpeg = os.pread(descriptor, nbytes, offset)
+    finally:
+        os.close(descriptor)
+    if len(jpeg) != nbytes or zlib.crc32(jpeg) != row["crc32"]:
+        raise OSError("its bytes are not those that the catalog says")
+    return jpeg
+
+
+def _key(row: dict[str, Any]) -> str:
+    """Without a dot: webdataset takes what follows the first one for the ending."""
+    return f"{row['slide_id'].replace('.', '_')}_{row['magnification']}_{row['index']:06d}"
+
+
+def _json(row: dict[str, Any]) -> bytes:
+    """JSON has no NaN and no infinity."""
+    plain = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()}
+    return json.dumps(plain, allow_nan=False).encode()
