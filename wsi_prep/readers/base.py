@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,20 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 WHITE = (255, 255, 255)
-
-
-def clean_tag(text: str) -> str:
-    """A tag's text made safe to store: printable, one line, at most 64 characters."""
-    return "".join(c for c in " ".join(str(text).split()) if c.isprintable())[:64]
-
-
-def parse_number(text: object) -> float | None:
-    """A tag's text as a finite number, or None."""
-    try:
-        number = float(str(text))
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def parse_colour(text: str | None) -> tuple[int, int, int]:
@@ -56,8 +41,9 @@ class SlideInfo:
     """What is taken from a slide's tags: nothing but these fields ever leaves a reader.
 
     `mpp_x`, `mpp_y` are um per level-0 px, or None together; `mpp_source` says where they came from ("openslide",
-    "vendor" or "tiff-resolution"). `objective` is the power that the file states, recorded and never computed with.
-    `background` is the RGB colour for what lies outside the slide or is transparent.
+    "vendor" or "tiff-resolution"). `vendor` and `scanner` are as `tags.vendor_and_scanner` gives them. `objective` is
+    the power that the file states, recorded and never computed with. `background` is the RGB colour for what lies
+    outside the slide or is transparent.
     """
 
     reader: str

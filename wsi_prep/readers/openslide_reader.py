@@ -9,18 +9,9 @@ import openslide
 from numpy.typing import NDArray
 
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
-from wsi_prep.readers.base import Level, SlideInfo, blank, clean_tag, parse_colour, parse_number
-
-_SCANNER_TAGS = (
-    "aperio.ScannerType",
-    "hamamatsu.Product",
-    "leica.device-model",
-    "ventana.ScannerModel",
-    "philips.DICOM_MANUFACTURERS_MODEL_NAME",
-    "dicom.ManufacturerModelName",
-    "tiff.Model",
-)
-"""Tags that name a model of scanner, not one machine, person or day."""
+from wsi_prep.private import reason
+from wsi_prep.readers.base import Level, SlideInfo, blank, parse_colour
+from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
 
 
 def detect_vendor(path: str) -> str | None:
@@ -35,12 +26,13 @@ class OpenSlideReader:
     keeps_edges = False
 
     def __init__(self, path: str) -> None:
+        self._path = path
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise UnreadableSlide("OpenSlide knows no such format") from error
         except (openslide.OpenSlideError, OSError) as error:
-            raise UnreadableSlide(f"OpenSlide cannot open it ({' '.join(str(error).split())[:160]})") from error
+            raise UnreadableSlide(f"OpenSlide cannot open it ({reason(error, path)})") from error
         self._info = _describe(self._slide)
 
     @property
@@ -70,8 +62,8 @@ class OpenSlideReader:
             rgba = np.asarray(self._slide.read_region(location0, level, (width, height)))
         except openslide.OpenSlideError as error:
             where = f"x {location0[0]}, y {location0[1]} (level 0)"
-            reason = " ".join(str(error).split())[:160]
-            raise DamagedSlide(f"pixels near {where} cannot be read ({reason}); copy the slide again") from error
+            why = reason(error, self._path)
+            raise DamagedSlide(f"pixels near {where} cannot be read ({why}); copy the slide again") from error
         return _over_background(rgba, self._info.background)
 
 
@@ -105,14 +97,15 @@ def _describe(slide: openslide.OpenSlide) -> SlideInfo:
         parse_number(properties.get(key)) for key in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
     )
     known = mpp_x is not None and mpp_y is not None
+    vendor, scanner = vendor_and_scanner(properties.get(openslide.PROPERTY_NAME_VENDOR, ""), properties)
     return SlideInfo(
         reader="openslide",
-        vendor=clean_tag(properties.get(openslide.PROPERTY_NAME_VENDOR, "")),
-        scanner=next((clean_tag(properties[tag]) for tag in _SCANNER_TAGS if properties.get(tag)), ""),
+        vendor=vendor,
+        scanner=scanner,
         mpp_x=mpp_x if known else None,
         mpp_y=mpp_y if known else None,
         mpp_source="openslide" if known else None,
-        objective=parse_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
+        objective=parse_objective(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
         levels=tuple(
             Level(width, height, downsample)
             for (width, height), downsample in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
