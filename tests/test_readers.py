@@ -146,6 +146,17 @@ def test_ome_tiff_that_openslide_refuses_is_read_with_its_own_scale(tmp_path, un
     assert np.array_equal(reader.read(0, 0, 0, 700, 600), pixels)
 
 
+def test_tiles_that_call_themselves_rgb_but_are_jfif_keep_their_colours(tmp_path):
+    """As Bio-Formats writes OME-TIFF."""
+    pixels = np.full((512, 512, 3), (180, 90, 200), np.uint8)
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression="jpeg")
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        assert tiff.pages[0].is_jfif
+        tiff.pages[0].tags["PhotometricInterpretation"].overwrite(2)
+    assert np.abs(open_slide(str(path), "tiff").read(0, 0, 0, 512, 512).astype(int) - pixels).max() <= 2
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

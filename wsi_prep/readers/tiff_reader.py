@@ -352,7 +352,8 @@ def _tiles_touched(page: Any, rectangle: tuple[int, int, int, int], boxes: NDArr
 
 def _decode_jpeg(page: Any, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
     """A JPEG tile as tifffile decodes it, without what that does around it; None where its size is not the page's."""
-    stored = "RGB" if page.photometric == _RGB else "YCBCR"
+    jfif = data[6:10] == b"JFIF"  # which is YCbCr by definition, whatever the TIFF's tag says: Bio-Formats writes such
+    stored = "RGB" if page.photometric == _RGB and not jfif else "YCBCR"
     try:
         tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
             data, tables=page.jpegtables, colorspace=stored, outcolorspace="RGB", out=out
