@@ -58,7 +58,7 @@ def vendor_and_scanner(file_format: str, tags: Mapping[str, str]) -> tuple[str, 
     `file_format` is OpenSlide's vendor, or "ome". A model that holds what could be a serial number or a date, or is
     longer than models are, is left out.
     """
-    model = " ".join(next((tags[tag] for tag in MODEL_TAGS if tags.get(tag)), "").split())
+    model = " ".join(next((tags[tag] for tag in MODEL_TAGS if tags.get(tag)), "").strip('" ').split())
     named = " ".join([model, *(tags[tag] for tag in MAKER_TAGS if tags.get(tag))]).lower()
     vendor = file_format
     if file_format in _OPEN_FORMATS:

@@ -315,7 +315,8 @@ def _ome_microscope(tiff: Any) -> dict[str, str]:
     try:
         instrument = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Instrument"]
         microscope = (instrument[0] if isinstance(instrument, list) else instrument)["Microscope"]
-        return {f"ome.Microscope.{name}": str(microscope[name]) for name in ("Manufacturer", "Model")}
+        given = [name for name in ("Manufacturer", "Model") if name in microscope]
+        return {f"ome.Microscope.{name}": str(microscope[name]) for name in given}
     except (KeyError, IndexError, TypeError, ValueError, SyntaxError):
         return {}
 
