@@ -130,7 +130,8 @@ def test_where_slides_come_from_is_written_anew_without_their_tiles(tmp_path, no
         "patient_key": keyed_patient(secret, "P17"),
     }
     assert after["TCGA-A6-6780-01Z-00-DX1.tiff"] == tcga | {"patient_key": keyed_patient(secret, "TCGA-A6-6780")}
-    for forgetful in ((), pattern[2:]):
-        assert call(*forgetful) == after
+    assert call(*pattern[:2]) == after
+    assert main([*common, *pattern[2:]]) == 2
+    assert "was made with an institution pattern; name it again with INSTITUTION_PATTERN=" in capsys.readouterr().err
     call("--institution-pattern", "^(?P<institution>x+)/")
     assert "INSTITUTION_PATTERN does not fit 1 of 2 slides" in capsys.readouterr().out

@@ -34,6 +34,7 @@ from wsi_prep.prepare import (
 from wsi_prep.private import add_names, check_names_file, key_check, keyed_patient
 from wsi_prep.sources import SlideSource, find_slides, fingerprint, paths_below
 
+_NAMED_AS = {"manifest": "a manifest", "institution_pattern": "an institution pattern"}
 _PACKAGES = ("openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs", "opencv-python", "zarr")
 
 
@@ -113,7 +114,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     """Do one call of `make shards`; raises UsageError before anything is touched, never for a slide's own error."""
     started = time.perf_counter()
     sources = find_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
-    _require_manifest(request)
+    _require_named_again(request)
     _require_key(request)
     manifest, warnings = _manifest_rows(request, sources)
     origins = _origins(request, sources, manifest)
@@ -126,7 +127,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
         settings["private"] = key_check(request.id_key)
     with open_output(request.out, settings, token, redo=request.redo) as catalog:
         with writing(request.out):
-            write_run(request.out, {**read_run(request.out), "manifest": request.manifest_path is not None})
+            write_run(request.out, {**read_run(request.out), **_named(request)})
             rows = [manifest.get(source.slide_id, EMPTY_ROW) for source in sources]
             tasks = [_task(request, *given, token) for given in zip(sources, rows, origins, strict=True)]
             tasks = _not_done(request, tasks, catalog, summary)
@@ -140,13 +141,23 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     return summary
 
 
-def _require_manifest(request: RunRequest) -> None:
-    """A manifest that was given once and is forgotten now would undo what it said of every slide."""
-    if request.manifest_path is None and not request.redo and read_run(request.out).get("manifest"):
-        raise OtherConfiguration(
-            f"OUT {request.out} was made with a manifest; name it again with MANIFEST=, "
-            "or add REDO=1 to go by the files alone"
-        )
+def _named(request: RunRequest) -> dict[str, bool]:
+    """What was said of slides beside their files, by the names that run.json has for it."""
+    return {
+        "manifest": request.manifest_path is not None,
+        "institution_pattern": request.institution_pattern is not None,
+    }
+
+
+def _require_named_again(request: RunRequest) -> None:
+    """A manifest or pattern that was given once and is forgotten now would undo what it said of every slide."""
+    before = read_run(request.out)
+    for name, given in _named(request).items():
+        if before.get(name) and not given and not request.redo:
+            raise OtherConfiguration(
+                f"OUT {request.out} was made with {_NAMED_AS[name]}; name it again with {name.upper()}=, "
+                "or add REDO=1 to go by the files alone"
+            )
 
 
 def _require_key(request: RunRequest) -> None:
@@ -232,21 +243,15 @@ def _not_done(
         if row is None or not same or row["status"] == "failed" or lost_stain:
             todo.append(task)
             continue
-        described = {**row, **manifest_columns(task), **_kept(request, task, row)}
+        described = {**row, **manifest_columns(task)}
+        if request.patient_key is None:  # a key that is forgotten undoes nothing
+            described["patient_key"] = row["patient_key"]
         if described != row:
             described_anew.append(described)
         summary.done_before += 1
         summary.add(described, now=False)
     catalog.replace_slides(described_anew)
     return todo
-
-
-def _kept(request: RunRequest, task: SlideTask, row: dict[str, Any]) -> dict[str, Any]:
-    """What a forgotten key or pattern does not undo: a patient's key, and where a slide comes from."""
-    lost_pattern = row["institution_source"] == "pattern" and request.institution_pattern is None
-    columns = ["patient_key"] if request.patient_key is None or (lost_pattern and task.patient_key is None) else []
-    columns += ["institution", "institution_source"] if lost_pattern and task.institution_source == UNKNOWN else []
-    return {column: row[column] for column in columns}
 
 
 def _fingerprint(task: SlideTask) -> str:

@@ -27,6 +27,14 @@ def blank(height: int, width: int, colour: tuple[int, int, int]) -> NDArray[np.u
     return out.reshape(height, width, 3)
 
 
+def is_reduced(width0: int, height0: int, width: int, height: int) -> bool:
+    """Whether a picture of these sides can be the slide reduced by one factor, give or take 2 px.
+
+    A label or macro image that is stored in tiles looks like a level otherwise.
+    """
+    return abs(width0 * height - height0 * width) <= 2 * (width0 + height0)
+
+
 @dataclass(frozen=True)
 class Level:
     """One level of the pyramid; `downsample` is level-0 px per level px."""

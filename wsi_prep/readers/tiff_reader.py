@@ -24,7 +24,7 @@ from tiffslide import TiffSlide
 
 from wsi_prep.errors import DamagedSlide, SlideError, UnreadableSlide
 from wsi_prep.private import reason
-from wsi_prep.readers.base import Level, SlideInfo, blank, parse_colour
+from wsi_prep.readers.base import Level, SlideInfo, blank, is_reduced, parse_colour
 from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
 
 CACHE_BYTES = 96 * 2**20
@@ -241,7 +241,8 @@ def _tiled_levels(slide: Any) -> list[Any]:
     reason = _unsupported(first)
     if reason:
         raise UnsupportedLayout(reason)
-    return [p for p in pages if not _unsupported(p)]
+    sides = first.imagewidth, first.imagelength
+    return [p for p in pages if not _unsupported(p) and is_reduced(*sides, p.imagewidth, p.imagelength)]
 
 
 def _is_generic(tiff: Any) -> bool:
