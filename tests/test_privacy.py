@@ -20,7 +20,7 @@ from private_slides import label_picture, plant, tag_values, worth_searching
 from pipelines.shards import main
 from sample_slides.make import CMU
 from wsi_prep.private import add_names
-from wsi_prep.sources import SlideSource, find_slides
+from wsi_prep.sources import find_slides
 
 ALLOWED = ("vendor", "scanner", "objective", "mpp_x", "mpp_y", "width", "height", "reader")
 FEW = ["--max-tiles", "5x=1 10x=2 20x=4 40x=4"]
@@ -289,11 +289,9 @@ def test_the_names_file_leads_back_and_is_its_owners_alone(planted, private_out)
 
 def test_a_names_file_grows_and_forgets_nothing(tmp_path):
     file = tmp_path / "names.csv"
-    add_names(
-        file, [SlideSource("a", "/here/ä, 1.svs", "ä, 1.svs", ()), SlideSource("b", '/here/"b".svs', '"b".svs', ())]
-    )
+    add_names(file, {"a": "/here/ä, 1.svs", "b": '/here/"b".svs'})
     file.chmod(0o644)
-    add_names(file, [SlideSource("b", "/there/b.svs", "b.svs", ()), SlideSource("c", "/there/c.svs", "c.svs", ())])
+    add_names(file, {"b": "/there/b.svs", "c": "/there/c.svs"})
     assert names(tmp_path) == {"a": "/here/ä, 1.svs", "b": "/there/b.svs", "c": "/there/c.svs"}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [p.name for p in tmp_path.iterdir()] == ["names.csv"]

@@ -7,9 +7,8 @@ import hmac
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from wsi_prep.errors import BadOption
 
@@ -41,20 +40,6 @@ def _keyed(key: bytes, domain: bytes, text: str) -> str:
     return hmac.new(key, domain + os.fsencode(text), "sha256").hexdigest()
 
 
-class Named(Protocol):
-    """A slide as the names file lists it."""
-
-    @property
-    def slide_id(self) -> str:
-        """Its id."""
-        ...
-
-    @property
-    def path(self) -> str:
-        """Where it lies."""
-        ...
-
-
 def check_names_file(names: Path, out: Path) -> None:
     """Raise BadOption for a names file that would lie inside the output, or holds something else."""
     if Path(os.path.realpath(names)).is_relative_to(os.path.realpath(out)):
@@ -62,10 +47,10 @@ def check_names_file(names: Path, out: Path) -> None:
     _read_names(names)
 
 
-def add_names(names: Path, slides: Sequence[Named]) -> None:
-    """Add each slide's id and path to the names file, which only its owner may read; what it lists already stays."""
+def add_names(names: Path, paths: Mapping[str, str]) -> None:
+    """Add slides' ids and paths to the names file, which only its owner may read; what it lists already stays."""
     before = _read_names(names)
-    after = before | {slide.slide_id: slide.path for slide in slides}
+    after = {**before, **paths}
     if after == before:
         return
     text = io.StringIO()

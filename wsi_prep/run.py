@@ -115,12 +115,12 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     started = time.perf_counter()
     sources = find_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
     _require_named_again(request)
-    _require_key(request)
+    _require_same_key(request)
     manifest, warnings = _manifest_rows(request, sources)
     origins = _origins(request, sources, manifest)
     summary = RunSummary(found=len(sources), warnings=warnings + _origin_notes(request, origins))
     if request.names is not None:
-        add_names(request.names, sources)
+        add_names(request.names, {source.slide_id: source.path for source in sources})
     token = uuid.uuid4().hex
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
     if request.id_key is not None:
@@ -160,7 +160,7 @@ def _require_named_again(request: RunRequest) -> None:
             )
 
 
-def _require_key(request: RunRequest) -> None:
+def _require_same_key(request: RunRequest) -> None:
     """Names and keyed ids never share a folder, nor do ids of two keys; whatever else may be done anew."""
     if request.names is not None:
         check_names_file(request.names, request.out)
