@@ -12,13 +12,14 @@ from rich.console import Console
 from pipelines.console import SlideProgress, show_summary
 from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.geometry import parse_magnifications
+from wsi_prep.institution import InstitutionPattern
 from wsi_prep.jpeg import JpegSettings
 from wsi_prep.plan import PlanSettings
 from wsi_prep.prepare import DEFAULT_TIME_LIMIT, PrepareSettings
 from wsi_prep.readers.select import READERS
 from wsi_prep.run import RunRequest, run_shards
 
-PATIENT_KEY_VARIABLE = "WSI_PREP_PATIENT_KEY"
+PATIENT_KEY_VARIABLE, ID_KEY_VARIABLE = "WSI_PREP_PATIENT_KEY", "WSI_PREP_ID_KEY"
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
 
@@ -78,6 +79,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--redo", action="store_true", help="do slides again that were made with other settings")
     add("--id-root", metavar="FOLDER", help="make slide ids from paths relative to this folder, so that it may move")
     add("--patient-key", type=Path, metavar="FILE", help=f"secret for hashing patient ids (or ${PATIENT_KEY_VARIABLE})")
+    add("--private", action="store_true", help="no file name in the output: keyed ids in their place")
+    add("--id-key", type=Path, metavar="FILE", help=f"secret for the keyed ids (or ${ID_KEY_VARIABLE})")
+    add("--names", type=Path, metavar="CSV", help="file outside of OUT that leads from keyed ids back to paths")
+    add(
+        "--institution-pattern",
+        metavar="REGEX",
+        help="finds (?P<institution>...), and (?P<patient>...) if it names one, in a slide's path below SLIDES",
+    )
     return parser
 
 
@@ -92,6 +101,7 @@ def build_request(options: argparse.Namespace) -> RunRequest:
     )
     if not options.time_limit > 0:
         raise BadOption(f"time limit {options.time_limit:g} is not a number of seconds above 0")
+    pattern = options.institution_pattern
     return RunRequest(
         slides=options.slides,
         out=Path(os.path.abspath(options.out)),  # noqa: PTH100 - resolve() would follow the user's links
@@ -102,8 +112,11 @@ def build_request(options: argparse.Namespace) -> RunRequest:
         scheduler=options.scheduler,
         redo=options.redo,
         id_root=options.id_root,
-        patient_key=read_patient_key(options.patient_key),
+        patient_key=read_key("patient key", options.patient_key, PATIENT_KEY_VARIABLE),
         time_limit=options.time_limit,
+        id_key=read_id_key(options),
+        names=options.names,
+        institution_pattern=InstitutionPattern(pattern) if pattern else None,
     )
 
 
@@ -118,17 +131,29 @@ def parse_max_tiles(text: str) -> tuple[tuple[str, int], ...]:
     return tuple(pairs)
 
 
-def read_patient_key(file: Path | None) -> bytes | None:
+def read_id_key(options: argparse.Namespace) -> bytes | None:
+    """The secret for slides' ids, with --private; BadOption for a part of --private without the rest."""
+    if not options.private:
+        if options.id_key or options.names:
+            raise BadOption("ID_KEY and NAMES are for PRIVATE=1; add it, or leave them away")
+        return None
+    key = read_key("id key", options.id_key, ID_KEY_VARIABLE)
+    if key is None:
+        raise BadOption(f"PRIVATE=1 needs a secret: ID_KEY=file, or ${ID_KEY_VARIABLE}; PATIENT_KEY's file will do")
+    return key
+
+
+def read_key(what: str, file: Path | None, variable: str) -> bytes | None:
     """The secret from the file, or from the environment, or None; never written anywhere."""
-    where = file or f"${PATIENT_KEY_VARIABLE}"
+    where = file or f"${variable}"
     try:
-        key = file.read_bytes().strip() if file else os.environ.get(PATIENT_KEY_VARIABLE, "").encode()
+        key = file.read_bytes().strip() if file else os.environ.get(variable, "").encode()
     except OSError as error:
-        raise BadOption(f"patient key {file} cannot be read ({error.strerror})") from error
+        raise BadOption(f"{what} {file} cannot be read ({error.strerror})") from error
     if file is None and not key:
         return None
     if len(key) < 16:
-        raise BadOption(f"patient key {where} has {len(key)} bytes; a secret of at least 16 is needed")
+        raise BadOption(f"{what} {where} has {len(key)} bytes; a secret of at least 16 is needed")
     return key
 
 

@@ -12,6 +12,23 @@ from pydicom.uid import JPEGBaseline8Bit, generate_uid
 
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 TILE = 256
+PRIVATE = {
+    "PatientName": "DOE^JANE",
+    "PatientID": "MRN-55501",
+    "PatientBirthDate": "19610317",
+    "AccessionNumber": "ACC-0044721",
+    "StudyDate": "20190823",
+    "AcquisitionDateTime": "20190823141533",
+    "InstitutionName": "St Elsewhere",
+    "OperatorsName": "QUINCY^ADAMS",
+    "DeviceSerialNumber": "SN-660177",
+    "ContainerIdentifier": "S19-0044721-A1",
+    "BarcodeValue": "BC-0044721",
+    "SeriesDescription": "JANE DOE LEFT BREAST",
+}
+"""Tags that name a patient, a day, a person, a place or one machine."""
+MAGENTA = (250, 20, 240)
+"""Of labels and macro images: a colour that no tissue has."""
 
 
 def write_dicom_slide(folder: Path, levels: list[np.ndarray], mpp: float) -> list[Path]:
@@ -25,7 +42,7 @@ def write_dicom_slide(folder: Path, levels: list[np.ndarray], mpp: float) -> lis
             ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"] if number == 0 else ["DERIVED", "PRIMARY", "VOLUME", "RESAMPLED"]
         )
         paths.append(_write(folder / f"level{number}.dcm", pixels, mpp * scale, kind, ids))
-    label = np.full((300, 300, 3), (250, 40, 40), np.uint8)
+    label = np.full((300, 300, 3), MAGENTA, np.uint8)
     paths.append(_write(folder / "label.dcm", label, 50.0, ["ORIGINAL", "PRIMARY", "LABEL", "NONE"], ids))
     return paths
 
@@ -46,7 +63,8 @@ def _write(path: Path, pixels: np.ndarray, mpp: float, kind: list[str], ids: dic
     for name, uid in ids.items():
         setattr(data, name, uid)
     data.Modality, data.ImageType = "SM", kind
-    data.PatientName, data.PatientID = "DOE^JANE", "MRN-55501"
+    for name, value in PRIVATE.items():
+        setattr(data, name, value)
     data.TotalPixelMatrixColumns, data.TotalPixelMatrixRows = width, height
     data.Rows = data.Columns = TILE
     data.NumberOfFrames = len(frames)

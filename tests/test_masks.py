@@ -145,7 +145,7 @@ def test_a_mask_that_changed_since_the_run_began_is_not_taken(tmp_path):
     """The row would bear the mark of another mask than its tiles are of."""
     file = tmp_path / "mask.geojson"
     file.write_text("[]")
-    mask = MaskFile(str(file), "0" * 32)
+    mask = MaskFile(str(file), "0" * 32, file.name)
     with pytest.raises(BadMask, match="it changed while the run was on"):
         read_mask(mask, None, None)
     with file.open("r+b") as huge:
@@ -155,6 +155,19 @@ def test_a_mask_that_changed_since_the_run_began_is_not_taken(tmp_path):
     file.unlink()
     with pytest.raises(BadMask, match="it is not there"):
         read_mask(mask, None, None)
+
+
+def test_a_private_run_names_no_mask(tmp_path):
+    for name in ("S19-004 DOE.svs.geojson", "S19-005 ROE.geojson"):
+        (tmp_path / name).write_text("no json")
+    found = [source("0123abcd", "S19-004 DOE.svs")]
+    masks, notes = find_masks(str(tmp_path), Path("/elsewhere"), found, private=True)
+    (tmp_path / "S19-004 DOE.svs.geojson").write_text("changed since")
+    with pytest.raises(BadMask) as raised:
+        read_mask(masks["0123abcd"], None, None)
+    assert str(raised.value).startswith("mask 0123abcd: ")
+    assert "holds 1 files named after no slide" in notes[-1]
+    assert not any("S19" in text for text in [*notes, str(raised.value)])
 
 
 def test_a_mask_without_annotations_means_no_tissue(he_slide, tmp_path):

@@ -146,6 +146,38 @@ def test_ome_tiff_that_openslide_refuses_is_read_with_its_own_scale(tmp_path, un
     assert np.array_equal(reader.read(0, 0, 0, 700, 600), pixels)
 
 
+@pytest.mark.parametrize("reader", ["tiff", "openslide"])
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("s.svs", (0, 0)), ("s.svs", (0, 1)), ("s.tif", (1, 1)), ("s.tif", (1, 9))]
+)
+def test_a_label_stored_in_tiles_is_no_level(tmp_path, reader, name, kinds):
+    pixels = np.random.default_rng(0).integers(90, 200, (1024, 1536, 3), dtype=np.uint8)
+    about = "Aperio Image Library v11.2.1 \n1536x1024 (256x256)|AppMag = 20|MPP = 0.5" if name == "s.svs" else None
+    common = {"photometric": "rgb", "metadata": None, "description": about}
+    with tifffile.TiffWriter(tmp_path / name) as tiff:
+        tiff.write(pixels, tile=(128, 128), **common)
+        if about:
+            tiff.write(pixels[::4, ::4], **common)
+        for picture, kind in ((np.full((300, 400, 3), 9, np.uint8), kinds[1]), (pixels[::8, ::8], kinds[0])):
+            tiff.write(picture, tile=(128, 128), subfiletype=kind, **common)
+    opened = open_slide(str(tmp_path / name), reader)
+    assert (400, 300) not in [(level.width, level.height) for level in opened.info.levels]
+    for number, level in enumerate(opened.info.levels):
+        step = round(level.downsample)
+        assert np.array_equal(opened.read(number, 0, 0, 100, 50), pixels[::step, ::step][:50, :100])
+
+
+def test_tiles_that_call_themselves_rgb_but_are_jfif_keep_their_colours(tmp_path):
+    """As Bio-Formats writes OME-TIFF."""
+    pixels = np.full((512, 512, 3), (180, 90, 200), np.uint8)
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression="jpeg")
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        assert tiff.pages[0].is_jfif
+        tiff.pages[0].tags["PhotometricInterpretation"].overwrite(2)
+    assert np.abs(open_slide(str(path), "tiff").read(0, 0, 0, 512, 512).astype(int) - pixels).max() <= 2
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

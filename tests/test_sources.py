@@ -144,7 +144,7 @@ def test_ids_are_safe_file_names(name):
 
 def test_a_fingerprint_is_of_the_content(tmp_path):
     data = bytearray(os.urandom(400_000))
-    path, copy = tmp_path / "a.svs", tmp_path / "sub/a.svs"
+    path, copy = tmp_path / "a.svs", tmp_path / "sub/of another name.svs"
     path.write_bytes(data)
     copy.parent.mkdir()
     shutil.copy(path, copy)

@@ -35,10 +35,11 @@ EMPTY_ROW = ManifestRow()
 
 @dataclass(frozen=True)
 class Matched:
-    """Manifest rows by slide_id, and the manifest's entries that fit no slide found."""
+    """Manifest rows by slide_id, and the manifest's entries that fit no slide found, with their lines."""
 
     rows: dict[str, ManifestRow]
     unknown: tuple[str, ...]
+    unknown_lines: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Manifest:
         for entry in self.entries:
             fits = [s for s in by_name.get(entry.parts[-1], []) if _ends_with(s, entry.parts)]
             if not fits:
-                unknown.append(entry.cell)
+                unknown.append(entry)
                 continue
             if len(fits) > 1:
                 raise BadManifest(
@@ -79,7 +80,8 @@ class Manifest:
                     f"({', '.join(s.path for s in fits[:3])}); write part of the folder too"
                 )
             self._choose(chosen, fits[0].slide_id, entry)
-        return Matched({slide_id: entry.row for slide_id, entry in chosen.items()}, tuple(unknown))
+        rows = {slide_id: entry.row for slide_id, entry in chosen.items()}
+        return Matched(rows, tuple(entry.cell for entry in unknown), tuple(entry.line for entry in unknown))
 
     def _choose(self, chosen: dict[str, _Entry], slide_id: str, entry: _Entry) -> None:
         before = chosen.get(slide_id)

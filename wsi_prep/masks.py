@@ -28,15 +28,19 @@ _ASPECT_TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A slide's mask: an absolute path that workers see, and the digest of what it holds."""
+    """A slide's mask: an absolute path that workers see, the digest of what it holds, and what errors call it."""
 
     path: str
     digest: str
+    called: str
 
 
-def find_masks(folder: str | None, out: Path, sources: Sequence[SlideSource]) -> tuple[dict[str, MaskFile], list[str]]:
+def find_masks(
+    folder: str | None, out: Path, sources: Sequence[SlideSource], *, private: bool = False
+) -> tuple[dict[str, MaskFile], list[str]]:
     """The masks in `folder` by slide_id, and what a user should know of them in lines; nothing without a folder.
 
+    What a `private` run writes down of masks names no file.
     A mask is named by the slide's id, its file name, or its file name without the ending. Raises BadOption where the
     folder is missing or is part of OUT, where a name fits several slides, and where a slide has several masks.
     """
@@ -61,28 +65,28 @@ def find_masks(folder: str | None, out: Path, sources: Sequence[SlideSource]) ->
         for slide_id in found:
             if slide_id in masks:
                 raise BadOption(f"MASKS {path.name} and {Path(masks[slide_id].path).name} are of one slide; keep one")
-            masks[slide_id] = MaskFile(str(path), _digest(path))
-    return masks, _notes(len(masks), len(sources), [name for name, path in files.items() if path.stem not in slides])
+            masks[slide_id] = MaskFile(str(path), _digest(path), slide_id if private else path.name)
+    strays = [name for name, path in files.items() if path.stem not in slides]
+    return masks, _notes(len(masks), len(sources), strays, private)
 
 
-def _notes(masks: int, slides: int, strays: list[str]) -> list[str]:
+def _notes(masks: int, slides: int, strays: list[str], private: bool) -> list[str]:
     notes = [f"{masks} of {slides} slides take their tissue from MASKS"]
     if strays:
-        shown = ", ".join(strays[:5]) + (", ..." if len(strays) > 5 else "")
-        notes.append(f"MASKS holds {len(strays)} files named after no slide: {shown}")
+        shown = "" if private else ": " + ", ".join(strays[:5]) + (", ..." if len(strays) > 5 else "")
+        notes.append(f"MASKS holds {len(strays)} files named after no slide{shown}")
     return notes
 
 
 def read_mask(mask: MaskFile, info: SlideInfo, thumbnail: Thumbnail) -> NDArray[np.bool_]:
     """The tissue that the file draws, as (h, w) pixels of the thumbnail; raises BadMask, naming the file."""
-    name = Path(mask.path).name
     try:
         data = _bytes(mask)
-        if name.lower().endswith(".png"):
+        if mask.path.lower().endswith(".png"):
             return _picture(data, info, thumbnail.pixels.shape[:2])
         return _outlined(data, info, thumbnail)
     except BadMask as error:
-        raise BadMask(f"mask {name}: {error}") from error
+        raise BadMask(f"mask {mask.called}: {error}") from error
 
 
 def _outlined(data: bytes, info: SlideInfo, thumbnail: Thumbnail) -> NDArray[np.bool_]:

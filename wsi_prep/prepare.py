@@ -25,6 +25,7 @@ from wsi_prep.ahead import one_ahead
 from wsi_prep.catalog import Catalog, remove_tree
 from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TimedOut, TooCoarse, WriteFailed
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, Grid
+from wsi_prep.institution import UNKNOWN
 from wsi_prep.jpeg import JpegSettings, encode_tile
 from wsi_prep.manifest import ManifestRow
 from wsi_prep.masks import MaskFile, read_mask
@@ -33,6 +34,7 @@ from wsi_prep.overlay import draw_overlay
 from wsi_prep.pixels import read_groups
 from wsi_prep.plan import PlanSettings, TilePlan, plan_tiles
 from wsi_prep.polygons import FILE_FRAME, feature_collection, tissue_polygons
+from wsi_prep.private import bare_text
 from wsi_prep.quality import MEASURES, Measurer
 from wsi_prep.readers.base import SlideInfo, SlideReader
 from wsi_prep.readers.select import READERS, open_slide
@@ -97,6 +99,7 @@ class SlideTask:
     out: str
     run_token: str
     time_limit: float = DEFAULT_TIME_LIMIT
+    institution_source: str = UNKNOWN
     mask: MaskFile | None = None
 
     @property
@@ -125,7 +128,7 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     except RunReplaced:
         raise
     except Exception as error:  # whatever happens to one slide becomes its row
-        row.update(failure(error))
+        row.update(failure(error, task.source))
     finally:
         remove_tree(stage)
     row["seconds"] = time.perf_counter() - started
@@ -182,33 +185,33 @@ def blank_row(task: SlideTask) -> dict[str, Any]:
         bytes=0,
         files=0,
     )
-    row.update(manifest_columns(task.manifest, task.patient_key))
+    row.update(manifest_columns(task))
     return row
 
 
-def manifest_columns(manifest: ManifestRow, patient_key: str | None) -> dict[str, Any]:
-    """What the manifest alone decides of a slide's row; changing it redoes no tile."""
+def manifest_columns(task: SlideTask) -> dict[str, Any]:
+    """What the manifest and the slide's name alone decide of its row; changing it redoes no tile."""
+    manifest = task.manifest
     columns: dict[str, Any] = {
-        "institution": manifest.institution or "unknown",
-        "institution_source": "manifest" if manifest.institution else "unknown",
+        "institution": manifest.institution or UNKNOWN,
+        "institution_source": task.institution_source,
         "tissue": manifest.tissue or "unknown",
-        "patient_key": patient_key,
+        "patient_key": task.patient_key,
     }
     if manifest.stain:
         columns.update(stain=manifest.stain, stain_confidence=1.0, stain_source="manifest")
     return columns
 
 
-def failure(error: BaseException) -> dict[str, Any]:
+def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
     """The columns that say how a slide failed or why it is excluded, in one line."""
-    text = " ".join(str(error).split())
     if isinstance(error, SlideError):
-        status, kind = error.status, type(error).__name__
+        status, kind, text = error.status, type(error).__name__, " ".join(str(error).split())
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         status, kind = "failed", "WriteFailed"
         text = "the disk of the output folder is full; make room and run again"
     else:
-        status, kind = "failed", type(error).__name__
+        status, kind, text = "failed", type(error).__name__, bare_text(error, source.path)
     return {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}
 
 

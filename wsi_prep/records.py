@@ -16,10 +16,10 @@ STATUSES = ("ok", "empty", "excluded", "failed")
 SLIDE_SCHEMA = pa.schema(
     [
         ("slide_id", pa.string()),
-        ("file", pa.string()),  # name as given, no folder
+        ("file", pa.string()),  # name as given, no folder; in private output the slide_id
         ("fingerprint", pa.string()),  # of the source's content: when it changes, the slide is done again
         ("vendor", pa.string()),
-        ("scanner", pa.string()),  # model
+        ("scanner", pa.string()),  # model, never one machine
         ("mpp_x", pa.float64()),  # um per level-0 px
         ("mpp_y", pa.float64()),
         ("mpp_source", pa.string()),  # manifest, openslide, vendor, tiff-resolution, assumed
@@ -32,7 +32,7 @@ SLIDE_SCHEMA = pa.schema(
         ("stain_confidence", pa.float32()),  # 0 to 1
         ("stain_source", pa.string()),  # pixels or manifest
         ("institution", pa.string()),
-        ("institution_source", pa.string()),  # manifest or unknown
+        ("institution_source", pa.string()),  # manifest, barcode, pattern or unknown
         ("tissue", pa.string()),
         ("patient_key", pa.string()),  # keyed hash of the patient's id
         ("tissue_mm2", pa.float64()),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
 import platform
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from wsi_prep import __version__
 from wsi_prep.catalog import Catalog
 from wsi_prep.errors import OtherConfiguration
 from wsi_prep.geometry import MAGNIFICATIONS
+from wsi_prep.institution import UNKNOWN, InstitutionPattern, Origin, find_origin
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.masks import MaskFile, find_masks
@@ -32,14 +32,20 @@ from wsi_prep.prepare import (
     manifest_columns,
     prepare_slide,
 )
-from wsi_prep.sources import SlideSource, find_slides, fingerprint
+from wsi_prep.private import add_names, check_names_file, key_check, keyed_patient
+from wsi_prep.sources import SlideSource, find_slides, fingerprint, paths_below
 
+_NAMED_AS = {"manifest": "a manifest", "masks": "masks", "institution_pattern": "an institution pattern"}
 _PACKAGES = ("openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs", "opencv-python", "zarr")
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What the user asked for. `patient_key` turns patient ids into keyed hashes; without it none are written."""
+    """What the user asked for.
+
+    `patient_key` turns patient ids into keyed hashes; without it none are written. `id_key` does the same to slides'
+    names, everywhere in the output, and `names` is the file outside of it that leads back.
+    """
 
     slides: str
     out: Path
@@ -52,6 +58,9 @@ class RunRequest:
     id_root: str | None = None
     patient_key: bytes | None = None
     time_limit: float = DEFAULT_TIME_LIMIT
+    id_key: bytes | None = None
+    names: Path | None = None
+    institution_pattern: InstitutionPattern | None = None
 
     @property
     def manifest_path(self) -> str | None:
@@ -106,22 +115,28 @@ class Watcher(Protocol):
 def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     """Do one call of `make shards`; raises UsageError before anything is touched, never for a slide's own error."""
     started = time.perf_counter()
-    sources = find_slides(request.slides, id_root=request.id_root)
-    _require_given_before(request)
+    sources = find_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
+    _require_named_again(request)
+    _require_same_key(request)
     manifest, warnings = _manifest_rows(request, sources)
-    masks, more_warnings = find_masks(request.masks, request.out, sources)
-    summary = RunSummary(found=len(sources), warnings=warnings + more_warnings)
+    masks, mask_notes = find_masks(request.masks, request.out, sources, private=request.id_key is not None)
+    origins = _origins(request, sources, manifest)
+    notes = [*warnings, *mask_notes, *_origin_notes(request, origins)]
+    summary = RunSummary(found=len(sources), warnings=notes)
+    if request.names is not None:
+        add_names(request.names, {source.slide_id: source.path for source in sources})
     token = uuid.uuid4().hex
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
+    if request.id_key is not None:
+        settings["private"] = key_check(request.id_key)
     with open_output(request.out, settings, token, redo=request.redo) as catalog:
         with writing(request.out):
-            given = {"manifest": request.manifest_path is not None, "masks": request.masks is not None}
-            write_run(request.out, {**read_run(request.out), **given})
+            write_run(request.out, {**read_run(request.out), **_named(request)})
             tasks = [
-                _task(request, source, manifest.get(source.slide_id, EMPTY_ROW), masks.get(source.slide_id), token)
-                for source in sources
+                _task(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
+                for source, origin in zip(sources, origins, strict=True)
             ]
-            tasks = _not_done(tasks, catalog, summary, keyed=request.patient_key is not None)
+            tasks = _not_done(request, tasks, catalog, summary)
         if tasks:
             _work(request, tasks, catalog, summary, watcher)
         with writing(request.out):
@@ -132,47 +147,100 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     return summary
 
 
-def _require_given_before(request: RunRequest) -> None:
-    """A manifest, or masks, given once and forgotten now would undo what was said of every slide."""
-    before = {} if request.redo else read_run(request.out)
-    for what, name, now in (("a manifest", "manifest", request.manifest_path), ("masks", "masks", request.masks)):
-        if now is None and before.get(name):
+def _named(request: RunRequest) -> dict[str, bool]:
+    """What was said of slides beside their files, by the names that run.json has for it."""
+    return {
+        "manifest": request.manifest_path is not None,
+        "masks": request.masks is not None,
+        "institution_pattern": request.institution_pattern is not None,
+    }
+
+
+def _require_named_again(request: RunRequest) -> None:
+    """A manifest or pattern that was given once and is forgotten now would undo what it said of every slide."""
+    before = read_run(request.out)
+    for name, given in _named(request).items():
+        if before.get(name) and not given and not request.redo:
             raise OtherConfiguration(
-                f"OUT {request.out} was made with {what}; name it again with {name.upper()}=, "
+                f"OUT {request.out} was made with {_NAMED_AS[name]}; name it again with {name.upper()}=, "
                 "or add REDO=1 to go by the files alone"
             )
+
+
+def _require_same_key(request: RunRequest) -> None:
+    """Names and keyed ids never share a folder, nor do ids of two keys; whatever else may be done anew."""
+    if request.names is not None:
+        check_names_file(request.names, request.out)
+    before = read_run(request.out)
+    was = before.get("settings", {}).get("private")
+    now = key_check(request.id_key) if request.id_key is not None else None
+    if not before or was == now:
+        return
+    if was is None:
+        raise OtherConfiguration(f"OUT {request.out} was made without PRIVATE=1 and holds names; name another OUT")
+    if now is None:
+        raise OtherConfiguration(f"OUT {request.out} was made with PRIVATE=1; give it again, with the same ID_KEY")
+    raise OtherConfiguration(f"OUT {request.out} was made with another ID_KEY; name that one, or another OUT")
 
 
 def _manifest_rows(request: RunRequest, sources: Sequence[SlideSource]) -> tuple[dict[str, ManifestRow], list[str]]:
     if request.manifest_path is None:
         return {}, []
     matched = read_manifest(request.manifest_path).match(sources)
-    warnings = []
-    if matched.unknown:
-        shown = ", ".join(matched.unknown[:5]) + (", ..." if len(matched.unknown) > 5 else "")
-        warnings.append(f"the manifest names {len(matched.unknown)} slides that were not found: {shown}")
-    if request.patient_key is None and any(row.patient for row in matched.rows.values()):
-        warnings.append(
-            "patient ids were left out; PATIENT_KEY=file with a secret of yours turns them into keyed hashes"
+    if not matched.unknown:
+        return dict(matched.rows), []
+    entries = [f"line {n}" for n in matched.unknown_lines] if request.id_key is not None else matched.unknown
+    shown = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
+    return dict(matched.rows), [f"the manifest names {len(entries)} slides that were not found: {shown}"]
+
+
+def _origins(request: RunRequest, sources: Sequence[SlideSource], manifest: Mapping[str, ManifestRow]) -> list[Origin]:
+    pattern = request.institution_pattern
+    below = paths_below(sources, request.slides, request.id_root) if pattern is not None else [""] * len(sources)
+    origins = []
+    for source, path in zip(sources, below, strict=True):
+        row = manifest.get(source.slide_id, EMPTY_ROW)
+        origins.append(find_origin(row.institution, row.patient, source.name, path, pattern))
+    return origins
+
+
+def _origin_notes(request: RunRequest, origins: Sequence[Origin]) -> list[str]:
+    notes = []
+    if request.patient_key is None and any(origin.patient for origin in origins):
+        notes.append("patient ids were left out; PATIENT_KEY=file with a secret of yours turns them into keyed hashes")
+    unknown = sum(origin.source == UNKNOWN for origin in origins)
+    if request.institution_pattern is not None and unknown:
+        notes.append(
+            f"INSTITUTION_PATTERN does not fit {unknown} of {len(origins)} slides, and nothing else names theirs"
         )
-    return dict(matched.rows), warnings
+    return notes
 
 
 def _task(
-    request: RunRequest, source: SlideSource, manifest: ManifestRow, mask: MaskFile | None, token: str
+    request: RunRequest,
+    source: SlideSource,
+    row: ManifestRow,
+    origin: Origin,
+    masks: Mapping[str, MaskFile],
+    token: str,
 ) -> SlideTask:
+    """A slide's work. In private output the id stands for the name, wherever a worker would write it."""
     key = None
-    if manifest.patient and request.patient_key is not None:
-        key = hmac.new(request.patient_key, manifest.patient.encode(), "sha256").hexdigest()[:32]
-    stripped = ManifestRow(manifest.mpp, manifest.stain, manifest.institution, manifest.tissue, None)
-    return SlideTask(source, stripped, key, request.settings, str(request.out), token, request.time_limit, mask)
+    if origin.patient and request.patient_key is not None:
+        key = keyed_patient(request.patient_key, origin.patient)
+    if request.id_key is not None:
+        source = replace(source, name=source.slide_id)
+    stripped = replace(row, institution=origin.institution, patient=None)
+    run = (request.settings, str(request.out), token, request.time_limit)
+    return SlideTask(source, stripped, key, *run, origin.source, masks.get(source.slide_id))
 
 
-def _not_done(tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary, *, keyed: bool) -> list[SlideTask]:
+def _not_done(
+    request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary
+) -> list[SlideTask]:
     """The tasks whose slide is not in the catalog as it would be made now; failed ones are tried again.
 
-    Where only the manifest's description of a slide changed, its row is written anew and nothing is redone; patients'
-    keys stay unless the call is `keyed` anew.
+    Where only the description of a slide changed, its row is written anew and nothing is redone.
     """
     rows = {row["slide_id"]: row for row in catalog.slides()}
     known = [task for task in tasks if task.source.slide_id in rows]
@@ -187,8 +255,9 @@ def _not_done(tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary,
         if row is None or not same or row["status"] == "failed" or lost_stain:
             todo.append(task)
             continue
-        patient_key = task.patient_key if keyed else row["patient_key"]
-        described = {**row, **manifest_columns(task.manifest, patient_key)}
+        described = {**row, **manifest_columns(task)}
+        if request.patient_key is None:  # a key that is forgotten undoes nothing
+            described["patient_key"] = row["patient_key"]
         if described != row:
             described_anew.append(described)
         summary.done_before += 1
@@ -225,7 +294,7 @@ def _task_key(task: SlideTask) -> str:
 
 def _failed_row(task: SlideTask, error: BaseException, catalog: Catalog) -> dict[str, Any]:
     """The row of a slide whose worker could not write one itself."""
-    row = {**blank_row(task), "fingerprint": "", **failure(error)}
+    row = {**blank_row(task), "fingerprint": "", **failure(error, task.source)}
     with contextlib.suppress(OSError):  # the summary still names it, and the next run tries it again
         catalog.commit(row, catalog.no_tiles())
     return row

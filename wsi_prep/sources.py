@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +18,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
+from wsi_prep.private import keyed_slide_id
 
 SLIDE_ENDINGS = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"),
@@ -34,20 +35,21 @@ class SlideSource:
     """One slide as found.
 
     `slide_id` is unique and safe as a file name and object key; `path` is what a reader opens (local absolute path or
-    URL); `name` is the file's name as given, no folder; `files` are all files that the slide consists of.
+    URL); `name` is the file's name as given, no folder; `files` are all files that the slide consists of. Its text,
+    which a cluster may log, is the id alone.
     """
 
     slide_id: str
-    path: str
-    name: str
-    files: tuple[str, ...]
+    path: str = field(repr=False)
+    name: str = field(repr=False)
+    files: tuple[str, ...] = field(repr=False)
 
 
-def find_slides(slides: str, *, id_root: str | None = None) -> list[SlideSource]:
+def find_slides(slides: str, *, id_root: str | None = None, id_key: bytes | None = None) -> list[SlideSource]:
     """The slides that `slides` names, sorted by path: a folder, a file, a glob, a .csv list, or any of these as a URL.
 
-    Ids hash the absolute path, or with `id_root` the path relative to that folder. Raises NoSlides where nothing is
-    found and BadManifest for a list that cannot be used.
+    Ids hash the absolute path, or with `id_root` the path relative to that folder; with `id_key` they are keyed hashes
+    and hold nothing of the name. Raises NoSlides where nothing is found and BadManifest for a list that cannot be used.
     """
     fs, inner = _filesystem(slides)
     if slides.lower().endswith(".csv"):
@@ -64,21 +66,31 @@ def find_slides(slides: str, *, id_root: str | None = None) -> list[SlideSource]
         groups = _grouped([_full(fs, inner)], named=True)
     else:
         raise NoSlides(f"SLIDES {slides} does not exist; name a folder, a slide, a glob or a .csv list")
-    return _sources(groups, id_root)
+    return _sources(groups, id_root, id_key)
+
+
+def paths_below(sources: Sequence[SlideSource], slides: str, id_root: str | None = None) -> list[str]:
+    """Each slide's path below `id_root`, or below the folder that `slides` names or lies in; whole where it is not."""
+    fs, inner = _filesystem(id_root or slides)
+    if id_root is None and not fs.isdir(inner):
+        inner = re.split(r"[*?[]", inner, maxsplit=1)[0].rpartition("/")[0]
+    root = PurePosixPath(_full(fs, inner))
+    paths = [PurePosixPath(source.path) for source in sources]
+    return [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]
 
 
 def fingerprint(source: SlideSource) -> str:
     """A mark of the slide's content, 32 hex digits: the same for a copy, another when bytes change.
 
-    Hashes the names and sizes of all files, the edges of each (64 at most) and samples spread over the main one.
-    Raises UnreadableSlide if a file is gone.
+    Hashes the sizes of all files, the edges of each (64 at most) and samples spread over the main one, but no name: a
+    name could be guessed and checked against it. Raises UnreadableSlide if a file is gone.
     """
     mark = hashlib.blake2b(digest_size=16)
     try:
         for number, path in enumerate((source.path, *(f for f in source.files if f != source.path))):
             fs, inner = _filesystem(path)
             size = int(fs.size(inner))
-            mark.update(f"{PurePosixPath(inner).name}\0{size}\0".encode())
+            mark.update(f"{size}\0".encode())
             if number > _MAX_EXTRA_FILES or size == 0:
                 continue
             spans = [(0, min(size, _EDGE_BYTES)), (max(0, size - _EDGE_BYTES), size)]
@@ -293,15 +305,21 @@ def _companions(path: str) -> tuple[str, ...]:
     return (path, *inside)
 
 
-def _sources(groups: Sequence[_Group], id_root: str | None) -> list[SlideSource]:
+def _sources(groups: Sequence[_Group], id_root: str | None, id_key: bytes | None) -> list[SlideSource]:
     by_id: dict[str, SlideSource] = {}
     for group in groups:
-        digest = hashlib.blake2b(_relative(group.identity, id_root).encode(), digest_size=5).hexdigest()
-        source = SlideSource(f"{safe_stem(group.name)}-{digest}", group.path, group.name, group.files)
+        slide_id = _slide_id(group.name, _relative(group.identity, id_root), id_key)
+        source = SlideSource(slide_id, group.path, group.name, group.files)
         if source.slide_id in by_id:
             raise UsageError(f"{by_id[source.slide_id].path} and {source.path} get the same id; rename one of them")
         by_id[source.slide_id] = source
     return list(by_id.values())
+
+
+def _slide_id(name: str, identity: str, id_key: bytes | None) -> str:
+    if id_key is not None:
+        return keyed_slide_id(id_key, identity)
+    return f"{safe_stem(name)}-{hashlib.blake2b(identity.encode(), digest_size=5).hexdigest()}"
 
 
 def _relative(path: str, id_root: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,20 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 WHITE = (255, 255, 255)
-
-
-def clean_tag(text: str) -> str:
-    """A tag's text made safe to store: printable, one line, at most 64 characters."""
-    return "".join(c for c in " ".join(str(text).split()) if c.isprintable())[:64]
-
-
-def parse_number(text: object) -> float | None:
-    """A tag's text as a finite number, or None."""
-    try:
-        number = float(str(text))
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def parse_colour(text: str | None) -> tuple[int, int, int]:
@@ -42,6 +27,14 @@ def blank(height: int, width: int, colour: tuple[int, int, int]) -> NDArray[np.u
     return out.reshape(height, width, 3)
 
 
+def is_reduced(width0: int, height0: int, width: int, height: int) -> bool:
+    """Whether a picture of these sides can be the slide reduced by one factor, give or take 2 px.
+
+    A label or macro image that is stored in tiles looks like a level otherwise.
+    """
+    return abs(width0 * height - height0 * width) <= 2 * (width0 + height0)
+
+
 @dataclass(frozen=True)
 class Level:
     """One level of the pyramid; `downsample` is level-0 px per level px."""
@@ -56,9 +49,10 @@ class SlideInfo:
     """What is taken from a slide's tags: nothing but these fields ever leaves a reader.
 
     `mpp_x`, `mpp_y` are um per level-0 px, or None together; `mpp_source` says where they came from ("openslide",
-    "vendor" or "tiff-resolution"). `objective` is the power that the file states, recorded and never computed with.
-    `background` is the RGB colour for what lies outside the slide or is transparent. `bounds_x0`, `bounds_y0` are where
-    the scanned part begins, in level-0 px, 0 where the file does not say: viewers that crop to it count from there.
+    "vendor" or "tiff-resolution"). `vendor` and `scanner` are as `tags.vendor_and_scanner` gives them. `objective` is
+    the power that the file states, recorded and never computed with. `background` is the RGB colour for what lies
+    outside the slide or is transparent. `bounds_x0`, `bounds_y0` are where the scanned part begins, in level-0 px, 0
+    where the file does not say: viewers that crop to it count from there.
     """
 
     reader: str

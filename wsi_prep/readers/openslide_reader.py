@@ -9,18 +9,12 @@ import openslide
 from numpy.typing import NDArray
 
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
-from wsi_prep.readers.base import Level, SlideInfo, blank, clean_tag, parse_colour, parse_number
+from wsi_prep.private import reason
+from wsi_prep.readers.base import Level, SlideInfo, blank, is_reduced, parse_colour
+from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
 
-_SCANNER_TAGS = (
-    "aperio.ScannerType",
-    "hamamatsu.Product",
-    "leica.device-model",
-    "ventana.ScannerModel",
-    "philips.DICOM_MANUFACTURERS_MODEL_NAME",
-    "dicom.ManufacturerModelName",
-    "tiff.Model",
-)
-"""Tags that name a model of scanner, not one machine, person or day."""
+_UNSORTED = ("aperio", "generic-tiff")
+"""Formats in which OpenSlide takes every picture stored in tiles for a level."""
 
 
 def detect_vendor(path: str) -> str | None:
@@ -35,13 +29,15 @@ class OpenSlideReader:
     keeps_edges = False
 
     def __init__(self, path: str) -> None:
+        self._path = path
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise UnreadableSlide("OpenSlide knows no such format") from error
         except (openslide.OpenSlideError, OSError) as error:
-            raise UnreadableSlide(f"OpenSlide cannot open it ({' '.join(str(error).split())[:160]})") from error
-        self._info = _describe(self._slide)
+            raise UnreadableSlide(f"OpenSlide cannot open it ({reason(error, path)})") from error
+        self._levels = _levels(self._slide)
+        self._info = _describe(self._slide, self._levels)
 
     @property
     def info(self) -> SlideInfo:
@@ -67,11 +63,11 @@ class OpenSlideReader:
         downsample = self._info.levels[level].downsample
         location0 = (round(x_level * downsample), round(y_level * downsample))
         try:
-            rgba = np.asarray(self._slide.read_region(location0, level, (width, height)))
+            rgba = np.asarray(self._slide.read_region(location0, self._levels[level], (width, height)))
         except openslide.OpenSlideError as error:
             where = f"x {location0[0]}, y {location0[1]} (level 0)"
-            reason = " ".join(str(error).split())[:160]
-            raise DamagedSlide(f"pixels near {where} cannot be read ({reason}); copy the slide again") from error
+            why = reason(error, self._path)
+            raise DamagedSlide(f"pixels near {where} cannot be read ({why}); copy the slide again") from error
         return _over_background(rgba, self._info.background)
 
 
@@ -99,24 +95,32 @@ def _bounding_box(rectangle: tuple[int, int, int, int], boxes: NDArray[np.int64]
     return left, top, right - left, bottom - top
 
 
-def _describe(slide: openslide.OpenSlide) -> SlideInfo:
+def _levels(slide: openslide.OpenSlide) -> list[int]:
+    """Those of OpenSlide's levels that are the slide."""
+    if slide.properties.get(openslide.PROPERTY_NAME_VENDOR) not in _UNSORTED:
+        return list(range(slide.level_count))
+    return [i for i, sides in enumerate(slide.level_dimensions) if is_reduced(*slide.dimensions, *sides)]
+
+
+def _describe(slide: openslide.OpenSlide, levels: list[int]) -> SlideInfo:
     properties: Mapping[str, str] = slide.properties
     mpp_x, mpp_y = (
         parse_number(properties.get(key)) for key in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
     )
     known = mpp_x is not None and mpp_y is not None
     bounds_x0, bounds_y0 = _bounds_origin(properties)
+    vendor, scanner = vendor_and_scanner(properties.get(openslide.PROPERTY_NAME_VENDOR, ""), properties)
     return SlideInfo(
         reader="openslide",
-        vendor=clean_tag(properties.get(openslide.PROPERTY_NAME_VENDOR, "")),
-        scanner=next((clean_tag(properties[tag]) for tag in _SCANNER_TAGS if properties.get(tag)), ""),
+        vendor=vendor,
+        scanner=scanner,
         mpp_x=mpp_x if known else None,
         mpp_y=mpp_y if known else None,
         mpp_source="openslide" if known else None,
-        objective=parse_number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
+        objective=parse_objective(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
         levels=tuple(
-            Level(width, height, downsample)
-            for (width, height), downsample in zip(slide.level_dimensions, slide.level_downsamples, strict=True)
+            Level(slide.level_dimensions[i][0], slide.level_dimensions[i][1], slide.level_downsamples[i])
+            for i in levels
         ),
         background=parse_colour(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)),
         bounds_x0=bounds_x0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ from numpy.typing import NDArray
 from tiffslide import TiffSlide
 
 from wsi_prep.errors import DamagedSlide, SlideError, UnreadableSlide
-from wsi_prep.readers.base import Level, SlideInfo, blank, clean_tag, parse_colour, parse_number
+from wsi_prep.private import reason
+from wsi_prep.readers.base import Level, SlideInfo, blank, is_reduced, parse_colour
+from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
 
 CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
@@ -30,6 +33,9 @@ CACHE_BYTES = 96 * 2**20
 _JPEG = 7
 _COMPRESSIONS = frozenset({1, 5, _JPEG, 8, 32946, 50000, 33005, 34712})
 """None, LZW, JPEG, Deflate (two codes), Zstandard, JPEG 2000 of RGB (Aperio's code and the common one)."""
+
+_BESIDE_THE_SLIDE = re.compile(r"\s*(label|macro|overview|thumbnail)(\s+image)?\s*", re.IGNORECASE)
+"""Names that OME-TIFFs give to pictures of the whole glass, label and all."""
 
 _RGB, _YCBCR = 2, 6  # photometric interpretations
 _UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -45,18 +51,19 @@ class TiffReader:
     keeps_edges = True
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self._bytes = _open_bytes(path)
         try:
             self._slide = _open_tiffslide(path)
-            self._pages, series = _tiled_levels(self._slide)
+            self._pages = _tiled_levels(self._slide)
             self._require_whole(path)
-            self._info = _describe(self._slide, self._pages, series)
+            self._info = _describe(self._slide, self._pages)
         except SlideError:
             self._bytes.close()
             raise
         except Exception as error:  # a directory of nonsense fails anywhere in tifffile's lazy properties
             self._bytes.close()
-            raise UnsupportedLayout(f"its TIFF directory is damaged ({_one_line(error)})") from error
+            raise UnsupportedLayout(f"its TIFF directory is damaged ({reason(error, path)})") from error
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cached = 0
         self._background = blank(0, 0, self._info.background)
@@ -130,7 +137,8 @@ class TiffReader:
             if decoded is None:
                 decoded = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
         except Exception as error:  # each codec has errors of its own
-            raise DamagedSlide(f"{where} cannot be decoded ({_one_line(error)}); copy the slide again") from error
+            why = reason(error, self._path)
+            raise DamagedSlide(f"{where} cannot be decoded ({why}); copy the slide again") from error
         tile: NDArray[np.uint8] = decoded[: page.imagelength - y_tile, : page.imagewidth - x_tile]
         return tile
 
@@ -203,7 +211,7 @@ def _open_bytes(path: str) -> _Bytes:
         fs, inner = fsspec.core.url_to_fs(path)
         return _LocalBytes(inner) if isinstance(fs, LocalFileSystem) else _RemoteBytes(fs, inner)
     except OSError as error:
-        raise UnreadableSlide(f"cannot be opened ({error.strerror or _one_line(error)})") from error
+        raise UnreadableSlide(f"cannot be opened ({error.strerror or reason(error, path)})") from error
 
 
 def _open_tiffslide(path: str) -> Any:
@@ -215,15 +223,17 @@ def _open_tiffslide(path: str) -> Any:
             _ = slide.properties  # they are parsed at first use: now, where errors are caught
             return slide
     except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
-        raise UnsupportedLayout(f"not a TIFF slide ({_one_line(error)})") from error
+        raise UnsupportedLayout(f"not a TIFF slide ({reason(error, path)})") from error
 
 
-def _tiled_levels(slide: Any) -> tuple[list[Any], Any]:
-    """The tiled pages of the slide's pyramid, finest first, and their series."""
+def _tiled_levels(slide: Any) -> list[Any]:
+    """The tiled pages of the slide's pyramid, finest first; UnreadableSlide where a label or macro stands first."""
     tiff = slide.ts_tifffile
     if not (tiff.is_svs or tiff.is_ome or _is_generic(tiff)):
         raise UnsupportedLayout("a vendor's TIFF that is left to OpenSlide")
     series = tiff.series[slide.properties["tiffslide.series-index"]]
+    if tiff.is_ome and _BESIDE_THE_SLIDE.fullmatch(str(series.name)):
+        raise UnreadableSlide("its first image is a label or macro image, which is never read; put the slide first")
     if series.axes != "YXS":
         raise UnsupportedLayout(f"axes {series.axes}, where one RGB plane (YXS) is needed")
     pages = [level.pages[0].aspage() for level in series.levels]
@@ -231,7 +241,8 @@ def _tiled_levels(slide: Any) -> tuple[list[Any], Any]:
     reason = _unsupported(first)
     if reason:
         raise UnsupportedLayout(reason)
-    return [p for p in pages if not _unsupported(p)], series
+    sides = first.imagewidth, first.imagelength
+    return [p for p in pages if not _unsupported(p) and is_reduced(*sides, p.imagewidth, p.imagelength)]
 
 
 def _is_generic(tiff: Any) -> bool:
@@ -258,18 +269,19 @@ def _tile_count(page: Any) -> int:
     return int(across * down)
 
 
-def _describe(slide: Any, pages: list[Any], series: Any) -> SlideInfo:
+def _describe(slide: Any, pages: list[Any]) -> SlideInfo:
     properties = slide.properties
     mpp_x, mpp_y, source = _mpp(slide.ts_tifffile, properties, pages[0])
     width0 = pages[0].imagewidth
+    vendor, scanner = vendor_and_scanner(*_format_and_tags(slide.ts_tifffile, properties, pages[0]))
     return SlideInfo(
         reader="tiff",
-        vendor=clean_tag(properties.get("tiffslide.vendor") or ("ome" if series.kind == "ome" else "generic-tiff")),
-        scanner=clean_tag(properties.get("aperio.ScannerType") or ""),
+        vendor=vendor,
+        scanner=scanner,
         mpp_x=mpp_x,
         mpp_y=mpp_y,
         mpp_source=source,
-        objective=parse_number(properties.get("tiffslide.objective-power")),
+        objective=parse_objective(properties.get("tiffslide.objective-power")),
         levels=tuple(Level(p.imagewidth, p.imagelength, width0 / p.imagewidth) for p in pages),
         background=parse_colour(properties.get("tiffslide.background-color")),
     )
@@ -287,6 +299,27 @@ def _mpp(tiff: Any, properties: Any, page: Any) -> tuple[float | None, float | N
     if properties.get("tiffslide.vendor"):
         return mpp_x, mpp_y, "vendor"
     return mpp_x, mpp_y, "tiff-resolution"
+
+
+def _format_and_tags(tiff: Any, properties: Any, page: Any) -> tuple[str, dict[str, str]]:
+    """OpenSlide's word for the format, and the tags of which a scanner may be named, by OpenSlide's names."""
+    tags = {f"tiff.{name}": str(page.tags[name].value) for name in ("Make", "Model") if name in page.tags}
+    if properties.get("aperio.ScannerType"):
+        tags["aperio.ScannerType"] = str(properties["aperio.ScannerType"])
+    if tiff.is_ome:
+        return "ome", tags | _ome_microscope(tiff)
+    return str(properties.get("tiffslide.vendor") or "generic-tiff"), tags
+
+
+def _ome_microscope(tiff: Any) -> dict[str, str]:
+    """Maker and model of the first instrument of the OME-XML."""
+    try:
+        instrument = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Instrument"]
+        microscope = (instrument[0] if isinstance(instrument, list) else instrument)["Microscope"]
+        given = [name for name in ("Manufacturer", "Model") if name in microscope]
+        return {f"ome.Microscope.{name}": str(microscope[name]) for name in given}
+    except (KeyError, IndexError, TypeError, ValueError, SyntaxError):
+        return {}
 
 
 def _ome_mpp(tiff: Any) -> tuple[float, float] | None:
@@ -321,7 +354,8 @@ def _tiles_touched(page: Any, rectangle: tuple[int, int, int, int], boxes: NDArr
 
 def _decode_jpeg(page: Any, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
     """A JPEG tile as tifffile decodes it, without what that does around it; None where its size is not the page's."""
-    stored = "RGB" if page.photometric == _RGB else "YCBCR"
+    jfif = data[6:10] == b"JFIF"  # which is YCbCr by definition, whatever the TIFF's tag says: Bio-Formats writes such
+    stored = "RGB" if page.photometric == _RGB and not jfif else "YCBCR"
     try:
         tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
             data, tables=page.jpegtables, colorspace=stored, outcolorspace="RGB", out=out
@@ -340,8 +374,3 @@ def _paste(out: NDArray[np.uint8], tile: NDArray[np.uint8], x_tile: int, y_tile:
         out[top - y : bottom - y, left - x : right - x] = tile[
             top - y_tile : bottom - y_tile, left - x_tile : right - x_tile
         ]
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__

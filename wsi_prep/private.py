@@ -1,0 +1,107 @@
+"""What must not be written down: ids under a secret key, the file that leads back from them, errors without names."""
+
+from __future__ import annotations
+
+import csv
+import hmac
+import io
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from wsi_prep.errors import BadOption
+
+_ID_DIGITS, _CHECK_DIGITS, _PATIENT_DIGITS = 24, 16, 32
+_HEADER = ["slide_id", "path"]
+_MAX_REASON, _SHORTEST_NAME = 160, 3
+_QUOTED = re.compile(
+    r"""(?<!\w)b?(?:'(?:\\.|[^'\\])*(?:'|$)|"(?:\\.|[^"\\])*(?:"|$)|“[^”]*(?:”|$)|‘[^’]*(?:’|$)|`[^`']*(?:[`']|$))"""
+)
+
+
+def keyed_slide_id(key: bytes, identity: str) -> str:
+    """A slide's id, 24 hex digits, that nobody without the key can check a guessed path against."""
+    return _keyed(key, b"slide\0", identity)[:_ID_DIGITS]
+
+
+def keyed_patient(key: bytes, patient: str) -> str:
+    """A patient's id as 32 hex digits that tell nothing without the key."""
+    return _keyed(key, b"", patient)[:_PATIENT_DIGITS]
+
+
+def key_check(key: bytes) -> str:
+    """A mark by which a key is known again, and from which it cannot be had."""
+    return _keyed(key, b"check\0", "")[:_CHECK_DIGITS]
+
+
+def _keyed(key: bytes, domain: bytes, text: str) -> str:
+    """HMAC-SHA-256 (RFC 2104). A domain ends in NUL, which no patient's id holds: one key serves all purposes."""
+    return hmac.new(key, domain + os.fsencode(text), "sha256").hexdigest()
+
+
+def check_names_file(names: Path, out: Path) -> None:
+    """Raise BadOption for a names file that would lie inside the output, or holds something else."""
+    if Path(os.path.realpath(names)).is_relative_to(os.path.realpath(out)):
+        raise BadOption(f"NAMES {names} lies inside OUT, which is given away; name a file outside of {out}")
+    _read_names(names)
+
+
+def add_names(names: Path, paths: Mapping[str, str]) -> None:
+    """Add slides' ids and paths to the names file, which only its owner may read; what it lists already stays."""
+    before = _read_names(names)
+    after = {**before, **paths}
+    if after == before:
+        return
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_HEADER, *after.items()])
+    target = Path(os.path.realpath(names))
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(os.fsencode(text.getvalue()))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(target)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise BadOption(f"NAMES {names} cannot be written ({error.strerror})") from error
+
+
+def _read_names(names: Path) -> dict[str, str]:
+    try:
+        text = os.fsdecode(names.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise BadOption(f"NAMES {names} cannot be read ({error.strerror})") from error
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    if rows[:1] != [_HEADER] or any(len(row) != len(_HEADER) for row in rows):
+        raise BadOption(f"NAMES {names} holds something else than {','.join(_HEADER)}; name another file")
+    return dict(rows[1:])
+
+
+def reason(error: BaseException, path: str) -> str:
+    """A library's error as one line: its type, and its text as `bare_text` leaves it."""
+    text = bare_text(error, path)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def bare_text(error: BaseException, path: str) -> str:
+    """A library's error in one line, without what it quotes and without the slide's path, folder or name.
+
+    Libraries quote what they could not parse, which may be any tag of the file, and they name files in full.
+    """
+    inner = PurePosixPath(path.rpartition("://")[2])
+    text = _one_line(_QUOTED.sub("...", _one_line(error).replace(_one_line(inner), "...")))
+    for word in (_one_line(inner.name), _one_line(inner.stem)):
+        if len(word) >= _SHORTEST_NAME:
+            text = re.sub(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", "...", text, flags=re.IGNORECASE)
+    folder = _one_line(inner.parent)
+    if len(folder) > 1 and folder in text:  # what follows names the file, or one beside it
+        text = text.partition(folder)[0] + "..."
+    return text[:_MAX_REASON]
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
