@@ -161,3 +161,16 @@ def test_parts_stay_bounded(catalog, tmp_path, monkeypatch):
     catalog.merge()
     assert len(list((tmp_path / "catalog/slides").glob("part-*"))) == 3
     assert content(tmp_path) == WHOLE
+
+
+@pytest.mark.parametrize("slide_id", ["part-0123456789", "part-00000-0123456789", "part-x-00000abcde"])
+def test_a_slide_named_like_a_part_is_none(catalog, tmp_path, slide_id):
+    catalog.merge()
+    catalog.commit(slide(9) | {"slide_id": slide_id}, tiles(9))
+    catalog.merge()
+    catalog.commit(slide(10), tiles(10))
+    catalog.merge()
+    catalog.drop({"s9", "s10"})
+    names = [file.name for file in sorted((tmp_path / "catalog/slides").glob("*.parquet"))]
+    assert names == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert [row["slide_id"] for row in catalog.slides()] == sorted([f"s{n}" for n in range(6)] + [slide_id])

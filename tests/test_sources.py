@@ -142,6 +142,15 @@ def test_ids_are_safe_file_names(name):
     assert all(c.isascii() and (c.isalnum() or c in "._-") for c in stem)
 
 
+def test_a_name_that_is_no_text_is_a_slide_all_the_same(tmp_path):
+    (tmp_path / os.fsdecode(b"M\xfcller.svs")).write_bytes(b"")
+    (tmp_path / os.fsdecode(b"M\xe4ller.svs")).write_bytes(b"")
+    found = find_slides(str(tmp_path))
+    assert [source.name for source in found] == ["M\ufffdller.svs"] * 2
+    assert len({source.slide_id for source in found}) == 2
+    assert all(source.slide_id.isascii() and Path(source.path).is_file() for source in found)
+
+
 def test_a_fingerprint_is_of_the_content(tmp_path):
     data = bytearray(os.urandom(400_000))
     path, copy = tmp_path / "a.svs", tmp_path / "sub/of another name.svs"

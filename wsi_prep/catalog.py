@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -24,7 +25,9 @@ import pyarrow.parquet as pq
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.shards import sync_folder
 
-_PART = "part-"
+_PART_NAME = re.compile(r"part-(\d{5})\.parquet")
+"""No slide's own file has such a name: its id ends in more digits, whatever its stem."""
+
 _PART_SLIDES = 50_000
 _PART_TILES = 4_000_000
 _TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
@@ -77,7 +80,7 @@ class Catalog:
             for table in ("slides", "tiles"):
                 (self._folders[table] / f"{slide_id}.parquet").unlink(missing_ok=True)
         gone = pa.array(sorted(slide_ids), pa.string())
-        for part in sorted(self._folders["slides"].glob(f"{_PART}*.parquet")):
+        for part in self._files("slides", parts=True):
             ids = pq.read_table(part, columns=["slide_id"])["slide_id"]
             if pc.any(pc.is_in(ids, gone)).as_py():
                 self._rewrite_part(part.name, gone)
@@ -93,7 +96,7 @@ class Catalog:
 
     def merge(self) -> None:
         """Merge the small files of single slides into parts."""
-        singles = sorted(p.name for p in self._folders["slides"].glob("[!.]*.parquet") if not p.name.startswith(_PART))
+        singles = [file.name for file in self._files("slides", parts=False)]
         batch: list[str] = []
         tiles = 0
         for name in singles:
@@ -114,16 +117,21 @@ class Catalog:
             for leftover in folder.glob(".*"):
                 leftover.unlink()
         committed = {row["slide_id"] for row in self.slides(["slide_id"])}
-        for single in self._folders["tiles"].glob("[!.]*.parquet"):
-            if not single.name.startswith(_PART) and single.stem not in committed:
+        for single in self._files("tiles", parts=False):
+            if single.stem not in committed:
                 single.unlink()
+
+    def _files(self, table: str, *, parts: bool) -> list[Path]:
+        """A table's files, sorted: the parts, or those of single slides."""
+        files = sorted(self._folders[table].glob("[!.]*.parquet"))
+        return [file for file in files if (_PART_NAME.fullmatch(file.name) is not None) == parts]
 
     def _dataset(self, table: str) -> ds.Dataset:
         return ds.dataset(self._folders[table], schema=_TABLES[table], format="parquet")
 
     def _merge(self, names: list[str]) -> None:
-        taken = [int(p.stem.removeprefix(_PART)) for p in self._folders["slides"].glob(f"{_PART}*.parquet")]
-        part = f"{_PART}{max(taken, default=-1) + 1:05d}.parquet"
+        last = self._files("slides", parts=True)[-1:]
+        part = f"part-{sum(int(file.stem[-5:]) + 1 for file in last):05d}.parquet"
         for table, folder in self._folders.items():
             files = [folder / name for name in names if (folder / name).exists()]
             with pq.ParquetWriter(folder / f".{part}", _TABLES[table], compression="zstd") as writer:

@@ -309,7 +309,8 @@ def _sources(groups: Sequence[_Group], id_root: str | None, id_key: bytes | None
     by_id: dict[str, SlideSource] = {}
     for group in groups:
         slide_id = _slide_id(group.name, _relative(group.identity, id_root), id_key)
-        source = SlideSource(slide_id, group.path, group.name, group.files)
+        name = os.fsencode(group.name).decode(errors="replace")  # a name of bytes that are no text is still a slide's
+        source = SlideSource(slide_id, group.path, name, group.files)
         if source.slide_id in by_id:
             raise UsageError(f"{by_id[source.slide_id].path} and {source.path} get the same id; rename one of them")
         by_id[source.slide_id] = source
@@ -319,7 +320,7 @@ def _sources(groups: Sequence[_Group], id_root: str | None, id_key: bytes | None
 def _slide_id(name: str, identity: str, id_key: bytes | None) -> str:
     if id_key is not None:
         return keyed_slide_id(id_key, identity)
-    return f"{safe_stem(name)}-{hashlib.blake2b(identity.encode(), digest_size=5).hexdigest()}"
+    return f"{safe_stem(name)}-{hashlib.blake2b(os.fsencode(identity), digest_size=5).hexdigest()}"
 
 
 def _relative(path: str, id_root: str | None) -> str:

@@ -238,9 +238,8 @@ def _tiled_levels(slide: Any) -> list[Any]:
         raise UnsupportedLayout(f"axes {series.axes}, where one RGB plane (YXS) is needed")
     pages = [level.pages[0].aspage() for level in series.levels]
     first = pages[0]
-    reason = _unsupported(first)
-    if reason:
-        raise UnsupportedLayout(reason)
+    if why := _unsupported(first):
+        raise UnsupportedLayout(why)
     sides = first.imagewidth, first.imagelength
     return [p for p in pages if not _unsupported(p) and is_reduced(*sides, p.imagewidth, p.imagelength)]
 
