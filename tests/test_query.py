@@ -13,6 +13,7 @@ import pytest
 from test_golden import prepared
 
 from pipelines.query import main
+from wsi_prep.audit_catalog import open_catalogs
 from wsi_prep.catalog import Catalog
 from wsi_prep.plan import PlanSettings
 from wsi_prep.prepare import PrepareSettings
@@ -187,6 +188,16 @@ def test_several_folders_are_one_catalog(shards, tmp_path, capsys):
     add_rows(tmp_path, 100, np.random.default_rng(1))
     assert call([str(shards), str(tmp_path)], "SELECT count(*), count(DISTINCT slide_id) FROM slides") == 0
     assert re.search(r"42\s+42", capsys.readouterr().out)
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_itself_alone(tmp_path):
+    for name, slides in (("a[1]'", 2), ("a1'", 3)):
+        Catalog(tmp_path / name).create()
+        for number in range(slides):
+            add_rows(tmp_path / name, number, np.random.default_rng(number))
+    assert ask(tmp_path / "a[1]'", "SELECT count(*) AS n FROM slides") == [{"n": 2}]
+    with open_catalogs([str(tmp_path / "a[1]'")]) as connection:
+        assert connection.execute("SELECT count(*) FROM slides").fetchall() == [(2,)]
 
 
 def test_columns_that_an_older_catalog_lacks_are_null(shards, tmp_path):

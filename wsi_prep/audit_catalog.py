@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -27,6 +25,7 @@ from wsi_prep.audit import (
     with_shares,
 )
 from wsi_prep.errors import BadCatalog
+from wsi_prep.query import listed, local_files
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 
 _QUALITY = ("tissue_fraction", "focus", "pen", "dark", "white")
@@ -98,14 +97,10 @@ def _columns(schema: pa.Schema) -> str:
 
 def _scan(folder: str, number: int, table: str, schema: pa.Schema) -> str:
     """SQL that reads one table of one folder's catalog, or nothing where that has no file."""
-    inside = Path(folder).absolute() / "catalog" / ("slides" if table == "found" else "tiles")
-    files = sorted(inside.glob("[!.]*.parquet"))
     if "://" in folder:
         raise BadCatalog(f"{folder} is no folder of a file system; copy its catalog, and its overlays, into one")
-    if table == "found" and not files:
-        raise BadCatalog(f"{folder} holds no catalog/slides; name a folder that make shards has filled")
-    listed = ", ".join("'" + glob.escape(str(file)).replace("'", "''") + "'" for file in files)
-    source = f"read_parquet([{listed}], filename = true, union_by_name = true)"
+    files = local_files(folder, "slides" if table == "found" else "tiles")
+    source = f"read_parquet({listed(files)}, filename = true, union_by_name = true)"
     return f"SELECT {_columns(schema)}, {number}, parse_filename(filename) FROM {source}" if files else ""  # noqa: S608
 
 

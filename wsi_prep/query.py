@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -66,11 +67,12 @@ def open_catalog(shards: Sequence[str], spill: Path | None = None) -> OpenCatalo
     refused.
     """
     local = [where for where in shards if "://" not in where]
-    files = {table: [str(file) for where in local for file in _local_files(where, table)] for table in _TABLES}
+    files = {table: [str(file) for where in local for file in local_files(where, table)] for table in _TABLES}
     far = {table: [_far_rows(where, table) for where in shards if "://" in where] for table in _TABLES}
     connection = duckdb.connect(":memory:", config={**_CLOSED, "temp_directory": str(spill or "")})
     try:
-        connection.execute("SET allowed_paths = $files", {"files": [*files["slides"], *files["tiles"]]})
+        allowed = [name for file in (*files["slides"], *files["tiles"]) for name in {file, glob.escape(file)}]
+        connection.execute("SET allowed_paths = $files", {"files": allowed})
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         for table in _TABLES:
@@ -81,10 +83,16 @@ def open_catalog(shards: Sequence[str], spill: Path | None = None) -> OpenCatalo
     return OpenCatalog(connection)
 
 
-def _local_files(where: str, table: str) -> list[Path]:
+def local_files(where: str, table: str) -> list[Path]:
+    """The files of one table of a shards folder's catalog, sorted; BadCatalog where there is no catalog."""
     folder = Path(where).absolute() / "catalog"
     _require_catalog(where, any((folder / "slides").glob("[!.]*.parquet")))
     return sorted((folder / table).glob("[!.]*.parquet"))
+
+
+def listed(files: Sequence[str | Path]) -> str:
+    """The files as SQL for read_parquet, which would take some of their characters for a pattern."""
+    return "[" + ", ".join("'" + glob.escape(str(file)).replace("'", "''") + "'" for file in files) + "]"
 
 
 def _far_rows(where: str, table: str) -> ds.Dataset:
@@ -143,8 +151,7 @@ def _create_view(
     kinds = connection.execute(f"DESCRIBE {sources[0]}").fetchall()
     typed = ", ".join(f'CAST("{name}" AS {kind}) AS "{name}"' for name, kind, *_ in kinds)
     if files:  # DuckDB reads them ten times faster than through a dataset
-        names = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-        sources.append(f"read_parquet([{names}], union_by_name = true)")
+        sources.append(f"read_parquet({listed(files)}, union_by_name = true)")
     for number, rows in enumerate(far):
         sources.append(f"far_{table}_{number}")
         connection.register(sources[-1], rows)
