@@ -88,14 +88,10 @@ def _halved(
             continue  # nothing here is part of any tile
         source = _read_source(reader, grid, finest, corner[touched], side[touched], (first[0], last[0]), band)
         image = source.image(finest)
-        pyramid = [image, halve(image)]
-        pyramid.append(halve(pyramid[1]))
-        if 8 * finest in images:
-            pyramid.append(halve(pyramid[2]))
-        for factor, whole in images.items():
-            part = pyramid[(factor // finest).bit_length() - 1]
-            at = (top - int(first[1])) // factor
-            whole[at : at + len(part)] = part
+        pyramid = [image]
+        for factor in (2 * finest, 4 * finest, *(f for f in images if f == 8 * finest)):
+            at, rows = (top - int(first[1])) // factor, len(pyramid[-1]) // 2
+            pyramid.append(halve(pyramid[-1], images[factor][at : at + rows] if factor in images else None))
         which = np.flatnonzero((factors == finest) & touched)
         if len(which):
             yield finest, which, image, corner[which] - (first[0], top), pyramid[2]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +26,7 @@ SHARD_TILES = TILES_PER_SHARD
 """Most tiles in one shard file: some 100 MB of JPEG and 32 kB of index."""
 
 _MISSING = 2**64 - 1
+_SYNCED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,14 @@ class StoreWriter:
 
     def __init__(self, folder: Path, counts: dict[str, int], jpeg: JpegSettings, attributes: dict[str, Any]) -> None:
         folder.mkdir(parents=True)
-        self._folder = folder
-        self._arrays = {name: _ArrayWriter(folder, name, n, jpeg, attributes) for name, n in counts.items() if n > 0}
-        _write_durably(folder / "zarr.json", _json({"zarr_format": 3, "node_type": "group", "attributes": attributes}))
+        self._disk = _Disk()
+        group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        self._disk.write(folder / "zarr.json", _json(group))
+        self._arrays = {
+            name: _ArrayWriter(self._disk, folder, name, count, jpeg, attributes)
+            for name, count in counts.items()
+            if count > 0
+        }
 
     def append(self, magnification: str, jpeg: bytes) -> TileLocation:
         """Add one tile's JPEG to the array of that magnification."""
@@ -59,7 +66,7 @@ class StoreWriter:
         """Finish every array; an array that did not get all its tiles is an error of the caller."""
         for array in self._arrays.values():
             array.close()
-        sync_folder(self._folder)
+        self._disk.close()
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -70,10 +77,44 @@ class StoreWriter:
         else:
             for array in self._arrays.values():
                 array.abandon()
+            self._disk.abandon()
+
+
+class _Disk:
+    """Files made durable in the background, all at once: a disk that syncs several takes hardly longer than for one."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_SYNCED_AT_ONCE)
+        self._begun: list[Future[None]] = []
+        self._folders: set[Path] = set()
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write a file whole."""
+        path.write_bytes(data)
+        self.keep(path)
+
+    def keep(self, path: Path) -> None:
+        """Begin to make a file durable that has been written."""
+        self._folders.add(path.parent)
+        self._begun.append(self._threads.submit(_sync, path))
+
+    def close(self) -> None:
+        """Wait until all files are on the disk, with their names; raises what the disk refused."""
+        self._begun += [self._threads.submit(sync_folder, folder) for folder in self._folders]
+        with self._threads:
+            for each in self._begun:
+                each.result()
+
+    def abandon(self) -> None:
+        """Begin nothing more."""
+        self._threads.shutdown(cancel_futures=True)
 
 
 class _ArrayWriter:
-    def __init__(self, store: Path, name: str, count: int, jpeg: JpegSettings, attributes: dict[str, Any]) -> None:
+    def __init__(
+        self, disk: _Disk, store: Path, name: str, count: int, jpeg: JpegSettings, attributes: dict[str, Any]
+    ) -> None:
+        self._disk = disk
         self._folder, self._name, self._count = store / name, name, count
         self._per_shard = min(count, SHARD_TILES)
         self._written = 0
@@ -82,7 +123,7 @@ class _ArrayWriter:
         self._offset = 0
         self._folder.mkdir()
         metadata = _array_metadata(count, self._per_shard, jpeg, {**attributes, "magnification": name})
-        _write_durably(self._folder / "zarr.json", _json(metadata))
+        self._disk.write(self._folder / "zarr.json", _json(metadata))
 
     def append(self, jpeg: bytes) -> TileLocation:
         number, place = divmod(self._written, self._per_shard)
@@ -105,7 +146,6 @@ class _ArrayWriter:
     def close(self) -> None:
         if self._written != self._count:
             raise ValueError(f"array {self._name} has {self._written} of {self._count} tiles")
-        sync_folder(self._folder)
 
     def abandon(self) -> None:
         if self._file is not None:
@@ -117,9 +157,8 @@ class _ArrayWriter:
         index = self._index.tobytes()
         self._file.write(index)
         self._file.write(google_crc32c.value(index).to_bytes(4, "little"))
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
+        self._disk.keep(Path(self._file.name))
         self._file = None
 
 
@@ -156,16 +195,13 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, indent=2).encode()
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def sync_folder(folder: Path) -> None:
     """Make a folder's entries durable, so that a rename into it survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -148,15 +148,17 @@ class Glass:
             return cls(np.full(3, _ASSUMED_GLASS), np.zeros(6), np.zeros_like(candidate), stride)
         near = candidate & (np.abs(lowest.astype(int) - _bright_mode(lowest[candidate])) <= 8)
         colour = np.median(sample[near], axis=0).astype(np.float64)
-        taken = np.log10(colour + 1.0) - np.log10(sample + 1.0)
+        levels = np.log10(colour + 1.0) - np.log10(np.arange(1.0, 257.0))[:, None]
+        taken = [levels[:, channel][sample[..., channel]] for channel in range(3)]
+        mean = (taken[0] + taken[1] + taken[2]) / 3
         surface = np.zeros(6)
         # starting from the commonest brightness, follow the lamp's fall-off outwards; a channel apart is pale tissue
         for _ in range(5):
             level = _surface(surface, candidate.shape)
             near = candidate.copy()
-            for channel in range(3):
-                near &= np.abs(taken[..., channel] - level) <= _GLASS_DENSITY_SPREAD
-            surface = _fit_surface(taken.mean(axis=2), near)
+            for channel in taken:
+                near &= np.abs(channel - level) <= _GLASS_DENSITY_SPREAD
+            surface = _fit_surface(mean, near)
         return cls(colour, surface, near, stride)
 
     def density(self, thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -201,6 +203,10 @@ def _bright_mode(levels: NDArray[np.uint8]) -> int:
     return int(np.flatnonzero(peak)[-1])
 
 
+_POWERS = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0))
+"""Of y and x, in the six terms of a quadratic."""
+
+
 def _terms(shape: tuple[int, ...]) -> list[NDArray[np.float64]]:
     """The six terms of a quadratic over a picture, each to be broadcast to `shape`; both axes run from -1 to 1."""
     y = np.linspace(-1.0, 1.0, shape[0])[:, None]
@@ -214,15 +220,29 @@ def _surface(coefficients: NDArray[np.float64], shape: tuple[int, ...]) -> NDArr
 
 
 def _fit_surface(darkening: NDArray[np.float64], glass: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Quadratic through the glass pixels of an (h, w) sample, held flat where few parts of the picture show glass."""
-    terms = np.stack([np.broadcast_to(term, glass.shape)[glass] for term in _terms(glass.shape)], axis=1)
-    rows, cols = np.nonzero(glass)
-    part = rows * 8 // glass.shape[0] * 8 + cols * 8 // glass.shape[1]
-    # each of 8 x 8 parts of the picture weighs the same, however much of it is glass
-    weight = 1.0 / np.bincount(part, minlength=64)[part]
+    """Quadratic through the glass pixels of an (h, w) sample, held flat where few parts of the picture show glass.
+
+    The sums of the normal equations are moments, x to the a times y to the b, so rows are summed before columns.
+    """
+    y, x = (np.linspace(-1.0, 1.0, size)[:, None] ** np.arange(5) for size in glass.shape)
+    weight = glass / np.maximum(_count_around(glass), 1)
+    moments = y.T @ weight @ x
+    right = y.T @ (weight * darkening) @ x
+    normal = [[moments[yi + yj, xi + xj] for yj, xj in _POWERS] for yi, xi in _POWERS]
     prior = np.diag([0.0, *[(_LEVEL_NOISE / _TILT_PRIOR) ** 2] * 5])
-    weighted = terms * weight[:, None]
-    return np.asarray(np.linalg.solve(weighted.T @ terms + prior, weighted.T @ darkening[glass]))
+    return np.asarray(np.linalg.solve(normal + prior, [right[yi, xi] for yi, xi in _POWERS]))
+
+
+def _count_around(glass: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(h, w): the glass pixels of the one of 8 x 8 parts that each pixel is in.
+
+    So that each part weighs the same, however much of it is glass.
+    """
+    counts = glass.astype(np.int64)
+    for axis, size in enumerate(glass.shape):
+        _, first, part = np.unique(np.arange(size) * 8 // size, return_index=True, return_inverse=True)
+        counts = np.add.reduceat(counts, first, axis=axis).take(part, axis=axis)
+    return counts
 
 
 def _deviation(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import itertools
 import multiprocessing
 import os
 import pstats
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -72,25 +74,29 @@ def main() -> None:
 
 
 def _measure(name: str, slide: Path, folder: Path, repeats: int) -> list[Figure]:
-    out = folder / "out"
+    outs = (folder / f"out-{number}" for number in itertools.count())  # fresh ones: taking an old store away costs time
+    out = next(outs)
     tiles = _prepare(slide, out)
     rows = pq.read_table(out / "catalog" / "tiles").to_pylist()
     limit, whole = "JPEG work alone", "the whole path"
     work = _JpegWork(slide, out, rows)
-    rates = compare(name, {limit: work.do, whole: lambda: _prepare(slide, out)}, repeats)
+    rates = compare(name, {limit: work.do, whole: lambda: _prepare(slide, next(outs))}, repeats)
     peak = multiprocessing.get_context("spawn").Pool(1)
     with peak:
-        megabytes = peak.apply(_peak, (slide, out))
+        megabytes = peak.apply(_peak, (slide, next(outs)))
     size = sum(row["nbytes"] for row in rows) / 1e6
-    return [
+    figures = [
         *rates.figures(),
         rates.ratio(whole, limit, _TARGETS[name]),
         Figure(name, "written", f"{tiles:,} tiles, {size:,.0f} MB"),
         Figure(name, "peak memory", f"{megabytes:,.0f} MB", "<= 600 MB", megabytes <= 600),
-        Figure(name, "where the time goes", _breakdown(slide, out)),
+        Figure(name, "where the time goes", _breakdown(slide, next(outs))),
         *_against_peers(name, slide, folder, rows, rates.median(whole), 5),
         *_one_magnification(name, slide, folder, rows),
     ]
+    for used in (*folder.glob("out-*"), *folder.glob("one-*")):
+        shutil.rmtree(used)
+    return figures
 
 
 def _against_peers(
@@ -105,8 +111,8 @@ def _against_peers(
 def _one_magnification(name: str, slide: Path, folder: Path, rows: list[dict[str, Any]]) -> list[Figure]:
     """The finest alone, against the same peers."""
     finest = max((row["magnification"] for row in rows), key=lambda m: float(m.rstrip("x")))
-    part, out = f"{name}, {finest} alone", folder / "one"
-    ours = compare(part, {"the whole path": lambda: _prepare(slide, out, (finest,))}, 3)
+    part, outs = f"{name}, {finest} alone", (folder / f"one-{number}" for number in itertools.count())
+    ours = compare(part, {"the whole path": lambda: _prepare(slide, next(outs), (finest,))}, 3)
     of_finest = [row for row in rows if row["magnification"] == finest]
     return [*ours.figures(), *_against_peers(part, slide, folder, of_finest, ours.median("the whole path"), 2)]
 
