@@ -19,6 +19,13 @@ def send(values: NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Ten
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
+def slow_precision(device: torch.device, precision: str) -> list[str]:
+    """A line for people where products of this precision are slower on the device than those of float32, else none."""
+    if device.type != "cpu" or precision != "bf16" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return []
+    return ["this processor has no bfloat16 arithmetic: SET=compute.precision=fp32 is several times as fast here"]
+
+
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Batches with their pixels on the device.
 

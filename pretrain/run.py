@@ -19,6 +19,7 @@ import torch
 from pretrain import distributed
 from pretrain import recipe as recipes
 from pretrain.curves import draw_curves
+from pretrain.devices import slow_precision
 from pretrain.errors import BadRun
 from pretrain.flops import measured_peak
 from pretrain.index import Index, open_index
@@ -114,7 +115,8 @@ def run(
     if world.first:
         recipes.save(recipe, call.folder / "recipe.json")
         loaded = trainer.loaded.lines() if trainer.loaded and not start else []
-        for line in [*index.warnings, *sampler.warnings, *loaded, *_write_run(call, index, trainer)]:
+        slow = slow_precision(world.device, recipe.compute.precision)
+        for line in [*index.warnings, *sampler.warnings, *slow, *loaded, *_write_run(call, index, trainer)]:
             reporter.note(line)
     watcher = _Watcher(call, trainer, reporter, tasks)
     outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)
