@@ -15,8 +15,8 @@ from wsi_prep.audit import Audit, balance
 from wsi_prep.audit_catalog import count, open_catalogs
 from wsi_prep.audit_page import extent, render_page, significant
 from wsi_prep.audit_pictures import Gallery, Picture, TilePicture, overlays, tiles
-from wsi_prep.catalog import write_atomically
 from wsi_prep.errors import UsageError
+from wsi_prep.place import write_atomically
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_PICTURES_MISSING = 0, 2, 3
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -60,7 +59,7 @@ class SlideProgress:
         self._bar.update(self._task, advance=1, failed=self._failed, tiles=self._tiles, rate=rate)
 
 
-def show_summary(console: Console, out: Path, summary: RunSummary) -> None:
+def show_summary(console: Console, out: str, summary: RunSummary) -> None:
     """The end of a run: what was made, where it is, and each slide that is not ok with its reason."""
     if summary.done_before == summary.found and not summary.failed:
         console.print(f"nothing to do: all {summary.found} slides are done in {out}", soft_wrap=True, markup=False)
@@ -71,7 +70,7 @@ def show_summary(console: Console, out: Path, summary: RunSummary) -> None:
         console.print(f"note: {warning}", soft_wrap=True, markup=False)
 
 
-def _show_made(console: Console, out: Path, summary: RunSummary) -> None:
+def _show_made(console: Console, out: str, summary: RunSummary) -> None:
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.statuses.items()))
     before = f" ({summary.done_before} done before)" if summary.done_before else ""
     tiles = sum(summary.tiles_made.values())
@@ -81,7 +80,7 @@ def _show_made(console: Console, out: Path, summary: RunSummary) -> None:
         f"{summary.found} slides{before}: {counts}",
         f"{tiles:,} tiles ({by_mag}), {summary.bytes_made / 1e6:,.1f} MB",
         f"{summary.seconds:.1f} s in all, {rate:,.0f} tiles a second and worker",
-        f"look at {out / 'overlays'}",
+        f"look at {out}/overlays",
     )
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)

@@ -10,10 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.console import SlideProgress, show_summary
+from wsi_prep.cache import CacheSettings
 from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.geometry import parse_magnifications
 from wsi_prep.institution import InstitutionPattern
 from wsi_prep.jpeg import JpegSettings
+from wsi_prep.place import local_folder
 from wsi_prep.plan import PlanSettings
 from wsi_prep.prepare import DEFAULT_TIME_LIMIT, PrepareSettings
 from wsi_prep.readers.select import READERS
@@ -51,7 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.shards", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--slides", required=True, metavar="WHERE", help="a folder, a slide, a glob, or a .csv with a column 'slide'")
-    add("--out", required=True, type=Path, metavar="FOLDER", help="where the stores and the catalog go")
+    add(
+        "--out",
+        required=True,
+        metavar="WHERE",
+        help="where the stores and the catalog go: a folder, or s3://, gs://, az://",
+    )
     add("--manifest", metavar="CSV", help="columns slide, mpp, stain, institution, tissue, patient")
     add("--masks", metavar="FOLDER", help="tissue masks named after their slides, GeoJSON or PNG, used as they are")
     add("--mags", default="5x 10x 20x 40x", metavar="NAMES", help="magnifications to make (default: %(default)s)")
@@ -76,6 +83,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds a slide may take (default: %(default)g)",
     )
+    add("--cache", metavar="FOLDER", help="where workers copy slides by URL that only local files will do for")
+    add(
+        "--cache-gb",
+        type=float,
+        default=CacheSettings.gigabytes,
+        metavar="N",
+        help="most that these copies take on a machine, in GB (default: %(default)g)",
+    )
+    add("--take-over", action="store_true", help="take an object store that a run which is gone left locked")
     add("--redo", action="store_true", help="do slides again that were made with other settings")
     add("--id-root", metavar="FOLDER", help="make slide ids from paths relative to this folder, so that it may move")
     add("--patient-key", type=Path, metavar="FILE", help=f"secret for hashing patient ids (or ${PATIENT_KEY_VARIABLE})")
@@ -104,7 +120,7 @@ def build_request(options: argparse.Namespace) -> RunRequest:
     pattern = options.institution_pattern
     return RunRequest(
         slides=options.slides,
-        out=Path(os.path.abspath(options.out)),  # noqa: PTH100 - resolve() would follow the user's links
+        out=str(local_folder(options.out) or options.out).rstrip("/"),
         manifest=options.manifest,
         masks=options.masks,
         settings=settings,
@@ -117,6 +133,8 @@ def build_request(options: argparse.Namespace) -> RunRequest:
         id_key=read_id_key(options),
         names=options.names,
         institution_pattern=InstitutionPattern(pattern) if pattern else None,
+        cache=CacheSettings(options.cache and os.path.abspath(options.cache), options.cache_gb),  # noqa: PTH100
+        take_over=options.take_over,
     )
 
 

@@ -16,7 +16,8 @@ from pipelines.shards import main
 from wsi_prep.errors import RunReplaced, WriteFailed
 from wsi_prep.jobs import WorkerDied, cluster, run_tasks
 from wsi_prep.manifest import EMPTY_ROW
-from wsi_prep.prepare import LOCK, PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.place import LOCK
+from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
 from wsi_prep.sources import find_slides
 
 ROOT = Path(__file__).parents[1]

@@ -3,27 +3,24 @@
 A worker commits a slide with two small files named by the slide's id, tiles first, the slide's row last: without that
 row the slide does not exist. When a run ends, the small files are merged into parts. A merge, or the removal of rows
 from a part, is written aside, then announced by a journal, then carried out by renames; what a crash interrupts is
-finished at the next start.
+finished at the next start. All of it goes through a `Place`, so it holds on a disk and in an object store alike.
 """
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
-from wsi_prep.shards import sync_folder
 
 _PART_NAME = re.compile(r"part-(\d{5})\.parquet")
 """No slide's own file has such a name: its id ends in more digits, whatever its stem."""
@@ -31,19 +28,20 @@ _PART_NAME = re.compile(r"part-(\d{5})\.parquet")
 _PART_SLIDES = 50_000
 _PART_TILES = 4_000_000
 _TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
+_FOLDERS = {table: f"catalog/{table}" for table in _TABLES}
+_JOURNAL = "catalog/.journal.json"
+_COUNTS = ("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x")
 
 
 class Catalog:
     """The catalog of one output folder. One client at a time may call anything but `commit`, which workers call."""
 
-    def __init__(self, out: Path) -> None:
-        self._folders = {name: out / "catalog" / name for name in _TABLES}
-        self._journal = out / "catalog" / ".journal.json"
+    def __init__(self, out: Place | Path) -> None:
+        self._place = open_place(out) if isinstance(out, Path) else out
 
     def create(self) -> None:
         """Make the folders where they are missing."""
-        for folder in self._folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
+        self._place.make_folders(*_FOLDERS.values())
 
     @staticmethod
     def no_tiles() -> pa.Table:
@@ -56,148 +54,124 @@ class Catalog:
         if len(tiles):
             self._write("tiles", tiles.cast(TILE_SCHEMA), name)
         else:  # an earlier try may have got this far
-            (self._folders["tiles"] / name).unlink(missing_ok=True)
+            self._place.delete([f"{_FOLDERS['tiles']}/{name}"])
         self._write("slides", pa.Table.from_pylist([slide], SLIDE_SCHEMA), name)
 
     def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
         """Committed slides' rows, sorted by slide_id."""
-        rows = self._dataset("slides").to_table(columns=columns).to_pylist()
+        rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
         return sorted(rows, key=lambda row: str(row.get("slide_id")))
 
     def count_tiles(self) -> dict[str, int]:
         """Tiles of all committed slides by magnification."""
-        totals = dict.fromkeys(("5x", "10x", "20x", "40x"), 0)
-        for row in self.slides([f"tiles_{name}" for name in totals]):
-            for name in totals:
-                totals[name] += row[f"tiles_{name}"] or 0
-        return totals
+        rows = self.slides(list(_COUNTS))
+        return {name.removeprefix("tiles_"): sum(row[name] or 0 for row in rows) for name in _COUNTS}
 
     def drop(self, slide_ids: Collection[str]) -> None:
         """Take slides out of the catalog; their other files are left to `sweep`."""
         if not slide_ids:
             return
-        for slide_id in slide_ids:
-            for table in ("slides", "tiles"):
-                (self._folders[table] / f"{slide_id}.parquet").unlink(missing_ok=True)
+        for table in ("slides", "tiles"):
+            present = set(self._names(table, parts=False))
+            self._delete(table, [name for name in (f"{i}.parquet" for i in sorted(slide_ids)) if name in present])
         gone = pa.array(sorted(slide_ids), pa.string())
-        for part in self._files("slides", parts=True):
-            ids = pq.read_table(part, columns=["slide_id"])["slide_id"]
+        for part in self._names("slides", parts=True):
+            ids = pq.read_table(self._source("slides", part), columns=["slide_id"])["slide_id"]
             if pc.any(pc.is_in(ids, gone)).as_py():
-                self._rewrite_part(part.name, gone)
+                self._rewrite_part(part, gone)
 
     def replace_slides(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write slides' rows anew, their tiles untouched."""
         changed = {row["slide_id"]: row for row in rows}
-        for file in sorted(self._folders["slides"].glob("*.parquet")) if changed else []:
-            old = pq.read_table(file, schema=SLIDE_SCHEMA).to_pylist()
+        names = self._names("slides", parts=True) + self._names("slides", parts=False) if changed else []
+        for name, rows_there in zip(names, self._tables("slides", names), strict=True):
+            old = rows_there.to_pylist()
             if any(row["slide_id"] in changed for row in old):
                 table = pa.Table.from_pylist([changed.get(row["slide_id"], row) for row in old], SLIDE_SCHEMA)
-                self._write("slides", table, file.name)
+                self._write("slides", table, name)
 
     def merge(self) -> None:
         """Merge the small files of single slides into parts."""
-        singles = [file.name for file in self._files("slides", parts=False)]
+        with_tiles = set(self._names("tiles", parts=False))
+        singles = self._names("slides", parts=False)
+        counts = self._tile_counts() if singles else {}
         batch: list[str] = []
         tiles = 0
         for name in singles:
-            path = self._folders["tiles"] / name
-            tiles += pq.read_metadata(path).num_rows if path.exists() else 0
+            tiles += counts.get(name.removesuffix(".parquet"), 0)
             batch.append(name)
             if len(batch) >= _PART_SLIDES or tiles >= _PART_TILES:
-                self._merge(batch)
+                self._merge(batch, with_tiles)
                 batch, tiles = [], 0
         if batch:
-            self._merge(batch)
+            self._merge(batch, with_tiles)
 
     def recover(self) -> None:
         """Finish what a killed run had announced, and forget what it had not."""
-        if self._journal.exists():
-            self._carry_out(json.loads(self._journal.read_text()))
-        for folder in (self._journal.parent, *self._folders.values()):
-            for leftover in folder.glob(".*"):
-                leftover.unlink()
+        if self._place.exists(_JOURNAL):
+            self._carry_out(json.loads(self._place.read(_JOURNAL)))
+        for folder in ("catalog", *_FOLDERS.values()):
+            self._place.delete([f"{folder}/{name}" for name in self._place.names(folder) if name.startswith(".")])
         committed = {row["slide_id"] for row in self.slides(["slide_id"])}
-        for single in self._files("tiles", parts=False):
-            if single.stem not in committed:
-                single.unlink()
+        singles = self._names("tiles", parts=False)
+        self._delete("tiles", [name for name in singles if name.removesuffix(".parquet") not in committed])
 
-    def _files(self, table: str, *, parts: bool) -> list[Path]:
+    def _names(self, table: str, *, parts: bool) -> list[str]:
         """A table's files, sorted: the parts, or those of single slides."""
-        files = sorted(self._folders[table].glob("[!.]*.parquet"))
-        return [file for file in files if (_PART_NAME.fullmatch(file.name) is not None) == parts]
+        names = [name for name in self._place.names(_FOLDERS[table]) if name.endswith(".parquet")]
+        return [n for n in names if not n.startswith(".") and (_PART_NAME.fullmatch(n) is not None) == parts]
 
-    def _dataset(self, table: str) -> ds.Dataset:
-        return ds.dataset(self._folders[table], schema=_TABLES[table], format="parquet")
+    def _tile_counts(self) -> dict[str, int]:
+        """How many tiles each slide has."""
+        return {row["slide_id"]: sum(row[c] or 0 for c in _COUNTS) for row in self.slides(["slide_id", *_COUNTS])}
 
-    def _merge(self, names: list[str]) -> None:
-        last = self._files("slides", parts=True)[-1:]
-        part = f"part-{sum(int(file.stem[-5:]) + 1 for file in last):05d}.parquet"
-        for table, folder in self._folders.items():
-            files = [folder / name for name in names if (folder / name).exists()]
-            with pq.ParquetWriter(folder / f".{part}", _TABLES[table], compression="zstd") as writer:
-                for file in files:
-                    writer.write_table(pq.read_table(file, schema=_TABLES[table]))
-            _sync_file(folder / f".{part}")
+    def _source(self, table: str, name: str) -> Any:
+        return next(self._place.sources([f"{_FOLDERS[table]}/{name}"]))
+
+    def _tables(self, table: str, names: Iterable[str]) -> Iterator[pa.Table]:
+        """The rows of a table's files, one after another; columns that an older version did not write are null."""
+        for source in self._place.sources(f"{_FOLDERS[table]}/{name}" for name in names):
+            yield pq.read_table(source, schema=_TABLES[table])
+
+    def _delete(self, table: str, names: Iterable[str]) -> None:
+        self._place.delete([f"{_FOLDERS[table]}/{name}" for name in names])
+
+    def _merge(self, names: list[str], with_tiles: Collection[str]) -> None:
+        last = self._names("slides", parts=True)[-1:]
+        part = f"part-{sum(int(name.removesuffix('.parquet')[-5:]) + 1 for name in last):05d}.parquet"
+        for table, folder in _FOLDERS.items():
+            present = [name for name in names if table == "slides" or name in with_tiles]
+            with (
+                self._place.making(f"{folder}/.{part}") as unfinished,
+                pq.ParquetWriter(unfinished, _TABLES[table], compression="zstd") as writer,
+            ):
+                for rows in self._tables(table, present):
+                    writer.write_table(rows)
         self._announce({"part": part, "singles": names})
 
     def _rewrite_part(self, part: str, gone: pa.Array) -> None:
-        for table, folder in self._folders.items():
-            with pq.ParquetWriter(folder / f".{part}", _TABLES[table], compression="zstd") as writer:
-                for batch in pq.ParquetFile(folder / part).iter_batches():
+        for table, folder in _FOLDERS.items():
+            with (
+                self._place.making(f"{folder}/.{part}") as unfinished,
+                pq.ParquetWriter(unfinished, _TABLES[table], compression="zstd") as writer,
+            ):
+                for batch in pq.ParquetFile(self._source(table, part)).iter_batches():
                     kept = batch.filter(pc.invert(pc.is_in(batch["slide_id"], gone)))
                     writer.write_batch(kept)
-            _sync_file(folder / f".{part}")
         self._announce({"part": part, "singles": []})
 
     def _announce(self, change: dict[str, Any]) -> None:
-        write_atomically(self._journal, json.dumps(change).encode())
+        self._place.write(_JOURNAL, json.dumps(change).encode())
         self._carry_out(change)
 
     def _carry_out(self, change: dict[str, Any]) -> None:
-        for folder in self._folders.values():
-            aside = folder / f".{change['part']}"
-            if aside.exists():
-                aside.rename(folder / change["part"])
-            sync_folder(folder)
-        for name in change["singles"]:
-            for folder in self._folders.values():
-                (folder / name).unlink(missing_ok=True)
-        self._journal.unlink()
+        for folder in _FOLDERS.values():
+            self._place.rename(f"{folder}/.{change['part']}", f"{folder}/{change['part']}")
+        for table in _FOLDERS:
+            self._delete(table, change["singles"])
+        self._place.delete([_JOURNAL])
 
     def _write(self, table: str, rows: pa.Table, name: str) -> None:
-        folder = self._folders[table]
-        with aside(folder / name) as unfinished:
-            pq.write_table(rows, unfinished, compression="zstd")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file aside, make it durable, and rename it into place."""
-    with aside(path) as unfinished:
-        unfinished.write_bytes(data)
-
-
-@contextlib.contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A hidden name to write to; what is there at the end is made durable and renamed to `path`."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        _sync_file(unfinished)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)  # on a full disk even this counts
-        raise
-    unfinished.rename(path)
-    sync_folder(path.parent)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all it holds; nothing happens where there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+        data = io.BytesIO()
+        pq.write_table(rows, data, compression="zstd")
+        self._place.write(f"{_FOLDERS[table]}/{name}", data.getvalue())

@@ -41,6 +41,10 @@ class OtherConfiguration(BadOutput):
     """The output folder was made with other settings."""
 
 
+class StoreFailed(UsageError):
+    """An object store, asked again and again, does not do what is asked of it."""
+
+
 class BadQuery(UsageError):
     """A question to the catalog cannot be understood, or asks for more than the catalog's rows."""
 
@@ -73,6 +77,10 @@ class TimedOut(SlideError, TimeoutError):
 
 class WriteFailed(SlideError, OSError):
     """A slide's output could not be written (disk full, no permission)."""
+
+
+class NoRoom(SlideError, OSError):
+    """A copy of the slide does not fit where workers keep them."""
 
 
 class SlideExcluded(SlideError):

@@ -13,10 +13,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.catalog import aside, write_atomically
 from wsi_prep.errors import BadCatalog, BadMask
 from wsi_prep.geojson import bounded_bytes, read_outlines
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
+from wsi_prep.place import aside, write_atomically
 from wsi_prep.polygons import QUPATH_FRAME, feature_collection
 from wsi_prep.query import open_catalog
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import fsspec
-
 from wsi_prep.errors import BadManifest
+from wsi_prep.remote import file_system
 from wsi_prep.sources import SlideSource, read_csv
 from wsi_prep.stain import STAINS
 
@@ -95,8 +94,8 @@ class Manifest:
 def read_manifest(path: str) -> Manifest:
     """Read a manifest from a file or URL; raises BadManifest, naming the line, for anything that is not understood."""
     try:
-        with fsspec.open(path, "rb") as file:
-            data: bytes = file.read()
+        files, inner = file_system(path)
+        data: bytes = files.cat_file(inner)
     except (OSError, ValueError, ImportError) as error:
         raise BadManifest(f"MANIFEST {path} cannot be read ({' '.join(str(error).split())[:160]})") from error
     header, rows = read_csv(path, data)

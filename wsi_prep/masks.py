@@ -36,7 +36,7 @@ class MaskFile:
 
 
 def find_masks(
-    folder: str | None, out: Path, sources: Sequence[SlideSource], *, private: bool = False
+    folder: str | None, out: Path | None, sources: Sequence[SlideSource], *, private: bool = False
 ) -> tuple[dict[str, MaskFile], list[str]]:
     """The masks in `folder` by slide_id, and what a user should know of them in lines; nothing without a folder.
 
@@ -49,7 +49,7 @@ def find_masks(
     root = Path(folder).absolute()
     if not root.is_dir():
         raise BadOption(f"MASKS {folder} is no folder")
-    if root.resolve().is_relative_to(out.resolve()):
+    if out is not None and root.resolve().is_relative_to(out.resolve()):
         raise BadOption(f"MASKS {folder} lies in OUT, where runs remove files; copy it to a folder of its own")
     files = {p.name: p for p in sorted(root.glob("[!.]*")) if p.suffix.lower() in _ENDINGS}
     slides: dict[str, list[str]] = defaultdict(list)

@@ -3,121 +3,105 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from wsi_prep.catalog import Catalog, remove_tree, write_atomically
+from wsi_prep.catalog import Catalog
 from wsi_prep.errors import BadOutput, OtherConfiguration
-from wsi_prep.prepare import LOCK, STAGING, output_places
+from wsi_prep.place import Place, remove_tree
+from wsi_prep.prepare import output_places
 
 _RUN = "run.json"
 
 
 @contextlib.contextmanager
-def open_output(out: Path, settings: dict[str, Any], token: str, *, redo: bool) -> Iterator[Catalog]:
-    """The catalog of `out`, which is made if missing, locked against a second run, and swept of half-made slides.
+def open_output(
+    place: Place, settings: dict[str, Any], token: str, *, redo: bool, take_over: bool = False
+) -> Iterator[Catalog]:
+    """The catalog of `place`, which is made if missing, locked against a second run, and swept of half-made slides.
 
     Raises BadOutput where the folder cannot be written, holds something else or is in use, and OtherConfiguration where
     it was made with other settings and `redo` is not given.
     """
-    _require_ours(out)
-    _create(out)
-    with _locked(out, token):
-        before = read_run(out)
+    _require_ours(place)
+    place.create()
+    with place.locked(token, take_over=take_over):
+        before = read_run(place)
         if before and not redo:
-            _require_same(out, before.get("settings", {}), settings)
-        catalog = Catalog(out)
-        with writing(out):
+            _require_same(place, before.get("settings", {}), settings)
+        catalog = Catalog(place)
+        with writing(place):
             if not before or redo:
-                write_run(out, {**before, "settings": settings})
+                write_run(place, {**before, "settings": settings})
             catalog.create()
             catalog.recover()
-            sweep(out, catalog)
+            sweep(place, catalog)
         yield catalog
 
 
 @contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Around the client's own writing into `out`: what the system refuses becomes BadOutput."""
+def writing(place: Place) -> Iterator[None]:
+    """Around the client's own writing into `place`: what the system refuses becomes BadOutput."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise BadOutput(
-            f"OUT {out} cannot be written ({reason}); mend that and run again, what is done is kept"
+            f"OUT {place.where} cannot be written ({reason}); mend that and run again, what is done is kept"
         ) from error
 
 
-def read_run(out: Path) -> dict[str, Any]:
+def require_held(place: Place, token: str) -> None:
+    """Raise BadOutput where another run was let take the output over; nothing of it is this one's to change then."""
+    if place.holder() != token:
+        raise BadOutput(f"another run has taken {place.where} over; what this one had done is kept")
+
+
+def read_run(place: Place) -> dict[str, Any]:
     """What run.json says, or an empty dictionary."""
     try:
-        run: dict[str, Any] = json.loads((out / _RUN).read_text())
+        run: dict[str, Any] = json.loads(place.read(_RUN))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
-        raise BadOutput(f"{out / _RUN} cannot be read as JSON; move it away and run again") from error
+        raise BadOutput(f"{place.where}/{_RUN} cannot be read as JSON; move it away and run again") from error
     return run
 
 
-def write_run(out: Path, run: dict[str, Any]) -> None:
+def write_run(place: Place, run: dict[str, Any]) -> None:
     """Replace run.json."""
-    write_atomically(out / _RUN, json.dumps(run, indent=2).encode())
+    place.write(_RUN, json.dumps(run, indent=2).encode())
 
 
-def sweep(out: Path, catalog: Catalog) -> None:
+def sweep(place: Place, catalog: Catalog) -> None:
     """Remove everything of slides that have no committed row, or failed."""
-    remove_tree(out / STAGING)
-    (out / STAGING).mkdir()
+    if place.staging is not None:
+        remove_tree(place.staging)
+        place.staging.mkdir()
     rows = catalog.slides(["slide_id", "status"])
     committed = {row["slide_id"] for row in rows if row["status"] != "failed"}
-    for place in output_places(out, "*").values():
-        for path in place.parent.glob(place.name):
-            if path.name.removesuffix(place.suffix) not in committed:
-                remove_tree(path)
+    for anyones in output_places("*").values():
+        folder, _, name = anyones.partition("/")
+        ending = name.removeprefix("*")
+        for found in place.names(folder):
+            if found.endswith(ending) and found.removesuffix(ending) not in committed:
+                place.remove(f"{folder}/{found}")
 
 
-def _require_ours(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise BadOutput(f"OUT {out} is a file; name a folder")
-    ours = (out / _RUN).exists()
-    if out.is_dir() and not ours and any(not p.name.startswith(".") for p in out.iterdir()):
-        raise BadOutput(f"OUT {out} holds other files and no {_RUN}; name a new or an empty folder")
+def _require_ours(place: Place) -> None:
+    names = place.names("")
+    if _RUN not in names and any(not name.startswith(".") for name in names):
+        raise BadOutput(f"OUT {place.where} holds other files and no {_RUN}; name a new or an empty folder")
 
 
-def _create(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".probe.{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise BadOutput(f"OUT {out} cannot be written ({error.strerror}); name a folder that can") from error
-
-
-@contextlib.contextmanager
-def _locked(out: Path, token: str) -> Iterator[None]:
-    with (out / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BadOutput(f"another run is writing to {out}; wait for it, or name another OUT") from error
-        lock.truncate(0)
-        lock.write(token)
-        lock.flush()
-        yield
-
-
-def _require_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _require_same(place: Place, before: dict[str, Any], now: dict[str, Any]) -> None:
     old, new = _flat(before), _flat(now)
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     if changed:
         shown = "; ".join(f"{name} was {old.get(name)}, now {new.get(name)}" for name in changed[:3])
         raise OtherConfiguration(
-            f"OUT {out} was made with other settings ({shown}); name another OUT, "
+            f"OUT {place.where} was made with other settings ({shown}); name another OUT, "
             "or add REDO=1 to do its slides again with the new ones"
         )
 

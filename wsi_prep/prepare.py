@@ -10,7 +10,7 @@ import json
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from wsi_prep import __version__
 from wsi_prep.ahead import one_ahead
-from wsi_prep.catalog import Catalog, remove_tree
+from wsi_prep.cache import CacheSettings, Room
+from wsi_prep.catalog import Catalog
 from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TimedOut, TooCoarse, WriteFailed
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, Grid
 from wsi_prep.institution import UNKNOWN
@@ -32,12 +33,13 @@ from wsi_prep.masks import MaskFile, read_mask
 from wsi_prep.memory import keep_freed_memory
 from wsi_prep.overlay import draw_overlay
 from wsi_prep.pixels import read_groups
+from wsi_prep.place import Place, open_place, remove_tree
 from wsi_prep.plan import PlanSettings, TilePlan, plan_tiles
 from wsi_prep.polygons import FILE_FRAME, feature_collection, tissue_polygons
 from wsi_prep.private import bare_text
 from wsi_prep.quality import MEASURES, Measurer
 from wsi_prep.readers.base import SlideInfo, SlideReader
-from wsi_prep.readers.select import READERS, open_slide
+from wsi_prep.readers.select import READERS, opened
 from wsi_prep.records import FORMAT_VERSION, SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.scale import Scale, check_assumed_mpp, resolve_scale
 from wsi_prep.shards import StoreWriter, TileLocation
@@ -46,14 +48,8 @@ from wsi_prep.stain import classify_stain
 from wsi_prep.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.tissue import MASK_MPP, Glass, TissueSettings, check_bright_field, detect_tissue
 
-STAGING = ".staging"
-"""Folder of the output in which slides are made before they are renamed into place."""
-
 DEFAULT_TIME_LIMIT = 3600.0
 """Seconds on one worker after which a slide is taken to hang."""
-
-LOCK = ".lock"
-"""File of the output that the running client holds locked; it contains the run's token."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,8 @@ class SlideTask:
     """One slide's work: where it is, what the manifest says of it, where the result goes, and a mask if one is given.
 
     `run_token` names the run: when the output folder's lock holds another, this work is nobody's any more. After
-    `time_limit` seconds the worker process ends itself, and the slide fails when it is tried again.
+    `time_limit` seconds the worker process ends itself, and the slide fails when it is tried again. `out` is a path or
+    an object store's URL; `cache` is where the worker may copy the slide to.
     """
 
     source: SlideSource
@@ -101,6 +98,7 @@ class SlideTask:
     time_limit: float = DEFAULT_TIME_LIMIT
     institution_source: str = UNKNOWN
     mask: MaskFile | None = None
+    cache: CacheSettings = field(default_factory=CacheSettings)
 
     @property
     def config_hash(self) -> str:
@@ -116,54 +114,72 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     started = time.perf_counter()
     cv2.setNumThreads(1)  # a worker is one core
     keep_freed_memory()
-    _require_current(task)
+    place = open_place(task.out)
+    _require_current(task, place)
     row = blank_row(task)
     tiles = TILE_SCHEMA.empty_table()
-    stage = Path(task.out) / STAGING / f"{task.source.slide_id}-{uuid.uuid4().hex[:8]}"
     try:
-        with _time_limit(task):
+        with _time_limit(task, place) as start_anew, Room(task.cache, start_anew) as room:
             row["fingerprint"] = fingerprint(task.source)
-            stage.mkdir(parents=True)
-            tiles = _prepare(task, row, stage)
+            with _staged(task, place, room) as stage:
+                tiles = _prepare(task, row, place, stage, room)
     except RunReplaced:
         raise
     except Exception as error:  # whatever happens to one slide becomes its row
         row.update(failure(error, task.source))
-    finally:
-        remove_tree(stage)
     row["seconds"] = time.perf_counter() - started
-    _require_current(task)
-    Catalog(Path(task.out)).commit(row, tiles)
+    _require_current(task, place)
+    Catalog(place).commit(row, tiles)
     return row
 
 
 @contextlib.contextmanager
-def _time_limit(task: SlideTask) -> Iterator[None]:
+def _staged(task: SlideTask, place: Place, room: Room) -> Iterator[Path]:
+    """A folder to make the slide in, which is gone afterwards."""
+    stage = (place.staging or room.folder) / f"{task.source.slide_id}-{uuid.uuid4().hex[:8]}"
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+    finally:
+        remove_tree(stage)
+
+
+@contextlib.contextmanager
+def _time_limit(task: SlideTask, place: Place) -> Iterator[Callable[[], None]]:
     """End this process if the block takes too long; raise TimedOut if an earlier try was ended so.
 
-    The watchdog is faulthandler's, which works even while a library hangs in C; where the slide hung is written to a
-    file of the staging folder, and that file is what the next try finds.
+    Yields what lets the time begin anew. The watchdog is faulthandler's, which works even while a library hangs in C;
+    where the slide hung is written to a file of the staging folder, and that file is what the next try finds. Without
+    one it lies in this machine's cache: a try on another machine is ended too, and the slide fails as WorkerDied.
     """
-    trace = Path(task.out) / STAGING / f"{task.source.slide_id}.hung"
+    trace = (
+        task.cache.root() / f"{task.run_token}-{task.source.slide_id}.hung"
+        if place.staging is None
+        else (place.staging / f"{task.source.slide_id}.hung")
+    )
     if trace.exists() and trace.stat().st_size:
         raise TimedOut(f"took longer than {task.time_limit:g} s; look at the slide, or give it more with TIME_LIMIT")
     trace.parent.mkdir(exist_ok=True)
     with trace.open("w") as file:
-        faulthandler.dump_traceback_later(task.time_limit, exit=True, file=file)
+
+        def start() -> None:
+            faulthandler.dump_traceback_later(task.time_limit, exit=True, file=file)
+
+        start()
         try:
-            yield
+            yield start
         finally:
             faulthandler.cancel_dump_traceback_later()
     trace.unlink()
 
 
-def _require_current(task: SlideTask) -> None:
+def _require_current(task: SlideTask, place: Place) -> None:
     """A worker may outlive its client, and must then not write into the next run's folder.
 
     Raises RunReplaced then, and WriteFailed where the folder is not there at all.
     """
     try:
-        token = (Path(task.out) / LOCK).read_text()
+        token = place.holder()
     except FileNotFoundError as error:
         raise WriteFailed(
             f"the worker on {socket.gethostname()} does not see {task.out}; OUT must be on a disk that all share"
@@ -215,10 +231,9 @@ def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
     return {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}
 
 
-def _prepare(task: SlideTask, row: dict[str, Any], stage: Path) -> pa.Table:
+def _prepare(task: SlideTask, row: dict[str, Any], place: Place, stage: Path, room: Room) -> pa.Table:
     """All of the work on one slide; fills `row` as facts become known, so that they survive a failure."""
-    reader = open_slide(task.source.path, task.settings.reader)
-    try:
+    with opened(task.source, task.settings.reader, room) as reader:
         row.update(_facts(reader.info))
         scale = resolve_scale(reader.info, task.manifest.mpp, task.settings.assume_mpp)
         row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=scale.warning or None)
@@ -234,14 +249,13 @@ def _prepare(task: SlideTask, row: dict[str, Any], stage: Path) -> pa.Table:
         if row["stain"] is None:
             stain, confidence = classify_stain(thumbnail.pixels, tissue, glass)
             row.update(stain=stain, stain_confidence=confidence, stain_source="pixels")
-        return _make_tiles(task, row, stage, reader, scale, thumbnail, tissue)
-    finally:
-        reader.close()
+        return _make_tiles(task, row, place, stage, reader, scale, thumbnail, tissue)
 
 
 def _make_tiles(
     task: SlideTask,
     row: dict[str, Any],
+    place: Place,
     stage: Path,
     reader: SlideReader,
     scale: Scale,
@@ -255,12 +269,12 @@ def _make_tiles(
         grid = Grid.of_slide(reader.info.width0, reader.info.height0, scale.mpp_x, scale.mpp_y)
     except TooCoarse:
         (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, None, task.source.name))
-        row.update(_publish(task, stage))
+        row.update(_publish(task, place, stage))
         raise
     plan = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, task.settings.plan, slide_id)
     (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, plan, task.source.name))
     tiles = _write_store(task, stage, reader, plan) if len(plan) else TILE_SCHEMA.empty_table()
-    row.update(_publish(task, stage))
+    row.update(_publish(task, place, stage))
     row.update({f"tiles_{m.name}": plan.count(m) for m in MAGNIFICATIONS})
     row.update(_verdict(row, plan, task.settings.plan))
     return tiles
@@ -327,26 +341,23 @@ def _tile_rows(slide_id: str, plan: TilePlan, measures: NDArray[np.float32], loc
     return pa.table([pa.array(columns[f.name], f.type) for f in TILE_SCHEMA], schema=TILE_SCHEMA)
 
 
-def _publish(task: SlideTask, stage: Path) -> dict[str, Any]:
-    """Rename what was staged into place; returns the count of files and the store's bytes."""
-    _require_current(task)
-    places = output_places(Path(task.out), task.source.slide_id)
+def _publish(task: SlideTask, place: Place, stage: Path) -> dict[str, Any]:
+    """Bring what was staged into place; returns the count of files and the store's bytes."""
+    _require_current(task, place)
     files = [p for p in stage.rglob("*") if p.is_file()]
     store_bytes = sum(p.stat().st_size for p in files if p.is_relative_to(stage / "store.zarr"))
-    for name, place in places.items():
+    for name, path in output_places(task.source.slide_id).items():
         if (stage / name).exists():
-            place.parent.mkdir(exist_ok=True)
-            remove_tree(place)
-            (stage / name).rename(place)
+            place.publish(stage / name, path)
     return {"files": len(files), "bytes": store_bytes}
 
 
-def output_places(out: Path, slide_id: str) -> dict[str, Path]:
-    """Where each staged thing of a slide ends up."""
+def output_places(slide_id: str) -> dict[str, str]:
+    """Where each staged thing of a slide ends up, relative to the output."""
     return {
-        "store.zarr": out / "stores" / f"{slide_id}.zarr",
-        "tissue.geojson": out / "tissue" / f"{slide_id}.geojson",
-        "overlay.jpg": out / "overlays" / f"{slide_id}.jpg",
+        "store.zarr": f"stores/{slide_id}.zarr",
+        "tissue.geojson": f"tissue/{slide_id}.geojson",
+        "overlay.jpg": f"overlays/{slide_id}.jpg",
     }
 
 

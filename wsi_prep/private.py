@@ -40,9 +40,9 @@ def _keyed(key: bytes, domain: bytes, text: str) -> str:
     return hmac.new(key, domain + os.fsencode(text), "sha256").hexdigest()
 
 
-def check_names_file(names: Path, out: Path) -> None:
-    """Raise BadOption for a names file that would lie inside the output, or holds something else."""
-    if Path(os.path.realpath(names)).is_relative_to(os.path.realpath(out)):
+def check_names_file(names: Path, out: Path | None) -> None:
+    """Raise BadOption for a names file that holds something else, or would lie inside the output's folder."""
+    if out is not None and Path(os.path.realpath(names)).is_relative_to(os.path.realpath(out)):
         raise BadOption(f"NAMES {names} lies inside OUT, which is given away; name a file outside of {out}")
     _read_names(names)
 

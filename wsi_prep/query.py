@@ -15,8 +15,8 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from wsi_prep.catalog import aside
 from wsi_prep.errors import BadCatalog, BadOption, BadQuery
+from wsi_prep.place import aside
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 
 _MEMORY = "4GB"

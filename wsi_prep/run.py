@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wsi_prep import __version__
+from wsi_prep.cache import CacheSettings
 from wsi_prep.catalog import Catalog
-from wsi_prep.errors import OtherConfiguration
+from wsi_prep.errors import OtherConfiguration, StoreFailed
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.institution import UNKNOWN, InstitutionPattern, Origin, find_origin
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.masks import MaskFile, find_masks
-from wsi_prep.output import open_output, read_run, sweep, write_run, writing
+from wsi_prep.output import open_output, read_run, require_held, sweep, write_run, writing
+from wsi_prep.place import Place, local_folder, open_place
 from wsi_prep.prepare import (
     DEFAULT_TIME_LIMIT,
     PrepareSettings,
@@ -43,12 +45,13 @@ _PACKAGES = ("openslide-python", "openslide-bin", "tiffslide", "tifffile", "imag
 class RunRequest:
     """What the user asked for.
 
+    `out` is a folder or an object store's URL; `take_over` is for one that a run on another machine left locked.
     `patient_key` turns patient ids into keyed hashes; without it none are written. `id_key` does the same to slides'
     names, everywhere in the output, and `names` is the file outside of it that leads back.
     """
 
     slides: str
-    out: Path
+    out: str
     manifest: str | None = None
     masks: str | None = None
     settings: PrepareSettings = field(default_factory=PrepareSettings)
@@ -61,6 +64,8 @@ class RunRequest:
     id_key: bytes | None = None
     names: Path | None = None
     institution_pattern: InstitutionPattern | None = None
+    cache: CacheSettings = field(default_factory=CacheSettings)
+    take_over: bool = False
 
     @property
     def manifest_path(self) -> str | None:
@@ -116,10 +121,13 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     """Do one call of `make shards`; raises UsageError before anything is touched, never for a slide's own error."""
     started = time.perf_counter()
     sources = find_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
-    _require_named_again(request)
-    _require_same_key(request)
+    place = open_place(request.out)
+    _require_named_again(request, place)
+    _require_same_key(request, place)
     manifest, warnings = _manifest_rows(request, sources)
-    masks, mask_notes = find_masks(request.masks, request.out, sources, private=request.id_key is not None)
+    masks, mask_notes = find_masks(
+        request.masks, local_folder(request.out), sources, private=request.id_key is not None
+    )
     origins = _origins(request, sources, manifest)
     notes = [*warnings, *mask_notes, *_origin_notes(request, origins)]
     summary = RunSummary(found=len(sources), warnings=notes)
@@ -129,21 +137,22 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
     if request.id_key is not None:
         settings["private"] = key_check(request.id_key)
-    with open_output(request.out, settings, token, redo=request.redo) as catalog:
-        with writing(request.out):
-            write_run(request.out, {**read_run(request.out), **_named(request)})
+    with open_output(place, settings, token, redo=request.redo, take_over=request.take_over) as catalog:
+        with writing(place):
+            write_run(place, {**read_run(place), **_named(request)})
             tasks = [
                 _task(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
                 for source, origin in zip(sources, origins, strict=True)
             ]
             tasks = _not_done(request, tasks, catalog, summary)
         if tasks:
-            _work(request, tasks, catalog, summary, watcher)
-        with writing(request.out):
-            sweep(request.out, catalog)  # what workers that died left
+            _work(request, tasks, place, catalog, summary, watcher)
+        with writing(place):
+            require_held(place, token)
+            sweep(place, catalog)  # what workers that died left
             catalog.merge()
             summary.seconds = time.perf_counter() - started
-            _record(request, catalog, summary, worked=bool(tasks))
+            _record(place, catalog, summary, worked=bool(tasks))
     return summary
 
 
@@ -156,9 +165,9 @@ def _named(request: RunRequest) -> dict[str, bool]:
     }
 
 
-def _require_named_again(request: RunRequest) -> None:
+def _require_named_again(request: RunRequest, place: Place) -> None:
     """A manifest or pattern that was given once and is forgotten now would undo what it said of every slide."""
-    before = read_run(request.out)
+    before = read_run(place)
     for name, given in _named(request).items():
         if before.get(name) and not given and not request.redo:
             raise OtherConfiguration(
@@ -167,11 +176,11 @@ def _require_named_again(request: RunRequest) -> None:
             )
 
 
-def _require_same_key(request: RunRequest) -> None:
+def _require_same_key(request: RunRequest, place: Place) -> None:
     """Names and keyed ids never share a folder, nor do ids of two keys; whatever else may be done anew."""
     if request.names is not None:
-        check_names_file(request.names, request.out)
-    before = read_run(request.out)
+        check_names_file(request.names, local_folder(request.out))
+    before = read_run(place)
     was = before.get("settings", {}).get("private")
     now = key_check(request.id_key) if request.id_key is not None else None
     if not before or was == now:
@@ -231,8 +240,8 @@ def _task(
     if request.id_key is not None:
         source = replace(source, name=source.slide_id)
     stripped = replace(row, institution=origin.institution, patient=None)
-    run = (request.settings, str(request.out), token, request.time_limit)
-    return SlideTask(source, stripped, key, *run, origin.source, masks.get(source.slide_id))
+    run = (request.settings, request.out, token, request.time_limit)
+    return SlideTask(source, stripped, key, *run, origin.source, masks.get(source.slide_id), request.cache)
 
 
 def _not_done(
@@ -274,12 +283,17 @@ def _fingerprint(task: SlideTask) -> str:
 
 
 def _work(
-    request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary, watcher: Watcher
+    request: RunRequest,
+    tasks: Sequence[SlideTask],
+    place: Place,
+    catalog: Catalog,
+    summary: RunSummary,
+    watcher: Watcher,
 ) -> None:
     with cluster(request.scheduler, request.workers) as client:
-        with writing(request.out):
+        with writing(place):
             catalog.drop({task.source.slide_id for task in tasks})
-            sweep(request.out, catalog)
+            sweep(place, catalog)
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))
         for task, outcome in run_tasks(client, prepare_slide, tasks, _task_key):
             row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome
@@ -295,17 +309,17 @@ def _task_key(task: SlideTask) -> str:
 def _failed_row(task: SlideTask, error: BaseException, catalog: Catalog) -> dict[str, Any]:
     """The row of a slide whose worker could not write one itself."""
     row = {**blank_row(task), "fingerprint": "", **failure(error, task.source)}
-    with contextlib.suppress(OSError):  # the summary still names it, and the next run tries it again
+    with contextlib.suppress(OSError, StoreFailed):  # the summary still names it, and the next run tries it again
         catalog.commit(row, catalog.no_tiles())
     return row
 
 
-def _record(request: RunRequest, catalog: Catalog, summary: RunSummary, *, worked: bool) -> None:
+def _record(place: Place, catalog: Catalog, summary: RunSummary, *, worked: bool) -> None:
     """Bring run.json up to date: settings, versions and counts, and of the last call that worked its timings and rates.
 
     A call that finds nothing to do still writes what a killed one could not.
     """
-    before = read_run(request.out)
+    before = read_run(place)
     run = {
         **before,
         "slides": dict(sorted(Counter(row["status"] for row in catalog.slides(["status"])).items())),
@@ -315,7 +329,7 @@ def _record(request: RunRequest, catalog: Catalog, summary: RunSummary, *, worke
         run["versions"] = {"wsi_prep": __version__, "python": platform.python_version(), **_versions()}
         run["last_call"] = _last_call(summary)
     if run != before:
-        write_run(request.out, run)
+        write_run(place, run)
 
 
 def _last_call(summary: RunSummary) -> dict[str, Any]:

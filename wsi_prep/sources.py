@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
 from wsi_prep.private import keyed_slide_id
+from wsi_prep.remote import file_system
 
 SLIDE_ENDINGS = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"),
@@ -55,8 +55,8 @@ def find_slides(slides: str, *, id_root: str | None = None, id_key: bytes | None
     if slides.lower().endswith(".csv"):
         groups = _grouped(_listed(slides, fs, inner), named=True)
     elif glob.has_magic(inner) and not fs.exists(inner):
-        matches = sorted(str(p) for p in fs.glob(inner))
-        groups = _grouped([_full(fs, p) for p in matches if fs.isfile(p) and _looks_like_slide(p, fs)], named=False)
+        matches = _matches(fs, inner)
+        groups = _grouped([_full(fs, p) for p in matches if _looks_like_slide(p, fs)], named=False)
         _require(groups, f"{slides} matches {len(matches)} files, none of them a slide")
     elif fs.isdir(inner):
         paths, seen = _walk(fs, inner)
@@ -124,14 +124,20 @@ class _Group:
 
 def _filesystem(path: str) -> tuple[Any, str]:
     try:
-        fs, inner = fsspec.core.url_to_fs(path)
+        return file_system(path)
     except (ValueError, ImportError) as error:
         raise NoSlides(f"SLIDES {path} cannot be reached ({' '.join(str(error).split())})") from error
-    return fs, str(inner)
 
 
 def _full(fs: Any, inner: str) -> str:
     return os.path.abspath(inner) if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(inner))  # noqa: PTH100
+
+
+def _matches(fs: Any, pattern: str) -> list[str]:
+    """The files that fit a pattern, sorted; elsewhere than here the listing has said which are files."""
+    if isinstance(fs, LocalFileSystem):
+        return sorted(str(p) for p in fs.glob(pattern) if fs.isfile(p))
+    return sorted(str(p) for p, info in fs.glob(pattern, detail=True).items() if info["type"] == "file")
 
 
 def _require(groups: Sequence[_Group], message: str) -> None:
@@ -192,7 +198,8 @@ def _listed(slides: str, fs: Any, inner: str) -> list[str]:
         if path in lines:
             raise BadManifest(f"{slides} names {cell} twice, in lines {lines[path]} and {line}; keep one")
         lines[path] = line
-        if not fsspec.core.url_to_fs(path)[0].exists(path):
+        files, of_file = _filesystem(path)
+        if not files.exists(of_file):
             missing.append(f"line {line}: {cell}")
     if missing:
         raise BadManifest(f"{slides} names {len(missing)} slides that do not exist ({'; '.join(missing[:3])})")

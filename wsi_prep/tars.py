@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from wsi_prep.catalog import aside
 from wsi_prep.errors import BadCatalog, BadOption
 from wsi_prep.interchange import Written, require_names
+from wsi_prep.place import aside
 from wsi_prep.query import open_catalog
 from wsi_prep.records import TILE_SCHEMA, TILES_PER_SHARD
 

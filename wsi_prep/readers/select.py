@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-
+from wsi_prep.cache import Room
 from wsi_prep.errors import BadOption, UnreadableSlide
 from wsi_prep.readers.base import SlideReader
 from wsi_prep.readers.openslide_reader import OpenSlideReader, detect_vendor
 from wsi_prep.readers.tiff_reader import TiffReader, UnsupportedLayout
+from wsi_prep.remote import copy_here, local_path
+from wsi_prep.sources import SlideSource
 
 READERS = ("auto", "tiff", "openslide")
+_TIFF_ENDINGS = (".svs", ".tif", ".tiff")
 
 _PLAIN_TILES = (None, "aperio", "generic-tiff")
 """What the tiled-TIFF reader may try: other vendors' TIFFs have overlaps, gaps or several regions."""
+
+
+@contextlib.contextmanager
+def opened(source: SlideSource, reader: str, room: Room) -> Iterator[SlideReader]:
+    """The slide, open for the time of the block: where it is, or as a copy in `room` where only local files will do.
+
+    Raises as `open_slide` does, and NoRoom where a copy does not fit.
+    """
+    slide = _open_far(source.path, reader) if local_path(source.path) is None else open_slide(source.path, reader)
+    if slide is None:
+        slide = open_slide(copy_here(source.path, source.files, room), reader)
+    try:
+        yield slide
+    finally:
+        slide.close()
+
+
+def _open_far(path: str, reader: str) -> SlideReader | None:
+    """A slide that is read by ranges, or None where it has to be a local file."""
+    if reader == "openslide" or (reader == "auto" and PurePosixPath(path).suffix.lower() not in _TIFF_ENDINGS):
+        return None
+    try:
+        return TiffReader(path)
+    except UnsupportedLayout:
+        if reader == "tiff":
+            raise
+        return None
 
 
 def open_slide(path: str, reader: str = "auto") -> SlideReader:
@@ -27,7 +58,7 @@ def open_slide(path: str, reader: str = "auto") -> SlideReader:
     """
     if reader not in READERS:
         raise BadOption(f"reader {reader!r} is not known; choose from {' '.join(READERS)}")
-    local = _local_path(path)
+    local = local_path(path)
     if local is not None:
         _require_file(local)
     if reader == "tiff":
@@ -47,11 +78,6 @@ def open_slide(path: str, reader: str = "auto") -> SlideReader:
         raise UnreadableSlide(
             f"no reader takes this file: {refusal}; {error}. Is it a whole-slide image, and whole?"
         ) from error
-
-
-def _local_path(path: str) -> str | None:
-    fs, inner = url_to_fs(path)
-    return inner if isinstance(fs, LocalFileSystem) else None
 
 
 def _required_local(local: str | None) -> str:

@@ -6,26 +6,26 @@ reader does not take, it refuses with `UnsupportedLayout`, and OpenSlide is aske
 
 from __future__ import annotations
 
+import io
 import logging
-import os
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, Protocol
+from pathlib import PurePosixPath
+from typing import Any
 
-import fsspec
 import imagecodecs
 import numpy as np
 import tifffile
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from tiffslide import TiffSlide
 
-from wsi_prep.errors import DamagedSlide, SlideError, UnreadableSlide
+from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide
 from wsi_prep.private import reason
 from wsi_prep.readers.base import Level, SlideInfo, blank, is_reduced, parse_colour
+from wsi_prep.readers.ranges import RangeFile, Ranges, open_ranges
 from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
+from wsi_prep.remote import local_path
 
 CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
@@ -36,6 +36,9 @@ _COMPRESSIONS = frozenset({1, 5, _JPEG, 8, 32946, 50000, 33005, 34712})
 
 _BESIDE_THE_SLIDE = re.compile(r"\s*(label|macro|overview|thumbnail)(\s+image)?\s*", re.IGNORECASE)
 """Names that OME-TIFFs give to pictures of the whole glass, label and all."""
+
+_TRESTLE = "MedScan"
+"""How the software tag of Trestle's slides begins, whose tiles overlap."""
 
 _RGB, _YCBCR = 2, 6  # photometric interpretations
 _UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -52,13 +55,13 @@ class TiffReader:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._bytes = _open_bytes(path)
+        self._bytes = open_ranges(path)
         try:
-            self._slide = _open_tiffslide(path)
+            self._slide = _open_tiffslide(path, self._bytes)
             self._pages = _tiled_levels(self._slide)
             self._require_whole(path)
             self._info = _describe(self._slide, self._pages)
-        except SlideError:
+        except (SlideError, StoreFailed):
             self._bytes.close()
             raise
         except Exception as error:  # a directory of nonsense fails anywhere in tifffile's lazy properties
@@ -165,63 +168,20 @@ class TiffReader:
             )
 
 
-class _Bytes(Protocol):
-    size: int
-
-    def read_ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]: ...
-
-    def close(self) -> None: ...
-
-
-class _LocalBytes:
-    """Ranges of a local file, read without moving a file position."""
-
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self._fd).st_size
-
-    def read_ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        return [os.pread(self._fd, count, offset) for offset, count in spans]
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
-class _RemoteBytes:
-    """Ranges of an object behind an fsspec URL, fetched together."""
-
-    def __init__(self, fs: Any, path: str) -> None:
-        self._fs, self._path = fs, path
-        self.size = int(fs.size(path))
-
-    def read_ranges(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        if not spans:
-            return []
-        starts = [offset for offset, _ in spans]
-        ends = [offset + count for offset, count in spans]
-        blocks: list[bytes] = self._fs.cat_ranges([self._path] * len(spans), starts, ends)
-        return blocks
-
-    def close(self) -> None:
-        pass
-
-
-def _open_bytes(path: str) -> _Bytes:
-    try:
-        fs, inner = fsspec.core.url_to_fs(path)
-        return _LocalBytes(inner) if isinstance(fs, LocalFileSystem) else _RemoteBytes(fs, inner)
-    except OSError as error:
-        raise UnreadableSlide(f"cannot be opened ({error.strerror or reason(error, path)})") from error
-
-
-def _open_tiffslide(path: str) -> Any:
+def _open_tiffslide(path: str, ranges: Ranges) -> Any:
+    local = local_path(path)
+    name = PurePosixPath(path).name
+    source = local if local is not None else io.BufferedReader(RangeFile(ranges))
+    options = {} if local is not None else {"name": name}
     try:
         with warnings.catch_warnings():
             logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
             warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
-            slide = TiffSlide(path)
+            slide = TiffSlide(source, tifffile_options=options)
             _ = slide.properties  # they are parsed at first use: now, where errors are caught
             return slide
+    except StoreFailed:
+        raise
     except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
         raise UnsupportedLayout(f"not a TIFF slide ({reason(error, path)})") from error
 
@@ -245,6 +205,8 @@ def _tiled_levels(slide: Any) -> list[Any]:
 
 
 def _is_generic(tiff: Any) -> bool:
+    if str(tiff.pages[0].software).startswith(_TRESTLE):
+        return False
     return not any((tiff.is_ndpi, tiff.is_scn, tiff.is_bif, tiff.is_philips, tiff.is_qpi, tiff.is_stk, tiff.is_lsm))
 
 

@@ -1,0 +1,233 @@
+"""Where a run writes: a folder of files by relative path, on a disk here or, in `object_place`, in an object store."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from wsi_prep.errors import BadOption, BadOutput
+from wsi_prep.shards import sync_folder
+
+LOCK = ".lock"
+"""File of the output that the running client holds locked; it contains the run's token."""
+
+STAGING = ".staging"
+"""Folder of an output on a disk in which slides are made before they are renamed into place."""
+
+OBJECT_STORES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
+
+
+class Place(Protocol):
+    """Files by relative path, which appear whole or not at all. One client changes them at a time, and its workers.
+
+    `where` is what errors call it. `staging` is a folder from which `publish` can move; None where it copies, from any.
+    Reading what is not there raises FileNotFoundError. What the system refuses is an OSError, or StoreFailed.
+    """
+
+    where: str
+    staging: Path | None
+
+    def create(self) -> None:
+        """Make the folder where it is missing; BadOutput where nothing can be written."""
+
+    def make_folders(self, *paths: str) -> None:
+        """Make folders, where there is such a thing."""
+
+    def locked(self, token: str, *, take_over: bool) -> AbstractContextManager[None]:
+        """Held against every other run while the block lasts; BadOutput where one is at work."""
+
+    def holder(self) -> str:
+        """The token of the run that holds the lock, or was the last to hold it."""
+
+    def read(self, path: str) -> bytes:
+        """What a file holds."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files and folders in a folder, sorted, hidden ones too; none where there is no folder."""
+
+    def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+        """The rows of all Parquet files in a folder that are not hidden."""
+
+    def sources(self, paths: Iterable[str]) -> Iterator[Any]:
+        """What pyarrow reads each file from, in order; got ahead of need where that takes time."""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file, in place of the one that is there."""
+
+    def making(self, path: str) -> AbstractContextManager[Path]:
+        """A local name to write to; what is there at the end becomes the file `path`."""
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name, in place of what has it; nothing happens where there is no `old`."""
+
+    def publish(self, staged: Path, path: str) -> None:
+        """Bring a staged file or folder to `path`, in place of what is there."""
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete files; those that are not there are passed by."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file, or a folder with all it holds; nothing happens where there is none."""
+
+
+def open_place(where: str | Path) -> Place:
+    """The folder, or object-store URL, `where`."""
+    folder = local_folder(where)
+    if folder is not None:
+        return LocalPlace(folder)
+    from wsi_prep.object_place import ObjectPlace  # noqa: PLC0415 - only those who name object stores load its library
+
+    return ObjectPlace(str(where))
+
+
+def local_folder(where: str | Path) -> Path | None:
+    """The folder that a path or a file:// URL names; None for an object store, BadOption for another URL."""
+    text = str(where)
+    if text.startswith(OBJECT_STORES):
+        return None
+    path = text.removeprefix("file://")
+    if "://" in path:
+        raise BadOption(f"OUT {text} is no folder, and of no object store that is known: {' '.join(OBJECT_STORES)}")
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the user's links
+
+
+class LocalPlace:
+    """A folder on a file system that all workers see; what is written survives a power cut."""
+
+    def __init__(self, folder: Path) -> None:
+        self.where = str(folder)
+        self.staging: Path | None = folder / STAGING
+        self._folder = folder
+
+    def create(self) -> None:
+        """See Place."""
+        out = self._folder
+        if out.exists() and not out.is_dir():
+            raise BadOutput(f"OUT {out} is a file; name a folder")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            probe = out / f".probe.{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise BadOutput(f"OUT {out} cannot be written ({error.strerror}); name a folder that can") from error
+
+    def make_folders(self, *paths: str) -> None:
+        """See Place."""
+        for path in paths:
+            (self._folder / path).mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def locked(self, token: str, *, take_over: bool) -> Iterator[None]:
+        """See Place. The lock ends with the process that holds it, however that ends."""
+        with (self._folder / LOCK).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BadOutput(f"another run is writing to {self.where}; wait for it, or name another OUT") from error
+            lock.truncate(0)
+            lock.write(token)
+            lock.flush()
+            yield
+
+    def holder(self) -> str:
+        """See Place."""
+        return (self._folder / LOCK).read_text()
+
+    def read(self, path: str) -> bytes:
+        """See Place."""
+        return (self._folder / path).read_bytes()
+
+    def exists(self, path: str) -> bool:
+        """See Place."""
+        return (self._folder / path).exists()
+
+    def names(self, folder: str) -> list[str]:
+        """See Place."""
+        try:
+            return sorted(path.name for path in (self._folder / folder).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+        """See Place."""
+        return ds.dataset(self._folder / folder, schema=schema, format="parquet").to_table(columns=columns)
+
+    def sources(self, paths: Iterable[str]) -> Iterator[Path]:
+        """See Place."""
+        return (self._folder / path for path in paths)
+
+    def write(self, path: str, data: bytes) -> None:
+        """See Place."""
+        write_atomically(self._folder / path, data)
+
+    def making(self, path: str) -> AbstractContextManager[Path]:
+        """See Place."""
+        return aside(self._folder / path)
+
+    def rename(self, old: str, new: str) -> None:
+        """See Place."""
+        if (self._folder / old).exists():
+            (self._folder / old).rename(self._folder / new)
+        sync_folder((self._folder / new).parent)
+
+    def publish(self, staged: Path, path: str) -> None:
+        """See Place."""
+        target = self._folder / path
+        target.parent.mkdir(exist_ok=True)
+        remove_tree(target)
+        staged.rename(target)
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """See Place."""
+        for path in paths:
+            (self._folder / path).unlink(missing_ok=True)
+
+    def remove(self, path: str) -> None:
+        """See Place."""
+        remove_tree(self._folder / path)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file aside, make it durable, and rename it into place."""
+    with aside(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A hidden name to write to; what is there at the end is made durable and renamed to `path`."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        _sync_file(unfinished)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # on a full disk even this counts
+        raise
+    unfinished.rename(path)
+    sync_folder(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a folder with all it holds; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,142 @@
+"""Ranges of bytes of a slide file: by pread from a disk, by few and exact requests from elsewhere."""
+
+from __future__ import annotations
+
+import bisect
+import io
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from wsi_prep.errors import DamagedSlide, UnreadableSlide
+from wsi_prep.private import reason
+from wsi_prep.remote import file_system, local_path
+
+_BLOCK_BYTES = 16 * 2**10
+_GAP_SHARE, _MOST_BYTES = 0.2, 8 * 2**20
+
+Span = tuple[int, int]
+"""Offset and count of bytes."""
+
+
+class Ranges(Protocol):
+    """A file's size in bytes, and any ranges of it."""
+
+    size: int
+
+    def read_ranges(self, spans: Sequence[Span]) -> list[bytes]:
+        """The bytes of each span (offset, count), in order; fewer where the file ends."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+def open_ranges(path: str) -> Ranges:
+    """A local file's or URL's ranges; raises UnreadableSlide."""
+    try:
+        local = local_path(path)
+        return LocalRanges(local) if local is not None else RemoteRanges(*file_system(path))
+    except OSError as error:
+        raise UnreadableSlide(f"cannot be opened ({error.strerror or reason(error, path)})") from error
+
+
+class LocalRanges:
+    """Ranges of a local file, read without moving a file position."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self._fd).st_size
+
+    def read_ranges(self, spans: Sequence[Span]) -> list[bytes]:
+        """See Ranges."""
+        return [os.pread(self._fd, count, offset) for offset, count in spans]
+
+    def close(self) -> None:
+        """See Ranges."""
+        os.close(self._fd)
+
+
+class RemoteRanges:
+    """Ranges of a file of an fsspec file system. What lies close together is one request; requests run side by side."""
+
+    def __init__(self, files: Any, path: str) -> None:
+        self._files, self._path = files, path
+        self.size = int(files.size(path))
+
+    def read_ranges(self, spans: Sequence[Span]) -> list[bytes]:
+        """See Ranges."""
+        requests = joined(spans)
+        starts, ends = [start for start, _ in requests], [end for _, end in requests]
+        blocks = (
+            self._files.cat_ranges([self._path] * len(requests), starts, ends, on_error="raise") if requests else []
+        )
+        for block, (start, end) in zip(blocks, requests, strict=True):
+            if len(block) != min(end, self.size) - start:
+                raise DamagedSlide(f"{len(block):,} of {end - start:,} bytes came; was the file changed meanwhile?")
+        found: list[bytes] = []
+        for offset, count in spans:
+            number = bisect.bisect_right(starts, offset) - 1
+            skipped = offset - starts[number]
+            found.append(bytes(blocks[number][skipped : skipped + count]) if count else b"")
+        return found
+
+    def close(self) -> None:
+        """See Ranges."""
+
+
+def joined(spans: Sequence[Span]) -> list[Span]:
+    """Requests (start, end) that cover all spans, and at most a fifth more bytes than these, however they lie."""
+    requests: list[list[int]] = []
+    for offset, count in sorted(span for span in spans if span[1] > 0):
+        if requests:
+            start, end = requests[-1]
+            near = offset - end <= _GAP_SHARE * count and offset + count - start <= _MOST_BYTES
+            if near or offset + count <= end:
+                requests[-1][1] = max(end, offset + count)
+                continue
+        requests.append([offset, offset + count])
+    return [(start, end) for start, end in requests]
+
+
+class RangeFile(io.RawIOBase):
+    """A file to seek and read in, for what parses headers: got in blocks, each once."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        super().__init__()
+        self._ranges = ranges
+        self._position = 0
+        self._blocks: dict[int, bytes] = {}
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position; returns it."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._ranges.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as the file goes; returns the count of bytes."""
+        view = memoryview(buffer).cast("B")
+        start, end = self._position, min(self._position + len(view), self._ranges.size)
+        if end <= start:
+            return 0
+        first, last = start // _BLOCK_BYTES, (end - 1) // _BLOCK_BYTES
+        missing = [n for n in range(first, last + 1) if n not in self._blocks]
+        spans = [(n * _BLOCK_BYTES, min(_BLOCK_BYTES, self._ranges.size - n * _BLOCK_BYTES)) for n in missing]
+        self._blocks.update(zip(missing, self._ranges.read_ranges(spans), strict=True))
+        data = b"".join(self._blocks[n] for n in range(first, last + 1))
+        skipped = start - first * _BLOCK_BYTES
+        view[: end - start] = data[skipped : skipped + end - start]
+        self._position = end
+        return end - start
