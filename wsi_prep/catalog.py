@@ -22,10 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from wsi_prep.errors import BadCatalog
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.shards import sync_folder
 
-_PART_NAME = re.compile(r"part-(\d{5})\.parquet")
+PART_NAME = re.compile(r"part-(\d{5})\.parquet")
 """No slide's own file has such a name: its id ends in more digits, whatever its stem."""
 
 _PART_SLIDES = 50_000
@@ -61,7 +62,13 @@ class Catalog:
 
     def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
         """Committed slides' rows, sorted by slide_id."""
-        rows = self._dataset("slides").to_table(columns=columns).to_pylist()
+        try:
+            rows = self._dataset("slides").to_table(columns=columns).to_pylist()
+        except pa.ArrowInvalid as error:
+            where = self._folders["slides"]
+            raise BadCatalog(
+                f"a file of {where} is damaged; make verify with REPAIR=1 says which and drops it"
+            ) from error
         return sorted(rows, key=lambda row: str(row.get("slide_id")))
 
     def count_tiles(self) -> dict[str, int]:
@@ -84,6 +91,15 @@ class Catalog:
             ids = pq.read_table(part, columns=["slide_id"])["slide_id"]
             if pc.any(pc.is_in(ids, gone)).as_py():
                 self._rewrite_part(part.name, gone)
+
+    def drop_from(self, part: str, slide_ids: Collection[str]) -> None:
+        """Take rows of these slides out of one part, whichever of its two tables has them."""
+        self._rewrite_part(part, pa.array(sorted(slide_ids), pa.string()))
+
+    def discard(self, name: str) -> None:
+        """Remove the files of one name, readable or not; the slides in them exist no more."""
+        for table in ("slides", "tiles"):
+            (self._folders[table] / name).unlink(missing_ok=True)
 
     def replace_slides(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write slides' rows anew, their tiles untouched."""
@@ -124,7 +140,7 @@ class Catalog:
     def _files(self, table: str, *, parts: bool) -> list[Path]:
         """A table's files, sorted: the parts, or those of single slides."""
         files = sorted(self._folders[table].glob("[!.]*.parquet"))
-        return [file for file in files if (_PART_NAME.fullmatch(file.name) is not None) == parts]
+        return [file for file in files if (PART_NAME.fullmatch(file.name) is not None) == parts]
 
     def _dataset(self, table: str) -> ds.Dataset:
         return ds.dataset(self._folders[table], schema=_TABLES[table], format="parquet")

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def open_output(out: Path, settings: dict[str, Any], token: str, *, redo: bool) 
     """
     _require_ours(out)
     _create(out)
-    with _locked(out, token):
+    with locked(out, token):
         before = read_run(out)
         if before and not redo:
             _require_same(out, before.get("settings", {}), settings)
@@ -68,6 +69,12 @@ def write_run(out: Path, run: dict[str, Any]) -> None:
     write_atomically(out / _RUN, json.dumps(run, indent=2).encode())
 
 
+def catalog_counts(catalog: Catalog) -> dict[str, Any]:
+    """What run.json says of the catalog: its slides by status, its tiles by magnification."""
+    statuses = Counter(row["status"] for row in catalog.slides(["status"]))
+    return {"slides": dict(sorted(statuses.items())), "tiles": catalog.count_tiles()}
+
+
 def sweep(out: Path, catalog: Catalog) -> None:
     """Remove everything of slides that have no committed row, or failed."""
     remove_tree(out / STAGING)
@@ -99,7 +106,8 @@ def _create(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(out: Path, token: str) -> Iterator[None]:
+def locked(out: Path, token: str) -> Iterator[None]:
+    """Hold the output's lock, with `token` in it; BadOutput where another run holds it."""
     with (out / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,7 +22,7 @@ from wsi_prep.institution import UNKNOWN, InstitutionPattern, Origin, find_origi
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.masks import MaskFile, find_masks
-from wsi_prep.output import open_output, read_run, sweep, write_run, writing
+from wsi_prep.output import catalog_counts, open_output, read_run, sweep, write_run, writing
 from wsi_prep.prepare import (
     DEFAULT_TIME_LIMIT,
     PrepareSettings,
@@ -306,11 +306,7 @@ def _record(request: RunRequest, catalog: Catalog, summary: RunSummary, *, worke
     A call that finds nothing to do still writes what a killed one could not.
     """
     before = read_run(request.out)
-    run = {
-        **before,
-        "slides": dict(sorted(Counter(row["status"] for row in catalog.slides(["status"])).items())),
-        "tiles": catalog.count_tiles(),
-    }
+    run = {**before, **catalog_counts(catalog)}
     if worked or "last_call" not in before:
         run["versions"] = {"wsi_prep": __version__, "python": platform.python_version(), **_versions()}
         run["last_call"] = _last_call(summary)
