@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from wsi_prep import __version__
 from wsi_prep.catalog import Catalog
 from wsi_prep.errors import OtherConfiguration
+from wsi_prep.forget import leave_forgotten, read_tombstone
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.institution import UNKNOWN, InstitutionPattern, Origin, find_origin
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
@@ -123,19 +124,24 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     origins = _origins(request, sources, manifest)
     notes = [*warnings, *mask_notes, *_origin_notes(request, origins)]
     summary = RunSummary(found=len(sources), warnings=notes)
-    if request.names is not None:
-        add_names(request.names, {source.slide_id: source.path for source in sources})
     token = uuid.uuid4().hex
+    tasks = [
+        _task(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
+        for source, origin in zip(sources, origins, strict=True)
+    ]
+    if request.names is not None:
+        kept = read_tombstone(request.out).without(tasks)
+        add_names(request.names, {task.source.slide_id: task.source.path for task in kept})
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
     if request.id_key is not None:
         settings["private"] = key_check(request.id_key)
     with open_output(request.out, settings, token, redo=request.redo) as catalog:
         with writing(request.out):
             write_run(request.out, {**read_run(request.out), **_named(request)})
-            tasks = [
-                _task(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
-                for source, origin in zip(sources, origins, strict=True)
-            ]
+            tasks, forgotten = leave_forgotten(request.out, tasks, catalog)
+            for row in forgotten:
+                summary.done_before += 1
+                summary.add(row, now=False)
             tasks = _not_done(request, tasks, catalog, summary)
         if tasks:
             _work(request, tasks, catalog, summary, watcher)
