@@ -11,7 +11,7 @@ TORCHRUN = $(if $(HEAD)$(GPUS),torch.distributed.run --nproc-per-node '$(or $(GP
   --rdzv-backend c10d --rdzv-endpoint '$(HEAD)' --rdzv-id '$(or $(SLURM_JOB_ID),$(RUN),run)',--standalone) -m)
 
 .DEFAULT_GOAL := help
-.PHONY: help shards audit query interchange peek pretrain distill recipe curves evaluate export embed bench test check samples clean
+.PHONY: help shards verify forget audit query interchange peek pretrain distill recipe curves evaluate export embed bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -29,6 +29,15 @@ endif
 	  $(if $(PRIVATE),--private) $(if $(ID_KEY),--id-key '$(ID_KEY)') $(if $(NAMES),--names '$(NAMES)') \
 	  $(if $(value INSTITUTION_PATTERN),--institution-pattern '$(value INSTITUTION_PATTERN)') \
 	  $(if $(TIME_LIMIT),--time-limit '$(TIME_LIMIT)') $(ARGS)
+
+verify: $(VENV)/.shards ## every row, file and tile of shards: SHARDS="folder ..." REPAIR=1 WORKERS=
+	@$(BIN)/python -m pipelines.verify --shards $(or $(SHARDS),$(OUT)) $(if $(REPAIR),--repair) \
+	  $(if $(WORKERS),--workers '$(WORKERS)') $(ARGS)
+
+forget: $(VENV)/.shards ## delete a patient's slides for good: PATIENT=id PATIENT_KEY=file SHARDS="folder ..." SLIDE="slide_id ..." NAMES= DRY=1
+	@$(BIN)/python -m pipelines.forget --shards $(or $(SHARDS),$(OUT)) $(if $(PATIENT),--patient "$$PATIENT") \
+	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(SLIDE),--slide $(SLIDE)) $(if $(NAMES),--names '$(NAMES)') \
+	  $(if $(DRY),--dry) $(ARGS)
 
 audit: $(VENV)/.shards ## what shards hold, as one HTML page: SHARDS="folder ..." TO=audit.html ARGS="--gallery 60 --tiles 4"
 	@$(BIN)/python -m pipelines.audit --shards $(or $(SHARDS),$(OUT)) --to '$(or $(TO),audit.html)' $(ARGS)

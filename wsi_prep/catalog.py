@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from wsi_prep.errors import BadCatalog
 from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 
-_PART_NAME = re.compile(r"part-(\d{5})\.parquet")
+PART_NAME = re.compile(r"part-(\d{5})\.parquet")
 """No slide's own file has such a name: its id ends in more digits, whatever its stem."""
 
 _PART_SLIDES = 50_000
@@ -59,7 +60,13 @@ class Catalog:
 
     def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
         """Committed slides' rows, sorted by slide_id."""
-        rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
+        try:
+            rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
+        except pa.ArrowInvalid as error:
+            where = f"{self._place.where}/{_FOLDERS['slides']}"
+            raise BadCatalog(
+                f"a file of {where} is damaged; make verify with REPAIR=1 says which and drops it"
+            ) from error
         return sorted(rows, key=lambda row: str(row.get("slide_id")))
 
     def count_tiles(self) -> dict[str, int]:
@@ -79,6 +86,15 @@ class Catalog:
             ids = pq.read_table(self._source("slides", part), columns=["slide_id"])["slide_id"]
             if pc.any(pc.is_in(ids, gone)).as_py():
                 self._rewrite_part(part, gone)
+
+    def drop_from(self, part: str, slide_ids: Collection[str]) -> None:
+        """Take rows of these slides out of one part, whichever of its two tables has them."""
+        self._rewrite_part(part, pa.array(sorted(slide_ids), pa.string()))
+
+    def discard(self, name: str) -> None:
+        """Remove the files of one name, readable or not; the slides in them exist no more."""
+        for table in _TABLES:
+            self._delete(table, [name])
 
     def replace_slides(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write slides' rows anew, their tiles untouched."""
@@ -119,7 +135,7 @@ class Catalog:
     def _names(self, table: str, *, parts: bool) -> list[str]:
         """A table's files, sorted: the parts, or those of single slides."""
         names = [name for name in self._place.names(_FOLDERS[table]) if name.endswith(".parquet")]
-        return [n for n in names if not n.startswith(".") and (_PART_NAME.fullmatch(n) is not None) == parts]
+        return [n for n in names if not n.startswith(".") and (PART_NAME.fullmatch(n) is not None) == parts]
 
     def _tile_counts(self) -> dict[str, int]:
         """How many tiles each slide has."""

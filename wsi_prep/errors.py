@@ -103,3 +103,7 @@ class TooCoarse(SlideExcluded):
 
 class NotBrightField(SlideExcluded):
     """The slide is not a bright-field image (fluorescence, dark field)."""
+
+
+class Forgotten(SlideExcluded):
+    """The slide, or all of its patient's, was deleted on request and is not to come back."""

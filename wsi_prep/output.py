@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,6 +73,12 @@ def read_run(place: Place) -> dict[str, Any]:
 def write_run(place: Place, run: dict[str, Any]) -> None:
     """Replace run.json."""
     place.write(_RUN, json.dumps(run, indent=2).encode())
+
+
+def catalog_counts(catalog: Catalog) -> dict[str, Any]:
+    """What run.json says of the catalog: its slides by status, its tiles by magnification."""
+    statuses = Counter(row["status"] for row in catalog.slides(["status"]))
+    return {"slides": dict(sorted(statuses.items())), "tiles": catalog.count_tiles()}
 
 
 def sweep(place: Place, catalog: Catalog) -> None:

@@ -7,7 +7,7 @@ import hmac
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from wsi_prep.errors import BadOption
@@ -51,8 +51,20 @@ def add_names(names: Path, paths: Mapping[str, str]) -> None:
     """Add slides' ids and paths to the names file, which only its owner may read; what it lists already stays."""
     before = _read_names(names)
     after = {**before, **paths}
-    if after == before:
-        return
+    if after != before:
+        _write_names(names, after)
+
+
+def drop_names(names: Path, forgotten: Callable[[str], bool]) -> int:
+    """Take the lines of slides whose id is `forgotten` out of the names file; returns how many there were."""
+    before = _read_names(names)
+    after = {slide_id: path for slide_id, path in before.items() if not forgotten(slide_id)}
+    if after != before:
+        _write_names(names, after)
+    return len(before) - len(after)
+
+
+def _write_names(names: Path, after: Mapping[str, str]) -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_HEADER, *after.items()])
     target = Path(os.path.realpath(names))

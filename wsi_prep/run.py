@@ -18,12 +18,13 @@ from wsi_prep import __version__
 from wsi_prep.cache import CacheSettings
 from wsi_prep.catalog import Catalog
 from wsi_prep.errors import OtherConfiguration, StoreFailed
+from wsi_prep.forget import leave_forgotten, read_tombstone
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.institution import UNKNOWN, InstitutionPattern, Origin, find_origin
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.masks import MaskFile, find_masks
-from wsi_prep.output import open_output, read_run, require_held, sweep, write_run, writing
+from wsi_prep.output import catalog_counts, open_output, read_run, require_held, sweep, write_run, writing
 from wsi_prep.place import Place, local_folder, open_place
 from wsi_prep.prepare import (
     DEFAULT_TIME_LIMIT,
@@ -131,19 +132,24 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     origins = _origins(request, sources, manifest)
     notes = [*warnings, *mask_notes, *_origin_notes(request, origins)]
     summary = RunSummary(found=len(sources), warnings=notes)
-    if request.names is not None:
-        add_names(request.names, {source.slide_id: source.path for source in sources})
     token = uuid.uuid4().hex
+    tasks = [
+        _task(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
+        for source, origin in zip(sources, origins, strict=True)
+    ]
+    if request.names is not None:
+        kept = read_tombstone(place).without(tasks)
+        add_names(request.names, {task.source.slide_id: task.source.path for task in kept})
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
     if request.id_key is not None:
         settings["private"] = key_check(request.id_key)
     with open_output(place, settings, token, redo=request.redo, take_over=request.take_over) as catalog:
         with writing(place):
             write_run(place, {**read_run(place), **_named(request)})
-            tasks = [
-                _task(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
-                for source, origin in zip(sources, origins, strict=True)
-            ]
+            tasks, forgotten = leave_forgotten(place, tasks, catalog)
+            for row in forgotten:
+                summary.done_before += 1
+                summary.add(row, now=False)
             tasks = _not_done(request, tasks, catalog, summary)
         if tasks:
             _work(request, tasks, place, catalog, summary, watcher)
@@ -320,11 +326,7 @@ def _record(place: Place, catalog: Catalog, summary: RunSummary, *, worked: bool
     A call that finds nothing to do still writes what a killed one could not.
     """
     before = read_run(place)
-    run = {
-        **before,
-        "slides": dict(sorted(Counter(row["status"] for row in catalog.slides(["status"])).items())),
-        "tiles": catalog.count_tiles(),
-    }
+    run = {**before, **catalog_counts(catalog)}
     if worked or "last_call" not in before:
         run["versions"] = {"wsi_prep": __version__, "python": platform.python_version(), **_versions()}
         run["last_call"] = _last_call(summary)

@@ -1,0 +1,116 @@
+"""Deletes a patient's slides, or single ones, from shards, and sees to it that make shards does not make them again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from pipelines.console import printable
+from pipelines.shards import PATIENT_KEY_VARIABLE, read_key
+from pipelines.verify import local_folder
+from wsi_prep.errors import BadOption, UsageError
+from wsi_prep.forget import Forgetting, forget, look_up
+from wsi_prep.private import check_names_file, keyed_patient
+
+EXIT_OK, EXIT_WRONG_CALL, EXIT_NOT_FOUND, EXIT_INTERRUPTED = 0, 2, 3, 130
+_SHOWN = 50
+
+EPILOG = """exit codes: 0 forgotten, or listed; 2 the call is wrong, nothing was done; 3 nobody was found, nothing was
+done; 130 interrupted, the same call goes on."""
+
+BEYOND = """not reached from here: indices and runs of the trainer, exported features, pages and tables, what was made
+for other tools, other copies and backups of these folders, and the slides themselves"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    try:
+        found = _look_up(options)
+        for each in found:
+            _list(console, each)
+        if not any(each.rows or each.known_before for each in found):
+            _nobody(errors, found, by_patient=options.patient is not None)
+            return EXIT_NOT_FOUND
+        if options.dry:
+            console.print("nothing was deleted: DRY=1")
+            return EXIT_OK
+        for each in found:
+            forget(each, options.names)
+            _told(console, each)
+    except UsageError as error:
+        errors.print(f"forget: {printable(str(error))}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    except KeyboardInterrupt:
+        errors.print("forget: interrupted; call again to finish")
+        return EXIT_INTERRUPTED
+    console.print(" ".join(BEYOND.split()), soft_wrap=True)
+    return EXIT_OK
+
+
+def _look_up(options: argparse.Namespace) -> list[Forgetting]:
+    """What each folder holds of whom the options name; all of them before any is touched."""
+    if not options.patient and not options.slide:
+        raise BadOption("nobody is named; give PATIENT=id with PATIENT_KEY=file, or SLIDE=slide_id")
+    patient_key = None
+    if options.patient:
+        key = read_key("patient key", options.patient_key, PATIENT_KEY_VARIABLE)
+        if key is None:
+            raise BadOption(f"PATIENT needs the secret of make shards: PATIENT_KEY=file, or ${PATIENT_KEY_VARIABLE}")
+        patient_key = keyed_patient(key, options.patient)
+    folders = [local_folder(where) for where in options.shards]
+    if options.names is not None:
+        if not options.names.exists():
+            raise BadOption(f"NAMES {options.names} does not exist")
+        for folder in folders:
+            check_names_file(options.names, folder)
+    return [look_up(folder, patient_key, options.slide) for folder in folders]
+
+
+def _list(console: Console, found: Forgetting) -> None:
+    files = f"{found.files:,} files, {found.bytes / 1e6:,.1f} MB"
+    line = f"{found.out}: {len(found.rows):,} slides, {found.tiles:,} tiles, {files}"
+    console.print(line, markup=False, soft_wrap=True)
+    for row in found.rows[:_SHOWN]:
+        console.print(f"  {row['status']:<8}  {printable(row['slide_id'])}", markup=False, soft_wrap=True)
+    if len(found.rows) > _SHOWN:
+        console.print(f"  ... and {len(found.rows) - _SHOWN:,} more")
+
+
+def _nobody(errors: Console, found: list[Forgetting], *, by_patient: bool) -> None:
+    bare = sum(each.without_patient for each in found)
+    reason = "is it the right PATIENT_KEY?" if by_patient else "SLIDE takes slide ids as the catalog has them"
+    if by_patient and bare:
+        reason += f" {bare:,} slides have no patient_key; name theirs with SLIDE=slide_id"
+    errors.print(f"forget: nobody was found, nothing was done; {reason}", soft_wrap=True)
+
+
+def _told(console: Console, found: Forgetting) -> None:
+    more = f", {found.names:,} lines of NAMES" if found.names else ""
+    more += f", {found.warnings:,} warnings of run.json" if found.warnings else ""
+    console.print(
+        f"forgotten in {found.out}: {len(found.rows):,} slides, {found.tiles:,} tiles, {found.files:,} files{more}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.forget", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("--shards", required=True, nargs="+", metavar="FOLDER", help="folders that make shards has filled")
+    add("--patient", metavar="ID", help="the patient as manifest, barcode or pattern named them")
+    add("--patient-key", type=Path, metavar="FILE", help=f"secret of make shards (or ${PATIENT_KEY_VARIABLE})")
+    add("--slide", nargs="+", default=[], metavar="SLIDE_ID", help="slides by their ids")
+    add("--names", type=Path, metavar="CSV", help="the names file of private output, to take their lines out of")
+    add("--dry", action="store_true", help="only list what would be deleted")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Looks at every row, file and tile of shards; with --repair, takes what is broken out, for make shards to do again."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.console import printable
+from wsi_prep.errors import BadOption, UsageError
+from wsi_prep.verify import Verified, verify
+from wsi_prep.verify_catalog import KINDS
+
+EXIT_SOUND, EXIT_WRONG_CALL, EXIT_FAULTS, EXIT_INTERRUPTED = 0, 2, 3, 130
+_EXAMPLES = 3
+
+EPILOG = "exit codes: 0 all is sound; 2 the call is wrong; 3 there are, or were, faults; 130 interrupted."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    faults = 0
+    try:
+        for where in options.shards:
+            found = _verify_one(console, local_folder(where), options.repair, options.workers)
+            show(console, found)
+            faults += len(found.faults)
+    except UsageError as error:
+        errors.print(f"verify: {printable(str(error))}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    except KeyboardInterrupt:
+        errors.print("verify: interrupted; nothing was half repaired")
+        return EXIT_INTERRUPTED
+    return EXIT_FAULTS if faults else EXIT_SOUND
+
+
+def local_folder(where: str) -> Path:
+    """`where` as a folder of this machine; BadOption for a URL or what is none."""
+    if "://" in where:
+        raise BadOption(f"SHARDS {where} is no folder of this machine; name one, or a copy")
+    if not Path(where).is_dir():
+        raise BadOption(f"SHARDS {where} is no folder; name one that make shards has filled")
+    return Path(os.path.abspath(where))  # noqa: PTH100 - resolve() would follow the user's links
+
+
+def _verify_one(console: Console, out: Path, repair: bool, workers: int | None) -> Verified:
+    columns = (
+        TextColumn("slides"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:,.0f} MB/s"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, rate=0.0)
+
+        def progress(done: int, total: int, read: int) -> None:
+            rate = read / 1e6 / max(bar.tasks[0].elapsed or 0.0, 1e-9)
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        return verify(out, repair=repair, workers=workers, progress=progress)
+
+
+def show(console: Console, found: Verified) -> None:
+    """What was looked at, a line a kind of fault with the first of each, and what a repair did."""
+    console.print(
+        f"{found.out}: {found.slides:,} slides, {found.tiles:,} tiles, {found.bytes / 1e6:,.1f} MB read",
+        markup=False,
+        soft_wrap=True,
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (("checked", "left"), ("faults", "right"), ("at", "right")):
+        table.add_column(name, justify="right" if justify == "right" else "left")
+    for kind, meaning in KINDS.items():
+        faults = [fault for fault in found.faults if fault.kind == kind]
+        table.add_row(Text(meaning), f"{sum(fault.count for fault in faults):,}", f"{len(faults):,}")
+    console.print(table)
+    for kind in KINDS:
+        for fault in [fault for fault in found.faults if fault.kind == kind][:_EXAMPLES]:
+            more = f" (and {fault.count - 1:,} more there)" if fault.count > 1 else ""
+            line = f"{kind:<8}  {fault.where}: {fault.what}{more}"
+            console.print(printable(line), markup=False, soft_wrap=True)
+    console.print(_verdict(found), markup=False, soft_wrap=True)
+
+
+def _verdict(found: Verified) -> str:
+    if not found.faults:
+        return "sound"
+    if found.undone is not None:
+        return (
+            f"repaired: {found.undone:,} slides are undone and {found.removed:,} strays removed; "
+            "make shards, with the settings of this folder, does them again"
+        )
+    return f"{len(found.faults):,} faults; REPAIR=1 drops what is broken, so that make shards does it again"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.verify", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("--shards", required=True, nargs="+", metavar="FOLDER", help="folders that make shards has filled")
+    add("--repair", action="store_true", help="drop broken slides, for make shards to do again, and remove strays")
+    add("--workers", type=int, metavar="N", help="worker processes (default: one a core)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

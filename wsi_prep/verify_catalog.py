@@ -1,0 +1,209 @@
+"""Whether a catalog's Parquet files can be read and agree with each other, and what they name to look at."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from wsi_prep.catalog import PART_NAME
+from wsi_prep.errors import BadCatalog
+from wsi_prep.interchange import require_names
+from wsi_prep.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
+
+SLIDE_COLUMNS = ["slide_id", "status", "width", "height", "tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x", "files"]
+"""What a slide is checked by."""
+
+_SCHEMAS = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
+_NEEDED = {"slides": set(SLIDE_COLUMNS), "tiles": {"slide_id", "magnification", "array", "shard", "index", "offset"}}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong. `count` such things are at `where`, a slide's id or a path relative to OUT.
+
+    `kind` is one of `KINDS`, `what` the first of them in words.
+    """
+
+    kind: str
+    where: str
+    what: str
+    count: int = 1
+
+
+KINDS = {
+    "catalog": "Parquet files that cannot be read, or lack their other half",
+    "rows": "slides' rows against the rows of their tiles",
+    "orphans": "tiles' rows of no slide",
+    "metadata": "zarr.json against the rows",
+    "index": "shard files' own index, and its CRC-32C, against the rows",
+    "tiles": "JPEGs by their checksum, decoded to 392 x 392 x 3, baseline",
+    "pictures": "tissue outlines and overlays",
+    "strays": "files that belong to no row",
+}
+"""What is looked at, by kind of fault, in the order of the summary."""
+
+
+@dataclass
+class CatalogFile:
+    """What a catalog's files of one name hold: ids by status, and what is wrong with them.
+
+    `damaged`: the files are of no use. `broken`: slides to be done again. `orphans`: ids that have tiles alone, or that
+    are no ids.
+    """
+
+    name: str
+    statuses: dict[str, str] = field(default_factory=dict)
+    damaged: bool = False
+    broken: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def check_catalog_file(task: tuple[str, str]) -> CatalogFile:
+    """Read the files `name` of an output's catalog whole; `task` is (OUT, name)."""
+    out, name = task
+    found = CatalogFile(name)
+    slides = _read(Path(out), "slides", name, found)
+    tile_ids = _tile_ids(Path(out), name, found)
+    if found.faults:
+        found.damaged = True
+        known = {*(slides["slide_id"].to_pylist() if slides is not None else ()), *tile_ids}
+        if known:
+            what = f"{found.faults[0].what}; it has rows of {len(known):,} slides"
+            found.faults[0] = Fault("catalog", found.faults[0].where, what)
+        return found
+    assert slides is not None
+    rows = zip(slides["slide_id"].to_pylist(), slides["status"].to_pylist(), strict=True)
+    for slide_id, status in rows:
+        _take_row(found, slide_id, status)
+    for slide_id in sorted(tile_ids - found.statuses.keys() - set(found.orphans)):
+        found.orphans.append(slide_id)
+        found.faults.append(Fault("orphans", f"catalog/tiles/{name}", f"tiles of {slide_id[:80]!r}, which has no row"))
+    return found
+
+
+def _take_row(found: CatalogFile, slide_id: Any, status: Any) -> None:
+    try:
+        require_names(slide_id, "5x")
+    except BadCatalog as error:
+        found.orphans.append(str(slide_id))
+        found.faults.append(Fault("rows", f"catalog/slides/{found.name}", str(error)))
+        return
+    if slide_id in found.statuses:
+        found.broken.append(slide_id)
+        found.faults.append(Fault("rows", slide_id, f"two rows in catalog/slides/{found.name}"))
+    elif status not in STATUSES:
+        found.broken.append(slide_id)
+        found.faults.append(Fault("rows", slide_id, f"its status is {str(status)[:40]!r}"))
+    elif not PART_NAME.fullmatch(found.name) and found.name != f"{slide_id}.parquet":
+        found.broken.append(slide_id)
+        found.faults.append(Fault("rows", slide_id, f"its row is in another slide's file, {found.name}"))
+    found.statuses[slide_id] = str(status)
+
+
+def _read(out: Path, table: str, name: str, found: CatalogFile) -> pa.Table | None:
+    """The slides' ids and states, after everything in the file has been read once."""
+    path = out / "catalog" / table / name
+    try:
+        whole = pq.read_table(path, partitioning=None)
+        _require_columns(table, whole.schema)
+        return whole.select(["slide_id", "status"])
+    except FileNotFoundError:
+        found.faults.append(Fault("catalog", f"catalog/{table}/{name}", "it is not there, but its tiles are"))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        found.faults.append(Fault("catalog", f"catalog/{table}/{name}", _one_line(error)))
+    return None
+
+
+def _tile_ids(out: Path, name: str, found: CatalogFile) -> set[str]:
+    """Whose tiles the file has. Every row group is read whole, one at a time."""
+    path, ids = out / "catalog/tiles" / name, set[str]()
+    if not path.exists():
+        if PART_NAME.fullmatch(name):
+            found.faults.append(Fault("catalog", f"catalog/tiles/{name}", "it is not there, but its slides are"))
+        return ids
+    try:
+        with pq.ParquetFile(path) as file:
+            _require_columns("tiles", file.schema_arrow)
+            for group in range(file.num_row_groups):
+                ids.update(map(str, pc.unique(file.read_row_group(group)["slide_id"]).to_pylist()))
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        found.faults.append(Fault("catalog", f"catalog/tiles/{name}", _one_line(error)))
+    return ids
+
+
+def _require_columns(table: str, schema: pa.Schema) -> None:
+    missing = _NEEDED[table] - set(schema.names)
+    if missing:
+        raise ValueError(f"it has no column {', '.join(sorted(missing))}")
+    for name in _NEEDED[table]:
+        wanted = _SCHEMAS[table].field(name).type
+        if schema.field(name).type != wanted:
+            raise ValueError(f"its column {name} is {schema.field(name).type}, not {wanted}")
+
+
+def _one_line(error: Exception) -> str:
+    return f"{' '.join(str(error).split())[:200] or type(error).__name__}"
+
+
+def slide_rows(out: Path, name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a slides file that check_catalog_file has found sound, a batch at a time."""
+    with pq.ParquetFile(out / "catalog/slides" / name) as file:
+        for batch in file.iter_batches(columns=SLIDE_COLUMNS):
+            yield from batch.to_pylist()
+
+
+def tiles_of(out: Path, name: str, slide_id: str) -> pa.Table:
+    """A slide's rows of a tiles file, in the file's order; files of many slides stay open for the next."""
+    path = out / "catalog/tiles" / name
+    if not path.exists():
+        return TILE_SCHEMA.empty_table()
+    if not PART_NAME.fullmatch(name):
+        return pq.read_table(path, schema=TILE_SCHEMA, partitioning=None)
+    part = _open_part(str(path), path.stat().st_mtime_ns)
+    groups = part.groups(slide_id)
+    rows = part.file.read_row_groups(groups) if groups else TILE_SCHEMA.empty_table()
+    return rows.filter(pc.equal(rows["slide_id"], slide_id))
+
+
+class _Part:
+    """A part of the tiles' table, and in which of its row groups a slide's rows can be."""
+
+    def __init__(self, path: str) -> None:
+        self.file = pq.ParquetFile(path)
+        metadata = self.file.metadata
+        column = self.file.schema_arrow.get_field_index("slide_id")
+        self._alone: dict[str, list[int]] = {}
+        self._mixed: list[tuple[int, str, str]] = []
+        for group in range(metadata.num_row_groups):
+            known = metadata.row_group(group).column(column).statistics
+            if known is None or not known.has_min_max:
+                self._mixed.append((group, "", "\U0010ffff"))
+            elif known.min == known.max:
+                self._alone.setdefault(known.min, []).append(group)
+            else:
+                self._mixed.append((group, known.min, known.max))
+
+    def groups(self, slide_id: str) -> list[int]:
+        mixed = [group for group, first, last in self._mixed if first <= slide_id <= last]
+        return sorted(self._alone.get(slide_id, []) + mixed)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_part(path: str, stamp: int) -> _Part:
+    """`stamp` tells a part from one that takes its place."""
+    return _Part(path)
+
+
+def twice(files: Collection[CatalogFile]) -> Counter[str]:
+    """Ids that are in several files, and in how many."""
+    counts = Counter(slide_id for file in files for slide_id in file.statuses)
+    return Counter({slide_id: count for slide_id, count in counts.items() if count > 1})
