@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from wsi_prep import __version__
 from wsi_prep.catalog import Catalog
+from wsi_prep.cluster_options import ClusterOptions
 from wsi_prep.errors import OtherConfiguration
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.institution import UNKNOWN, InstitutionPattern, Origin, find_origin
@@ -52,8 +53,7 @@ class RunRequest:
     manifest: str | None = None
     masks: str | None = None
     settings: PrepareSettings = field(default_factory=PrepareSettings)
-    workers: int | None = None
-    scheduler: str | None = None
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
     redo: bool = False
     id_root: str | None = None
     patient_key: bytes | None = None
@@ -276,7 +276,7 @@ def _fingerprint(task: SlideTask) -> str:
 def _work(
     request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary, watcher: Watcher
 ) -> None:
-    with cluster(request.scheduler, request.workers) as client:
+    with cluster(request.cluster) as client:
         with writing(request.out):
             catalog.drop({task.source.slide_id for task in tasks})
             sweep(request.out, catalog)
