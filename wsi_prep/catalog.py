@@ -9,10 +9,12 @@ finished at the next start.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ _PART_NAME = re.compile(r"part-(\d{5})\.parquet")
 
 _PART_SLIDES = 50_000
 _PART_TILES = 4_000_000
+_GROUP_ROWS = 100_000
 _TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 
 
@@ -94,9 +97,13 @@ class Catalog:
                 table = pa.Table.from_pylist([changed.get(row["slide_id"], row) for row in old], SLIDE_SCHEMA)
                 self._write("slides", table, file.name)
 
-    def merge(self) -> None:
-        """Merge the small files of single slides into parts."""
+    def merge(self, slide_ids: Collection[str] | None = None) -> None:
+        """Merge the small files of these slides, or of all, into parts; may run while workers commit other slides."""
+        if slide_ids is None:
+            self._forget_merged()
         singles = [file.name for file in self._files("slides", parts=False)]
+        if slide_ids is not None:
+            singles = [name for name in singles if name.removesuffix(".parquet") in slide_ids]
         batch: list[str] = []
         tiles = 0
         for name in singles:
@@ -129,21 +136,33 @@ class Catalog:
     def _dataset(self, table: str) -> ds.Dataset:
         return ds.dataset(self._folders[table], schema=_TABLES[table], format="parquet")
 
+    def _forget_merged(self) -> None:
+        """Remove files of slides that a part has: a worker that left the cluster had finished them once more."""
+        singles = {file.stem for table in _TABLES for file in self._files(table, parts=False)}
+        for part in self._files("slides", parts=True) if singles else []:
+            ids = pq.read_table(part, columns=["slide_id"])["slide_id"]
+            for slide_id in singles.intersection(ids.to_pylist()):
+                for folder in self._folders.values():
+                    (folder / f"{slide_id}.parquet").unlink(missing_ok=True)
+
     def _merge(self, names: list[str]) -> None:
         last = self._files("slides", parts=True)[-1:]
         part = f"part-{sum(int(file.stem[-5:]) + 1 for file in last):05d}.parquet"
         for table, folder in self._folders.items():
             files = [folder / name for name in names if (folder / name).exists()]
             with pq.ParquetWriter(folder / f".{part}", _TABLES[table], compression="zstd") as writer:
-                for file in files:
-                    writer.write_table(pq.read_table(file, schema=_TABLES[table]))
+                for rows in _together(pq.read_table(file, schema=_TABLES[table]) for file in files):
+                    writer.write_table(rows, row_group_size=_GROUP_ROWS)
             _sync_file(folder / f".{part}")
         self._announce({"part": part, "singles": names})
 
     def _rewrite_part(self, part: str, gone: pa.Array) -> None:
         for table, folder in self._folders.items():
             with pq.ParquetWriter(folder / f".{part}", _TABLES[table], compression="zstd") as writer:
-                for batch in pq.ParquetFile(folder / part).iter_batches():
+                rows = ds.dataset(
+                    folder / part, schema=_TABLES[table], format="parquet"
+                )  # columns that joined are null
+                for batch in rows.to_batches(batch_readahead=1):
                     kept = batch.filter(pc.invert(pc.is_in(batch["slide_id"], gone)))
                     writer.write_batch(kept)
             _sync_file(folder / f".{part}")
@@ -170,6 +189,20 @@ class Catalog:
             pq.write_table(rows, unfinished, compression="zstd")
 
 
+def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in larger tables: a row group a slide would make a part's footer larger than its rows."""
+    held: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        held.append(table)
+        rows += len(table)
+        if rows >= _GROUP_ROWS:
+            yield pa.concat_tables(held)
+            held, rows = [], 0
+    if held:
+        yield pa.concat_tables(held)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file aside, make it durable, and rename it into place."""
     with aside(path) as unfinished:
@@ -179,7 +212,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """A hidden name to write to; what is there at the end is made durable and renamed to `path`."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield unfinished
         _sync_file(unfinished)
@@ -196,6 +229,23 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def put_in_place(made: Path, place: Path) -> None:
+    """Rename a file or folder to `place`, in place of what is there, even while another worker does the same.
+
+    A worker that leaves the cluster in the middle of a slide may still finish it beside the one that took it over.
+    """
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # the other one was quicker to remove it
+            remove_tree(place)
+        try:
+            made.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
 
 
 def _sync_file(path: Path) -> None:

@@ -52,6 +52,11 @@ def writing(out: Path) -> Iterator[None]:
         ) from error
 
 
+def dismiss_workers(out: Path) -> None:
+    """From here on a worker that still finishes a slide writes nothing of it."""
+    (out / LOCK).write_text("")
+
+
 def read_run(out: Path) -> dict[str, Any]:
     """What run.json says, or an empty dictionary."""
     try:

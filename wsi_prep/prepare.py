@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from wsi_prep import __version__
 from wsi_prep.ahead import one_ahead
-from wsi_prep.catalog import Catalog, remove_tree
+from wsi_prep.catalog import Catalog, put_in_place, remove_tree
 from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TimedOut, TooCoarse, WriteFailed
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, Grid
 from wsi_prep.institution import UNKNOWN
@@ -154,7 +154,7 @@ def _time_limit(task: SlideTask) -> Iterator[None]:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-    trace.unlink()
+            trace.unlink()
 
 
 def _require_current(task: SlideTask) -> None:
@@ -336,8 +336,7 @@ def _publish(task: SlideTask, stage: Path) -> dict[str, Any]:
     for name, place in places.items():
         if (stage / name).exists():
             place.parent.mkdir(exist_ok=True)
-            remove_tree(place)
-            (stage / name).rename(place)
+            put_in_place(stage / name, place)
     return {"files": len(files), "bytes": store_bytes}
 
 

@@ -23,7 +23,8 @@ from wsi_prep.institution import UNKNOWN, InstitutionPattern, Origin, find_origi
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.masks import MaskFile, find_masks
-from wsi_prep.output import open_output, read_run, sweep, write_run, writing
+from wsi_prep.merging import Merger
+from wsi_prep.output import dismiss_workers, open_output, read_run, sweep, write_run, writing
 from wsi_prep.prepare import (
     DEFAULT_TIME_LIMIT,
     PrepareSettings,
@@ -140,6 +141,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
         if tasks:
             _work(request, tasks, catalog, summary, watcher)
         with writing(request.out):
+            dismiss_workers(request.out)
             sweep(request.out, catalog)  # what workers that died left
             catalog.merge()
             summary.seconds = time.perf_counter() - started
@@ -281,10 +283,13 @@ def _work(
             catalog.drop({task.source.slide_id for task in tasks})
             sweep(request.out, catalog)
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))
-        for task, outcome in run_tasks(client, prepare_slide, tasks, _task_key):
-            row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome
-            summary.add(row, now=True)
-            watcher.finished(row)
+        with Merger(catalog) as merger:
+            for task, outcome in run_tasks(client, prepare_slide, tasks, _task_key):
+                row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome
+                summary.add(row, now=True)
+                watcher.finished(row)
+                with writing(request.out):
+                    merger.add(row["slide_id"])
 
 
 def _task_key(task: SlideTask) -> str:
