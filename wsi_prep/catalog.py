@@ -236,9 +236,11 @@ def put_in_place(made: Path, place: Path) -> None:
 
     A worker that leaves the cluster in the middle of a slide may still finish it beside the one that took it over.
     """
+    before = made.with_name(f"{made.name}.before")
     while True:
-        with contextlib.suppress(FileNotFoundError):  # the other one was quicker to remove it
-            remove_tree(place)
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(before)
+            remove_tree(before)
         try:
             made.rename(place)
         except OSError as error:

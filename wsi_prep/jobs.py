@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -64,6 +65,7 @@ def cluster(options: ClusterOptions) -> Iterator[Client]:
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES,
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": _KEPT_BYTES,
     }
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it says, our errors say in one line
     with dask.config.set(settings), contextlib.ExitStack() as stack:
         security = _security(options.tls)
         address: Any = options.scheduler
