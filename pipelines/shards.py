@@ -11,7 +11,8 @@ from rich.console import Console
 
 from pipelines.console import SlideProgress, show_summary
 from wsi_prep.cache import CacheSettings
-from wsi_prep.errors import BadOption, UsageError
+from wsi_prep.cluster_options import ClusterOptions, read_slurm_config, tls_files
+from wsi_prep.errors import BadOption, ClusterLost, UsageError
 from wsi_prep.geometry import parse_magnifications
 from wsi_prep.institution import InstitutionPattern
 from wsi_prep.jpeg import JpegSettings
@@ -25,8 +26,8 @@ PATIENT_KEY_VARIABLE, ID_KEY_VARIABLE = "WSI_PREP_PATIENT_KEY", "WSI_PREP_ID_KEY
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
 
-EPILOG = """exit codes: 0 nothing failed; 2 the call is wrong, nothing was done; 3 some slides failed, the others
-are done; 130 interrupted, the same call goes on. A second call does only what is not done yet."""
+EPILOG = """exit codes: 0 nothing failed; 2 the call is wrong, nothing was done; 3 some slides failed and the others
+are done, or the cluster's scheduler went away; 130 interrupted. The same call goes on: it does what is not done yet."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         errors.print(f"shards: {error}", markup=False, soft_wrap=True)
         return EXIT_WRONG_CALL
+    except ClusterLost as error:
+        errors.print(f"shards: {error}", markup=False, soft_wrap=True)
+        return EXIT_SOME_FAILED
     except KeyboardInterrupt:
         errors.print("shards: interrupted; what is done is kept, and the same call goes on from here")
         return EXIT_INTERRUPTED
@@ -75,7 +79,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("--assume-mpp", type=float, metavar="UM", help="um/px for slides of which neither manifest nor file states it")
     add("--reader", default="auto", choices=READERS, help="force one reader (default: %(default)s)")
     add("--workers", type=int, metavar="N", help="worker processes of the local cluster (default: one a core)")
-    add("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, tcp://host:port, in place of a local cluster")
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="a running Dask scheduler, tcp://host:port or tls://host:port",
+    )
+    add("--tls-ca", type=Path, metavar="PEM", help="for tls://: the authority of the cluster's certificates")
+    add("--tls-cert", type=Path, metavar="PEM", help="for tls://: this side's certificate")
+    add("--tls-key", type=Path, metavar="PEM", help="for tls://: the key of this side's certificate")
+    add("--cluster", choices=("slurm",), metavar="slurm", help="start the workers as jobs of SLURM")
+    add("--cluster-config", type=Path, metavar="YAML", help="one job's resources, and how many: docs/cluster.md")
     add(
         "--time-limit",
         type=float,
@@ -124,8 +137,7 @@ def build_request(options: argparse.Namespace) -> RunRequest:
         manifest=options.manifest,
         masks=options.masks,
         settings=settings,
-        workers=options.workers,
-        scheduler=options.scheduler,
+        cluster=cluster_options(options),
         redo=options.redo,
         id_root=options.id_root,
         patient_key=read_key("patient key", options.patient_key, PATIENT_KEY_VARIABLE),
@@ -135,6 +147,20 @@ def build_request(options: argparse.Namespace) -> RunRequest:
         institution_pattern=InstitutionPattern(pattern) if pattern else None,
         cache=CacheSettings(options.cache and os.path.abspath(options.cache), options.cache_gb),  # noqa: PTH100
         take_over=options.take_over,
+    )
+
+
+def cluster_options(options: argparse.Namespace) -> ClusterOptions:
+    """The cluster that the call names; BadOption where its parts do not fit each other."""
+    if (options.cluster is None) != (options.cluster_config is None):
+        raise BadOption("CLUSTER=slurm and CLUSTER_CONFIG=file.yaml need each other")
+    if options.cluster is not None and options.workers is not None:
+        raise BadOption("WORKERS is for a local cluster; CLUSTER_CONFIG's cores and jobs say how many workers")
+    return ClusterOptions(
+        workers=options.workers,
+        scheduler=options.scheduler,
+        tls=tls_files(options.tls_ca, options.tls_cert, options.tls_key),
+        slurm=read_slurm_config(options.cluster_config) if options.cluster_config is not None else None,
     )
 
 

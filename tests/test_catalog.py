@@ -1,6 +1,7 @@
 """The catalog stays true whenever a process is killed: here at every single step that changes a file."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,8 @@ import pytest
 
 from wsi_prep import catalog as catalog_module
 from wsi_prep.catalog import Catalog
+from wsi_prep.merging import Merger
+from wsi_prep.place import put_in_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 
 
@@ -174,3 +177,63 @@ def test_a_slide_named_like_a_part_is_none(catalog, tmp_path, slide_id):
     names = [file.name for file in sorted((tmp_path / "catalog/slides").glob("*.parquet"))]
     assert names == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
     assert [row["slide_id"] for row in catalog.slides()] == sorted([f"s{n}" for n in range(6)] + [slide_id])
+
+
+def test_a_slide_that_is_committed_again_after_its_merge_counts_once(catalog, tmp_path):
+    catalog.merge()
+    catalog.commit(slide(2), tiles(2))  # by a worker that had left the cluster
+    catalog.commit(slide(9), tiles(9))
+    catalog.commit(slide(3), tiles(3))
+    (tmp_path / "catalog/slides/s3.parquet").unlink()  # and one that was killed in the middle of it
+    catalog.merge()
+    assert content(tmp_path) == (sorted([*WHOLE[0], "s9"]), sorted([*WHOLE[1], *[("s9", i) for i in range(3)]]))
+
+
+def test_merging_while_the_run_lasts_takes_only_slides_that_are_through(catalog, tmp_path):
+    with Merger(catalog, every=2) as merger:
+        for name in ("s4", "s1", "s3"):
+            merger.add(name)
+    names = sorted(file.name for file in (tmp_path / "catalog/slides").glob("*.parquet"))
+    assert names == ["part-00000.parquet", *[f"s{n}.parquet" for n in (0, 2, 3, 5)]]
+    assert content(tmp_path) == WHOLE
+    catalog.merge()
+    assert content(tmp_path) == WHOLE
+    assert len(list((tmp_path / "catalog/tiles").iterdir())) == 2
+
+
+def test_what_a_merge_meets_is_said(catalog, tmp_path):
+    (tmp_path / "catalog/tiles/s1.parquet").write_bytes(b"no table")
+    with pytest.raises(pa.ArrowInvalid), Merger(catalog, every=1) as merger:
+        merger.add("s1")
+
+
+def test_a_merged_part_has_few_row_groups(catalog, tmp_path):
+    catalog.merge()
+    for table in ("slides", "tiles"):
+        assert pq.read_metadata(tmp_path / "catalog" / table / "part-00000.parquet").num_row_groups == 1
+
+
+def test_dropping_from_a_part_of_an_older_version_fills_new_columns(catalog, tmp_path):
+    catalog.merge()
+    part = tmp_path / "catalog/slides/part-00000.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(["tissue_source", "files"]), part)
+    catalog.drop({"s2"})
+    assert content(tmp_path) == WITHOUT_2
+    assert pq.read_schema(part).names == SLIDE_SCHEMA.names
+
+
+def test_two_workers_may_put_the_same_thing_in_place_at_once(tmp_path):
+    place = tmp_path / "stores" / "s.zarr"
+    place.parent.mkdir()
+
+    def put(worker):
+        for number in range(200):
+            made = tmp_path / f"made-{worker}-{number}"
+            (made / "20x").mkdir(parents=True)
+            (made / "20x" / "c.0").write_text("the same bytes")
+            put_in_place(made, place)
+
+    with ThreadPoolExecutor(2) as workers:
+        list(workers.map(put, range(2)))
+    assert [(p.name, p.read_text()) for p in place.rglob("c.0")] == [("c.0", "the same bytes")]
+    assert list(tmp_path.iterdir()) == [place.parent]

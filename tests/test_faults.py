@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.shards import main
+from wsi_prep.cluster_options import ClusterOptions
 from wsi_prep.errors import RunReplaced, WriteFailed
 from wsi_prep.jobs import WorkerDied, cluster, run_tasks
 from wsi_prep.manifest import EMPTY_ROW
@@ -205,7 +206,7 @@ def die_on_three(number):
 
 
 def test_a_task_that_kills_its_worker_fails_alone():
-    with cluster(None, 2) as client:
+    with cluster(ClusterOptions(workers=2)) as client:
         outcomes = dict(run_tasks(client, die_on_three, range(12), str))
     assert isinstance(outcomes.pop(3), WorkerDied)
     assert outcomes == {n: n for n in range(12) if n != 3}
@@ -219,7 +220,7 @@ def test_only_a_few_tasks_are_with_the_scheduler_at_a_time():
             drawn.append(number)
             yield number
 
-    with cluster(None, 1) as client:
+    with cluster(ClusterOptions(workers=1)) as client:
         outcomes = run_tasks(client, abs, numbers(), str)
         next(outcomes)
         assert len(drawn) < 20

@@ -28,6 +28,7 @@ PART_NAME = re.compile(r"part-(\d{5})\.parquet")
 
 _PART_SLIDES = 50_000
 _PART_TILES = 4_000_000
+_GROUP_ROWS = 100_000
 _TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _FOLDERS = {table: f"catalog/{table}" for table in _TABLES}
 _JOURNAL = "catalog/.journal.json"
@@ -106,15 +107,19 @@ class Catalog:
                 table = pa.Table.from_pylist([changed.get(row["slide_id"], row) for row in old], SLIDE_SCHEMA)
                 self._write("slides", table, name)
 
-    def merge(self) -> None:
-        """Merge the small files of single slides into parts."""
+    def merge(self, slide_ids: Collection[str] | None = None) -> None:
+        """Merge the small files of these slides, or of all, into parts; may run while workers commit other slides."""
+        if slide_ids is None:
+            self._forget_merged()
         with_tiles = set(self._names("tiles", parts=False))
         singles = self._names("slides", parts=False)
-        counts = self._tile_counts() if singles else {}
+        if slide_ids is not None:
+            singles = [name for name in singles if name.removesuffix(".parquet") in slide_ids]
+        counts = self._tile_counts(singles)
         batch: list[str] = []
         tiles = 0
         for name in singles:
-            tiles += counts.get(name.removesuffix(".parquet"), 0)
+            tiles += counts[name]
             batch.append(name)
             if len(batch) >= _PART_SLIDES or tiles >= _PART_TILES:
                 self._merge(batch, with_tiles)
@@ -137,9 +142,10 @@ class Catalog:
         names = [name for name in self._place.names(_FOLDERS[table]) if name.endswith(".parquet")]
         return [n for n in names if not n.startswith(".") and (PART_NAME.fullmatch(n) is not None) == parts]
 
-    def _tile_counts(self) -> dict[str, int]:
-        """How many tiles each slide has."""
-        return {row["slide_id"]: sum(row[c] or 0 for c in _COUNTS) for row in self.slides(["slide_id", *_COUNTS])}
+    def _tile_counts(self, names: list[str]) -> dict[str, int]:
+        """How many tiles the slide of each of these files has."""
+        tables = zip(names, self._tables("slides", names), strict=True)
+        return {name: sum(row[c] or 0 for row in rows.to_pylist() for c in _COUNTS) for name, rows in tables}
 
     def _source(self, table: str, name: str) -> Any:
         return next(self._place.sources([f"{_FOLDERS[table]}/{name}"]))
@@ -152,6 +158,15 @@ class Catalog:
     def _delete(self, table: str, names: Iterable[str]) -> None:
         self._place.delete([f"{_FOLDERS[table]}/{name}" for name in names])
 
+    def _forget_merged(self) -> None:
+        """Remove files of slides that a part has: a worker that left the cluster had finished them once more."""
+        singles = {name.removesuffix(".parquet") for table in _TABLES for name in self._names(table, parts=False)}
+        for part in self._names("slides", parts=True) if singles else []:
+            ids = pq.read_table(self._source("slides", part), columns=["slide_id"])["slide_id"]
+            merged = [f"{slide_id}.parquet" for slide_id in sorted(singles.intersection(ids.to_pylist()))]
+            for table in _TABLES:
+                self._delete(table, merged)
+
     def _merge(self, names: list[str], with_tiles: Collection[str]) -> None:
         last = self._names("slides", parts=True)[-1:]
         part = f"part-{sum(int(name.removesuffix('.parquet')[-5:]) + 1 for name in last):05d}.parquet"
@@ -161,8 +176,8 @@ class Catalog:
                 self._place.making(f"{folder}/.{part}") as unfinished,
                 pq.ParquetWriter(unfinished, _TABLES[table], compression="zstd") as writer,
             ):
-                for rows in self._tables(table, present):
-                    writer.write_table(rows)
+                for rows in _together(self._tables(table, present)):
+                    writer.write_table(rows, row_group_size=_GROUP_ROWS)
         self._announce({"part": part, "singles": names})
 
     def _rewrite_part(self, part: str, gone: pa.Array) -> None:
@@ -172,8 +187,8 @@ class Catalog:
                 pq.ParquetWriter(unfinished, _TABLES[table], compression="zstd") as writer,
             ):
                 for batch in pq.ParquetFile(self._source(table, part)).iter_batches():
-                    kept = batch.filter(pc.invert(pc.is_in(batch["slide_id"], gone)))
-                    writer.write_batch(kept)
+                    rows = _of_today(pa.Table.from_batches([batch]), _TABLES[table])
+                    writer.write_table(rows.filter(pc.invert(pc.is_in(rows["slide_id"], gone))))
         self._announce({"part": part, "singles": []})
 
     def _announce(self, change: dict[str, Any]) -> None:
@@ -191,3 +206,25 @@ class Catalog:
         data = io.BytesIO()
         pq.write_table(rows, data, compression="zstd")
         self._place.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
+
+
+def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in larger tables: a row group a slide would make a part's footer larger than its rows."""
+    held: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        held.append(table)
+        rows += len(table)
+        if rows >= _GROUP_ROWS:
+            yield pa.concat_tables(held)
+            held, rows = [], 0
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _of_today(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The same rows with all of the schema's columns; those that an older version did not write are null."""
+    for field in schema:
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select(schema.names).cast(schema)

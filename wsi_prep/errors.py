@@ -49,6 +49,14 @@ class BadQuery(UsageError):
     """A question to the catalog cannot be understood, or asks for more than the catalog's rows."""
 
 
+class WrongVersions(UsageError):
+    """A machine of the cluster has other versions than this one, and would make other tiles or none."""
+
+
+class ClusterLost(WsiPrepError, ConnectionError):
+    """The scheduler went away in the middle of the work; what is done is kept."""
+
+
 class RunReplaced(WsiPrepError, RuntimeError):
     """Another run has taken the output folder over; what this one was doing is abandoned."""
 

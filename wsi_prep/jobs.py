@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import shutil
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import dask
-from distributed import CancelledError, Client, LocalCluster, as_completed
+from dask.utils import tmpfile
+from distributed import CancelledError, Client, LocalCluster, Security, as_completed, get_worker
 from distributed.scheduler import KilledWorker
+from distributed.versions import VersionMismatchWarning
 
-from wsi_prep.errors import BadOption, SlideError
+from wsi_prep.cluster_options import ClusterOptions, SlurmConfig, TlsFiles
+from wsi_prep.errors import BadOption, ClusterLost, SlideError, WrongVersions
+from wsi_prep.versions import difference, own_versions
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -23,6 +33,10 @@ _IN_FLIGHT_PER_WORKER = 4
 _DEATHS_ALLOWED = 1
 _CONNECT_SECONDS = 20
 _KEPT_BYTES = 2**28
+_WINDOW_SECONDS = 1.0
+_ROLES = ("client", "scheduler", "worker")
+_GONE_REASONS = ("scheduler-connection-lost", "scheduler-restart")
+_LOST = "the scheduler went away; what is done is kept, and the same call goes on from here"
 
 
 class WorkerDied(SlideError, RuntimeError):
@@ -30,14 +44,19 @@ class WorkerDied(SlideError, RuntimeError):
 
 
 class TaskLost(SlideError, RuntimeError):
-    """The cluster gave a task up: cancelled, or its scheduler went away."""
+    """Somebody cancelled the task on the cluster."""
+
+
+class WrongWorker(RuntimeError):
+    """A worker that joined late has other versions; (its address, what differs)."""
 
 
 @contextlib.contextmanager
-def cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
-    """A client of the named scheduler, or of a local cluster of one single-threaded process a core."""
-    if workers is not None and workers < 1:
-        raise BadOption(f"workers is {workers}; it must be at least 1")
+def cluster(options: ClusterOptions) -> Iterator[Client]:
+    """A client of the named scheduler, of SLURM's jobs, or of a local cluster of one single-threaded process a core.
+
+    Raises BadOption where no scheduler answers or SLURM takes no job, WrongVersions where a machine has other versions.
+    """
     settings = {
         "distributed.scheduler.allowed-failures": _DEATHS_ALLOWED,
         "distributed.worker.multiprocessing-method": "spawn",
@@ -46,14 +65,16 @@ def cluster(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": _KEPT_BYTES,
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": _KEPT_BYTES,
     }
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it says, our errors say in one line
     with dask.config.set(settings), contextlib.ExitStack() as stack:
-        address: Any = scheduler or stack.enter_context(_local_cluster(workers))
-        try:
-            client = stack.enter_context(Client(address, timeout=_CONNECT_SECONDS, set_as_default=False))
-        except (OSError, ValueError) as error:
-            raise BadOption(
-                f"no Dask scheduler answers at {scheduler}; is it running, and is the address right?"
-            ) from error
+        security = _security(options.tls)
+        address: Any = options.scheduler
+        if options.slurm is not None:
+            address = stack.enter_context(_slurm_cluster(options.slurm, security))
+        elif address is None:
+            address = stack.enter_context(_local_cluster(options.workers))
+        client = stack.enter_context(_connected(address, security))
+        _require_same_versions(client)
         yield client
 
 
@@ -69,17 +90,32 @@ def run_tasks(
 
     Only a few tasks a worker are with the scheduler at any time, so memory does not grow with their number. When a
     worker dies, every task that it held is suspect; suspects are run again one by one at the end, so that only the one
-    that kills workers fails.
+    that kills workers fails. Raises ClusterLost when the scheduler is gone.
     """
+    work = _Work(function, own_versions())
     suspects = []
-    for task, outcome in _run_together(client, function, tasks, key):
+    for task, outcome in _run_together(client, work, tasks, key):
         if isinstance(outcome, WorkerDied):
             suspects.append(task)
         else:
             yield task, outcome
     for task in suspects:
-        future = client.submit(function, task, key=f"slide-{key(task)}-alone", pure=False)
+        with _lost_if_gone(client):
+            future = client.submit(work, task, key=f"slide-{key(task)}-alone", pure=False)
         yield task, _outcome(future)
+
+
+@dataclass(frozen=True)
+class _Work(Generic[Task, Result]):
+    """What a worker calls: `function`, unless its versions are others than the client's."""
+
+    function: Callable[[Task], Result]
+    versions: Mapping[str, str]
+
+    def __call__(self, task: Task) -> Result:
+        if differs := difference(self.versions, own_versions()):
+            raise WrongWorker(get_worker().address, differs)
+        return self.function(task)
 
 
 def _run_together(
@@ -88,25 +124,53 @@ def _run_together(
     waiting = iter(tasks)
     running: dict[str, Task] = {}
     finished = as_completed(loop=client.loop)
+    window = _Window(client)
 
-    def submit(count: int) -> None:
-        for task in islice(waiting, max(0, count)):  # fewer than none when workers have left
-            future = client.submit(function, task, key=f"slide-{key(task)}", pure=False)
+    def submit(some: Iterable[Task]) -> None:
+        for task in some:
+            with _lost_if_gone(client):
+                future = client.submit(function, task, key=f"slide-{key(task)}", pure=False)
             running[future.key] = task
             finished.add(future)
 
-    submit(_window(client))
+    submit(islice(waiting, window.size()))
     for future in finished:
         task = running.pop(future.key)
         outcome = _outcome(future)
         future.release()
-        submit(_window(client) - len(running))
+        if isinstance(outcome, WrongWorker):
+            client.retire_workers([outcome.args[0]], close_workers=True)
+            submit([task])
+            continue
+        submit(islice(waiting, max(0, window.size() - len(running))))  # fewer than none when workers have left
         yield task, outcome
 
 
-def _window(client: Client) -> int:
-    threads = sum(client.nthreads().values())
-    return int(max(1, threads) * _IN_FLIGHT_PER_WORKER)
+class _Window:
+    """How many tasks may be with the scheduler; what it says of its workers is asked for once a second at most."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._size, self._asked = 0, float("-inf")
+
+    def size(self) -> int:
+        """A few a thread, and a few where no worker has come yet."""
+        if time.monotonic() - self._asked > _WINDOW_SECONDS:
+            with _lost_if_gone(self._client):
+                threads = sum(self._client.nthreads().values())
+            self._size, self._asked = max(1, threads) * _IN_FLIGHT_PER_WORKER, time.monotonic()
+        return self._size
+
+
+@contextlib.contextmanager
+def _lost_if_gone(client: Client) -> Iterator[None]:
+    """Around calls of a client: what fails because its scheduler is gone becomes ClusterLost."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or client.status != "running":
+            raise ClusterLost(_LOST) from error
+        raise
 
 
 def _outcome(future: Any) -> Any:
@@ -115,11 +179,13 @@ def _outcome(future: Any) -> Any:
         error = future.exception()
         if error is None:
             return future.result()
-    except CancelledError:
-        error = CancelledError()
+    except CancelledError as cancelled:
+        error = cancelled
     except Exception as late:  # the second try of a task whose result was lost
         error = late
     if isinstance(error, CancelledError):
+        if getattr(error, "reason", "") in _GONE_REASONS:
+            raise ClusterLost(_LOST) from error
         return TaskLost("the cluster cancelled this slide; run again")
     if isinstance(error, KilledWorker):
         return WorkerDied(
@@ -127,6 +193,104 @@ def _outcome(future: Any) -> Any:
             "look at the slide, or give each worker more memory with fewer WORKERS"
         )
     return error
+
+
+def _require_same_versions(client: Client) -> None:
+    """Raises WrongVersions where the scheduler or a worker has other versions than this process, or not the package."""
+    here = own_versions()
+    there = {"the scheduler": _scheduler_versions(client)}
+    found = client.run(own_versions, on_error="return")
+    there.update({f"worker {address}": versions for address, versions in found.items()})
+    for machine, versions in there.items():
+        if isinstance(versions, BaseException):
+            reason = " ".join(str(versions).split()) or type(versions).__name__
+            raise WrongVersions(f"{machine} cannot load wsi_prep ({reason[:200]}); install this package there")
+        if differs := difference(here, versions):
+            raise WrongVersions(f"{machine} has {differs}; install the same versions there, as of constraints.txt")
+
+
+def _scheduler_versions(client: Client) -> Mapping[str, str] | BaseException:
+    try:
+        versions: Mapping[str, str] = client.run_on_scheduler(own_versions)
+    except Exception as error:
+        return error
+    return versions
+
+
+@contextlib.contextmanager
+def _connected(address: Any, security: Security | None) -> Iterator[Client]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # WrongVersions says it in one line
+            client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False, security=security)
+    except (OSError, ValueError, TypeError) as error:
+        encrypted = isinstance(address, str) and address.startswith(("tls", "wss"))
+        also = ", and were both sides' certificates made by TLS_CA?" if encrypted else "?"
+        raise BadOption(
+            f"no Dask scheduler answers at {address}; is it running, and is the address right{also}"
+        ) from error
+    with client:
+        yield client
+
+
+def _security(tls: TlsFiles | None) -> Security | None:
+    """For Dask; None leaves it to Dask's own configuration."""
+    if tls is None:
+        return None
+    ca, cert, key = str(tls.ca), str(tls.cert), str(tls.key)
+    roles = {f"tls_{role}_{what}": path for role in _ROLES for what, path in (("cert", cert), ("key", key))}
+    return Security(tls_ca_file=ca, require_encryption=True, **roles)
+
+
+@contextlib.contextmanager
+def _slurm_cluster(config: SlurmConfig, security: Security | None) -> Iterator[Any]:
+    """Workers as SLURM jobs, each ended job replaced by another while there is work; the scheduler is in this process.
+
+    Raises BadOption where SLURM is not here, or would not take such a job.
+    """
+    if shutil.which("sbatch") is None:
+        raise BadOption("CLUSTER=slurm needs sbatch on the PATH; run this on a machine that may submit jobs")
+    with _slurm_jobs(config, security) as jobs:
+        with tmpfile(extension="sh") as script:
+            with open(script, "w", encoding="utf-8") as file:  # noqa: PTH123 - a name from Dask
+                file.write(jobs.job_script())
+            tried = subprocess.run(  # noqa: S603 - the user's own SLURM
+                ["sbatch", "--test-only", script],  # noqa: S607
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if tried.returncode:
+            reason = " ".join(tried.stderr.split())[:300]
+            raise BadOption(f"SLURM takes no such job ({reason}); mend CLUSTER_CONFIG")
+        least = config.jobs if config.minimum_jobs is None else config.minimum_jobs
+        jobs.adapt(minimum_jobs=least, maximum_jobs=config.jobs)
+        yield jobs
+
+
+def _slurm_jobs(config: SlurmConfig, security: Security | None) -> Any:
+    try:
+        from dask_jobqueue import SLURMCluster  # noqa: PLC0415 - only where SLURM is asked for
+    except ImportError as error:
+        raise BadOption("CLUSTER=slurm needs the package dask-jobqueue; install the extra [shards]") from error
+    return SLURMCluster(
+        cores=config.cores,
+        processes=config.cores,
+        memory=config.memory,
+        queue=config.queue,
+        account=config.account,
+        walltime=config.walltime,
+        interface=config.interface,
+        python=config.python,
+        local_directory=config.local_directory,
+        log_directory=config.log_directory,
+        job_script_prologue=list(config.prologue),
+        job_extra_directives=list(config.directives),
+        worker_extra_args=["--lifetime", f"{config.lifetime_seconds}s", "--lifetime-stagger", "60s"],
+        security=security,
+        silence_logs="CRITICAL",
+        scheduler_options={"dashboard_address": ":0"},
+    )
 
 
 def _local_cluster(workers: int | None) -> LocalCluster:

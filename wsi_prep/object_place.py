@@ -74,6 +74,7 @@ class ObjectPlace:
         self.where = where.rstrip("/")
         self.staging: Path | None = None
         self._store = open_store(self.where)
+        self._held: tuple[dict[str, Any], dict[str, str]] | None = None
 
     def create(self) -> None:
         """See Place; the lock will tell whether objects can be written."""
@@ -90,12 +91,21 @@ class ObjectPlace:
         """
         mark = {"token": token, **ProcessMark.own().as_dict()}
         with _answering(self.where):
-            version = self._take(mark, take_over=take_over)
+            self._held = mark, self._take(mark, take_over=take_over)
         try:
             yield
         finally:
+            mark, version = self._held
+            self._held = None
             with contextlib.suppress(BaseError, StoreFailed):  # then the mark says it: this process is gone
                 self._put_lock({**mark, "free": True}, version)
+
+    def dismiss_workers(self) -> None:
+        """See Place."""
+        assert self._held is not None
+        mark, version = {**self._held[0], "token": ""}, self._held[1]
+        with _answering(self.where):
+            self._held = mark, self._put_lock(mark, version)
 
     def holder(self) -> str:
         """See Place."""

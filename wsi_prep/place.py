@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -44,6 +46,9 @@ class Place(Protocol):
 
     def locked(self, token: str, *, take_over: bool) -> AbstractContextManager[None]:
         """Held against every other run while the block lasts; BadOutput where one is at work."""
+
+    def dismiss_workers(self) -> None:
+        """While `locked`: from here on a worker that still finishes a slide finds another token, and writes nothing."""
 
     def holder(self) -> str:
         """The token of the run that holds the lock, or was the last to hold it."""
@@ -142,6 +147,10 @@ class LocalPlace:
             lock.flush()
             yield
 
+    def dismiss_workers(self) -> None:
+        """See Place."""
+        (self._folder / LOCK).write_text("")
+
     def holder(self) -> str:
         """See Place."""
         return (self._folder / LOCK).read_text()
@@ -187,8 +196,7 @@ class LocalPlace:
         """See Place."""
         target = self._folder / path
         target.parent.mkdir(exist_ok=True)
-        remove_tree(target)
-        staged.rename(target)
+        put_in_place(staged, target)
 
     def delete(self, paths: Iterable[str]) -> None:
         """See Place."""
@@ -209,7 +217,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """A hidden name to write to; what is there at the end is made durable and renamed to `path`."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield unfinished
         _sync_file(unfinished)
@@ -226,6 +234,25 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def put_in_place(made: Path, place: Path) -> None:
+    """Rename a file or folder to `place`, in place of what is there, even while another worker does the same.
+
+    A worker that leaves the cluster in the middle of a slide may still finish it beside the one that took it over.
+    """
+    before = made.with_name(f"{made.name}.before")
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(before)
+            remove_tree(before)
+        try:
+            made.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
 
 
 def _sync_file(path: Path) -> None:

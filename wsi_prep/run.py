@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from wsi_prep import __version__
 from wsi_prep.cache import CacheSettings
 from wsi_prep.catalog import Catalog
+from wsi_prep.cluster_options import ClusterOptions
 from wsi_prep.errors import OtherConfiguration, StoreFailed
 from wsi_prep.forget import leave_forgotten, read_tombstone
 from wsi_prep.geometry import MAGNIFICATIONS
@@ -24,6 +25,7 @@ from wsi_prep.institution import UNKNOWN, InstitutionPattern, Origin, find_origi
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.masks import MaskFile, find_masks
+from wsi_prep.merging import Merger
 from wsi_prep.output import catalog_counts, open_output, read_run, require_held, sweep, write_run, writing
 from wsi_prep.place import Place, local_folder, open_place
 from wsi_prep.prepare import (
@@ -56,8 +58,7 @@ class RunRequest:
     manifest: str | None = None
     masks: str | None = None
     settings: PrepareSettings = field(default_factory=PrepareSettings)
-    workers: int | None = None
-    scheduler: str | None = None
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
     redo: bool = False
     id_root: str | None = None
     patient_key: bytes | None = None
@@ -155,6 +156,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
             _work(request, tasks, place, catalog, summary, watcher)
         with writing(place):
             require_held(place, token)
+            place.dismiss_workers()
             sweep(place, catalog)  # what workers that died left
             catalog.merge()
             summary.seconds = time.perf_counter() - started
@@ -296,15 +298,18 @@ def _work(
     summary: RunSummary,
     watcher: Watcher,
 ) -> None:
-    with cluster(request.scheduler, request.workers) as client:
+    with cluster(request.cluster) as client:
         with writing(place):
             catalog.drop({task.source.slide_id for task in tasks})
             sweep(place, catalog)
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))
-        for task, outcome in run_tasks(client, prepare_slide, tasks, _task_key):
-            row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome
-            summary.add(row, now=True)
-            watcher.finished(row)
+        with Merger(catalog) as merger:
+            for task, outcome in run_tasks(client, prepare_slide, tasks, _task_key):
+                row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome
+                summary.add(row, now=True)
+                watcher.finished(row)
+                with writing(place):
+                    merger.add(row["slide_id"])
 
 
 def _task_key(task: SlideTask) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsi_prep.catalog import PART_NAME, Catalog
+from wsi_prep.cluster_options import ClusterOptions
 from wsi_prep.errors import BadCatalog, BadOutput
 from wsi_prep.jobs import cluster, run_tasks
 from wsi_prep.output import catalog_counts, read_run, sweep, write_run, writing
@@ -56,7 +57,7 @@ def verify(
             _finish_what_was_interrupted(out)
             names = _names(out)
         found = Verified(out)
-        with cluster(None, workers) as client:
+        with cluster(ClusterOptions(workers=workers)) as client:
             tasks = [(str(out), name) for name in names]
             for task, outcome in run_tasks(client, check_catalog_file, tasks, lambda task: f"catalog-{task[1]}"):
                 found.files.append(_file_outcome(task[1], outcome))
