@@ -143,7 +143,8 @@ class Catalog:
     def _rewrite_part(self, part: str, gone: pa.Array) -> None:
         for table, folder in self._folders.items():
             with pq.ParquetWriter(folder / f".{part}", _TABLES[table], compression="zstd") as writer:
-                for batch in pq.ParquetFile(folder / part).iter_batches():
+                old = ds.dataset(folder / part, schema=_TABLES[table], format="parquet")  # its columns may be fewer
+                for batch in old.to_batches():
                     kept = batch.filter(pc.invert(pc.is_in(batch["slide_id"], gone)))
                     writer.write_batch(kept)
             _sync_file(folder / f".{part}")
