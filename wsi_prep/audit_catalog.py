@@ -98,13 +98,13 @@ def _columns(schema: pa.Schema) -> str:
 def _scan(folder: str, number: int, table: str, schema: pa.Schema) -> str:
     """SQL that reads one table of one folder's catalog, or nothing where that has no file.
 
-    A column that an older catalog lacks is NULL.
+    A column that an older catalog lacks is NULL, but for slide_id, without which it is none.
     """
     if "://" in folder:
         raise BadCatalog(f"{folder} is no folder of a file system; copy its catalog, and its overlays, into one")
     files = local_files(folder, "slides" if table == "found" else "tiles")
-    read = f"SELECT * FROM read_parquet({listed(files)}, filename = true, union_by_name = true)"
-    source = f"(SELECT * FROM no_{table} UNION ALL BY NAME {read})"  # noqa: S608
+    read = f"read_parquet({listed(files)}, filename = true, union_by_name = true)"
+    source = f"(FROM no_{table} UNION ALL BY NAME SELECT slide_id, * EXCLUDE slide_id FROM {read})"  # noqa: S608
     return f"SELECT {_columns(schema)}, {number}, parse_filename(filename) FROM {source}" if files else ""  # noqa: S608
 
 
