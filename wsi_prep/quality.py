@@ -59,7 +59,7 @@ def colours(picture: NDArray[np.uint8]) -> tuple[float, ...]:
     pass 215. Ink has a colour that dyes have not: green anywhere; and clear blue, red with hardly any blue and green,
     grey-black, and what darkens green far less than any mixture of dyes would (eosin below -0.2), but these only where
     they fill three quarters of a block of 14 x 14, as a marker does and a nucleus, blood or pigment does not. A green
-    stain counts as ink; dark blue or red over dense tissue may not.
+    stain counts as ink; thin or dark blue or red over dense tissue may not.
     saturation: mean of HSV saturation, (max - min) / max, 0 to 1, 0 where black.
     od_*: mean optical densities of the dyes, as `stain_densities` has them.
     """
