@@ -16,13 +16,14 @@ TORCHRUN = $(if $(HEAD)$(GPUS),torch.distributed.run --nproc-per-node '$(or $(GP
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MASKS= MAGS= MAX_TILES= WORKERS= SCHEDULER= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= TIME_LIMIT= PRIVATE=1 ID_KEY= NAMES= INSTITUTION_PATTERN= ARGS=
+shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MASKS= MAGS= MAX_TILES= FILTER="focus@40x>=0.2 pen<=0.02" WORKERS= SCHEDULER= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= TIME_LIMIT= PRIVATE=1 ID_KEY= NAMES= INSTITUTION_PATTERN= ARGS=
 ifndef SLIDES
 	@$(BIN)/python -m sample_slides.make
 endif
 	@$(BIN)/python -m pipelines.shards --slides '$(or $(SLIDES),sample_slides)' --out '$(OUT)' \
 	  $(if $(or $(MANIFEST),$(if $(SLIDES),,samples)),--manifest '$(or $(MANIFEST),sample_slides/manifest.csv)') \
 	  $(if $(MASKS),--masks '$(MASKS)') $(if $(MAGS),--mags '$(MAGS)') $(if $(MAX_TILES),--max-tiles '$(MAX_TILES)') \
+	  $(if $(FILTER),--filter '$(FILTER)') \
 	  $(if $(WORKERS),--workers '$(WORKERS)') $(if $(SCHEDULER),--scheduler '$(SCHEDULER)') \
 	  $(if $(REDO),--redo) $(if $(ASSUME_MPP),--assume-mpp '$(ASSUME_MPP)') \
 	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(ID_ROOT),--id-root '$(ID_ROOT)') \

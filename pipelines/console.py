@@ -76,9 +76,10 @@ def _show_made(console: Console, out: str, summary: RunSummary) -> None:
     tiles = sum(summary.tiles_made.values())
     by_mag = ", ".join(f"{m.name} {summary.tiles_made[m.name]:,}" for m in reversed(MAGNIFICATIONS))
     rate = tiles / max(summary.worker_seconds, 1e-9)
+    filtered = f", {summary.tiles_filtered:,} more left out by the filter" if summary.tiles_filtered else ""
     lines = (
         f"{summary.found} slides{before}: {counts}",
-        f"{tiles:,} tiles ({by_mag}), {summary.bytes_made / 1e6:,.1f} MB",
+        f"{tiles:,} tiles ({by_mag}){filtered}, {summary.bytes_made / 1e6:,.1f} MB",
         f"{summary.seconds:.1f} s in all, {rate:,.0f} tiles a second and worker",
         f"look at {out}/overlays",
     )

@@ -13,6 +13,7 @@ from pipelines.console import SlideProgress, show_summary
 from wsi_prep.cache import CacheSettings
 from wsi_prep.cluster_options import ClusterOptions, read_slurm_config, tls_files
 from wsi_prep.errors import BadOption, ClusterLost, UsageError
+from wsi_prep.filters import parse_filters
 from wsi_prep.geometry import parse_magnifications
 from wsi_prep.institution import InstitutionPattern
 from wsi_prep.jpeg import JpegSettings
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="least share of tissue (default: %(default)s)",
     )
+    add("--filter", default="", metavar="CONDITIONS", help='leave out tiles, as in "focus@40x>=0.2 pen<=0.02"')
     add("--quality", type=int, default=90, metavar="Q", help="JPEG quality of the tiles (default: %(default)s)")
     add("--subsampling", default="420", metavar="S", help="JPEG chroma: 420, 422 or 444 (default: %(default)s)")
     add("--assume-mpp", type=float, metavar="UM", help="um/px for slides of which neither manifest nor file states it")
@@ -125,6 +127,7 @@ def build_request(options: argparse.Namespace) -> RunRequest:
     settings = PrepareSettings(
         plan=PlanSettings(magnifications, options.tissue, parse_max_tiles(options.max_tiles)),
         jpeg=JpegSettings(options.quality, options.subsampling),
+        filters=parse_filters(options.filter),
         reader=options.reader,
         assume_mpp=options.assume_mpp,
     )

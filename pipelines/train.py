@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--folder", required=True, type=Path, metavar="FOLDER", help="where the run is kept, and gone on with")
     add("--recipe", metavar="NAME", help="a function of pretrain/recipes.py (default: the run's own, else debug)")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes to the recipe, as in schedule.rate=0.002")
-    add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.1\"")
+    add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.3\"")
     add(
         "--probe",
         nargs="*",

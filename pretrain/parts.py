@@ -200,7 +200,7 @@ def _matching(table: pa.Table, where: str) -> pa.Array:
             line = next(iter(str(error).splitlines()), "")
             raise BadFilter(
                 f"the filter {where!r} is not understood ({line}); write a condition on the catalog's columns, "
-                "as in stain = 'HE' and focus > 0.1"
+                "as in stain = 'HE' and focus > 0.3"
             ) from error
     return pa.array(np.asarray(found["_row"]))
 

@@ -56,9 +56,9 @@ def _may(path, times):
 
 
 def dask_setup(worker):
-    from wsi_prep import place, prepare
+    from wsi_prep import place, prepare, tile_writer
 
-    opened, encode_tile, sync_file = prepare.opened, prepare.encode_tile, place._sync_file
+    opened, encode_tile, sync_file = prepare.opened, tile_writer.encode_tile, place._sync_file
     current = {"name": "", "tiles": 0}
 
     @contextlib.contextmanager
@@ -79,4 +79,4 @@ def dask_setup(worker):
         if file.parent.parent.name == "catalog":
             act({"tiles": "tiles", "slides": "row"}[file.parent.name], file.name.lstrip("."))
 
-    prepare.opened, prepare.encode_tile, place._sync_file = opening, encoding, syncing
+    prepare.opened, tile_writer.encode_tile, place._sync_file = opening, encoding, syncing

@@ -27,7 +27,7 @@ def add_slide(out: Path, number: int, counts: dict[str, int], **slide) -> str:
     store = out / "stores" / f"{slide_id}.zarr"
     store.parent.mkdir(exist_ok=True)
     rows = []
-    writer = StoreWriter(store, counts, JpegSettings(), attributes={})
+    writer = StoreWriter(store, JpegSettings(), attributes={})
     for name, count in counts.items():
         for index in range(count):
             pixels = np.full((TILE_PX, TILE_PX, 3), grey(number, name, index), np.uint8)

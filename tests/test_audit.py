@@ -171,6 +171,23 @@ def test_a_catalog_that_contradicts_itself_is_noted(tmp_path):
     assert "1 slides that are ok have no patient_key" in notes
 
 
+def test_tiles_that_a_filter_left_out_are_noted(tmp_path):
+    add_slide(tmp_path, 1, {"20x": 2}, patient_key="a", tiles_filtered=3)
+    add_row(tmp_path, "s9", status="empty", tiles_filtered=40)
+    (note,) = audited(tmp_path).notes
+    assert note == "43 tiles with tissue were left out by the filter that the shards were made with"
+
+
+def test_columns_that_an_older_catalog_lacks_are_left_out(tmp_path):
+    add_slide(tmp_path, 1, {"20x": 2}, patient_key="a")
+    for table, column in (("slides", "tiles_filtered"), ("tiles", "saturation")):
+        (file,) = (tmp_path / "catalog" / table).iterdir()
+        pq.write_table(pq.read_table(file).drop_columns(column), file)
+    found = audited(tmp_path)
+    assert found.tiles["20x"] == 2
+    assert "saturation" not in {distribution.quantity for distribution in found.distributions}
+
+
 def test_tiles_are_the_shards_own_bytes_and_follow_the_seed(tmp_path):
     out = tmp_path / "out"
     cohort(out)

@@ -65,6 +65,18 @@ def test_dropping_takes_a_slide_out_of_both_tables(catalog, tmp_path, merged):
     assert content(tmp_path) == WITHOUT_2
 
 
+def test_slides_are_dropped_from_a_catalog_whose_columns_are_fewer(catalog, tmp_path):
+    catalog.merge()
+    for table, column in (("slides", "tiles_filtered"), ("tiles", "saturation")):
+        part = tmp_path / "catalog" / table / "part-00000.parquet"
+        pq.write_table(pq.read_table(part).drop_columns(column), part)
+    catalog.drop({"s2"})
+    assert content(tmp_path) == WITHOUT_2
+    catalog.commit(slide(2), tiles(2))
+    catalog.merge()
+    assert content(tmp_path) == WHOLE
+
+
 def test_a_row_can_be_described_anew(catalog):
     catalog.merge()
     catalog.replace_slides([slide(3) | {"tissue": "lung"}])

@@ -4,32 +4,21 @@ The slow way: tifffile's picture of the whole slide, means of 2 x 2 pixels, one 
 """
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import tifffile
+from real_tiles import prepared
 
 from wsi_prep.jpeg import JpegSettings, encode_tile
-from wsi_prep.manifest import EMPTY_ROW
 from wsi_prep.plan import PlanSettings
-from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.prepare import PrepareSettings
 from wsi_prep.quality import MEASURES, measure_tile
-from wsi_prep.sources import find_slides
-
-
-def prepared(slide, out, settings):
-    for kind in ("slides", "tiles"):
-        (out / "catalog" / kind).mkdir(parents=True)
-    (out / ".lock").write_text("token")
-    (source,) = find_slides(str(slide))
-    row = prepare_slide(SlideTask(source, EMPTY_ROW, None, settings, str(out), "token"))
-    assert row["status"] == "ok", row["error"]
-    return pq.read_table(out / "catalog" / "tiles").to_pylist()
 
 
 @pytest.mark.parametrize("magnifications", [("40x", "20x", "10x", "5x"), ("20x", "5x"), ("40x",)])
 def test_stored_tiles_are_those_of_a_slow_reading(he_slide, tmp_path, magnifications):
     settings = PrepareSettings(plan=PlanSettings(magnifications=magnifications))
-    rows = prepared(he_slide, tmp_path, settings)
+    row, rows = prepared(he_slide, tmp_path, settings)
+    assert row["status"] == "ok", row["error"]
     assert {row["magnification"] for row in rows} == set(magnifications)
     picture, pictures = tifffile.imread(he_slide, key=0).astype(np.uint16), {}
     for name in ("40x", "20x", "10x", "5x"):

@@ -33,7 +33,7 @@ def add_tiles(out, number, tiles):
     catalog.create()
     store = out / "stores" / f"{slide_id}.zarr"
     store.parent.mkdir(exist_ok=True)
-    writer = StoreWriter(store, {"20x": len(tiles)}, JpegSettings(), attributes={})
+    writer = StoreWriter(store, JpegSettings(), attributes={})
     rows = []
     for pixels in tiles:
         at = writer.append("20x", encode_tile(pixels, JpegSettings()))

@@ -18,7 +18,7 @@ def tile(seed):
 def write(folder, counts, jpeg=None):
     jpeg = jpeg or JpegSettings()
     places = {}
-    with StoreWriter(folder, counts, jpeg, {"slide_id": "s"}) as store:
+    with StoreWriter(folder, jpeg, {"slide_id": "s"}) as store:
         for name, count in counts.items():
             places[name] = [store.append(name, encode_tile(tile(i), jpeg)) for i in range(count)]
     return places
@@ -62,13 +62,31 @@ def test_a_damaged_index_is_noticed(tmp_path):
         zarr.open(tmp_path / "s.zarr", mode="r")["20x"][0]
 
 
-def test_a_store_that_did_not_get_all_its_tiles_is_an_error(tmp_path):
-    def short():
-        with StoreWriter(tmp_path / "s.zarr", {"20x": 2}, JpegSettings(), {}) as store:
-            store.append("20x", b"x")
+def test_a_store_that_got_no_tile_leaves_nothing(tmp_path):
+    write(tmp_path / "s.zarr", {"20x": 0})
+    assert not (tmp_path / "s.zarr").exists()
 
-    with pytest.raises(ValueError, match="1 of 2 tiles"):
-        short()
+
+def test_a_store_that_was_not_finished_cannot_be_opened(tmp_path):
+    def cut_short():
+        with StoreWriter(tmp_path / "s.zarr", JpegSettings(), {}) as store:
+            store.append("20x", encode_tile(tile(0), JpegSettings()))
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        cut_short()
+    with pytest.raises(FileNotFoundError):
+        zarr.open(tmp_path / "s.zarr", mode="r")
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 8])
+def test_shards_are_whole_but_for_an_only_one(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(shards, "SHARD_TILES", 4)
+    write(tmp_path / "s.zarr", {"20x": count})
+    array = zarr.open(tmp_path / "s.zarr/20x", mode="r")
+    assert array.shards[0] == min(count, 4)
+    assert len(list((tmp_path / "s.zarr/20x").glob("c.*"))) == -(-count // 4)
+    assert np.abs(array[count - 1].astype(int) - tile(count - 1)).mean() < 4
 
 
 def test_chroma_can_be_kept(tmp_path):

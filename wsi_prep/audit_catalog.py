@@ -28,7 +28,7 @@ from wsi_prep.errors import BadCatalog
 from wsi_prep.query import listed, local_files
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 
-_QUALITY = ("tissue_fraction", "focus", "pen", "dark", "white")
+_QUALITY = ("tissue_fraction", "focus", "pen", "dark", "white", "saturation")
 _TYPES = {
     pa.string(): "VARCHAR",
     pa.float64(): "DOUBLE",
@@ -96,11 +96,15 @@ def _columns(schema: pa.Schema) -> str:
 
 
 def _scan(folder: str, number: int, table: str, schema: pa.Schema) -> str:
-    """SQL that reads one table of one folder's catalog, or nothing where that has no file."""
+    """SQL that reads one table of one folder's catalog, or nothing where that has no file.
+
+    A column that an older catalog lacks is NULL, but for slide_id, without which it is none.
+    """
     if "://" in folder:
         raise BadCatalog(f"{folder} is no folder of a file system; copy its catalog, and its overlays, into one")
     files = local_files(folder, "slides" if table == "found" else "tiles")
-    source = f"read_parquet({listed(files)}, filename = true, union_by_name = true)"
+    read = f"read_parquet({listed(files)}, filename = true, union_by_name = true)"
+    source = f"(FROM no_{table} UNION ALL BY NAME SELECT slide_id, * EXCLUDE slide_id FROM {read})"  # noqa: S608
     return f"SELECT {_columns(schema)}, {number}, parse_filename(filename) FROM {source}" if files else ""  # noqa: S608
 
 
@@ -206,6 +210,8 @@ _NOTES = {
     "{} slides have another number of tiles in the catalog than their row says; make their shards again": f"""
         SELECT count(*) FROM slides LEFT JOIN (SELECT slide_id, sum(tiles) AS n FROM cells GROUP BY ALL)
         USING (slide_id) WHERE status = 'ok' AND coalesce(n, 0) != {_STATED}""",  # noqa: S608
+    "{} tiles with tissue were left out by the filter that the shards were made with": """
+        SELECT coalesce(sum(tiles_filtered), 0)::BIGINT FROM slides""",
     "{} slides that are ok have no patient_key: each is split as a patient of its own": """
         SELECT count(*) FROM slides WHERE status = 'ok' AND coalesce(patient_key, '') = ''""",
 }

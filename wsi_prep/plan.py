@@ -63,6 +63,18 @@ class TilePlan:
         """How many tiles are kept at `mag`."""
         return int((self.mag == MAGNIFICATIONS.index(mag)).sum())
 
+    def only(self, kept: NDArray[np.bool_]) -> TilePlan:
+        """The plan of those tiles alone for which `kept` (n,) is true."""
+        return TilePlan(
+            self.grid,
+            self.mag[kept],
+            self.row[kept],
+            self.col[kept],
+            self.x0[kept],
+            self.y0[kept],
+            self.tissue_fraction[kept],
+        )
+
     def cells(self) -> Iterator[slice]:
         """The tiles of each cell of the coarsest grid, in order, as slices of the arrays."""
         if not len(self):

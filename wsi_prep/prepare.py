@@ -21,31 +21,29 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wsi_prep import __version__
-from wsi_prep.ahead import one_ahead
 from wsi_prep.cache import CacheSettings, Room
 from wsi_prep.catalog import Catalog
 from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TimedOut, TooCoarse, WriteFailed
-from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, Grid
+from wsi_prep.filters import TileFilter
+from wsi_prep.geometry import MAGNIFICATIONS, Grid
 from wsi_prep.institution import UNKNOWN
-from wsi_prep.jpeg import JpegSettings, encode_tile
+from wsi_prep.jpeg import JpegSettings
 from wsi_prep.manifest import ManifestRow
 from wsi_prep.masks import MaskFile, read_mask
 from wsi_prep.memory import keep_freed_memory
 from wsi_prep.overlay import draw_overlay
-from wsi_prep.pixels import read_groups
 from wsi_prep.place import Place, open_place, remove_tree
 from wsi_prep.plan import PlanSettings, TilePlan, plan_tiles
 from wsi_prep.polygons import FILE_FRAME, feature_collection, tissue_polygons
 from wsi_prep.private import bare_text
-from wsi_prep.quality import MEASURES, Measurer
 from wsi_prep.readers.base import SlideInfo, SlideReader
 from wsi_prep.readers.select import READERS, opened
 from wsi_prep.records import FORMAT_VERSION, SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.scale import Scale, check_assumed_mpp, resolve_scale
-from wsi_prep.shards import StoreWriter, TileLocation
 from wsi_prep.sources import SlideSource, fingerprint
 from wsi_prep.stain import classify_stain
 from wsi_prep.thumbnail import Thumbnail, read_thumbnail
+from wsi_prep.tile_writer import write_tiles
 from wsi_prep.tissue import MASK_MPP, Glass, TissueSettings, check_bright_field, detect_tissue
 
 DEFAULT_TIME_LIMIT = 3600.0
@@ -54,11 +52,15 @@ DEFAULT_TIME_LIMIT = 3600.0
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """Every setting that a slide's tiles depend on. `assume_mpp` is for slides of which nothing states one."""
+    """Every setting that a slide's tiles depend on.
+
+    A tile is made when it passes all `filters`; `assume_mpp` is for slides of which nothing states one.
+    """
 
     plan: PlanSettings = field(default_factory=PlanSettings)
     tissue: TissueSettings = field(default_factory=TissueSettings)
     jpeg: JpegSettings = field(default_factory=JpegSettings)
+    filters: tuple[TileFilter, ...] = ()
     reader: str = "auto"
     assume_mpp: float | None = None
 
@@ -69,8 +71,12 @@ class PrepareSettings:
             check_assumed_mpp(self.assume_mpp)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON gives them back."""
-        plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT_VERSION, **asdict(self)}))
+        """Plain values, as JSON gives them back; without filters they are not mentioned."""
+        settings = {"format": FORMAT_VERSION, **asdict(self)}
+        del settings["filters"]
+        if self.filters:
+            settings["filters"] = " ".join(sorted(map(str, self.filters)))
+        plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
 
     def config_hash(self, manifest_mpp: float | None, mask_digest: str | None = None) -> str:
@@ -191,7 +197,7 @@ def _require_current(task: SlideTask, place: Place) -> None:
 def blank_row(task: SlideTask) -> dict[str, Any]:
     """A slide's row as far as it is known before the file is opened."""
     row: dict[str, Any] = dict.fromkeys(SLIDE_SCHEMA.names)
-    row.update(dict.fromkeys([f"tiles_{m.name}" for m in MAGNIFICATIONS], 0))
+    row.update(dict.fromkeys([f"tiles_{m.name}" for m in MAGNIFICATIONS] + ["tiles_filtered"], 0))
     row.update(
         slide_id=task.source.slide_id,
         file=task.source.name,
@@ -271,16 +277,26 @@ def _make_tiles(
         (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, None, task.source.name))
         row.update(_publish(task, place, stage))
         raise
-    plan = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, task.settings.plan, slide_id)
+    wanted = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, task.settings.plan, slide_id)
+    settings = task.settings
+    plan, tiles = write_tiles(stage / "store.zarr", slide_id, reader, wanted, settings.jpeg, settings.filters)
     (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, plan, task.source.name))
-    tiles = _write_store(task, stage, reader, plan) if len(plan) else TILE_SCHEMA.empty_table()
     row.update(_publish(task, place, stage))
     row.update({f"tiles_{m.name}": plan.count(m) for m in MAGNIFICATIONS})
-    row.update(_verdict(row, plan, task.settings.plan))
+    row["tiles_filtered"] = len(wanted) - len(plan)
+    row.update(_verdict(row, plan, settings))
     return tiles
 
 
-def _verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings) -> dict[str, Any]:
+def _verdict(row: dict[str, Any], plan: TilePlan, all_settings: PrepareSettings) -> dict[str, Any]:
+    settings, filtered = all_settings.plan, row["tiles_filtered"]
+    if filtered:
+        conditions = " ".join(map(str, all_settings.filters))
+        lost = f"{filtered:,} of {filtered + len(plan):,} tiles with tissue do not pass the filter {conditions}"
+        if not len(plan):
+            return {"status": "empty", "error": lost}
+        if filtered > len(plan):
+            row["warning"] = "; ".join(filter(None, (row["warning"], lost)))
     if len(plan):
         return {"status": "ok"}
     wanted = set(settings.magnifications) & {m.name for m in plan.grid.magnifications}
@@ -291,54 +307,6 @@ def _verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings) -> dic
     if not row["tissue_mm2"]:
         return {"status": "empty", "error": "no tissue was found"}
     return {"status": "empty", "error": f"no tile inside the slide has {settings.tissue_threshold:.0%} tissue"}
-
-
-def _write_store(task: SlideTask, stage: Path, reader: SlideReader, plan: TilePlan) -> pa.Table:
-    """Encode every tile into the staged store; returns the tiles' catalog rows."""
-    counts = {m.name: plan.count(m) for m in MAGNIFICATIONS}
-    attributes = {"slide_id": task.source.slide_id, "mpp": {m.name: plan.grid.mpp(m) for m in plan.grid.magnifications}}
-    locations: list[TileLocation] = []
-    measures = np.empty((len(plan), len(MEASURES)), np.float32)
-    tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)  # read from the large image once, then close at hand
-    with (
-        contextlib.closing(one_ahead(read_groups(reader, plan))) as groups,
-        StoreWriter(stage / "store.zarr", counts, task.settings.jpeg, attributes) as store,
-    ):
-        for group in groups:
-            name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
-            measurer = Measurer(group.corner, group.quarter)
-            for number, index in enumerate(group.tiles):
-                np.copyto(tile, group.pixels(number))
-                measures[index] = measurer.measure(number, tile)
-                locations.append(store.append(name, encode_tile(tile, task.settings.jpeg)))
-    return _tile_rows(task.source.slide_id, plan, measures, locations)
-
-
-def _tile_rows(slide_id: str, plan: TilePlan, measures: NDArray[np.float32], locations: list[TileLocation]) -> pa.Table:
-    names = np.array([m.name for m in MAGNIFICATIONS])
-    usable = plan.grid.magnifications
-    mpp = np.array([plan.grid.mpp(m) if m in usable else np.nan for m in MAGNIFICATIONS])
-    span0 = np.array([plan.grid.span_x0(m) if m in usable else np.nan for m in MAGNIFICATIONS])
-    store = f"stores/{slide_id}.zarr"
-    columns = {
-        "slide_id": np.full(len(plan), slide_id),
-        "magnification": names[plan.mag],
-        "mpp": mpp[plan.mag],
-        "x0": plan.x0,
-        "y0": plan.y0,
-        "span0": span0[plan.mag],
-        "row": plan.row,
-        "col": plan.col,
-        "tissue_fraction": plan.tissue_fraction,
-        **{name: measures[:, i] for i, name in enumerate(MEASURES)},
-        "shard": [f"{store}/{place.shard}" for place in locations],
-        "array": np.array([f"{store}/{name}" for name in names])[plan.mag],
-        "index": [place.index for place in locations],
-        "offset": [place.offset for place in locations],
-        "nbytes": [place.nbytes for place in locations],
-        "crc32": [place.crc32 for place in locations],
-    }
-    return pa.table([pa.array(columns[f.name], f.type) for f in TILE_SCHEMA], schema=TILE_SCHEMA)
 
 
 def _publish(task: SlideTask, place: Place, stage: Path) -> dict[str, Any]:

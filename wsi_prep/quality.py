@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_prep.compiled import compile_loop
+from wsi_prep.focus import focus
 from wsi_prep.geometry import TILE_PX
-from wsi_prep.stain import stain_densities
+from wsi_prep.stain import density_table, unmixing
 
-MEASURES = ("focus", "pen", "dark", "white", "od_haematoxylin", "od_eosin", "od_dab")
+MEASURES = ("focus", "pen", "dark", "white", "saturation", "od_haematoxylin", "od_eosin", "od_dab")
 """What `measure_tile` returns, in this order; also the names of the catalog's columns."""
 
 _SMALL_PX = 98
 _REDUCED = TILE_PX // _SMALL_PX
-_DARK, _WHITE = 60, 215
 
 
 def measure_tile(tile: NDArray[np.uint8]) -> tuple[float, ...]:
     """The MEASURES of a (392, 392, 3) uint8 RGB tile.
 
-    focus: see `focus`; pen, dark, white: shares of the tile, 0 to 1; od_*: mean optical densities of the dyes.
+    focus: see `wsi_prep.focus`; the others are of the tile at a quarter of its side, see `colours`.
     """
     return Measurer(np.zeros((1, 2), np.int64)).measure(0, tile)
 
@@ -32,73 +37,92 @@ class Measurer:
     """
 
     def __init__(self, corner: NDArray[np.int64], quarter: NDArray[np.uint8] | None = None) -> None:
-        self._scratch = _Scratch()
         self._corner = corner // _REDUCED
-        self._quarter = None if (corner % _REDUCED).any() else quarter
+        self._quarter = None if quarter is None or (corner % _REDUCED).any() else np.ascontiguousarray(quarter)
+        self._half, self._small = (np.empty((s, s, 3), np.uint8) for s in (2 * _SMALL_PX, _SMALL_PX))
 
     def measure(self, number: int, tile: NDArray[np.uint8]) -> tuple[float, ...]:
         """The MEASURES of the image's tile `number`, whose pixels are (392, 392, 3) uint8."""
-        if self._quarter is None:
-            small = self._scratch.reduced(tile)
-        else:
+        if self._quarter is not None:
             x, y = self._corner[number].tolist()
-            small = self._quarter[y : y + _SMALL_PX, x : x + _SMALL_PX]
-        return _focus(tile, self._scratch), *_colours(small)
+            return focus(tile), *_colours(self._quarter, x, y, _SMALL_PX)
+        # by two exact halvings, for which OpenCV has a fast path
+        cv2.resize(tile, self._half.shape[:2], dst=self._half, interpolation=cv2.INTER_AREA)
+        cv2.resize(self._half, self._small.shape[:2], dst=self._small, interpolation=cv2.INTER_AREA)
+        return focus(tile), *_colours(self._small, 0, 0, _SMALL_PX)
 
 
-def focus(tile: NDArray[np.uint8]) -> float:
-    """Sharpness of a tile, no unit, higher is sharper.
+def colours(picture: NDArray[np.uint8]) -> tuple[float, ...]:
+    """The MEASURES without focus of a square (n, n, 3) uint8 RGB picture, whose side is a multiple of 14.
 
-    The mean squared difference of the green channel from its 3 x 3 mean, over the channel's variance: so contrast, and
-    with it a pale stain, does not count.
+    pen, dark, white: shares of it, 0 to 1. A pixel is dark where no channel reaches 60 (folds, black), white where all
+    pass 215. Ink has a colour that dyes have not: green anywhere; and clear blue, red with hardly any blue and green,
+    grey-black, and what darkens green far less than any mixture of dyes would (eosin below -0.2), but these only where
+    they fill three quarters of a block of 14 x 14, as a marker does and a nucleus, blood or pigment does not. A green
+    stain counts as ink; thin or dark blue or red over dense tissue may not.
+    saturation: mean of HSV saturation, (max - min) / max, 0 to 1, 0 where black.
+    od_*: mean optical densities of the dyes, as `stain_densities` has them.
     """
-    return _focus(tile, _Scratch())
+    return _colours(np.ascontiguousarray(picture), 0, 0, len(picture))
 
 
-class _Scratch:
-    """Memory that is written again for each tile: fresh pages cost more than what is done with them."""
-
-    def __init__(self) -> None:
-        self.planes = [np.empty((TILE_PX, TILE_PX), np.uint8) for _ in range(3)]
-        self.blurred = np.empty((TILE_PX, TILE_PX), np.uint8)
-        self._half, self._quarter = (np.empty((s, s, 3), np.uint8) for s in (2 * _SMALL_PX, _SMALL_PX))
-
-    def reduced(self, tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The tile at a quarter of its side, by two exact halvings, for which OpenCV has a fast path."""
-        cv2.resize(tile, (2 * _SMALL_PX, 2 * _SMALL_PX), dst=self._half, interpolation=cv2.INTER_AREA)
-        cv2.resize(self._half, (_SMALL_PX, _SMALL_PX), dst=self._quarter, interpolation=cv2.INTER_AREA)
-        return self._quarter
+def _colours(picture: NDArray[np.uint8], x: int, y: int, side: int) -> tuple[float, ...]:
+    sums = np.zeros(len(MEASURES) - 1)
+    _loop()(picture, x, y, side, density_table(), unmixing(), sums)
+    return tuple((sums / side**2).tolist())
 
 
-def _focus(tile: NDArray[np.uint8], scratch: _Scratch) -> float:
-    cv2.split(tile, scratch.planes)  # several times as fast as extracting one
-    green, blurred = scratch.planes[1], scratch.blurred
-    cv2.blur(green, (3, 3), dst=blurred)
-    _, spread = cv2.meanStdDev(green)
-    return float(cv2.norm(green, blurred, cv2.NORM_L2SQR) / green.size / (float(spread[0, 0]) ** 2 + 1.0))
+@functools.cache
+def _loop() -> Callable[..., None]:
+    """The loop over a square of `picture`: adds up what `colours` takes the means of, a row at a time."""
 
+    def loop(
+        picture: Any, left: int, top: int, side: int, table: Any, unmix: Any, sums: Any
+    ) -> None:  # pragma: no cover - compiled
+        one, zero, lacking = np.float32(1), np.float32(0), np.float32(-0.2)
+        h_r, h_g, h_b = unmix[0, 0], unmix[1, 0], unmix[2, 0]
+        e_r, e_g, e_b = unmix[0, 1], unmix[1, 1], unmix[2, 1]
+        d_r, d_g, d_b = unmix[0, 2], unmix[1, 2], unmix[2, 2]
+        levels = np.empty((3, side), np.float32)
+        densities = np.empty((3, side), np.float32)
+        wide = np.zeros(side, np.float32)
+        for i in range(side):
+            row = picture[top + i, left : left + side].reshape(3 * side)
+            for channel in range(3):
+                for j in range(side):
+                    level = row[3 * j + channel]
+                    levels[channel, j] = level
+                    densities[channel, j] = table[level]
+            reds, greens, blues = levels[0], levels[1], levels[2]
+            od_r, od_g, od_b = densities[0], densities[1], densities[2]
+            pen = dark = white = saturation = haematoxylin = eosin = dab = zero
+            for j in range(side):
+                r, g, b = reds[j], greens[j], blues[j]
+                high, low = max(r, g, b), min(r, g, b)
+                green = (g - r > 20) & (g - b > 10)
+                pen += one if green else zero
+                blue = (b - r > 50) & (b - g > 40) & (20 * r <= 21 * g + 20)
+                red = (r - max(g, b) > 70) & (max(g, b) < 64)
+                black = (high < 75) & (5 * low > 3 * high - 20)
+                pink = e_r * od_r[j] + e_g * od_g[j] + e_b * od_b[j]
+                wide[j] += one if (blue | red | black | (pink < lacking)) & ~green else zero
+                dark += one if high < 60 else zero
+                white += one if low > 215 else zero
+                saturation += (high - low) / max(high, one)
+                haematoxylin += max(h_r * od_r[j] + h_g * od_g[j] + h_b * od_b[j], zero)
+                eosin += max(pink, zero)
+                dab += max(d_r * od_r[j] + d_g * od_g[j] + d_b * od_b[j], zero)
+            if i % 14 == 13:
+                for block in range(side // 14):
+                    inked = wide[14 * block : 14 * block + 14].sum()
+                    pen += inked if inked >= 147 else zero
+                wide[:] = 0
+            sums[0] += pen
+            sums[1] += dark
+            sums[2] += white
+            sums[3] += saturation
+            sums[4] += haematoxylin
+            sums[5] += eosin
+            sums[6] += dab
 
-def _colours(small: NDArray[np.uint8]) -> tuple[float, ...]:
-    """Shares of pen, dark and white, and mean densities of the dyes, of an (h, w, 3) picture."""
-    red, green, blue = cv2.split(small)
-    highest = cv2.max(cv2.max(red, green), blue)
-    lowest = cv2.min(cv2.min(red, green), blue)
-    marks = _pen(red, green, blue), cv2.compare(highest, _DARK, cv2.CMP_LT), cv2.compare(lowest, _WHITE, cv2.CMP_GT)
-    pen, dark, white = (cv2.countNonZero(mark) / mark.size for mark in marks)
-    haematoxylin, eosin, dab, _ = cv2.mean(stain_densities(small))
-    return pen, dark, white, haematoxylin, eosin, dab
-
-
-def _pen(red: NDArray[np.uint8], green: NDArray[np.uint8], blue: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """255 where a pixel has a colour that pens have and stains have not: green, blue or red ink."""
-
-    def exceeds(one: NDArray[np.uint8], other: NDArray[np.uint8], by: int) -> NDArray[np.uint8]:
-        above = cv2.compare(cv2.subtract(one, other), by, cv2.CMP_GT)  # the difference stops at 0
-        return np.asarray(above, dtype=np.uint8)
-
-    inks = (
-        cv2.bitwise_and(exceeds(green, red, 30), exceeds(green, blue, 10)),
-        cv2.bitwise_and(exceeds(blue, red, 90), exceeds(blue, green, 60)),
-        cv2.bitwise_and(exceeds(red, green, 110), exceeds(red, blue, 90)),
-    )
-    return np.asarray(cv2.bitwise_or(cv2.bitwise_or(inks[0], inks[1]), inks[2]), dtype=np.uint8)
+    return compile_loop(loop, reorder=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Changes when a reader of older output would be misled."""
 
 TILES_PER_SHARD = 2048
 """Tile i of an array is in its shard file c.<i // TILES_PER_SHARD>.0.0.0."""
 
 STATUSES = ("ok", "empty", "excluded", "failed")
-"""ok: has tiles; empty: no tile has enough tissue; excluded: kept out by policy; failed: an error."""
+"""ok: has tiles; empty: no tile has enough tissue, or passes the filter; excluded: by policy; failed: an error."""
 
 SLIDE_SCHEMA = pa.schema(
     [
@@ -41,6 +41,7 @@ SLIDE_SCHEMA = pa.schema(
         ("tiles_10x", pa.int32()),
         ("tiles_20x", pa.int32()),
         ("tiles_40x", pa.int32()),
+        ("tiles_filtered", pa.int32()),  # of all magnifications, with tissue but not made, by the filter
         ("status", pa.string()),
         ("error_type", pa.string()),
         ("error", pa.string()),
@@ -69,6 +70,7 @@ TILE_SCHEMA = pa.schema(
         ("pen", pa.float32()),
         ("dark", pa.float32()),
         ("white", pa.float32()),
+        ("saturation", pa.float32()),
         ("od_haematoxylin", pa.float32()),  # mean optical density
         ("od_eosin", pa.float32()),
         ("od_dab", pa.float32()),

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_prep.compiled import compile_loop
+
 
 def halve(image: NDArray[np.uint8], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """(h, w, 3) uint8 to (h / 2, w / 2, 3) uint8: the mean of each 2 x 2 block, rounded. h and w must be even."""
@@ -65,7 +67,6 @@ def _shares(start: NDArray[np.float64], step: float) -> tuple[NDArray[np.int64],
 @functools.cache
 def _loop() -> Callable[..., None]:
     """The loop over output pixels, compiled when it is first needed on a machine, and kept beside this file."""
-    import numba  # noqa: PLC0415 - half a second
 
     def loop(
         source: Any, first_row: Any, row_share: Any, first_col: Any, col_share: Any, out: Any
@@ -95,8 +96,4 @@ def _loop() -> Callable[..., None]:
                     blue += share * blended[at + 8]
                 out[i, j, 0], out[i, j, 1], out[i, j, 2] = np.rint(red), np.rint(green), np.rint(blue)
 
-    try:
-        compiled: Callable[..., None] = numba.njit(nogil=True, cache=True)(loop)
-    except RuntimeError:  # no folder to keep it in
-        compiled = numba.njit(nogil=True)(loop)
-    return compiled
+    return compile_loop(loop)

@@ -77,13 +77,17 @@ class RunRequest:
 
 @dataclass
 class RunSummary:
-    """What a call did: `rows` of its slides that are not ok, counts by status, tiles made now, and warnings."""
+    """What a call did: `rows` of its slides that are not ok, counts by status, tiles made now, and warnings.
+
+    `tiles_filtered` are those that were not made now because of a filter.
+    """
 
     found: int = 0
     done_before: int = 0
     seconds: float = 0.0
     statuses: Counter[str] = field(default_factory=Counter)
     tiles_made: Counter[str] = field(default_factory=Counter)
+    tiles_filtered: int = 0
     bytes_made: int = 0
     worker_seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -103,6 +107,7 @@ class RunSummary:
             self.warnings.append(f"{row['file']}: {row['warning']}")
         if now:
             self.tiles_made.update({m.name: row[f"tiles_{m.name}"] or 0 for m in MAGNIFICATIONS})
+            self.tiles_filtered += row["tiles_filtered"] or 0
             self.bytes_made += row["bytes"] or 0
             self.worker_seconds += row["seconds"] or 0.0
 
@@ -345,6 +350,7 @@ def _last_call(summary: RunSummary) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "slides": {"found": summary.found, "done_before": summary.done_before, **summary.statuses},
         "tiles_made": dict(summary.tiles_made),
+        "tiles_filtered": summary.tiles_filtered,
         "bytes_made": summary.bytes_made,
         "seconds": round(summary.seconds, 3),
         "worker_seconds": round(summary.worker_seconds, 3),

@@ -43,29 +43,31 @@ class TileLocation:
 class StoreWriter:
     """Writes a store into `folder`, which must not exist. Complete, and on the disk, only after `close`.
 
-    `counts` says how many tiles each magnification will get; an array is made for those above zero. Use as a context
-    manager: an error on the way closes the files and leaves the folder to whoever sweeps.
+    An array is made of each magnification that a tile comes for; a store that gets none leaves no folder. Use as a
+    context manager: an error on the way closes the files and leaves the folder to whoever sweeps.
     """
 
-    def __init__(self, folder: Path, counts: dict[str, int], jpeg: JpegSettings, attributes: dict[str, Any]) -> None:
-        folder.mkdir(parents=True)
+    def __init__(self, folder: Path, jpeg: JpegSettings, attributes: dict[str, Any]) -> None:
+        if folder.exists():
+            raise FileExistsError(f"{folder} is there already")
+        self._folder, self._jpeg, self._attributes = folder, jpeg, attributes
         self._disk = _Disk()
-        group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-        self._disk.write(folder / "zarr.json", _json(group))
-        self._arrays = {
-            name: _ArrayWriter(self._disk, folder, name, count, jpeg, attributes)
-            for name, count in counts.items()
-            if count > 0
-        }
+        self._arrays: dict[str, _ArrayWriter] = {}
 
     def append(self, magnification: str, jpeg: bytes) -> TileLocation:
         """Add one tile's JPEG to the array of that magnification."""
+        if magnification not in self._arrays:
+            self._arrays[magnification] = _ArrayWriter(self._disk, self._folder, magnification)
         return self._arrays[magnification].append(jpeg)
 
     def close(self) -> None:
-        """Finish every array; an array that did not get all its tiles is an error of the caller."""
+        """Finish every array, and say what is in them."""
+        if not self._arrays:
+            return
         for array in self._arrays.values():
-            array.close()
+            array.close(self._jpeg, self._attributes)
+        group = {"zarr_format": 3, "node_type": "group", "attributes": self._attributes}
+        self._disk.write(self._folder / "zarr.json", _json(group))
         self._disk.close()
 
     def __enter__(self) -> StoreWriter:
@@ -111,50 +113,48 @@ class _Disk:
 
 
 class _ArrayWriter:
-    def __init__(
-        self, disk: _Disk, store: Path, name: str, count: int, jpeg: JpegSettings, attributes: dict[str, Any]
-    ) -> None:
+    """One array: its shards are of SHARD_TILES tiles, or the only one of as many as come."""
+
+    def __init__(self, disk: _Disk, store: Path, name: str) -> None:
         self._disk = disk
-        self._folder, self._name, self._count = store / name, name, count
-        self._per_shard = min(count, SHARD_TILES)
+        self._folder, self._name = store / name, name
         self._written = 0
         self._file: BinaryIO | None = None
         self._index = np.empty(0, "<u8")
         self._offset = 0
-        self._folder.mkdir()
-        metadata = _array_metadata(count, self._per_shard, jpeg, {**attributes, "magnification": name})
-        self._disk.write(self._folder / "zarr.json", _json(metadata))
+        self._folder.mkdir(parents=True)
 
     def append(self, jpeg: bytes) -> TileLocation:
-        number, place = divmod(self._written, self._per_shard)
-        if self._written >= self._count:
-            raise ValueError(f"array {self._name} was made for {self._count} tiles")
+        number, place = divmod(self._written, SHARD_TILES)
         shard = f"c.{number}.0.0.0"
         if self._file is None:
             self._file = (self._folder / shard).open("wb")
-            self._index = np.full((self._per_shard, 2), _MISSING, "<u8")
+            self._index = np.full((SHARD_TILES, 2), _MISSING, "<u8")
             self._offset = 0
         self._file.write(jpeg)
         self._index[place] = self._offset, len(jpeg)
         location = TileLocation(f"{self._name}/{shard}", self._written, self._offset, len(jpeg), zlib.crc32(jpeg))
         self._offset += len(jpeg)
         self._written += 1
-        if place == self._per_shard - 1 or self._written == self._count:
-            self._finish_shard()
+        if place == SHARD_TILES - 1:
+            self._finish_shard(SHARD_TILES)
         return location
 
-    def close(self) -> None:
-        if self._written != self._count:
-            raise ValueError(f"array {self._name} has {self._written} of {self._count} tiles")
+    def close(self, jpeg: JpegSettings, attributes: dict[str, Any]) -> None:
+        per_shard = min(self._written, SHARD_TILES)
+        if self._file is not None:
+            self._finish_shard(per_shard)
+        metadata = _array_metadata(self._written, per_shard, jpeg, {**attributes, "magnification": self._name})
+        self._disk.write(self._folder / "zarr.json", _json(metadata))
 
     def abandon(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _finish_shard(self) -> None:
+    def _finish_shard(self, per_shard: int) -> None:
         assert self._file is not None
-        index = self._index.tobytes()
+        index = self._index[:per_shard].tobytes()
         self._file.write(index)
         self._file.write(google_crc32c.value(index).to_bytes(4, "little"))
         self._file.close()

@@ -25,7 +25,7 @@ from sample_slides.make import CMU, make_missing
 from tests.benchmarks.measure import Figure, compare, machine, markdown, memory, on_cores, table
 from tests.benchmarks.mosaics import LAYOUTS, make_mosaic
 from tests.benchmarks.peers import peers
-from wsi_prep import prepare
+from wsi_prep import tile_writer
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
 from wsi_prep.manifest import EMPTY_ROW
@@ -183,7 +183,7 @@ def _as_asked(items: Iterator[Any]) -> Iterator[Any]:
 def _breakdown(slide: Path, out: Path) -> str:
     """Shares of one run by stage, each with all that it calls; the profiler itself slows what calls most."""
     profile = cProfile.Profile()
-    with mock.patch.object(prepare, "one_ahead", _as_asked):  # it sees one thread only
+    with mock.patch.object(tile_writer, "one_ahead", _as_asked):  # it sees one thread only
         profile.enable()
         _prepare(slide, out)
         profile.disable()

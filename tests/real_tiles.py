@@ -1,0 +1,36 @@
+"""Tiles of slides as the slide stage makes them, for tests of what is measured of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from wsi_prep.jpeg import decode_tile
+from wsi_prep.manifest import EMPTY_ROW
+from wsi_prep.plan import PlanSettings
+from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.sources import find_slides
+
+MAGNIFICATIONS = ("40x", "20x", "10x", "5x")
+
+
+def prepared(slide: Path, out: Path, settings: PrepareSettings) -> tuple[dict, list[dict]]:
+    """The slide's row and its tiles' rows, made in the new folder `out`."""
+    for kind in ("slides", "tiles"):
+        (out / "catalog" / kind).mkdir(parents=True)
+    (out / ".lock").write_text("token")
+    (source,) = find_slides(str(slide))
+    row = prepare_slide(SlideTask(source, EMPTY_ROW, None, settings, str(out), "token"))
+    return row, pq.read_table(out / "catalog" / "tiles").to_pylist() if row["status"] == "ok" else []
+
+
+def tiles_of(slide: Path, out: Path, most: int) -> dict[str, list[np.ndarray]]:
+    """By magnification, at most `most` (392, 392, 3) tiles of a slide."""
+    settings = PrepareSettings(plan=PlanSettings(max_tiles=tuple((name, most) for name in MAGNIFICATIONS)))
+    row, tiles = prepared(slide, out, settings)
+    assert row["status"] == "ok", row["error"]
+    found = {}
+    for tile in tiles:
+        data = (out / tile["shard"]).read_bytes()[tile["offset"] : tile["offset"] + tile["nbytes"]]
+        found.setdefault(tile["magnification"], []).append(decode_tile(data))
+    return found

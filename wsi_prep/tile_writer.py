@@ -1,0 +1,78 @@
+"""One slide's tiles: read, measured, kept or left out, encoded and stored, with a catalog row of each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from wsi_prep.ahead import one_ahead
+from wsi_prep.filters import TileFilter
+from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
+from wsi_prep.jpeg import JpegSettings, encode_tile
+from wsi_prep.pixels import read_groups
+from wsi_prep.plan import TilePlan
+from wsi_prep.quality import MEASURES, Measurer
+from wsi_prep.readers.base import SlideReader
+from wsi_prep.records import TILE_SCHEMA
+from wsi_prep.shards import StoreWriter, TileLocation
+
+
+def write_tiles(
+    store: Path, slide_id: str, reader: SlideReader, plan: TilePlan, jpeg: JpegSettings, filters: Sequence[TileFilter]
+) -> tuple[TilePlan, pa.Table]:
+    """Write those tiles of `plan` that pass all `filters` into the folder `store`, none where none does.
+
+    Returns the plan of these tiles, and their rows in TILE_SCHEMA.
+    """
+    attributes = {"slide_id": slide_id, "mpp": {m.name: plan.grid.mpp(m) for m in plan.grid.magnifications}}
+    locations: list[TileLocation] = []
+    measures = np.empty((len(plan), len(MEASURES)), np.float32)
+    kept = np.zeros(len(plan), bool)
+    tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)  # read from the large image once, then close at hand
+    with (
+        contextlib.closing(one_ahead(read_groups(reader, plan))) as groups,
+        StoreWriter(store, jpeg, attributes) as writer,
+    ):
+        for group in groups:
+            name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
+            measurer = Measurer(group.corner, group.quarter)
+            for number, index in enumerate(group.tiles):
+                np.copyto(tile, group.pixels(number))
+                measures[index] = measurer.measure(number, tile)
+                kept[index] = all(condition.passes(measures[index], name) for condition in filters)
+                if kept[index]:
+                    locations.append(writer.append(name, encode_tile(tile, jpeg)))
+    plan = plan.only(kept)
+    return plan, _rows(slide_id, plan, measures[kept], locations)
+
+
+def _rows(slide_id: str, plan: TilePlan, measures: NDArray[np.float32], locations: list[TileLocation]) -> pa.Table:
+    names = np.array([m.name for m in MAGNIFICATIONS])
+    usable = plan.grid.magnifications
+    mpp = np.array([plan.grid.mpp(m) if m in usable else np.nan for m in MAGNIFICATIONS])
+    span0 = np.array([plan.grid.span_x0(m) if m in usable else np.nan for m in MAGNIFICATIONS])
+    store = f"stores/{slide_id}.zarr"
+    columns = {
+        "slide_id": np.full(len(plan), slide_id),
+        "magnification": names[plan.mag],
+        "mpp": mpp[plan.mag],
+        "x0": plan.x0,
+        "y0": plan.y0,
+        "span0": span0[plan.mag],
+        "row": plan.row,
+        "col": plan.col,
+        "tissue_fraction": plan.tissue_fraction,
+        **{name: measures[:, i] for i, name in enumerate(MEASURES)},
+        "shard": [f"{store}/{place.shard}" for place in locations],
+        "array": np.array([f"{store}/{name}" for name in names])[plan.mag],
+        "index": [place.index for place in locations],
+        "offset": [place.offset for place in locations],
+        "nbytes": [place.nbytes for place in locations],
+        "crc32": [place.crc32 for place in locations],
+    }
+    return pa.table([pa.array(columns[f.name], f.type) for f in TILE_SCHEMA], schema=TILE_SCHEMA)
