@@ -32,7 +32,7 @@ _PART_NAME = re.compile(r"part-(\d{5})\.parquet")
 
 _PART_SLIDES = 50_000
 _PART_TILES = 4_000_000
-_GROUP_ROWS = 100_000
+_GROUP_ROWS, _FILES_AT_ONCE = 100_000, 200
 _TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 
 
@@ -101,9 +101,10 @@ class Catalog:
         """Merge the small files of these slides, or of all, into parts; may run while workers commit other slides."""
         if slide_ids is None:
             self._forget_merged()
-        singles = [file.name for file in self._files("slides", parts=False)]
-        if slide_ids is not None:
-            singles = [name for name in singles if name.removesuffix(".parquet") in slide_ids]
+            singles = [file.name for file in self._files("slides", parts=False)]
+        else:
+            names = (f"{slide_id}.parquet" for slide_id in sorted(slide_ids))
+            singles = [name for name in names if (self._folders["slides"] / name).exists()]
         batch: list[str] = []
         tiles = 0
         for name in singles:
@@ -130,7 +131,7 @@ class Catalog:
 
     def _files(self, table: str, *, parts: bool) -> list[Path]:
         """A table's files, sorted: the parts, or those of single slides."""
-        files = sorted(self._folders[table].glob("[!.]*.parquet"))
+        files = sorted(self._folders[table].glob("[!.]*.parquet"), key=lambda file: file.name)
         return [file for file in files if (_PART_NAME.fullmatch(file.name) is not None) == parts]
 
     def _dataset(self, table: str) -> ds.Dataset:
@@ -151,7 +152,7 @@ class Catalog:
         for table, folder in self._folders.items():
             files = [folder / name for name in names if (folder / name).exists()]
             with pq.ParquetWriter(folder / f".{part}", _TABLES[table], compression="zstd") as writer:
-                for rows in _together(pq.read_table(file, schema=_TABLES[table]) for file in files):
+                for rows in _together(files, _TABLES[table]):
                     writer.write_table(rows, row_group_size=_GROUP_ROWS)
             _sync_file(folder / f".{part}")
         self._announce({"part": part, "singles": names})
@@ -189,16 +190,15 @@ class Catalog:
             pq.write_table(rows, unfinished, compression="zstd")
 
 
-def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in larger tables: a row group a slide would make a part's footer larger than its rows."""
+def _together(files: list[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The files' rows in their order, in large tables: a row group a slide would make a footer larger than its rows."""
     held: list[pa.Table] = []
-    rows = 0
-    for table in tables:
-        held.append(table)
-        rows += len(table)
-        if rows >= _GROUP_ROWS:
+    for first in range(0, len(files), _FILES_AT_ONCE):
+        some = [str(file) for file in files[first : first + _FILES_AT_ONCE]]
+        held.append(ds.dataset(some, schema=schema, format="parquet").to_table(use_threads=False))
+        if sum(map(len, held)) >= _GROUP_ROWS:
             yield pa.concat_tables(held)
-            held, rows = [], 0
+            held = []
     if held:
         yield pa.concat_tables(held)
 
