@@ -89,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds a slide may take (default: %(default)g)",
     )
+    add("--log", type=Path, metavar="JSONL", help="append a JSON line for each slide that begins or ends")
     add("--redo", action="store_true", help="do slides again that were made with other settings")
     add("--id-root", metavar="FOLDER", help="make slide ids from paths relative to this folder, so that it may move")
     add("--patient-key", type=Path, metavar="FILE", help=f"secret for hashing patient ids (or ${PATIENT_KEY_VARIABLE})")
@@ -129,6 +130,7 @@ def build_request(options: argparse.Namespace) -> RunRequest:
         id_key=read_id_key(options),
         names=options.names,
         institution_pattern=InstitutionPattern(pattern) if pattern else None,
+        log=options.log,
     )
 
 

@@ -42,6 +42,7 @@ from wsi_prep.records import FORMAT_VERSION, SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.scale import Scale, check_assumed_mpp, resolve_scale
 from wsi_prep.shards import StoreWriter, TileLocation
 from wsi_prep.sources import SlideSource, fingerprint
+from wsi_prep.stages import StageClock
 from wsi_prep.stain import classify_stain
 from wsi_prep.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.tissue import MASK_MPP, Glass, TissueSettings, check_bright_field, detect_tissue
@@ -118,20 +119,23 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     keep_freed_memory()
     _require_current(task)
     row = blank_row(task)
+    clock = StageClock()
     tiles = TILE_SCHEMA.empty_table()
     stage = Path(task.out) / STAGING / f"{task.source.slide_id}-{uuid.uuid4().hex[:8]}"
     try:
         with _time_limit(task):
+            clock.enter("open")
             row["fingerprint"] = fingerprint(task.source)
             stage.mkdir(parents=True)
-            tiles = _prepare(task, row, stage)
+            tiles = _prepare(task, row, stage, clock)
     except RunReplaced:
         raise
     except Exception as error:  # whatever happens to one slide becomes its row
         row.update(failure(error, task.source))
     finally:
         remove_tree(stage)
-    row["seconds"] = time.perf_counter() - started
+    clock.stop()
+    row.update(clock.columns(), seconds=time.perf_counter() - started)
     _require_current(task)
     Catalog(Path(task.out)).commit(row, tiles)
     return row
@@ -215,13 +219,14 @@ def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
     return {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}
 
 
-def _prepare(task: SlideTask, row: dict[str, Any], stage: Path) -> pa.Table:
+def _prepare(task: SlideTask, row: dict[str, Any], stage: Path, clock: StageClock) -> pa.Table:
     """All of the work on one slide; fills `row` as facts become known, so that they survive a failure."""
     reader = open_slide(task.source.path, task.settings.reader)
     try:
         row.update(_facts(reader.info))
         scale = resolve_scale(reader.info, task.manifest.mpp, task.settings.assume_mpp)
         row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=scale.warning or None)
+        clock.enter("tissue")
         thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
         check_bright_field(thumbnail.pixels)
         glass = Glass.of(thumbnail.pixels)
@@ -234,7 +239,7 @@ def _prepare(task: SlideTask, row: dict[str, Any], stage: Path) -> pa.Table:
         if row["stain"] is None:
             stain, confidence = classify_stain(thumbnail.pixels, tissue, glass)
             row.update(stain=stain, stain_confidence=confidence, stain_source="pixels")
-        return _make_tiles(task, row, stage, reader, scale, thumbnail, tissue)
+        return _make_tiles(task, row, stage, clock, reader, scale, thumbnail, tissue)
     finally:
         reader.close()
 
@@ -243,6 +248,7 @@ def _make_tiles(
     task: SlideTask,
     row: dict[str, Any],
     stage: Path,
+    clock: StageClock,
     reader: SlideReader,
     scale: Scale,
     thumbnail: Thumbnail,
@@ -259,7 +265,9 @@ def _make_tiles(
         raise
     plan = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, task.settings.plan, slide_id)
     (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, plan, task.source.name))
+    clock.enter("tiles")
     tiles = _write_store(task, stage, reader, plan) if len(plan) else TILE_SCHEMA.empty_table()
+    clock.enter("publish")
     row.update(_publish(task, stage))
     row.update({f"tiles_{m.name}": plan.count(m) for m in MAGNIFICATIONS})
     row.update(_verdict(row, plan, task.settings.plan))

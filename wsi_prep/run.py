@@ -7,7 +7,7 @@ import platform
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -35,6 +35,7 @@ from wsi_prep.prepare import (
     prepare_slide,
 )
 from wsi_prep.private import add_names, check_names_file, key_check, keyed_patient
+from wsi_prep.runlog import RunLog
 from wsi_prep.sources import SlideSource, find_slides, fingerprint, paths_below
 
 _NAMED_AS = {"manifest": "a manifest", "masks": "masks", "institution_pattern": "an institution pattern"}
@@ -62,6 +63,7 @@ class RunRequest:
     id_key: bytes | None = None
     names: Path | None = None
     institution_pattern: InstitutionPattern | None = None
+    log: Path | None = None
 
     @property
     def manifest_path(self) -> str | None:
@@ -130,7 +132,10 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
     if request.id_key is not None:
         settings["private"] = key_check(request.id_key)
-    with open_output(request.out, settings, token, redo=request.redo) as catalog:
+    with (
+        open_output(request.out, settings, token, redo=request.redo) as catalog,
+        RunLog(request.log, token[:8]) as log,
+    ):
         with writing(request.out):
             write_run(request.out, {**read_run(request.out), **_named(request)})
             tasks = [
@@ -139,13 +144,14 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
             ]
             tasks = _not_done(request, tasks, catalog, summary)
         if tasks:
-            _work(request, tasks, catalog, summary, watcher)
+            _work(request, tasks, catalog, summary, watcher, log)
         with writing(request.out):
             dismiss_workers(request.out)
             sweep(request.out, catalog)  # what workers that died left
             catalog.merge()
             summary.seconds = time.perf_counter() - started
             _record(request, catalog, summary, worked=bool(tasks))
+        log.run_ended(summary.statuses, summary.seconds)
     return summary
 
 
@@ -276,20 +282,31 @@ def _fingerprint(task: SlideTask) -> str:
 
 
 def _work(
-    request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary, watcher: Watcher
+    request: RunRequest,
+    tasks: Sequence[SlideTask],
+    catalog: Catalog,
+    summary: RunSummary,
+    watcher: Watcher,
+    log: RunLog,
 ) -> None:
-    with cluster(request.cluster) as client:
+    with cluster(request.cluster) as client, Merger(catalog) as merger:
         with writing(request.out):
             catalog.drop({task.source.slide_id for task in tasks})
             sweep(request.out, catalog)
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))
-        with Merger(catalog) as merger:
-            for task, outcome in run_tasks(client, prepare_slide, tasks, _task_key):
-                row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome
-                summary.add(row, now=True)
-                watcher.finished(row)
-                with writing(request.out):
-                    merger.add(row["slide_id"])
+        log.run_started(len(tasks), summary.done_before)
+        began = _began(log) if log.wanted else None
+        for task, outcome in run_tasks(client, prepare_slide, tasks, _task_key, began):
+            row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome
+            summary.add(row, now=True)
+            watcher.finished(row)
+            log.slide_finished(row)
+            with writing(request.out):
+                merger.add(row["slide_id"])
+
+
+def _began(log: RunLog) -> Callable[[str, str], None]:
+    return lambda key, worker: log.slide_started(key.rpartition("-")[0], worker)
 
 
 def _task_key(task: SlideTask) -> str:
