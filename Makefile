@@ -16,7 +16,7 @@ TORCHRUN = $(if $(HEAD)$(GPUS),torch.distributed.run --nproc-per-node '$(or $(GP
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MASKS= MAGS= MAX_TILES= FILTER="focus@40x>=0.2 pen<=0.02" WORKERS= SCHEDULER= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= TIME_LIMIT= PRIVATE=1 ID_KEY= NAMES= INSTITUTION_PATTERN= ARGS=
+shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MASKS= MAGS= MAX_TILES= FILTER="focus@40x>=0.2 pen<=0.02" WORKERS= SCHEDULER= TLS_CA= TLS_CERT= TLS_KEY= CLUSTER=slurm CLUSTER_CONFIG= LOG= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= TIME_LIMIT= PRIVATE=1 ID_KEY= NAMES= INSTITUTION_PATTERN= ARGS=
 ifndef SLIDES
 	@$(BIN)/python -m sample_slides.make
 endif
@@ -25,7 +25,9 @@ endif
 	  $(if $(MASKS),--masks '$(MASKS)') $(if $(MAGS),--mags '$(MAGS)') $(if $(MAX_TILES),--max-tiles '$(MAX_TILES)') \
 	  $(if $(FILTER),--filter '$(FILTER)') \
 	  $(if $(WORKERS),--workers '$(WORKERS)') $(if $(SCHEDULER),--scheduler '$(SCHEDULER)') \
-	  $(if $(REDO),--redo) $(if $(ASSUME_MPP),--assume-mpp '$(ASSUME_MPP)') \
+	  $(if $(TLS_CA),--tls-ca '$(TLS_CA)') $(if $(TLS_CERT),--tls-cert '$(TLS_CERT)') $(if $(TLS_KEY),--tls-key '$(TLS_KEY)') \
+	  $(if $(CLUSTER),--cluster '$(CLUSTER)') $(if $(CLUSTER_CONFIG),--cluster-config '$(CLUSTER_CONFIG)') \
+	  $(if $(LOG),--log '$(LOG)') $(if $(REDO),--redo) $(if $(ASSUME_MPP),--assume-mpp '$(ASSUME_MPP)') \
 	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(ID_ROOT),--id-root '$(ID_ROOT)') \
 	  $(if $(PRIVATE),--private) $(if $(ID_KEY),--id-key '$(ID_KEY)') $(if $(NAMES),--names '$(NAMES)') \
 	  $(if $(value INSTITUTION_PATTERN),--institution-pattern '$(value INSTITUTION_PATTERN)') \

@@ -144,8 +144,9 @@ class Catalog:
 
     def _tile_counts(self, names: list[str]) -> dict[str, int]:
         """How many tiles the slide of each of these files has."""
-        tables = zip(names, self._tables("slides", names), strict=True)
-        return {name: sum(row[c] or 0 for row in rows.to_pylist() for c in _COUNTS) for name, rows in tables}
+        paths = [f"{_FOLDERS['slides']}/{name}" for name in names]
+        rows = (row for table in self._place.tables(paths, SLIDE_SCHEMA) for row in table.to_pylist())
+        return {f"{row['slide_id']}.parquet": sum(row[c] or 0 for c in _COUNTS) for row in rows}
 
     def _source(self, table: str, name: str) -> Any:
         return next(self._place.sources([f"{_FOLDERS[table]}/{name}"]))
@@ -171,12 +172,12 @@ class Catalog:
         last = self._names("slides", parts=True)[-1:]
         part = f"part-{sum(int(name.removesuffix('.parquet')[-5:]) + 1 for name in last):05d}.parquet"
         for table, folder in _FOLDERS.items():
-            present = [name for name in names if table == "slides" or name in with_tiles]
+            present = [f"{folder}/{name}" for name in names if table == "slides" or name in with_tiles]
             with (
                 self._place.making(f"{folder}/.{part}") as unfinished,
                 pq.ParquetWriter(unfinished, _TABLES[table], compression="zstd") as writer,
             ):
-                for rows in _together(self._tables(table, present)):
+                for rows in _together(self._place.tables(present, _TABLES[table])):
                     writer.write_table(rows, row_group_size=_GROUP_ROWS)
         self._announce({"part": part, "singles": names})
 
@@ -209,15 +210,13 @@ class Catalog:
 
 
 def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in larger tables: a row group a slide would make a part's footer larger than its rows."""
+    """The same rows in large tables: a row group a slide would make a part's footer larger than its rows."""
     held: list[pa.Table] = []
-    rows = 0
     for table in tables:
         held.append(table)
-        rows += len(table)
-        if rows >= _GROUP_ROWS:
+        if sum(map(len, held)) >= _GROUP_ROWS:
             yield pa.concat_tables(held)
-            held, rows = [], 0
+            held = []
     if held:
         yield pa.concat_tables(held)
 

@@ -33,6 +33,7 @@ _IN_FLIGHT_PER_WORKER = 4
 _DEATHS_ALLOWED = 1
 _CONNECT_SECONDS = 20
 _KEPT_BYTES = 2**28
+_STARTED = "task-started"
 _WINDOW_SECONDS = 1.0
 _ROLES = ("client", "scheduler", "worker")
 _GONE_REASONS = ("scheduler-connection-lost", "scheduler-restart")
@@ -84,15 +85,23 @@ def dashboard_link(client: Client) -> str:
 
 
 def run_tasks(
-    client: Client, function: Callable[[Task], Result], tasks: Iterable[Task], key: Callable[[Task], str]
+    client: Client,
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    key: Callable[[Task], str],
+    started: Callable[[str, str], None] | None = None,
 ) -> Iterator[tuple[Task, Result | BaseException]]:
     """Run `function` on each task and yield the pairs as they finish: the task, and its result or its exception.
 
     Only a few tasks a worker are with the scheduler at any time, so memory does not grow with their number. When a
     worker dies, every task that it held is suspect; suspects are run again one by one at the end, so that only the one
     that kills workers fails. Raises ClusterLost when the scheduler is gone.
+
+    `started` is told the key of each task that a worker begins, and the worker's address, in a thread of the client.
     """
-    work = _Work(function, own_versions())
+    work = _Work(function, own_versions(), key if started is not None else None)
+    if started is not None:
+        client.subscribe_topic(_STARTED, lambda event: started(event[1]["key"], event[1]["worker"]))
     suspects = []
     for task, outcome in _run_together(client, work, tasks, key):
         if isinstance(outcome, WorkerDied):
@@ -111,10 +120,14 @@ class _Work(Generic[Task, Result]):
 
     function: Callable[[Task], Result]
     versions: Mapping[str, str]
+    announced_as: Callable[[Task], str] | None = None
 
     def __call__(self, task: Task) -> Result:
+        worker = get_worker()
         if differs := difference(self.versions, own_versions()):
-            raise WrongWorker(get_worker().address, differs)
+            raise WrongWorker(worker.address, differs)
+        if self.announced_as is not None:
+            worker.log_event(_STARTED, {"key": self.announced_as(task), "worker": worker.address})
         return self.function(task)
 
 

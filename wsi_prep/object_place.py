@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from itertools import islice
@@ -139,6 +139,11 @@ class ObjectPlace:
         tables = [pq.read_table(source, schema=schema, columns=columns) for source in sources]
         empty = schema.empty_table()
         return pa.concat_tables([empty if columns is None else empty.select(columns), *tables])
+
+    def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
+        """See Place."""
+        for source in self.sources(paths):
+            yield pq.read_table(source, schema=schema)
 
     def sources(self, paths: Iterable[str]) -> Iterator[pa.BufferReader]:
         """See Place; whole objects, of which the largest, a part of the catalog, has some hundred MB."""

@@ -41,6 +41,7 @@ from wsi_prep.readers.select import READERS, opened
 from wsi_prep.records import FORMAT_VERSION, SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.scale import Scale, check_assumed_mpp, resolve_scale
 from wsi_prep.sources import SlideSource, fingerprint
+from wsi_prep.stages import StageClock
 from wsi_prep.stain import classify_stain
 from wsi_prep.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.tile_writer import write_tiles
@@ -123,17 +124,20 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     place = open_place(task.out)
     _require_current(task, place)
     row = blank_row(task)
+    clock = StageClock()
     tiles = TILE_SCHEMA.empty_table()
     try:
         with _time_limit(task, place) as start_anew, Room(task.cache, start_anew) as room:
+            clock.enter("open")
             row["fingerprint"] = fingerprint(task.source)
             with _staged(task, place, room) as stage:
-                tiles = _prepare(task, row, place, stage, room)
+                tiles = _prepare(task, row, place, stage, room, clock)
     except RunReplaced:
         raise
     except Exception as error:  # whatever happens to one slide becomes its row
         row.update(failure(error, task.source))
-    row["seconds"] = time.perf_counter() - started
+    clock.stop()
+    row.update(clock.columns(), seconds=time.perf_counter() - started)
     _require_current(task, place)
     Catalog(place).commit(row, tiles)
     return row
@@ -237,12 +241,15 @@ def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
     return {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}
 
 
-def _prepare(task: SlideTask, row: dict[str, Any], place: Place, stage: Path, room: Room) -> pa.Table:
+def _prepare(
+    task: SlideTask, row: dict[str, Any], place: Place, stage: Path, room: Room, clock: StageClock
+) -> pa.Table:
     """All of the work on one slide; fills `row` as facts become known, so that they survive a failure."""
     with opened(task.source, task.settings.reader, room) as reader:
         row.update(_facts(reader.info))
         scale = resolve_scale(reader.info, task.manifest.mpp, task.settings.assume_mpp)
         row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=scale.warning or None)
+        clock.enter("tissue")
         thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
         check_bright_field(thumbnail.pixels)
         glass = Glass.of(thumbnail.pixels)
@@ -255,7 +262,7 @@ def _prepare(task: SlideTask, row: dict[str, Any], place: Place, stage: Path, ro
         if row["stain"] is None:
             stain, confidence = classify_stain(thumbnail.pixels, tissue, glass)
             row.update(stain=stain, stain_confidence=confidence, stain_source="pixels")
-        return _make_tiles(task, row, place, stage, reader, scale, thumbnail, tissue)
+        return _make_tiles(task, row, place, stage, clock, reader, scale, thumbnail, tissue)
 
 
 def _make_tiles(
@@ -263,6 +270,7 @@ def _make_tiles(
     row: dict[str, Any],
     place: Place,
     stage: Path,
+    clock: StageClock,
     reader: SlideReader,
     scale: Scale,
     thumbnail: Thumbnail,
@@ -279,8 +287,11 @@ def _make_tiles(
         raise
     wanted = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, task.settings.plan, slide_id)
     settings = task.settings
+    clock.enter("tiles")
     plan, tiles = write_tiles(stage / "store.zarr", slide_id, reader, wanted, settings.jpeg, settings.filters)
+    clock.enter("tissue")
     (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, plan, task.source.name))
+    clock.enter("publish")
     row.update(_publish(task, place, stage))
     row.update({f"tiles_{m.name}": plan.count(m) for m in MAGNIFICATIONS})
     row["tiles_filtered"] = len(wanted) - len(plan)

@@ -50,6 +50,10 @@ SLIDE_SCHEMA = pa.schema(
         ("config_hash", pa.string()),  # of every setting that the tiles depend on
         ("version", pa.string()),  # of this package
         ("seconds", pa.float64()),  # wall time on one worker
+        ("seconds_open", pa.float32()),  # of these, opening and scale; null for a stage that was not reached
+        ("seconds_tissue", pa.float32()),  # thumbnail, tissue, stain, plan, overlay
+        ("seconds_tiles", pa.float32()),  # pixels read, measured, encoded and written
+        ("seconds_publish", pa.float32()),  # renaming into place
         ("bytes", pa.int64()),  # of the tile store
         ("files", pa.int32()),  # that the slide left in the output folder, catalog aside
     ]

@@ -7,7 +7,7 @@ import platform
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -38,6 +38,7 @@ from wsi_prep.prepare import (
     prepare_slide,
 )
 from wsi_prep.private import add_names, check_names_file, key_check, keyed_patient
+from wsi_prep.runlog import RunLog
 from wsi_prep.sources import SlideSource, find_slides, fingerprint, paths_below
 
 _NAMED_AS = {"manifest": "a manifest", "masks": "masks", "institution_pattern": "an institution pattern"}
@@ -68,6 +69,7 @@ class RunRequest:
     institution_pattern: InstitutionPattern | None = None
     cache: CacheSettings = field(default_factory=CacheSettings)
     take_over: bool = False
+    log: Path | None = None
 
     @property
     def manifest_path(self) -> str | None:
@@ -149,7 +151,10 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
     if request.id_key is not None:
         settings["private"] = key_check(request.id_key)
-    with open_output(place, settings, token, redo=request.redo, take_over=request.take_over) as catalog:
+    with (
+        open_output(place, settings, token, redo=request.redo, take_over=request.take_over) as catalog,
+        RunLog(request.log, token[:8]) as log,
+    ):
         with writing(place):
             write_run(place, {**read_run(place), **_named(request)})
             tasks, forgotten = leave_forgotten(place, tasks, catalog)
@@ -158,7 +163,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
                 summary.add(row, now=False)
             tasks = _not_done(request, tasks, catalog, summary)
         if tasks:
-            _work(request, tasks, place, catalog, summary, watcher)
+            _work(request, tasks, place, catalog, summary, watcher, log)
         with writing(place):
             require_held(place, token)
             place.dismiss_workers()
@@ -166,6 +171,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
             catalog.merge()
             summary.seconds = time.perf_counter() - started
             _record(place, catalog, summary, worked=bool(tasks))
+        log.run_ended(summary.statuses, summary.seconds)
     return summary
 
 
@@ -302,19 +308,26 @@ def _work(
     catalog: Catalog,
     summary: RunSummary,
     watcher: Watcher,
+    log: RunLog,
 ) -> None:
-    with cluster(request.cluster) as client:
+    with cluster(request.cluster) as client, Merger(catalog) as merger:
         with writing(place):
             catalog.drop({task.source.slide_id for task in tasks})
             sweep(place, catalog)
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))
-        with Merger(catalog) as merger:
-            for task, outcome in run_tasks(client, prepare_slide, tasks, _task_key):
-                row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome
-                summary.add(row, now=True)
-                watcher.finished(row)
-                with writing(place):
-                    merger.add(row["slide_id"])
+        log.run_started(len(tasks), summary.done_before)
+        began = _began(log) if log.wanted else None
+        for task, outcome in run_tasks(client, prepare_slide, tasks, _task_key, began):
+            row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome
+            summary.add(row, now=True)
+            watcher.finished(row)
+            log.slide_finished(row)
+            with writing(place):
+                merger.add(row["slide_id"])
+
+
+def _began(log: RunLog) -> Callable[[str, str], None]:
+    return lambda key, worker: log.slide_started(key.rpartition("-")[0], worker)
 
 
 def _task_key(task: SlideTask) -> str:

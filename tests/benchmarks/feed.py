@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from tests.benchmarks import cohort, crops, local, remote, scale
+from tests.benchmarks import cohort, crops, index_scale, local, remote
 from tests.benchmarks.measure import Figure, machine, markdown, table
 
 
@@ -55,7 +55,7 @@ def _crops(folder: Path, shards: str, quick: bool) -> list[Figure]:
 
 
 def _scale(folder: Path, shards: str, quick: bool) -> list[Figure]:
-    return scale.run(folder, scale.Scale(100_000, 50_000, 1) if quick else scale.Scale())
+    return index_scale.run(folder, index_scale.Scale(100_000, 50_000, 1) if quick else index_scale.Scale())
 
 
 _PARTS: dict[str, Callable[[Path, str, bool], list[Figure]]] = {

@@ -1,4 +1,4 @@
-"""Run by scale.py in a process of its own: opens an index, draws from it, and prints what that cost as JSON."""
+"""Run by index_scale.py in a process of its own: opens an index, draws from it, and prints what that cost as JSON."""
 
 from __future__ import annotations
 
