@@ -35,6 +35,23 @@ def local_path(path: str) -> str | None:
     return inner if isinstance(files, LocalFileSystem) else None
 
 
+def is_elsewhere(path: str) -> bool:
+    """Whether a path names something that is not on a disk of this machine."""
+    return "://" in path and local_path(path) is None
+
+
+def files_in(folder: str) -> list[str]:
+    """Paths, or URLs, of the files that lie in a folder, sorted; none where there is no folder."""
+    files, inner = file_system(folder)
+    if isinstance(files, LocalFileSystem):
+        return sorted(str(p) for p in Path(inner).iterdir() if p.is_file()) if Path(inner).is_dir() else []
+    try:
+        found = files.ls(inner, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(str(files.unstrip_protocol(f["name"])) for f in found if f["type"] == "file")
+
+
 def copy_here(path: str, files: tuple[str, ...], room: Room) -> str:
     """Copy a slide with all its files into the room, as they lie beside each other; returns the copy of `path`."""
     base = path.rpartition("/")[0]
