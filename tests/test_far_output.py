@@ -178,7 +178,7 @@ def quick(monkeypatch):
 def test_shards_that_cannot_be_written_fail_their_slides_and_a_later_call_makes_them(
     server, slides, scheduler, local, capsys
 ):
-    server.fail("PUT", "/a-", 503)
+    server.fail("PUT", "/stores/a-", 503)
     assert shards(slides, AT, scheduler) == 3
     assert "failed    a.tiff  StoreFailed: " in capsys.readouterr().out
     rows, tiles = catalog(server.objects(PREFIX))

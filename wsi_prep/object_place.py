@@ -32,9 +32,10 @@ from wsi_prep.errors import BadOutput, StoreFailed
 from wsi_prep.place import LOCK
 from wsi_prep.process import ProcessMark
 
-_RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
+_RETRIES: Any = {"max_retries": 7, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
 _PAUSES = (0.1, 0.4, 1.6)  # s, likewise, for what obstore itself does not try again
 _IN_FLIGHT = 16
+_FILES_AT_ONCE, _PIECES_AT_ONCE = 4, 4  # of uploads: pieces of 5 MB, each of which has its minute
 _LOCK_TRIES = 3
 
 Result = TypeVar("Result")
@@ -49,7 +50,7 @@ def open_store(url: str) -> Any:
 
 
 def _client_options() -> Any:
-    return {"connect_timeout": "5s", "timeout": "30s", "allow_http": _s3_endpoint().startswith("http://")}
+    return {"connect_timeout": "5s", "timeout": "60s", "allow_http": _s3_endpoint().startswith("http://")}
 
 
 def _s3_endpoint() -> str:
@@ -178,7 +179,7 @@ class ObjectPlace:
         before = {key.removeprefix(f"{path}/") for key in self._below(path)}
         last = [name for name in local if "/" not in name]
         for names in ([name for name in local if name not in last], last):
-            deque(_ahead(lambda name: self._put(f"{path}/{name}", local[name]), names), maxlen=0)
+            deque(_ahead(lambda name: self._put(f"{path}/{name}", local[name]), names, _FILES_AT_ONCE), maxlen=0)
         self.delete(f"{path}/{name}" for name in sorted(before - local.keys()))
 
     def delete(self, paths: Iterable[str]) -> None:
@@ -200,7 +201,8 @@ class ObjectPlace:
         return _ask(self.where, lambda: [meta["path"] for page in self._store.list(f"{path}/") for meta in page])
 
     def _put(self, path: str, data: bytes | Path) -> None:
-        _ask(f"{self.where}/{path}", self._store.put, path, data)
+        put = functools.partial(self._store.put, max_concurrency=_PIECES_AT_ONCE)
+        _ask(f"{self.where}/{path}", put, path, data)
 
     def _take(self, mark: dict[str, Any], *, take_over: bool) -> dict[str, str]:
         """Write the lock for this run; returns its version."""
@@ -251,11 +253,11 @@ def _version(meta: Any) -> dict[str, str]:
     return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
 
 
-def _ahead(work: Callable[[str], Any], paths: Iterable[str]) -> Iterator[Any]:
+def _ahead(work: Callable[[str], Any], paths: Iterable[str], at_once: int = _IN_FLIGHT) -> Iterator[Any]:
     """`work` on each path, several at a time, results in order; not more of them wait than are in flight."""
     waiting = iter(paths)
-    with ThreadPoolExecutor(_IN_FLIGHT) as pool:
-        running: deque[Future[Any]] = deque(pool.submit(work, path) for path in islice(waiting, _IN_FLIGHT))
+    with ThreadPoolExecutor(at_once) as pool:
+        running: deque[Future[Any]] = deque(pool.submit(work, path) for path in islice(waiting, at_once))
         try:
             while running:
                 yield running.popleft().result()
