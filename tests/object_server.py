@@ -104,7 +104,7 @@ class ObjectServer:
         return None
 
     def _answer(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"].encode("latin-1").decode()
         query = environ["QUERY_STRING"]
         fault = self._fault(method, f"{path}?{query}" if query else path)
         if fault is not None and isinstance(fault.how, int):

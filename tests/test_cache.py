@@ -87,6 +87,15 @@ def test_what_a_killed_process_left_is_removed_by_the_next(settings, holder):
     assert left(settings) == set()
 
 
+def test_where_a_slide_hung_stays_until_it_is_asked_for(settings):
+    root = settings.root()
+    (root / "of-a-killed-try.hung").write_text("")
+    (root / "of-a-slide.hung").write_text("in read_region")
+    with Room(settings) as room:
+        assert room.folder.exists()
+    assert left(settings) == {"of-a-slide.hung"}
+
+
 def test_what_does_not_fit_beside_the_others_waits_for_them(settings, holder):
     waited = threading.Event()
 

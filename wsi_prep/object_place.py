@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import tempfile
 import time
 from collections import deque
@@ -46,7 +47,7 @@ def open_store(url: str) -> Any:
     try:
         return obstore.store.from_url(url, client_options=_client_options(), retry_config=_RETRIES)
     except (BaseError, ValueError) as error:
-        raise StoreFailed(f"{url} cannot be opened ({first_line(error)})") from error
+        raise StoreFailed(f"{url} cannot be opened ({_first_line(error)})") from error
 
 
 def _client_options() -> Any:
@@ -57,20 +58,21 @@ def _s3_endpoint() -> str:
     return os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
 
 
-def first_line(error: BaseException) -> str:
-    """What obstore says before it shows the details, in one line."""
-    return " ".join(next(iter(str(error).strip().splitlines()), type(error).__name__).split())[:300]
+def _first_line(error: BaseException) -> str:
+    """What obstore says before it shows the details, in one line; of the URL its server, since the rest has names."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return " ".join(re.sub(r"(https?://[^/\s]+)\S*", r"\1", line).split())[:300]
 
 
 def _failed(where: str, error: BaseError) -> StoreFailed:
     return StoreFailed(
-        f"{where} cannot be used ({first_line(error)}); what is done is kept, so mend that and run again"
+        f"{where} cannot be used ({_first_line(error)}); what is done is kept, so mend that and run again"
     )
 
 
 def _is_cut_off(error: BaseError) -> bool:
     """Whether an answer broke off where obstore does not ask again by itself: in a listing, or an error's details."""
-    return isinstance(error, GenericError) and "body" in first_line(error)
+    return isinstance(error, GenericError) and "body" in _first_line(error)
 
 
 def _ask(where: str, work: Callable[..., Result], *arguments: Any) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.cache import Room
-from wsi_prep.errors import UnreadableSlide
+from wsi_prep.errors import NoRoom, UnreadableSlide
 from wsi_prep.place import OBJECT_STORES
 
 _PIECE_BYTES = 8 * 2**20
@@ -57,10 +58,15 @@ def copy_here(path: str, files: tuple[str, ...], room: Room) -> str:
     base = path.rpartition("/")[0]
     sizes = {url: _size(url) for url in files}
     room.reserve(sum(sizes.values()))
-    for url, size in sizes.items():
-        target = room.folder / "slide" / _below(url, base)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _copy(url, size, target)
+    try:
+        for url, size in sizes.items():
+            target = room.folder / "slide" / _below(url, base)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy(url, size, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoRoom("the disk of the cache is full; make room there, or name another with CACHE") from error
     return str(room.folder / "slide" / _below(path, base))
 
 
