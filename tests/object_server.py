@@ -18,7 +18,7 @@ BUCKET = "slides"
 
 @dataclass
 class Fault:
-    """How requests of one kind fail: those of `method` whose path has `part`, the first `times` of them.
+    """How requests of one kind fail: those of `method` (or "PUT|POST") whose path has `part`, `times` after `after`.
 
     `how` is a status code, "cut" (half of the answer, then nothing), "lost" (done, but the answer never comes), or
     "slow" (a second late).
@@ -28,6 +28,7 @@ class Fault:
     part: str
     how: int | str
     times: int = 10**9
+    after: int = 0
     met: int = 0
 
 
@@ -74,8 +75,8 @@ class ObjectServer:
     def stop(self) -> None:
         self._server.shutdown()
 
-    def fail(self, method: str, part: str, how: int | str, times: int = 10**9) -> Fault:
-        self.faults.append(Fault(method, part, how, times))
+    def fail(self, method: str, part: str, how: int | str, times: int = 10**9, after: int = 0) -> Fault:
+        self.faults.append(Fault(method, part, how, times, after))
         return self.faults[-1]
 
     def objects(self, prefix: str = "") -> dict[str, bytes]:
@@ -98,9 +99,12 @@ class ObjectServer:
     def _fault(self, method: str, path: str) -> Fault | None:
         with self._lock:
             for fault in self.faults:
-                if method == fault.method and fault.part in path and fault.met < fault.times:
-                    fault.met += 1
-                    return fault
+                if method in fault.method.split("|") and fault.part in path:
+                    if fault.after > 0:
+                        fault.after -= 1
+                    elif fault.met < fault.times:
+                        fault.met += 1
+                        return fault
         return None
 
     def _answer(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:

@@ -159,7 +159,7 @@ def test_a_store_in_trouble_for_a_while_makes_no_difference(server, cohort, he_s
 
 def test_folders_globs_and_lists_name_slides(server):
     slides = ("c/a.svs", "c/x/b.tiff", "c/m.mrxs", "c/m/Slidedat.ini", "c/m/deep.tif")
-    for key in (*slides, "c/x/notes.txt", "c/out/run.json"):
+    for key in (*slides, "c/x/notes.txt", "c/out/run.json", "c/", "c/x/"):  # the last are what consoles make of folders
         server.client.put_object(Bucket=BUCKET, Key=key, Body=key.encode())
     server.client.put_object(Bucket=BUCKET, Key="c/out/catalog/x.tif", Body=b"")
     server.client.put_object(Bucket=BUCKET, Key="c/list.csv", Body=f"slide\nx/b.tiff\n{AT}/c/a.svs\n".encode())

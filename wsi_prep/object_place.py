@@ -139,7 +139,10 @@ class ObjectPlace:
         """See Place."""
         found = _ask(self.where, self._store.list_with_delimiter, folder or None)
         paths = [meta["path"] for meta in found["objects"]] + list(found["common_prefixes"])
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+        inside = (path.rstrip("/") for path in paths)
+        return sorted(
+            path.rpartition("/")[2] for path in inside if path != folder
+        )  # a console's mark of a folder is it
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Place."""
