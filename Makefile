@@ -16,7 +16,7 @@ TORCHRUN = $(if $(HEAD)$(GPUS),torch.distributed.run --nproc-per-node '$(or $(GP
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MASKS= MAGS= MAX_TILES= FILTER="focus@40x>=0.2 pen<=0.02" WORKERS= SCHEDULER= TLS_CA= TLS_CERT= TLS_KEY= CLUSTER=slurm CLUSTER_CONFIG= LOG= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= TIME_LIMIT= PRIVATE=1 ID_KEY= NAMES= INSTITUTION_PATTERN= ARGS=
+shards: $(VENV)/.shards ## slides to tile stores: SLIDES= OUT= MANIFEST= MASKS= MAGS= MAX_TILES= FILTER="focus@40x>=0.2 pen<=0.02" WORKERS= SCHEDULER= TLS_CA= TLS_CERT= TLS_KEY= CLUSTER=slurm CLUSTER_CONFIG= LOG= REDO=1 ASSUME_MPP= PATIENT_KEY= ID_ROOT= TIME_LIMIT= PRIVATE=1 ID_KEY= NAMES= INSTITUTION_PATTERN= CACHE= CACHE_GB= TAKE_OVER=1 ARGS=
 ifndef SLIDES
 	@$(BIN)/python -m sample_slides.make
 endif
@@ -31,6 +31,7 @@ endif
 	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(ID_ROOT),--id-root '$(ID_ROOT)') \
 	  $(if $(PRIVATE),--private) $(if $(ID_KEY),--id-key '$(ID_KEY)') $(if $(NAMES),--names '$(NAMES)') \
 	  $(if $(value INSTITUTION_PATTERN),--institution-pattern '$(value INSTITUTION_PATTERN)') \
+	  $(if $(CACHE),--cache '$(CACHE)') $(if $(CACHE_GB),--cache-gb '$(CACHE_GB)') $(if $(TAKE_OVER),--take-over) \
 	  $(if $(TIME_LIMIT),--time-limit '$(TIME_LIMIT)') $(ARGS)
 
 verify: $(VENV)/.shards ## every row, file and tile of shards: SHARDS="folder ..." REPAIR=1 WORKERS=

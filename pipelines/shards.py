@@ -137,7 +137,7 @@ def build_request(options: argparse.Namespace) -> RunRequest:
     pattern = options.institution_pattern
     return RunRequest(
         slides=options.slides,
-        out=str(local_folder(options.out) or options.out).rstrip("/"),
+        out=str(local_folder(options.out) or options.out.rstrip("/")),
         manifest=options.manifest,
         masks=options.masks,
         settings=settings,

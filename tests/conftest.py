@@ -56,6 +56,28 @@ def cmu_slide():
     return pytest.skip(f"needs {CMU}: python -m sample_slides.make --only {CMU}")
 
 
+@pytest.fixture(scope="module")
+def object_server():
+    """A bucket over HTTP, named by the environment as a user would; see object_server.py for how it is made to fail."""
+    from object_server import ObjectServer
+
+    server = ObjectServer()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def scheduler(object_server):
+    """The address of a Dask cluster of one worker that reaches the bucket."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1") as cluster:
+        yield cluster.scheduler_address
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 3 MB, where this machine lets us mount one."""

@@ -21,6 +21,9 @@ from uuid import uuid4
 from wsi_prep.errors import BadOption, NoRoom
 from wsi_prep.place import remove_tree
 
+HUNG = ".hung"
+"""Ending of the files that say where a slide hung; empty, and locked, while it is worked on."""
+
 _MARK = ".mark"
 _LOOK_AGAIN_SECONDS = 0.2
 
@@ -130,12 +133,14 @@ def _marks(root: Path) -> list[Path]:
 
 
 def _sweep(root: Path) -> None:
-    """Remove what belongs to no live process."""
-    for mark in _marks(root):
+    """Remove what belongs to no live process, but for what says where a slide hung: the next try of it asks."""
+    for mark in (*_marks(root), *root.glob(f"*{HUNG}")):
         with contextlib.suppress(FileNotFoundError), mark.open("r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
+                continue
+            if mark.suffix == HUNG and mark.stat().st_size:
                 continue
             remove_tree(mark.with_suffix(""))
             mark.unlink(missing_ok=True)

@@ -11,28 +11,35 @@ import contextlib
 import functools
 import json
 import os
+import re
 import tempfile
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import obstore
 import obstore.store
 import pyarrow as pa
 import pyarrow.parquet as pq
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 from obstore.fsspec import FsspecStore
 
 from wsi_prep.errors import BadOutput, StoreFailed
 from wsi_prep.place import LOCK
 from wsi_prep.process import ProcessMark
 
-_RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
+_RETRIES: Any = {"max_retries": 7, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
+_PAUSES = (0.1, 0.4, 1.6)  # s, likewise, for what obstore itself does not try again
 _IN_FLIGHT = 16
+_FILES_AT_ONCE, _PIECES_AT_ONCE = 4, 4  # of uploads: pieces of 5 MB, each of which has its minute
+_LOCK_TRIES = 3
+
+Result = TypeVar("Result")
 
 
 def open_store(url: str) -> Any:
@@ -40,31 +47,44 @@ def open_store(url: str) -> Any:
     try:
         return obstore.store.from_url(url, client_options=_client_options(), retry_config=_RETRIES)
     except (BaseError, ValueError) as error:
-        raise StoreFailed(f"{url} cannot be opened ({first_line(error)})") from error
+        raise StoreFailed(f"{url} cannot be opened ({_first_line(error)})") from error
 
 
 def _client_options() -> Any:
-    return {"connect_timeout": "5s", "timeout": "30s", "allow_http": _s3_endpoint().startswith("http://")}
+    return {"connect_timeout": "5s", "timeout": "60s", "allow_http": _s3_endpoint().startswith("http://")}
 
 
 def _s3_endpoint() -> str:
     return os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
 
 
-def first_line(error: BaseException) -> str:
-    """What obstore says before it shows the details, in one line."""
-    return " ".join(next(iter(str(error).strip().splitlines()), type(error).__name__).split())[:300]
+def _first_line(error: BaseException) -> str:
+    """What obstore says before it shows the details, in one line; of the URL its server, since the rest has names."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return " ".join(re.sub(r"(https?://[^/\s]+)\S*", r"\1", line).split())[:300]
 
 
-@contextlib.contextmanager
-def _answering(where: str) -> Iterator[None]:
-    """Around requests: what the store refuses for good becomes StoreFailed."""
-    try:
-        yield
-    except BaseError as error:
-        raise StoreFailed(
-            f"{where} cannot be used ({first_line(error)}); what is done is kept, so mend that and run again"
-        ) from error
+def _failed(where: str, error: BaseError) -> StoreFailed:
+    return StoreFailed(
+        f"{where} cannot be used ({_first_line(error)}); what is done is kept, so mend that and run again"
+    )
+
+
+def _is_cut_off(error: BaseError) -> bool:
+    """Whether an answer broke off where obstore does not ask again by itself: in a listing, or an error's details."""
+    return isinstance(error, GenericError) and "body" in _first_line(error)
+
+
+def _ask(where: str, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do what may be done twice; what the store refuses for good becomes StoreFailed."""
+    for pause in (*_PAUSES, None):
+        try:
+            return work(*arguments)
+        except BaseError as error:
+            if pause is None or not _is_cut_off(error):
+                raise _failed(where, error) from error
+            time.sleep(pause)
+    raise AssertionError
 
 
 class ObjectPlace:
@@ -90,22 +110,31 @@ class ObjectPlace:
         another machine only with `take_over`. At the end the object stays and says that it is free.
         """
         mark = {"token": token, **ProcessMark.own().as_dict()}
-        with _answering(self.where):
+        try:
             self._held = mark, self._take(mark, take_over=take_over)
+        except BaseError as error:
+            raise _failed(self.where, error) from error
         try:
             yield
         finally:
             mark, version = self._held
             self._held = None
-            with contextlib.suppress(BaseError, StoreFailed):  # then the mark says it: this process is gone
+            with contextlib.suppress(BaseError):  # then the mark says it: this process is gone
                 self._put_lock({**mark, "free": True}, version)
 
     def dismiss_workers(self) -> None:
         """See Place."""
         assert self._held is not None
         mark, version = {**self._held[0], "token": ""}, self._held[1]
-        with _answering(self.where):
+        try:
             self._held = mark, self._put_lock(mark, version)
+        except PreconditionError as error:
+            says, version = self._lock()
+            if says != mark:  # else only the answer was lost on its way
+                raise BadOutput(f"another run has taken {self.where} over; what this one had done is kept") from error
+            self._held = mark, version
+        except BaseError as error:
+            raise _failed(self.where, error) from error
 
     def holder(self) -> str:
         """See Place."""
@@ -113,24 +142,24 @@ class ObjectPlace:
 
     def read(self, path: str) -> bytes:
         """See Place."""
-        with _answering(self.where):
-            return bytes(self._store.get(path).bytes())
+        return _ask(f"{self.where}/{path}", lambda: bytes(self._store.get(path).bytes()))
 
     def exists(self, path: str) -> bool:
         """See Place."""
-        with _answering(self.where):
-            try:
-                self._store.head(path)
-            except FileNotFoundError:
-                return False
-            return True
+        try:
+            _ask(f"{self.where}/{path}", self._store.head, path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def names(self, folder: str) -> list[str]:
         """See Place."""
-        with _answering(self.where):
-            found = self._store.list_with_delimiter(folder or None)
+        found = _ask(self.where, self._store.list_with_delimiter, folder or None)
         paths = [meta["path"] for meta in found["objects"]] + list(found["common_prefixes"])
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+        inside = (path.rstrip("/") for path in paths)
+        return sorted(
+            path.rpartition("/")[2] for path in inside if path != folder
+        )  # a console's mark of a folder is it
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Place."""
@@ -164,9 +193,9 @@ class ObjectPlace:
 
     def rename(self, old: str, new: str) -> None:
         """See Place. A copy inside the store, then a deletion: to be done again where it was cut off between."""
-        with _answering(self.where), contextlib.suppress(FileNotFoundError):
-            self._store.copy(old, new)
-            self._store.delete(old)
+        with contextlib.suppress(FileNotFoundError):
+            _ask(self.where, self._store.copy, old, new)
+            _ask(self.where, self._store.delete, old)
 
     def publish(self, staged: Path, path: str) -> None:
         """See Place. A folder's own metadata comes last, so that nobody opens half a store."""
@@ -177,46 +206,51 @@ class ObjectPlace:
         before = {key.removeprefix(f"{path}/") for key in self._below(path)}
         last = [name for name in local if "/" not in name]
         for names in ([name for name in local if name not in last], last):
-            deque(_ahead(lambda name: self._put(f"{path}/{name}", local[name]), names), maxlen=0)
+            deque(_ahead(lambda name: self._put(f"{path}/{name}", local[name]), names, _FILES_AT_ONCE), maxlen=0)
         self.delete(f"{path}/{name}" for name in sorted(before - local.keys()))
 
     def delete(self, paths: Iterable[str]) -> None:
         """See Place."""
         waiting = iter(paths)
         while batch := list(islice(waiting, 1000)):
-            with _answering(self.where):
-                try:
-                    self._store.delete(batch)
-                except FileNotFoundError:  # stores that delete one by one stop at what is not there
-                    for path in batch:
-                        with contextlib.suppress(FileNotFoundError):
-                            self._store.delete(path)
+            try:
+                _ask(self.where, self._store.delete, batch)
+            except FileNotFoundError:  # stores that delete one by one stop at what is not there
+                for path in batch:
+                    with contextlib.suppress(FileNotFoundError):
+                        _ask(self.where, self._store.delete, path)
 
     def remove(self, path: str) -> None:
         """See Place."""
         self.delete([path, *self._below(path)])
 
     def _below(self, path: str) -> list[str]:
-        with _answering(self.where):
-            return [meta["path"] for page in self._store.list(f"{path}/") for meta in page]
+        return _ask(self.where, lambda: [meta["path"] for page in self._store.list(f"{path}/") for meta in page])
 
     def _put(self, path: str, data: bytes | Path) -> None:
-        with _answering(f"{self.where}/{path}"):
-            self._store.put(path, data)
+        put = functools.partial(self._store.put, max_concurrency=_PIECES_AT_ONCE)
+        _ask(f"{self.where}/{path}", put, path, data)
 
     def _take(self, mark: dict[str, Any], *, take_over: bool) -> dict[str, str]:
         """Write the lock for this run; returns its version."""
-        for _ in range(3):  # others may take it, or let it go, between reading and writing
+        lost: BaseError | None = None
+        for _ in range(_LOCK_TRIES):  # others may take it, or let it go, between reading and writing
             try:
                 before, version = self._lock()
             except FileNotFoundError:
                 before, version = {"free": True}, None
-            if before.get("token") == mark["token"] and version is not None:
-                return version  # an answer that was lost on its way
+            if version is not None and before.get("token") == mark["token"]:
+                return version  # it was written, and the answer lost on its way
             if not (before.get("free") or take_over or ProcessMark.of(before).is_gone()):
                 break
-            with contextlib.suppress(AlreadyExistsError, PreconditionError):
+            try:
                 return self._put_lock(mark, version)
+            except (AlreadyExistsError, PreconditionError):
+                continue
+            except BaseError as error:
+                lost = error
+        if lost is not None:
+            raise lost
         raise BadOutput(
             f"another run ({ProcessMark.of(before)}) is writing to {self.where}; wait for it, name another OUT, "
             "or add TAKE_OVER=1 where that run is gone for good"
@@ -224,12 +258,17 @@ class ObjectPlace:
 
     def _lock(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What the lock says, and its version; FileNotFoundError where there is none."""
-        found = self._store.get(LOCK)
+
+        def get() -> tuple[bytes, Any]:
+            found = self._store.get(LOCK)
+            return bytes(found.bytes()), found.meta
+
+        data, meta = _ask(f"{self.where}/{LOCK}", get)
         try:
-            says: dict[str, Any] = json.loads(bytes(found.bytes()))
+            says: dict[str, Any] = json.loads(data)
         except ValueError as error:
             raise BadOutput(f"{self.where}/{LOCK} is no lock of a run; remove it and run again") from error
-        return says, _version(found.meta)
+        return says, _version(meta)
 
     def _put_lock(self, mark: dict[str, Any], version: dict[str, str] | None) -> dict[str, str]:
         """Write the lock if it is still of that version (or still missing); AlreadyExistsError, PreconditionError."""
@@ -241,11 +280,11 @@ def _version(meta: Any) -> dict[str, str]:
     return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
 
 
-def _ahead(work: Callable[[str], Any], paths: Iterable[str]) -> Iterator[Any]:
+def _ahead(work: Callable[[str], Any], paths: Iterable[str], at_once: int = _IN_FLIGHT) -> Iterator[Any]:
     """`work` on each path, several at a time, results in order; not more of them wait than are in flight."""
     waiting = iter(paths)
-    with ThreadPoolExecutor(_IN_FLIGHT) as pool:
-        running: deque[Future[Any]] = deque(pool.submit(work, path) for path in islice(waiting, _IN_FLIGHT))
+    with ThreadPoolExecutor(at_once) as pool:
+        running: deque[Future[Any]] = deque(pool.submit(work, path) for path in islice(waiting, at_once))
         try:
             while running:
                 yield running.popleft().result()
@@ -258,25 +297,33 @@ def _ahead(work: Callable[[str], Any], paths: Iterable[str]) -> Iterator[Any]:
 class _ObjectFiles(FsspecStore):  # type: ignore[misc] # mypy does not follow obstore
     """obstore's own file system for fsspec, with errors that fsspec does not take for missing files."""
 
-    async def _info(self, path: str, **options: Any) -> dict[str, Any]:
-        with _answering(str(self.unstrip_protocol(path))):
-            found: dict[str, Any] = await super()._info(path, **options)
-        return found
+    async def _asked(self, path: str, work: Callable[[], Awaitable[Result]]) -> Result:
+        """As `_ask` does."""
+        for pause in (*_PAUSES, None):
+            try:
+                return await work()
+            except BaseError as error:
+                if pause is None or not _is_cut_off(error):
+                    raise _failed(str(self.unstrip_protocol(path)), error) from error
+                await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def _info(self, path: str, **options: Any) -> Any:
+        if "/" not in path.strip("/"):
+            return {"name": path, "size": 0, "type": "directory"}
+        return await self._asked(path, lambda: super(_ObjectFiles, self)._info(path, **options))
 
     async def _ls(self, path: str, detail: bool = False, **options: Any) -> Any:
-        with _answering(str(self.unstrip_protocol(path))):
-            return await super()._ls(path, detail=detail, **options)
+        return await self._asked(path, lambda: super(_ObjectFiles, self)._ls(path, detail=detail, **options))
 
-    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        with _answering(str(self.unstrip_protocol(path))):
-            data: bytes = await super()._cat_file(path, start, end, **options)
-        return data
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> Any:
+        return await self._asked(path, lambda: super(_ObjectFiles, self)._cat_file(path, start, end, **options))
 
     async def _cat_ranges(self, paths: list[str], starts: Any, ends: Any, **_: Any) -> list[bytes]:
         """Every range by a request of its own, several at a time: who asks has joined what lies close together."""
         gate = asyncio.Semaphore(_IN_FLIGHT)
 
-        async def one(path: str, start: int, end: int) -> bytes:
+        async def one(path: str, start: int, end: int) -> Any:
             async with gate:
                 return await self._cat_file(path, start, end)
 

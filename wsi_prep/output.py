@@ -62,9 +62,11 @@ def require_held(place: Place, token: str) -> None:
 def read_run(place: Place) -> dict[str, Any]:
     """What run.json says, or an empty dictionary."""
     try:
-        run: dict[str, Any] = json.loads(place.read(_RUN))
+        data = place.read(_RUN)
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    try:
+        run: dict[str, Any] = json.loads(data)
     except ValueError as error:
         raise BadOutput(f"{place.where}/{_RUN} cannot be read as JSON; move it away and run again") from error
     return run

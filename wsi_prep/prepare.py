@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import fcntl
 import hashlib
 import json
 import socket
@@ -21,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wsi_prep import __version__
-from wsi_prep.cache import CacheSettings, Room
+from wsi_prep.cache import HUNG, CacheSettings, Room
 from wsi_prep.catalog import Catalog
 from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TimedOut, TooCoarse, WriteFailed
 from wsi_prep.filters import TileFilter
@@ -159,18 +160,17 @@ def _time_limit(task: SlideTask, place: Place) -> Iterator[Callable[[], None]]:
     """End this process if the block takes too long; raise TimedOut if an earlier try was ended so.
 
     Yields what lets the time begin anew. The watchdog is faulthandler's, which works even while a library hangs in C;
-    where the slide hung is written to a file of the staging folder, and that file is what the next try finds. Without
-    one it lies in this machine's cache: a try on another machine is ended too, and the slide fails as WorkerDied.
+    where the slide hung is written to a file of the staging folder, and that file is what the next try finds. Where
+    there is none it lies in the machine's cache: a try on another machine is ended too, and ends as WorkerDied.
     """
-    trace = (
-        task.cache.root() / f"{task.run_token}-{task.source.slide_id}.hung"
-        if place.staging is None
-        else (place.staging / f"{task.source.slide_id}.hung")
-    )
+    folder = place.staging or task.cache.root()
+    trace = folder / f"{task.source.slide_id}-{task.run_token[:8]}{HUNG}"
     if trace.exists() and trace.stat().st_size:
+        trace.unlink()
         raise TimedOut(f"took longer than {task.time_limit:g} s; look at the slide, or give it more with TIME_LIMIT")
-    trace.parent.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     with trace.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # by which others see that it is in use
 
         def start() -> None:
             faulthandler.dump_traceback_later(task.time_limit, exit=True, file=file)

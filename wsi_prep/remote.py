@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.cache import Room
-from wsi_prep.errors import UnreadableSlide
+from wsi_prep.errors import NoRoom, UnreadableSlide
 from wsi_prep.place import OBJECT_STORES
 
 _PIECE_BYTES = 8 * 2**20
@@ -35,15 +36,37 @@ def local_path(path: str) -> str | None:
     return inner if isinstance(files, LocalFileSystem) else None
 
 
+def is_elsewhere(path: str) -> bool:
+    """Whether a path names something that is not on a disk of this machine."""
+    return "://" in path and local_path(path) is None
+
+
+def files_in(folder: str) -> list[str]:
+    """Paths, or URLs, of the files that lie in a folder, sorted; none where there is no folder."""
+    files, inner = file_system(folder)
+    if isinstance(files, LocalFileSystem):
+        return sorted(str(p) for p in Path(inner).iterdir() if p.is_file()) if Path(inner).is_dir() else []
+    try:
+        found = files.ls(inner, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(str(files.unstrip_protocol(f["name"])) for f in found if f["type"] == "file")
+
+
 def copy_here(path: str, files: tuple[str, ...], room: Room) -> str:
     """Copy a slide with all its files into the room, as they lie beside each other; returns the copy of `path`."""
     base = path.rpartition("/")[0]
     sizes = {url: _size(url) for url in files}
     room.reserve(sum(sizes.values()))
-    for url, size in sizes.items():
-        target = room.folder / "slide" / _below(url, base)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _copy(url, size, target)
+    try:
+        for url, size in sizes.items():
+            target = room.folder / "slide" / _below(url, base)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy(url, size, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoRoom("the disk of the cache is full; make room there, or name another with CACHE") from error
     return str(room.folder / "slide" / _below(path, base))
 
 

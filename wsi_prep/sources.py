@@ -10,23 +10,27 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
+from wsi_prep.errors import BadManifest, BadOption, NoSlides, StoreFailed, UnreadableSlide, UsageError
 from wsi_prep.private import keyed_slide_id
-from wsi_prep.remote import file_system
+from wsi_prep.ranges import open_ranges, seekable
+from wsi_prep.remote import file_system, files_in, is_elsewhere
 
 SLIDE_ENDINGS = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"),
 )
 """Of OpenSlide's formats, OME-TIFF and DICOM; compared without regard to case."""
 
+_DICOM_STARTS = 128  # bytes, before which a file may hold anything
 _WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # DICOM: VL Whole Slide Microscopy Image Storage
 _DICOM_TAGS = ["SOPClassUID", "SeriesInstanceUID", "ImageType", "TotalPixelMatrixColumns"]
+_LOOK_AT_ONCE = 16
 _EDGE_BYTES, _SAMPLE_BYTES, _SAMPLES, _MAX_EXTRA_FILES = 65536, 4096, 16, 64
 
 
@@ -83,25 +87,36 @@ def fingerprint(source: SlideSource) -> str:
     """A mark of the slide's content, 32 hex digits: the same for a copy, another when bytes change.
 
     Hashes the sizes of all files, the edges of each (64 at most) and samples spread over the main one, but no name: a
-    name could be guessed and checked against it. Raises UnreadableSlide if a file is gone.
+    name could be guessed and checked against it. Where a store keeps a mark of its own (an ETag), this stands for the
+    samples, and a copy elsewhere has another fingerprint. Raises UnreadableSlide if a file is gone.
     """
     mark = hashlib.blake2b(digest_size=16)
     try:
         for number, path in enumerate((source.path, *(f for f in source.files if f != source.path))):
             fs, inner = _filesystem(path)
-            size = int(fs.size(inner))
-            mark.update(f"{size}\0".encode())
+            size, version = _size_and_version(fs, inner)
+            mark.update(f"{size}\0{version}".encode())
             if number > _MAX_EXTRA_FILES or size == 0:
                 continue
             spans = [(0, min(size, _EDGE_BYTES)), (max(0, size - _EDGE_BYTES), size)]
-            if number == 0:
+            if number == 0 and not version:
                 starts = [size * i // _SAMPLES for i in range(_SAMPLES)]
                 spans += [(start, min(size, start + _SAMPLE_BYTES)) for start in starts]
-            for data in fs.cat_ranges([inner] * len(spans), [a for a, _ in spans], [b for _, b in spans]):
+            for data in fs.cat_ranges(
+                [inner] * len(spans), [a for a, _ in spans], [b for _, b in spans], on_error="raise"
+            ):
                 mark.update(data)
     except OSError as error:
         raise UnreadableSlide(f"cannot be opened ({error.strerror or type(error).__name__})") from error
     return mark.hexdigest()
+
+
+def _size_and_version(fs: Any, inner: str) -> tuple[int, str]:
+    """A file's bytes, and what an object store says that changes with them."""
+    if isinstance(fs, LocalFileSystem):
+        return int(fs.size(inner)), ""
+    info = fs.info(inner)
+    return int(info["size"]), f"{info.get('e_tag') or info.get('ETag') or ''}{info.get('version') or ''}"
 
 
 def safe_stem(name: str) -> str:
@@ -177,7 +192,8 @@ def _looks_like_slide(path: str, fs: Any) -> bool:
     if ending and not ending[1:].isdigit():  # DICOM files often end in a UID's digits, or in nothing
         return False
     try:
-        return bool(fs.cat_file(path, 128, 132) == b"DICM")
+        long_enough = fs.size(path) >= _DICOM_STARTS + 4
+        return bool(long_enough and fs.cat_file(path, _DICOM_STARTS, _DICOM_STARTS + 4) == b"DICM")
     except OSError:
         return False
 
@@ -188,7 +204,7 @@ def _listed(slides: str, fs: Any, inner: str) -> list[str]:
         raise NoSlides(f"SLIDES {slides} does not exist")
     base = PurePosixPath(inner).parent
     lines: dict[str, int] = {}
-    missing: list[str] = []
+    cells_of: dict[str, str] = {}
     header, rows = read_csv(slides, fs.cat_file(inner))
     if "slide" not in header:
         raise BadManifest(f"{slides} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
@@ -198,13 +214,21 @@ def _listed(slides: str, fs: Any, inner: str) -> list[str]:
         if path in lines:
             raise BadManifest(f"{slides} names {cell} twice, in lines {lines[path]} and {line}; keep one")
         lines[path] = line
-        files, of_file = _filesystem(path)
-        if not files.exists(of_file):
-            missing.append(f"line {line}: {cell}")
+        cells_of[path] = cell
+    with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
+        there = list(pool.map(_exists, lines))
+    missing = [
+        f"line {line}: {cells_of[path]}" for (path, line), found in zip(lines.items(), there, strict=True) if not found
+    ]
     if missing:
         raise BadManifest(f"{slides} names {len(missing)} slides that do not exist ({'; '.join(missing[:3])})")
     _require_any(lines, slides)
     return list(lines)
+
+
+def _exists(path: str) -> bool:
+    fs, inner = _filesystem(path)
+    return bool(fs.exists(inner))
 
 
 def _require_any(lines: dict[str, int], slides: str) -> None:
@@ -248,13 +272,16 @@ def _grouped(paths: Iterable[str], *, named: bool) -> list[_Group]:
     groups: list[_Group] = []
     dicom: dict[tuple[str, str], list[tuple[str, Any]]] = defaultdict(list)
     per_folder: dict[str, set[str]] = defaultdict(set)
+    paths = list(paths)
+    with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
+        may_be = [p for p in paths if PurePosixPath(p).suffix.lower() in (".dcm", *_odd(p))]
+        headers = dict(zip(may_be, pool.map(_dicom_header, may_be), strict=True))
     for path in paths:
-        local = "://" not in path
-        header = _dicom_header(path) if local and PurePosixPath(path).suffix.lower() in (".dcm", *_odd(path)) else None
+        header = headers.get(path)
         if header is None:
             groups.append(_Group(path, PurePosixPath(path).name, path, _companions(path)))
         elif header.get("SOPClassUID") == _WSI_CLASS:
-            folder, series = str(Path(path).parent), str(header.get("SeriesInstanceUID"))
+            folder, series = path.rpartition("/")[0] or "/", str(header.get("SeriesInstanceUID"))
             per_folder[folder].add(series)
             members = dicom[(folder, series)]
             if named:
@@ -275,18 +302,21 @@ def _dicom_header(path: str) -> Any:
     import pydicom  # noqa: PLC0415 - half a second that only DICOM should cost
 
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_DICOM_TAGS)
+        file = seekable(open_ranges(path)) if is_elsewhere(path) else path
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_DICOM_TAGS)
+    except StoreFailed:
+        raise
     except Exception:  # no DICOM after all: its reader will say so
         return None
 
 
 def _siblings(folder: str, series: str) -> list[tuple[str, Any]]:
     found = []
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file() and path.suffix.lower() in (".dcm", ""):
-            header = _dicom_header(str(path))
+    for path in files_in(folder):
+        if PurePosixPath(path).suffix.lower() in (".dcm", ""):
+            header = _dicom_header(path)
             if header is not None and str(header.get("SeriesInstanceUID")) == series:
-                found.append((str(path), header))
+                found.append((path, header))
     return found
 
 
@@ -301,15 +331,20 @@ def _dicom_group(key: tuple[str, str], members: list[tuple[str, Any]], series_he
     chosen = min(members, key=rank)[0]
     files = tuple(sorted(path for path, _ in members))
     alone = len(files) > 1 and series_here == 1
-    name = Path(folder).name if alone else Path(chosen).name
+    name = PurePosixPath(folder).name if alone else PurePosixPath(chosen).name
     return _Group(chosen, name, f"{folder}/{series}" if len(files) > 1 else chosen, files)
 
 
 def _companions(path: str) -> tuple[str, ...]:
-    """The file itself, and for MRXS what its folder of the same name holds."""
-    folder = Path(path).with_suffix("") if path.lower().endswith(".mrxs") and "://" not in path else None
-    inside = sorted(str(p) for p in folder.iterdir() if p.is_file()) if folder is not None and folder.is_dir() else []
-    return (path, *inside)
+    """The file itself; for MRXS what its folder of the same name holds, for VMS elsewhere the files that it names."""
+    ending = PurePosixPath(path).suffix.lower()
+    if ending == ".mrxs":
+        return (path, *files_in(path[: -len(ending)]))
+    if ending in (".vms", ".vmu") and is_elsewhere(path):
+        fs, inner = _filesystem(path)
+        named = {line.partition("=")[2].strip() for line in fs.cat_file(inner).decode("latin-1").splitlines()}
+        return (path, *(f for f in files_in(path.rpartition("/")[0]) if PurePosixPath(f).name in named))
+    return (path,)
 
 
 def _sources(groups: Sequence[_Group], id_root: str | None, id_key: bytes | None) -> list[SlideSource]:

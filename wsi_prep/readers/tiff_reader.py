@@ -6,7 +6,6 @@ reader does not take, it refuses with `UnsupportedLayout`, and OpenSlide is aske
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import warnings
@@ -22,8 +21,8 @@ from tiffslide import TiffSlide
 
 from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide
 from wsi_prep.private import reason
+from wsi_prep.ranges import Ranges, open_ranges, seekable
 from wsi_prep.readers.base import Level, SlideInfo, blank, is_reduced, parse_colour
-from wsi_prep.readers.ranges import RangeFile, Ranges, open_ranges
 from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
 from wsi_prep.remote import local_path
 
@@ -171,7 +170,7 @@ class TiffReader:
 def _open_tiffslide(path: str, ranges: Ranges) -> Any:
     local = local_path(path)
     name = PurePosixPath(path).name
-    source = local if local is not None else io.BufferedReader(RangeFile(ranges))
+    source = local if local is not None else seekable(ranges)
     options = {} if local is not None else {"name": name}
     try:
         with warnings.catch_warnings():

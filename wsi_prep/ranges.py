@@ -1,4 +1,4 @@
-"""Ranges of bytes of a slide file: by pread from a disk, by few and exact requests from elsewhere."""
+"""Ranges of bytes of a file: by pread from a disk, by few and exact requests from elsewhere."""
 
 from __future__ import annotations
 
@@ -76,8 +76,7 @@ class RemoteRanges:
         found: list[bytes] = []
         for offset, count in spans:
             number = bisect.bisect_right(starts, offset) - 1
-            skipped = offset - starts[number]
-            found.append(bytes(blocks[number][skipped : skipped + count]) if count else b"")
+            found.append(bytes(memoryview(blocks[number])[offset - starts[number] :][:count]) if count else b"")
         return found
 
     def close(self) -> None:
@@ -98,8 +97,15 @@ def joined(spans: Sequence[Span]) -> list[Span]:
     return [(start, end) for start, end in requests]
 
 
-class RangeFile(io.RawIOBase):
-    """A file to seek and read in, for what parses headers: got in blocks, each once."""
+def seekable(ranges: Ranges) -> io.BufferedReader:
+    """The file as Python's own are, for what parses headers."""
+    return io.BufferedReader(_RangeFile(ranges))
+
+
+class _RangeFile(io.RawIOBase):
+    """A file to seek and read in: got in blocks, each once. Libraries ask for a name, and get none."""
+
+    name = ""
 
     def __init__(self, ranges: Ranges) -> None:
         super().__init__()
