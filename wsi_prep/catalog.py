@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from wsi_prep.memory import give_back_freed_memory
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.shards import sync_folder
 
@@ -116,6 +117,7 @@ class Catalog:
                 batch, tiles = [], 0
         if batch:
             self._merge(batch)
+        give_back_freed_memory()
 
     def recover(self) -> None:
         """Finish what a killed run had announced, and forget what it had not."""
