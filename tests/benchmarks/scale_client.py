@@ -59,7 +59,7 @@ class Clerk:
 
     def finished(self, row: dict[str, Any]) -> None:
         self.done += 1
-        self.ended, self.cores = time.perf_counter(), self._cores() - self._cores_began
+        self.ended = time.perf_counter()
         if self.done % 500 == 0:
             self._look()
 
@@ -67,6 +67,7 @@ class Clerk:
         return np.array([sum(psutil.Process(number).cpu_times()[:2]) for number in (os.getpid(), self._scheduler)])
 
     def _look(self) -> None:
+        self.cores = self._cores() - self._cores_began
         self.memory.append((resident(os.getpid()), resident(self._scheduler)))
         self.files = max(self.files, len(os.listdir(self._slides)))  # noqa: PTH208 - names alone, and fast
 
