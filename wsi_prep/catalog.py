@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wsi_prep.errors import BadCatalog
+from wsi_prep.memory import give_back_freed_memory
 from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 
@@ -126,6 +127,7 @@ class Catalog:
                 batch, tiles = [], 0
         if batch:
             self._merge(batch, with_tiles)
+        give_back_freed_memory()
 
     def recover(self) -> None:
         """Finish what a killed run had announced, and forget what it had not."""

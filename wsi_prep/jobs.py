@@ -140,23 +140,22 @@ def _run_together(
     window = _Window(client)
 
     def submit(some: Iterable[Task]) -> None:
-        for task in some:
-            with _lost_if_gone(client):
-                future = client.submit(function, task, key=f"slide-{key(task)}", pure=False)
-            running[future.key] = task
-            finished.add(future)
+        named = {f"slide-{key(task)}": task for task in some}
+        with _lost_if_gone(client):
+            finished.update(client.map(function, list(named.values()), key=list(named), pure=False) if named else [])
+        running.update(named)
 
     submit(islice(waiting, window.size()))
-    for future in finished:
-        task = running.pop(future.key)
-        outcome = _outcome(future)
-        future.release()
-        if isinstance(outcome, WrongWorker):
-            client.retire_workers([outcome.args[0]], close_workers=True)
-            submit([task])
-            continue
-        submit(islice(waiting, max(0, window.size() - len(running))))  # fewer than none when workers have left
-        yield task, outcome
+    for batch in finished.batches():
+        submit(islice(waiting, max(0, window.size() - len(running) + len(batch))))  # fewer than none: workers have left
+        for future, outcome in zip(batch, _outcomes(client, batch), strict=True):
+            task = running.pop(future.key)
+            future.release()
+            if isinstance(outcome, WrongWorker):
+                client.retire_workers([outcome.args[0]], close_workers=True)
+                submit([task])
+            else:
+                yield task, outcome
 
 
 class _Window:
@@ -184,6 +183,16 @@ def _lost_if_gone(client: Client) -> Iterator[None]:
         if isinstance(error, OSError) or client.status != "running":
             raise ClusterLost(_LOST) from error
         raise
+
+
+def _outcomes(client: Client, futures: list[Any]) -> list[Any]:
+    """Each finished task's result or exception; all results are fetched at once, which costs what one costs."""
+    results: dict[str, Any] = {}
+    fine = [future for future in futures if future.status == "finished"]
+    if len(fine) > 1:
+        with contextlib.suppress(Exception):  # one that is lost by now; each by itself then
+            results = {future.key: result for future, result in zip(fine, client.gather(fine), strict=True)}
+    return [results[future.key] if future.key in results else _outcome(future) for future in futures]
 
 
 def _outcome(future: Any) -> Any:

@@ -1,9 +1,12 @@
-"""Freed memory that a worker keeps for the next tile instead of giving it back to the system."""
+"""Freed memory: a worker keeps it for the next tile, a client that merged tables gives it back to the system."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+
+import pyarrow as pa
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8  # glibc's malloc.h
 _MIB = 1 << 20
@@ -27,3 +30,10 @@ def keep_freed_memory() -> None:
         (_TOP_PAD, 16 * _MIB),
     ):
         change(parameter, value)
+
+
+def give_back_freed_memory() -> None:
+    """What Arrow and glibc hold after large tables: some 200 MB that a client of days would carry along."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.dataset as ds
+from numpy.typing import NDArray
 
 from wsi_prep import run as run_module
 from wsi_prep.catalog import Catalog
@@ -52,7 +54,7 @@ class Clerk:
         self.memory: list[tuple[float, float]] = []
 
     def started(self, todo: int, done_before: int, dashboard: str) -> None:
-        self.began = time.perf_counter()
+        self.began, self._cores_began = time.perf_counter(), self._cores()
         self._look()
 
     def finished(self, row: dict[str, Any]) -> None:
@@ -61,7 +63,11 @@ class Clerk:
         if self.done % 500 == 0:
             self._look()
 
+    def _cores(self) -> NDArray[np.float64]:
+        return np.array([sum(psutil.Process(number).cpu_times()[:2]) for number in (os.getpid(), self._scheduler)])
+
     def _look(self) -> None:
+        self.cores = self._cores() - self._cores_began
         self.memory.append((resident(os.getpid()), resident(self._scheduler)))
         self.files = max(self.files, len(os.listdir(self._slides)))  # noqa: PTH208 - names alone, and fast
 
@@ -84,6 +90,7 @@ def main() -> None:
         "before": clerk.began - began,
         "work": clerk.ended - clerk.began,
         "after": time.perf_counter() - clerk.ended,
+        "cores": clerk.cores.tolist(),
         "worker_seconds": summary.worker_seconds,
         "client": (clerk.memory[0][0], resident(os.getpid())),
         "scheduler": (clerk.memory[0][1], clerk.memory[-1][1]),
