@@ -26,6 +26,7 @@ SLIDE_ENDINGS = (
 """Of OpenSlide's formats, OME-TIFF and DICOM; compared without regard to case."""
 
 _WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # DICOM: VL Whole Slide Microscopy Image Storage
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 _DICOM_TAGS = ["SOPClassUID", "SeriesInstanceUID", "ImageType", "TotalPixelMatrixColumns"]
 _EDGE_BYTES, _SAMPLE_BYTES, _SAMPLES, _MAX_EXTRA_FILES = 65536, 4096, 16, 64
 
@@ -268,6 +269,8 @@ def _dicom_header(path: str) -> Any:
     import pydicom  # noqa: PLC0415 - half a second that only DICOM should cost
 
     try:
+        if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
+            return None  # no slide is, and its header would be inflated whole
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_DICOM_TAGS)
     except Exception:  # no DICOM after all: its reader will say so
         return None
