@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import hashlib
+import itertools
 import os
 import re
 import unicodedata
@@ -27,7 +28,10 @@ SLIDE_ENDINGS = (
 
 _WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # DICOM: VL Whole Slide Microscopy Image Storage
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_DICOM_TAGS = ["SOPClassUID", "SeriesInstanceUID", "ImageType", "TotalPixelMatrixColumns"]
+_DICOM_TAGS = [0x00080008, 0x00080016, 0x0020000E, 0x00480006]
+"""ImageType, SOPClassUID, SeriesInstanceUID, TotalPixelMatrixColumns: in the order in which a file has them."""
+
+_LAST_TAG, _MOST_ELEMENTS = _DICOM_TAGS[-1], 20_000
 _EDGE_BYTES, _SAMPLE_BYTES, _SAMPLES, _MAX_EXTRA_FILES = 65536, 4096, 16, 64
 
 
@@ -268,10 +272,16 @@ def _odd(path: str) -> tuple[str, ...]:
 def _dicom_header(path: str) -> Any:
     import pydicom  # noqa: PLC0415 - half a second that only DICOM should cost
 
+    seen = itertools.count()
+
+    def enough(tag: Any, *_: Any) -> bool:
+        return bool(tag > _LAST_TAG or next(seen) > _MOST_ELEMENTS)
+
     try:
         if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
             return None  # no slide is, and its header would be inflated whole
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_DICOM_TAGS)
+        with open(path, "rb") as file:  # noqa: PTH123 - as fsspec gives it
+            return pydicom.filereader.read_partial(file, enough, specific_tags=_DICOM_TAGS)
     except Exception:  # no DICOM after all: its reader will say so
         return None
 

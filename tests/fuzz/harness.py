@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -44,6 +45,7 @@ class Outcome:
 
     statuses: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
+    hung_at: list[tuple[str, str]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
     peak_mb: float = 0.0
@@ -116,8 +118,9 @@ def _judge(outcome: Outcome, status: int, said: bytes, out: Path) -> None:
         told = json.loads(said)
         outcome.statuses, outcome.kinds = told["statuses"], told["kinds"]
         outcome.faults += told["faults"]
-    elif any(file.stat().st_size for file in (out / ".staging").glob("*.hung")):
+    elif traces := [file.read_text() for file in (out / ".staging").glob("*.hung") if file.stat().st_size]:
         outcome.statuses, outcome.kinds = ["failed"], ["TimedOut"]
+        outcome.hung_at = re.findall(r"([^/]+\.py)\", line (\d+) in", traces[0])
     elif not outcome.faults and outcome.peak_mb < resource.RLIM_INFINITY:
         how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
         outcome.faults.append(f"crash: {how}")

@@ -179,7 +179,7 @@ def lie_in_a_description(rng, data, layout):
     whole = bytes(data[entry.value_at : entry.value_at + entry.count])
     lies = (
         whole.replace(b"0.5", _pick(rng, (b"nan", b"1e9", b"-.5", b"inf", b"0.0", b"1/0"))),
-        whole.replace(b"MPP", b"MPQ").replace(b"1600", b"9999"),
+        whole.replace(b"MPP", b"MPQ").replace(b"900", b"999"),
         whole.replace(b"|", b"\0"),
         whole.replace(b" = ", b"==="),
         rng.integers(0, 256, entry.count, dtype=np.uint8).tobytes(),
@@ -187,7 +187,7 @@ def lie_in_a_description(rng, data, layout):
         b"<" * entry.count,
         (b'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">' + b"<Image>" * 10_000)[: entry.count],
         whole.replace(b'IFD="0"', b'IFD="9"').replace(b'SizeC="3"', b'SizeC="9"'),
-        whole.replace(b'SizeZ="1"', b'SizeZ="9"').replace(b'SizeX="1600"', b'SizeX="1e9"  '[:12]),
+        whole.replace(b'SizeZ="1"', b'SizeZ="9"').replace(b'SizeX="900"', b'SizeX="1e9"'),
     )
     number = int(rng.integers(len(lies)))
     text = lies[number].ljust(entry.count, b" ")[: entry.count]

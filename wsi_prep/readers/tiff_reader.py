@@ -30,6 +30,9 @@ from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scan
 CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
 
+MOST_DIRECTORIES = 300
+"""TIFF directories that are followed."""
+
 _JPEG = 7
 _COMPRESSIONS = frozenset({1, 5, _JPEG, 8, 32946, 50000, 33005, 34712})
 """None, LZW, JPEG, Deflate (two codes), Zstandard, JPEG 2000 of RGB (Aperio's code and the common one)."""
@@ -220,10 +223,22 @@ def _open_tiffslide(path: str) -> Any:
             logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
             warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
             slide = TiffSlide(path)
+            _require_few_directories(slide.ts_tifffile)
             _ = slide.properties  # they are parsed at first use: now, where errors are caught
             return slide
+    except UnreadableSlide:
+        raise
     except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
         raise UnsupportedLayout(f"not a TIFF slide ({reason(error, path)})") from error
+
+
+def _require_few_directories(tiff: Any) -> None:
+    """Before anything walks through all of them; each costs memory and time, and a loop has no end."""
+    try:
+        tiff.pages[MOST_DIRECTORIES]
+    except IndexError:
+        return
+    raise UnreadableSlide(f"it has more than {MOST_DIRECTORIES:,} TIFF directories, where a slide has some ten")
 
 
 def _tiled_levels(slide: Any) -> list[Any]:
