@@ -281,7 +281,8 @@ def _dicom_header(path: str) -> Any:
         if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
             return None  # no slide is, and its header would be inflated whole
         with open(path, "rb") as file:  # noqa: PTH123 - as fsspec gives it
-            return pydicom.filereader.read_partial(file, enough, specific_tags=_DICOM_TAGS)
+            header = pydicom.filereader.read_partial(file, enough, specific_tags=_DICOM_TAGS)
+        return header if next(seen) <= _MOST_ELEMENTS else None
     except Exception:  # no DICOM after all: its reader will say so
         return None
 
