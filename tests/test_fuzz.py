@@ -6,18 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imagecodecs
 import pydicom
 import pytest
 import tifffile
 from dicom_wsi import write_dicom_slide
 from fuzz.corpus import picture
-from fuzz.tiff_lies import Layout
+from fuzz.tiff_lies import TILE_LENGTH, TILE_WIDTH, Layout, payload
 
 from wsi_prep import sources
-from wsi_prep.errors import UnreadableSlide
+from wsi_prep.errors import DamagedSlide, UnreadableSlide
+from wsi_prep.readers.bounds import MOST_DIRECTORIES, coded_size
 from wsi_prep.readers.select import open_slide
-from wsi_prep.readers.tiff_reader import MOST_DIRECTORIES
 from wsi_prep.sources import find_slides
+from wsi_prep.thumbnail import read_thumbnail
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,6 +100,56 @@ def test_directories_without_end_are_not_followed(tmp_path, bigtiff):
     path.write_bytes(data)
     with pytest.raises(UnreadableSlide):
         open_slide(str(path), "tiff")
+
+
+def lying(path, tag, value):
+    """The slide with another value of a tag of its first directory."""
+    data = bytearray(path.read_bytes())
+    layout = Layout(bytes(data))
+    entry = next(entry for entry in layout.directories[0].entries if entry.tag == tag)
+    layout.write(data, entry.value_at, value, "I" if entry.kind == 4 else "H")
+    path.write_bytes(data)
+
+
+def test_tiles_of_gigabytes_are_refused_before_memory_is_asked_for(tmp_path):
+    path = tmp_path / "s.tiff"
+    tifffile.imwrite(path, picture(300), tile=(304, 304), photometric="rgb", metadata=None)
+    for tag in (TILE_WIDTH, TILE_LENGTH):
+        lying(path, tag, 60_000)
+    with pytest.raises(UnreadableSlide, match="tiles are 60000 x 60000 px"):
+        open_slide(str(path), "tiff")
+
+
+@pytest.mark.parametrize(("compression", "code"), [("jpeg", 7), ("jpeg2000", 34_712)])
+def test_a_tile_whose_own_head_says_gigabytes_is_not_decoded(tmp_path, compression, code):
+    path = tmp_path / "s.tiff"
+    tifffile.imwrite(path, picture(300), tile=(304, 304), photometric="rgb", compression=compression, metadata=None)
+    data = bytearray(path.read_bytes())
+    (offsets,) = Layout(bytes(data)).find(324)
+    whole = payload(code)
+    data[offsets.value_at : offsets.value_at + 4] = len(data).to_bytes(4, "little")
+    path.write_bytes(data + whole)
+    lying(path, 325, len(whole))
+    reader = open_slide(str(path), "tiff")
+    with pytest.raises(DamagedSlide, match=r"says that it is (65500 x 65500|30000 x 30000) px"):
+        reader.read(0, 0, 0, 300, 300)
+    reader.close()
+
+
+def test_the_size_in_a_tiles_head_is_read_as_libraries_read_it():
+    pixels = picture(200)[:96, :150]
+    for quality in (30, 95):
+        assert coded_size(imagecodecs.jpeg8_encode(pixels, level=quality)) == (96, 150)
+    for form in ("j2k", "jp2"):
+        assert coded_size(imagecodecs.jpeg2k_encode(pixels, codecformat=form)) == (96, 150)
+    assert coded_size(b"") == coded_size(bytes(100)) == coded_size(b"\xff\xd8") == (0, 0)
+
+
+def test_a_picture_of_a_few_pixels_is_no_slide(tmp_path):
+    tifffile.imwrite(tmp_path / "s.tif", picture(300)[:7, :5], tile=(16, 16), photometric="rgb", metadata=None)
+    reader = open_slide(str(tmp_path / "s.tif"))
+    with pytest.raises(UnreadableSlide, match="5 x 7 px, which is no slide"):
+        read_thumbnail(reader, 0.5, 0.5, 8.0)
 
 
 def test_a_dicom_header_is_read_as_far_as_it_is_needed(tmp_path, monkeypatch):

@@ -201,11 +201,11 @@ def bomb_in_a_tile(rng, data, layout):
         return lie_of_a_value(rng, data, layout)
     compression = layout.find(COMPRESSION)[0]
     kind = int(_pick(rng, (8, 5, 50_000, 34_712, 7)))
-    payload = _payload(kind)
+    data_of_tile = payload(kind)
     layout.write(data, compression.value_at, kind, "H")
     begin = len(data)
-    data += payload
-    for entries, value in ((layout.find(*OFFSETS)[:1], begin), (layout.find(*COUNTS)[:1], len(payload))):
+    data += data_of_tile
+    for entries, value in ((layout.find(*OFFSETS)[:1], begin), (layout.find(*COUNTS)[:1], len(data_of_tile))):
         for entry in entries:
             size = SIZES[entry.kind]
             for place in range(entry.count):
@@ -213,21 +213,21 @@ def bomb_in_a_tile(rng, data, layout):
     return f"a bomb of compression {kind} in every tile"
 
 
-_payloads: dict[int, bytes] = {}
+_made: dict[int, bytes] = {}
 
 
-def _payload(kind: int) -> bytes:
+def payload(kind: int) -> bytes:
     import imagecodecs
 
-    if kind not in _payloads:
+    if kind not in _made:
         if kind == 8:
             squeeze = zlib.compressobj(9)
             chunks = [squeeze.compress(bytes(2**24)) for _ in range(64)]
-            _payloads[kind] = b"".join(chunks) + squeeze.flush()
+            _made[kind] = b"".join(chunks) + squeeze.flush()
         elif kind == 5:
-            _payloads[kind] = imagecodecs.lzw_encode(bytes(2**28))
+            _made[kind] = imagecodecs.lzw_encode(bytes(2**28))
         elif kind == 50_000:
-            _payloads[kind] = imagecodecs.zstd_encode(bytes(2**30))
+            _made[kind] = imagecodecs.zstd_encode(bytes(2**30))
         else:
             flat = np.zeros((64, 64, 3), np.uint8)
             whole = bytearray(
@@ -238,8 +238,8 @@ def _payload(kind: int) -> bytes:
                     struct.pack_into(">I", whole, at, 30_000)
             else:  # SOF0: 65,500 x 65,500
                 struct.pack_into(">HH", whole, whole.index(b"\xff\xc0") + 5, 65_500, 65_500)
-            _payloads[kind] = bytes(whole)
-    return _payloads[kind]
+            _made[kind] = bytes(whole)
+    return _made[kind]
 
 
 LIES = (
