@@ -35,7 +35,7 @@ def test_slides_broken_in_every_way_break_no_rule(tmp_path):
     call = ("--made-only", "--cases", 24, "--seed", 100, "--limit-seconds", 60, "--keep", tmp_path / "found")
     found = run("-m", "tests.fuzz", *call)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert "24 cases (seeds 100 to 123), 0 broke a rule" in found.stdout
+    assert "24 cases (seeds 100 to 123), 0 broke a rule, 0 workers died" in found.stdout
     assert len(re.findall(r"^sound .* ok ", found.stdout, re.MULTILINE)) >= 9
     assert not (tmp_path / "found").exists()
 
@@ -62,14 +62,14 @@ def fine(path, out, limit, told): (out / "x").write_text("x")
 
 for work in (crash, hang, fill, write, write_and_remove, start, fail, fine):
     outcome = harness.run_case(folder / "slide/s.svs", folder / "out", 1.0, 500, work)
-    print(work.__name__, *sorted({fault.partition(":")[0] for fault in outcome.faults}))
+    print(work.__name__, *outcome.died.split(), *sorted({fault.partition(":")[0] for fault in outcome.faults}))
     (folder / "slide/left").unlink(missing_ok=True)
 """
 
 
 def test_the_watch_sees_crashes_hangs_memory_and_escapes(tmp_path):
     assert run("-c", WORK, tmp_path).stdout.splitlines() == [
-        "crash crash",
+        "crash SIGSEGV",
         "hang hang",
         "fill memory",
         "write escaped",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.fuzz.corpus import make_corpus
 from tests.fuzz.harness import Outcome, run_case, warm_up
-from tests.fuzz.lies import break_slide
+from tests.fuzz.lies import LARGE, break_slide
 
 _REPEATED_S = 10
 
@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
         if sound.faults:
             print(f"a sound slide breaks a rule: {sound.faults}", file=sys.stderr)
     print(f"first seed {options.seed}, {len(corpus)} slides", flush=True)
-    counts, found = Counter[str](), 0
+    counts, found, died = Counter[str](), 0, 0
     ends, seed, worst = time.monotonic() + options.seconds, options.seed, Outcome()
     said = time.monotonic()
     while time.monotonic() < ends and seed < options.seed + options.cases:
@@ -52,10 +52,14 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
             counts[f"{status} {kind}".strip()] += 1
         if "TimedOut" in outcome.kinds:
             print(f"seed {seed}  {told}: ran into its time limit, as it should, at {outcome.hung_at[:6]}", flush=True)
+        if outcome.died:
+            died += 1
+            print(f"seed {seed}  {told}: its worker died ({outcome.died}), and a run would go on", flush=True)
         if outcome.faults:
             found += 1
             print(f"seed {seed}  {told}: {'; '.join(outcome.faults)}", flush=True)
-            shutil.copytree(path.parent, options.keep / str(seed), dirs_exist_ok=True)
+        if outcome.faults or outcome.died:
+            shutil.copytree(path.parent, options.keep / str(seed), dirs_exist_ok=True, ignore=_too_large)
         shutil.rmtree(folder / "case")
         seed += 1
         if time.monotonic() - said > _REPEATED_S and sys.stdout.isatty():
@@ -63,10 +67,16 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
             print(f"{seed - options.seed:,} cases, {found} broke a rule, {ends - said:.0f} s left", flush=True)
     for name, count in counts.most_common():
         print(f"{count:6,}  {name}")
-    kept = f", kept in {options.keep}" if found else ""
-    print(f"{seed - options.seed:,} cases (seeds {options.seed} to {seed - 1}), {found} broke a rule{kept}")
+    kept = f"; kept in {options.keep}" if found or died else ""
+    told = f"{found} broke a rule, {died} workers died{kept}"
+    print(f"{seed - options.seed:,} cases (seeds {options.seed} to {seed - 1}), {told}")
     print(f"slowest {worst.seconds:.1f} s, most memory {worst.peak_mb:.0f} MB")
     return 3 if found else 0
+
+
+def _too_large(folder: str, names: list[str]) -> list[str]:
+    """What is not kept: files of holes, which a copy would fill. Their seed makes them again."""
+    return [name for name in names if (Path(folder) / name).stat().st_size > LARGE]
 
 
 if __name__ == "__main__":

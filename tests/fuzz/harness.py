@@ -46,11 +46,16 @@ _NEVER = ("subprocess.Popen", "os.system", "socket.connect", "os.exec", "os.posi
 
 @dataclass
 class Outcome:
-    """How a case went. `faults` in words: a crash, a hang, too much memory, a write outside of OUT, a bad row."""
+    """How a case went.
+
+    `faults` in words: a hang, too much memory, a write outside of OUT, a bad row, an exception. A process that `died`
+    of a signal breaks no rule, since in a run it becomes a failed row (WorkerDied), but it is worth a look.
+    """
 
     statuses: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     hung_at: list[tuple[str, str]] = field(default_factory=list)
+    died: str = ""
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
     peak_mb: float = 0.0
@@ -128,7 +133,7 @@ def _judge(outcome: Outcome, status: int, said: bytes, out: Path) -> None:
         outcome.hung_at = re.findall(r"([^/]+\.py)\", line (\d+) in", traces[0])
     elif not outcome.faults:
         how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
-        outcome.faults.append(f"crash: {how}")
+        outcome.statuses, outcome.kinds, outcome.died = ["failed"], ["WorkerDied"], how
 
 
 def _child(path: Path, out: Path, limit_s: float, pipe: int, work: Work) -> None:

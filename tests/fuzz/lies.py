@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.fuzz.tiff_lies import LIES, NASTY, Layout
 
-_LARGE = 200_000_000  # bytes
+LARGE = 200_000_000  # bytes
 _UID_DEFLATED = b"1.2.840.10008.1.2.1.99"
 
 
@@ -24,7 +24,7 @@ def break_slide(seed: int, corpus: list[Path], folder: Path) -> tuple[Path, str]
     ways = {".mrxs": (_mirax,) * 4, ".dcm": (_dicom,) * 4}.get(path.suffix, (_tiff,) * 6)
     told = []
     for _ in range(int(rng.choice((1, 1, 1, 2)))):
-        if path.exists() and path.stat().st_size > _LARGE:
+        if path.exists() and path.stat().st_size > LARGE:
             break
         way = _pick(rng, (*ways, _cut, _flip, _flip, _blank, _other_content))
         told.append(way(rng, path))
