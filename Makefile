@@ -11,7 +11,7 @@ TORCHRUN = $(if $(HEAD)$(GPUS),torch.distributed.run --nproc-per-node '$(or $(GP
   --rdzv-backend c10d --rdzv-endpoint '$(HEAD)' --rdzv-id '$(or $(SLURM_JOB_ID),$(RUN),run)',--standalone) -m)
 
 .DEFAULT_GOAL := help
-.PHONY: help shards verify forget audit query interchange peek pretrain distill recipe curves evaluate export embed bench test check samples clean
+.PHONY: help shards plan verify forget fuzz audit query interchange peek pretrain distill recipe curves evaluate export embed bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,6 +33,10 @@ endif
 	  $(if $(value INSTITUTION_PATTERN),--institution-pattern '$(value INSTITUTION_PATTERN)') \
 	  $(if $(CACHE),--cache '$(CACHE)') $(if $(CACHE_GB),--cache-gb '$(CACHE_GB)') $(if $(TAKE_OVER),--take-over) \
 	  $(if $(TIME_LIMIT),--time-limit '$(TIME_LIMIT)') $(ARGS)
+
+plan: $(VENV)/.shards ## what a cohort's shards will take: SLIDES=number SAMPLE=folder WORKERS= TO=plan.json ARGS="--slide-gb 1.2 --core-hour 0.05 ..."
+	@$(BIN)/python -m pipelines.plan --slides '$(SLIDES)' --sample '$(or $(SAMPLE),$(OUT))' \
+	  $(if $(WORKERS),--workers '$(WORKERS)') $(if $(TO),--to '$(TO)') $(ARGS)
 
 verify: $(VENV)/.shards ## every row, file and tile of shards: SHARDS="folder ..." REPAIR=1 WORKERS=
 	@$(BIN)/python -m pipelines.verify --shards $(or $(SHARDS),$(OUT)) $(if $(REPAIR),--repair) \
@@ -87,6 +91,9 @@ embed: $(VENV)/.train ## features of every tile, as Parquet and h5: MODEL="run, 
 bench: $(VENV)/.bench ## speed, against limits measured in the same run: BENCH=feed ARGS="--quick | --only 'local scale'"
 	@test -e '$(OUT)' || $(MAKE) --no-print-directory shards
 	@$(BIN)/python -m tests.benchmarks.$(or $(BENCH),feed) --shards '$(OUT)' $(ARGS)
+
+fuzz: $(VENV)/.test ## slides broken in every way, for SECONDS=600: ARGS="--seed 0 --limit-mb 1500 --keep folder"
+	@$(BIN)/python -m tests.fuzz --seconds '$(or $(SECONDS),600)' $(ARGS)
 
 test: $(VENV)/.test check ## every test, after ruff and mypy
 	@$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -61,7 +61,7 @@ def test_slide_stage_does_not_know_the_trainer():
     assert [str(p) for p in (ROOT / "wsi_prep").rglob("*.py") if uses(p, "pretrain") or uses(p, "torch")] == []
 
 
-@pytest.mark.parametrize("command", ["shards", "query", "interchange", "console", "verify", "forget"])
+@pytest.mark.parametrize("command", ["shards", "query", "interchange", "console", "verify", "forget", "plan"])
 def test_commands_of_the_slide_stage_do_not_know_the_trainer(command):
     path = ROOT / "pipelines" / f"{command}.py"
     assert not uses(path, "pretrain")

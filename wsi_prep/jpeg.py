@@ -41,6 +41,17 @@ class JpegSettings:
         }
 
 
+def first_frame(jpeg: bytes) -> tuple[int, int, int] | None:
+    """(SOF marker, height, width) of a JPEG's first frame, or None where it has none; ITU-T T.81, B.1.1.3."""
+    at = 2
+    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return marker, int.from_bytes(jpeg[at + 5 : at + 7], "big"), int.from_bytes(jpeg[at + 7 : at + 9], "big")
+        at += 2 + length
+    return None
+
+
 def encode_tile(pixels: NDArray[np.uint8], settings: JpegSettings) -> bytes:
     """(h, w, 3) uint8 RGB as one baseline JPEG."""
     return bytes(

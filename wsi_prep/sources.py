@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import hashlib
+import itertools
 import os
 import re
 import unicodedata
@@ -29,8 +31,12 @@ SLIDE_ENDINGS = (
 
 _DICOM_STARTS = 128  # bytes, before which a file may hold anything
 _WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # DICOM: VL Whole Slide Microscopy Image Storage
-_DICOM_TAGS = ["SOPClassUID", "SeriesInstanceUID", "ImageType", "TotalPixelMatrixColumns"]
-_LOOK_AT_ONCE = 16
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_DICOM_TAGS = [0x00080008, 0x00080016, 0x0020000E, 0x00480006]
+"""ImageType, SOPClassUID, SeriesInstanceUID, TotalPixelMatrixColumns: in the order in which a file has them."""
+
+_LAST_TAG, _MOST_ELEMENTS = _DICOM_TAGS[-1], 20_000
+_LOOK_AT_ONCE, _META_BYTES = 16, 16_384
 _EDGE_BYTES, _SAMPLE_BYTES, _SAMPLES, _MAX_EXTRA_FILES = 65536, 4096, 16, 64
 
 
@@ -301,9 +307,19 @@ def _odd(path: str) -> tuple[str, ...]:
 def _dicom_header(path: str) -> Any:
     import pydicom  # noqa: PLC0415 - half a second that only DICOM should cost
 
+    seen = itertools.count()
+
+    def enough(tag: Any, *_: Any) -> bool:
+        return bool(tag > _LAST_TAG or next(seen) > _MOST_ELEMENTS)
+
     try:
-        file = seekable(open_ranges(path)) if is_elsewhere(path) else path
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_DICOM_TAGS)
+        with contextlib.closing(open_ranges(path)) as ranges:
+            file = seekable(ranges)
+            if _DEFLATED.encode() in file.read(_META_BYTES):
+                return None  # no slide is, and its header would be inflated whole
+            file.seek(0)
+            header = pydicom.filereader.read_partial(file, enough, specific_tags=_DICOM_TAGS)
+        return header if next(seen) <= _MOST_ELEMENTS else None
     except StoreFailed:
         raise
     except Exception:  # no DICOM after all: its reader will say so

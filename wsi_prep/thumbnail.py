@@ -8,13 +8,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.errors import ImplausibleMpp
+from wsi_prep.errors import ImplausibleMpp, UnreadableSlide
 from wsi_prep.readers.base import SlideReader
 from wsi_prep.resample import area_resample
 
 _BLOCK_PX = 2048
 _MAX_PIXELS = 128 * 2**20
 """A thumbnail beyond this (9 x 9 cm at 8 um/px) means a scale, or a header, that cannot be true."""
+
+_LEAST_SIDE = 2
+"""Pixels; what is smaller has no room for a tile of any magnification, and no background to compare with."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ def read_thumbnail(reader: SlideReader, mpp_x: float, mpp_y: float, target_mpp: 
             f"{info.width0} x {info.height0} px at {mpp_x:g} um/px would be {info.width0 * mpp_x * 1e-4:.0f} x "
             f"{info.height0 * mpp_y * 1e-4:.0f} cm; correct the mpp in the manifest"
         )
+    if min(width, height) < _LEAST_SIDE:
+        raise UnreadableSlide(f"its picture is {info.width0} x {info.height0} px, which is no slide")
     level = _level_for(reader, target / max(mpp_x, mpp_y))
     shape = info.levels[level]
     factor = max(1, min(shape.width // width, shape.height // height))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, to_level0
-from wsi_prep.jpeg import CODEC_NAME, decode_tile
+from wsi_prep.jpeg import CODEC_NAME, decode_tile, first_frame
 from wsi_prep.prepare import output_places
 from wsi_prep.records import TILES_PER_SHARD
 from wsi_prep.verify_catalog import Fault, tiles_of
@@ -25,6 +25,7 @@ from wsi_prep.verify_catalog import Fault, tiles_of
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
 _ENTRY, _CHECKSUM = 16, 4  # bytes in a shard's index
 _MISSING = 2**64 - 1
+_BASELINE = 0xC0  # SOF0
 _SHAPE = (TILE_PX, TILE_PX, 3)
 _WITH_PICTURES = ("ok", "empty")
 
@@ -228,24 +229,13 @@ def _wrong_tile(jpeg: bytes, crc32: int) -> str:
     """In which way these bytes are no tile with that checksum, or an empty text."""
     if zlib.crc32(jpeg) != crc32:
         return "has another checksum than its row"
-    if not is_baseline(jpeg):
+    if (first_frame(jpeg) or (0,))[0] != _BASELINE:
         return "is no baseline JPEG"
     try:
         shape = decode_tile(jpeg).shape
     except (ValueError, RuntimeError) as error:
         return f"cannot be decoded ({type(error).__name__})"
     return "" if shape == _SHAPE else f"is {' x '.join(map(str, shape))}"
-
-
-def is_baseline(jpeg: bytes) -> bool:
-    """Whether the first frame of a JPEG is baseline (SOF0); ITU-T T.81, B.1.1.3."""
-    at = 2
-    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
-        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return marker == 0xC0
-        at += 2 + length
-    return False
 
 
 def _picture_faults(places: dict[str, Path]) -> Iterator[_Found]:

@@ -23,6 +23,7 @@ from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSli
 from wsi_prep.private import reason
 from wsi_prep.ranges import Ranges, open_ranges, seekable
 from wsi_prep.readers.base import Level, SlideInfo, blank, is_reduced, parse_colour
+from wsi_prep.readers.bounds import MOST_TILE_PX, coded_size, require_few_directories, require_small_tiles
 from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
 from wsi_prep.remote import local_path
 
@@ -134,6 +135,9 @@ class TiffReader:
         where = f"the tile at x {x_tile}, y {y_tile} of the level {page.imagewidth} px wide"
         if page.compression == _JPEG and not (data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") > 0):
             raise DamagedSlide(f"{where} is no whole JPEG; copy the slide again from its source")
+        height, width = coded_size(data)
+        if height * width > MOST_TILE_PX:
+            raise DamagedSlide(f"{where} says that it is {width} x {height} px; copy the slide again from its source")
         try:
             decoded = _decode_jpeg(page, data, out) if page.compression == _JPEG else None
             if decoded is None:
@@ -177,9 +181,10 @@ def _open_tiffslide(path: str, ranges: Ranges) -> Any:
             logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
             warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
             slide = TiffSlide(source, tifffile_options=options)
+            require_few_directories(slide.ts_tifffile)
             _ = slide.properties  # they are parsed at first use: now, where errors are caught
             return slide
-    except StoreFailed:
+    except (StoreFailed, UnreadableSlide):
         raise
     except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
         raise UnsupportedLayout(f"not a TIFF slide ({reason(error, path)})") from error
@@ -197,10 +202,12 @@ def _tiled_levels(slide: Any) -> list[Any]:
         raise UnsupportedLayout(f"axes {series.axes}, where one RGB plane (YXS) is needed")
     pages = [level.pages[0].aspage() for level in series.levels]
     first = pages[0]
+    require_small_tiles(first)
     if why := _unsupported(first):
         raise UnsupportedLayout(why)
     sides = first.imagewidth, first.imagelength
-    return [p for p in pages if not _unsupported(p) and is_reduced(*sides, p.imagewidth, p.imagelength)]
+    kept = [p for p in pages if not _unsupported(p) and is_reduced(*sides, p.imagewidth, p.imagelength)]
+    return [p for p in kept if p.tilewidth * p.tilelength <= MOST_TILE_PX]
 
 
 def _is_generic(tiff: Any) -> bool:
