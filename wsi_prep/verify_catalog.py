@@ -18,11 +18,12 @@ from wsi_prep.errors import BadCatalog
 from wsi_prep.interchange import require_names
 from wsi_prep.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
 
-SLIDE_COLUMNS = ["slide_id", "status", "width", "height", "tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x", "files"]
+SLIDE_COLUMNS = ["slide_id", "status", "width", "height", "tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"]
 """What a slide is checked by."""
 
 _SCHEMAS = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
-_NEEDED = {"slides": set(SLIDE_COLUMNS), "tiles": {"slide_id", "magnification", "array", "shard", "index", "offset"}}
+_TILE_COLUMNS = ["slide_id", "magnification", "array", "shard", "index", "offset", "nbytes", "crc32"]
+_NEEDED = {"slides": set(SLIDE_COLUMNS), "tiles": set(_TILE_COLUMNS)}
 
 
 @dataclass(frozen=True)
