@@ -227,6 +227,11 @@ def test_a_run_that_is_alive_keeps_others_out(server, slides, scheduler, capsys)
         assert f"another run (process {os.getpid()} on " in line
         assert "TAKE_OVER=1" in line
     assert set(server.objects(PREFIX)) == {LOCK}
+    left = json.dumps({"token": "old", "host": "elsewhere", "pid": 7, "boot": "another", "namespace": "", "start": "1"})
+    server.client.put_object(Bucket=BUCKET, Key=PREFIX + LOCK, Body=left.encode())
+    assert shards(slides, AT, scheduler) == 2
+    assert "another run (process 7 on elsewhere)" in capsys.readouterr().err
+    assert shards(slides / "a.tiff", AT, scheduler, "--take-over") == 0
 
 
 def test_a_lock_of_a_process_that_is_gone_is_taken_and_one_of_another_machine_only_on_request(server):
@@ -284,6 +289,11 @@ def test_a_worker_that_outlives_its_run_writes_nothing(server, slides):
         with pytest.raises(RunReplaced):
             prepare_slide(task)
         assert server.objects(PREFIX) == before
+
+
+def test_a_bucket_that_is_not_there_is_said(server, slides, scheduler, capsys):
+    assert shards(slides, "s3://no-such-bucket/out", scheduler) == 2
+    assert "s3://no-such-bucket/out cannot be used (there is no such bucket); " in capsys.readouterr().err
 
 
 def test_no_server_is_one_clear_line(server, monkeypatch, quick):

@@ -60,7 +60,9 @@ def _s3_endpoint() -> str:
 
 def _first_line(error: BaseException) -> str:
     """What obstore says before it shows the details, in one line; of the URL its server, since the rest has names."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if "NoSuchBucket" in str(error):
+        return "there is no such bucket"
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__).partition(": <")[0]
     return " ".join(re.sub(r"(https?://[^/\s]+)\S*", r"\1", line).split())[:300]
 
 
