@@ -219,14 +219,14 @@ class ObjectPlace:
                 before, version = self._lock()
             except FileNotFoundError:
                 before, version = {"free": True}, None
-            if version is not None and before.get("token") == mark["token"]:
+            if version is not None and before == mark:
                 return version  # it was written, and the answer lost on its way
             if not (before.get("free") or take_over or ProcessMark.of(before).is_gone()):
                 break
             try:
                 return self._put_lock(mark, version)
             except (AlreadyExistsError, PreconditionError):
-                continue
+                take_over = False  # which was said of the run that is gone, not of one that was quicker
             except BaseError as error:
                 lost = error
         if lost is not None:
