@@ -59,6 +59,7 @@ class ObjectServer:
     def __post_init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
+        self._one_by_one = threading.Lock()
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Quiet)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.port}"
@@ -117,7 +118,8 @@ class ObjectServer:
             return [b""]
         if fault is not None and fault.how == "slow":
             time.sleep(1)
-        body = b"".join(self._moto(environ, respond if fault is None or fault.how != "lost" else _nobody))
+        with self._one_by_one:  # moto looks and then writes, where a store that promises conditions does both at once
+            body = b"".join(self._moto(environ, respond if fault is None or fault.how != "lost" else _nobody))
         if fault is not None and fault.how == "lost":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionAbortedError

@@ -8,8 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import obstore.store
 import pyarrow.parquet as pq
 import pytest
 import zarr
@@ -93,7 +96,8 @@ def test_a_run_leaves_what_it_leaves_in_a_folder(server, slides, scheduler, loca
     assert f"look at {AT}/overlays" in capsys.readouterr().out
     assert_as_local(server, local)
     (tile, *_) = catalog(server.objects(PREFIX))[1]
-    store = zarr.storage.ObjectStore(open_place(AT)._store, read_only=True)
+    far = obstore.store.from_url(AT, client_options={"allow_http": True})
+    store = zarr.storage.ObjectStore(far, read_only=True)
     assert zarr.open(store, path=tile["array"], mode="r")[tile["index"]].shape == (392, 392, 3)
 
 
@@ -228,6 +232,11 @@ def test_a_run_that_is_alive_keeps_others_out(server, slides, scheduler, capsys)
         assert f"another run (process {os.getpid()} on " in line
         assert "TAKE_OVER=1" in line
     assert set(server.objects(PREFIX)) == {LOCK}
+    left = json.dumps({"token": "old", "host": "elsewhere", "pid": 7, "boot": "another", "namespace": "", "start": "1"})
+    server.client.put_object(Bucket=BUCKET, Key=PREFIX + LOCK, Body=left.encode())
+    assert shards(slides, AT, scheduler) == 2
+    assert "another run (process 7 on elsewhere)" in capsys.readouterr().err
+    assert shards(slides / "a.tiff", AT, scheduler, "--take-over") == 0
 
 
 def test_a_lock_of_a_process_that_is_gone_is_taken_and_one_of_another_machine_only_on_request(server):
@@ -254,27 +263,20 @@ def test_a_lock_of_a_process_that_is_gone_is_taken_and_one_of_another_machine_on
                 assert place.holder() == "new"
 
 
-def test_of_two_that_take_a_lock_at_once_one_gets_it(server):
-    got = []
-    first, second = open_place(AT), open_place(AT)
-    original = second._lock
+def test_of_many_that_take_a_lock_at_once_one_gets_it(server):
+    turned_away = threading.Semaphore(0)
 
-    def meanwhile():
-        """What the second read of the lock is out of date when it writes."""
-        found = original() if server.objects(PREFIX) else None
-        if not got:
-            held = first.locked("first", take_over=False)
-            held.__enter__()
-            got.append(held)
-        if found is None:
-            raise FileNotFoundError
-        return found
+    def attempt(token):
+        try:
+            with open_place(AT).locked(token, take_over=False):
+                return all(turned_away.acquire(timeout=60) for _ in range(7))
+        except BadOutput:
+            turned_away.release()
+            return None
 
-    second._lock = meanwhile
-    with pytest.raises(BadOutput, match="another run"), second.locked("second", take_over=False):
-        pass
-    assert first.holder() == "first"
-    got[0].__exit__(None, None, None)
+    for _ in range(5):  # the first time there is no lock, then one that is free
+        with ThreadPoolExecutor(8) as pool:
+            assert sorted(pool.map(attempt, "abcdefgh"), key=str) == [None] * 7 + [True]
 
 
 def test_a_worker_that_outlives_its_run_writes_nothing(server, slides):
@@ -285,6 +287,11 @@ def test_a_worker_that_outlives_its_run_writes_nothing(server, slides):
         with pytest.raises(RunReplaced):
             prepare_slide(task)
         assert server.objects(PREFIX) == before
+
+
+def test_a_bucket_that_is_not_there_is_said(server, slides, scheduler, capsys):
+    assert shards(slides, "s3://no-such-bucket/out", scheduler) == 2
+    assert "s3://no-such-bucket/out cannot be used (there is no such bucket); " in capsys.readouterr().err
 
 
 def test_no_server_is_one_clear_line(server, monkeypatch, quick):

@@ -20,9 +20,7 @@ from uuid import uuid4
 
 from wsi_prep.errors import BadOption, NoRoom
 from wsi_prep.place import remove_tree
-
-HUNG = ".hung"
-"""Ending of the files that say where a slide hung; empty, and locked, while it is worked on."""
+from wsi_prep.time_limit import HUNG
 
 _MARK = ".mark"
 _LOOK_AGAIN_SECONDS = 0.2

@@ -60,7 +60,9 @@ def _s3_endpoint() -> str:
 
 def _first_line(error: BaseException) -> str:
     """What obstore says before it shows the details, in one line; of the URL its server, since the rest has names."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if "NoSuchBucket" in str(error):
+        return "there is no such bucket"
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__).partition(": <")[0]
     return " ".join(re.sub(r"(https?://[^/\s]+)\S*", r"\1", line).split())[:300]
 
 
@@ -239,14 +241,14 @@ class ObjectPlace:
                 before, version = self._lock()
             except FileNotFoundError:
                 before, version = {"free": True}, None
-            if version is not None and before.get("token") == mark["token"]:
+            if version is not None and before == mark:
                 return version  # it was written, and the answer lost on its way
             if not (before.get("free") or take_over or ProcessMark.of(before).is_gone()):
                 break
             try:
                 return self._put_lock(mark, version)
             except (AlreadyExistsError, PreconditionError):
-                continue
+                take_over = False  # which was said of the run that is gone, not of one that was quicker
             except BaseError as error:
                 lost = error
         if lost is not None:

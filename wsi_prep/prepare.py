@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import faulthandler
-import fcntl
 import hashlib
 import json
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wsi_prep import __version__
-from wsi_prep.cache import HUNG, CacheSettings, Room
+from wsi_prep.cache import CacheSettings, Room
 from wsi_prep.catalog import Catalog
-from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TimedOut, TooCoarse, WriteFailed
+from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TooCoarse, WriteFailed
 from wsi_prep.filters import TileFilter
 from wsi_prep.geometry import MAGNIFICATIONS, Grid
 from wsi_prep.institution import UNKNOWN
@@ -46,6 +44,7 @@ from wsi_prep.stages import StageClock
 from wsi_prep.stain import classify_stain
 from wsi_prep.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.tile_writer import write_tiles
+from wsi_prep.time_limit import HUNG, time_limit
 from wsi_prep.tissue import MASK_MPP, Glass, TissueSettings, check_bright_field, detect_tissue
 
 DEFAULT_TIME_LIMIT = 3600.0
@@ -128,7 +127,7 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     clock = StageClock()
     tiles = TILE_SCHEMA.empty_table()
     try:
-        with _time_limit(task, place) as start_anew, Room(task.cache, start_anew) as room:
+        with time_limit(_trace(task, place), task.time_limit) as begin_anew, Room(task.cache, begin_anew) as room:
             clock.enter("open")
             row["fingerprint"] = fingerprint(task.source)
             with _staged(task, place, room) as stage:
@@ -155,32 +154,11 @@ def _staged(task: SlideTask, place: Place, room: Room) -> Iterator[Path]:
         remove_tree(stage)
 
 
-@contextlib.contextmanager
-def _time_limit(task: SlideTask, place: Place) -> Iterator[Callable[[], None]]:
-    """End this process if the block takes too long; raise TimedOut if an earlier try was ended so.
-
-    Yields what lets the time begin anew. The watchdog is faulthandler's, which works even while a library hangs in C;
-    where the slide hung is written to a file of the staging folder, and that file is what the next try finds. Where
-    there is none it lies in the machine's cache: a try on another machine is ended too, and ends as WorkerDied.
+def _trace(task: SlideTask, place: Place) -> Path:
+    """Where it is written where the slide hung. Workers share the staging folder; where there is none, each machine has
+    a file of its own: the slide is ended on several then, and fails as WorkerDied.
     """
-    folder = place.staging or task.cache.root()
-    trace = folder / f"{task.source.slide_id}-{task.run_token[:8]}{HUNG}"
-    if trace.exists() and trace.stat().st_size:
-        trace.unlink()
-        raise TimedOut(f"took longer than {task.time_limit:g} s; look at the slide, or give it more with TIME_LIMIT")
-    folder.mkdir(exist_ok=True)
-    with trace.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # by which others see that it is in use
-
-        def start() -> None:
-            faulthandler.dump_traceback_later(task.time_limit, exit=True, file=file)
-
-        start()
-        try:
-            yield start
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-            trace.unlink(missing_ok=True)  # a worker that left may do the same slide beside the one that took it over
+    return (place.staging or task.cache.root()) / f"{task.source.slide_id}-{task.run_token[:8]}{HUNG}"
 
 
 def _require_current(task: SlideTask, place: Place) -> None:
