@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("wsi_prep", "pretrain", "pipelines", "sample_slides")
+PACKAGES = ("wsi_prep", "pretrain", "pipelines", "sample_slides", "stain_fit")
 
 # each heavy library and the only files that may import it
 ONLY_IN = {
@@ -58,6 +58,11 @@ def test_nothing_imports_the_pipelines():
 
 def test_slide_stage_does_not_know_the_trainer():
     assert [str(p) for p in (ROOT / "wsi_prep").rglob("*.py") if uses(p, "pretrain") or uses(p, "torch")] == []
+
+
+def test_only_its_command_knows_how_the_stain_classifier_is_fitted():
+    outside = [p for p in sources() if not p.is_relative_to(ROOT / "stain_fit")]
+    assert [p.name for p in outside if uses(p, "stain_fit") or uses(p, "sklearn")] == ["fit_stain.py"]
 
 
 @pytest.mark.parametrize("command", ["shards", "query", "interchange", "console"])

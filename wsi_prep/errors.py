@@ -45,6 +45,10 @@ class BadQuery(UsageError):
     """A question to the catalog cannot be understood, or asks for more than the catalog's rows."""
 
 
+class BadStainModel(WsiPrepError, ValueError):
+    """The stain classifier's weights are missing, or do not fit this version of its features."""
+
+
 class RunReplaced(WsiPrepError, RuntimeError):
     """Another run has taken the output folder over; what this one was doing is abandoned."""
 

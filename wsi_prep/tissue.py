@@ -156,6 +156,8 @@ class Glass:
             near = candidate.copy()
             for channel in range(3):
                 near &= np.abs(taken[..., channel] - level) <= _GLASS_DENSITY_SPREAD
+            if not near.any():  # noisy glass of which no pixel has the middle of every channel
+                return cls(colour, np.zeros(6), near, stride)
             surface = _fit_surface(taken.mean(axis=2), near)
         return cls(colour, surface, near, stride)
 
