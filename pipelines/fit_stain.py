@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import numpy as np
 from rich.console import Console
 
 from stain_fit.cohort import Cohort, read_slides, read_tiles
 from stain_fit.examples import Example, changed, recoloured
-from stain_fit.fit import fit, fit_temperature, hold_out_cases, with_temperature
+from stain_fit.fit import Judged, fit, fit_temperature, hold_out_cases, with_temperature
 from stain_fit.report import by_recipe, reliability, section
 from wsi_prep.errors import WsiPrepError
 from wsi_prep.stain_model import MODEL_FILE
@@ -31,22 +33,35 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(f"{len(cohort.tissues)} slides, {len(cohort.tiles)} tiles; dyeing {options.examples} pictures")
     dyed = recoloured(cohort.tissues, options.examples, options.seed)
     examples = dyed + changed(cohort.tissues, options.examples // 2, options.seed + 1)
-    lines = judge(cohort, examples, dyed, options.seed)
-    tuned = fit_temperature(hold_out_cases(examples, cohort.slides, options.seed))
-    with_temperature(fit(examples, options.seed), tuned).save(options.to)
+    temperature, lines = judge(cohort, examples, dyed, options.seed)
+    if options.unseen:
+        lines += ["### Stains that were not fitted to", "", *by_recipe(unseen(examples, options.unseen, options.seed))]
+    with_temperature(fit(examples, options.seed), temperature).save(options.to)
     console.print("\n".join(lines), markup=False, soft_wrap=True)
-    console.print(f"temperature {tuned:.2f}; weights: {options.to}", markup=False, soft_wrap=True)
+    console.print(f"temperature {temperature:.2f}; weights: {options.to}", markup=False, soft_wrap=True)
     return 0
 
 
-def judge(cohort: Cohort, examples: list[Example], dyed: list[Example], seed: int) -> list[str]:
-    """Lines of Markdown: tiles, slides and dyed pictures, each judged without its own case."""
-    slides = hold_out_cases(examples, cohort.slides, seed)
+def judge(cohort: Cohort, examples: list[Example], dyed: list[Example], seed: int) -> tuple[float, list[str]]:
+    """The temperature at which slides are calibrated, and lines of Markdown on slides, tiles and dyed pictures.
+
+    Each is judged without its own case.
+    """
+    judged = hold_out_cases(examples, [*cohort.slides, *cohort.tiles, *dyed], seed)
+    place = np.arange(len(judged.truth))
+    to_tiles = len(cohort.slides) + len(cohort.tiles)
+    slides = judged.only(place < len(cohort.slides))
     lines = [*section("Slides", slides, name_wrong=True), *reliability(slides)]
     if cohort.tiles:
-        tiles = hold_out_cases(examples, cohort.tiles, seed)
+        tiles = judged.only((place >= len(cohort.slides)) & (place < to_tiles))
         lines += [*section("Tiles", tiles, name_wrong=False), *reliability(tiles)]
-    return [*lines, *by_recipe(hold_out_cases(examples, dyed, seed))]
+    return fit_temperature(slides), [*lines, *by_recipe(judged.only(place >= to_tiles))]
+
+
+def unseen(examples: list[Example], names: list[str], seed: int) -> Judged:
+    """Dyed pictures of the stains of these names, each stain judged by a classifier that was fitted to all others."""
+    by_name = [replace(example, case=example.name) for example in examples]
+    return hold_out_cases(by_name, [example for example in by_name if example.name in names], seed)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +71,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tiles", nargs="+", type=Path, default=[], metavar="FILE", help="Parquet of image, group, mpp, slide, stain")
     add("--slides", type=Path, metavar="FOLDER", help="slides beside a manifest.csv that gives their stain and patient")
     add("--to", type=Path, default=MODEL_FILE, metavar="FILE", help="default: %(default)s")
-    add("--examples", type=int, default=9000, metavar="N", help="dyed pictures (default: %(default)s)")
+    add("--examples", type=int, default=7000, metavar="N", help="dyed pictures (default: %(default)s)")
+    add(
+        "--unseen",
+        nargs="+",
+        default=[],
+        metavar="STAIN",
+        help="recipes to judge as stains never seen",
+    )
     add("--seed", type=int, default=0, help="default: %(default)s")
     return parser
 

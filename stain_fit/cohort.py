@@ -81,9 +81,9 @@ def read_tiles(file: Path) -> Cohort:
         if split != "test":
             cohort += Cohort((_tissue(case, kind, fine),), (), ())
         if split in ("", "test"):
-            tiles = [_example(picture, kind, case, name) for picture in fine] if "stain" in table.column_names else []
-            whole = _example(mosaic(_shrunk(pictures, MASK_MPP / mpp)), kind, case, name)
-            cohort += Cohort((), tuple(tiles), (whole,))
+            tiles = _examples(list(fine), kind, case, name) if "stain" in table.column_names else ()
+            coarse = _shrunk(pictures, MASK_MPP / mpp)
+            cohort += Cohort((), tiles, _examples([mosaic(coarse)], kind, case, name))
     return cohort
 
 
@@ -154,9 +154,8 @@ def _tissue(case: str, stain: str, pictures: NDArray[np.uint8]) -> Tissue:
     return Tissue(case, stain, TILE_MPP, densities, maps)
 
 
-def _example(picture: NDArray[np.uint8], stain: str, case: str, name: str) -> Example:
-    """A whole picture as it is."""
-    picture = np.ascontiguousarray(picture)
-    features = tissue_features(picture, np.ones(picture.shape[:2], bool))
-    assert features is not None, name
-    return Example(features, stain, case, name)
+def _examples(pictures: list[NDArray[np.uint8]], stain: str, case: str, name: str) -> tuple[Example, ...]:
+    """Whole pictures as they are, but for those that show next to no tissue."""
+    whole = [np.ascontiguousarray(picture) for picture in pictures]
+    seen = [tissue_features(picture, np.ones(picture.shape[:2], bool)) for picture in whole]
+    return tuple(Example(features, stain, case, name) for features in seen if features is not None)

@@ -96,7 +96,9 @@ def _he() -> list[Recipe]:
     plain = (_NUCLEI, Layer("haematoxylin", "cytoplasm", (0.0, 0.2)), Layer("eosin", "cytoplasm", (0.25, 0.9)))
     mucin = Layer("haematoxylin", "patches", (0.05, 0.3), (0.05, 0.4), chance=0.3)
     few = (Layer("haematoxylin", "positive nuclei", (0.35, 1.3), (0.05, 0.6)), *plain[1:])
+    blue = (_NUCLEI, Layer("haematoxylin", "cytoplasm", (0.15, 0.6)), Layer("eosin", "cytoplasm", (0.15, 0.7)))
     return [
+        Recipe("H&E, blue", "HE", 0.4, (*blue, _BLOOD)),
         Recipe("H&E, few nuclei", "HE", 0.4, (*few, _BLOOD)),
         Recipe("H&E", "HE", 1.0, (*plain, Layer("eosin", "nuclei", (0.0, 0.35)), mucin, _PIGMENT, _BLOOD)),
         Recipe("HES", "HE", 0.12, (*plain, Layer("orange g", "collagen", (0.1, 0.5), (0.2, 0.6)), _BLOOD)),

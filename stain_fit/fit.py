@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from stain_fit.examples import REAL, Example
-from wsi_prep.stain_model import CLASSES, StainModel, softmax
+from wsi_prep.stain_model import CLASSES, MOST_UNUSUAL, StainModel, softmax
 
 _NETWORKS, _HIDDEN = 3, 32
 _DECAY, _EPOCHS, _BATCH = 0.1, 20, 128
@@ -33,7 +33,7 @@ class Judged:
     cases: NDArray[np.str_]
     names: NDArray[np.str_]
 
-    def of_cases(self, kept: NDArray[np.bool_]) -> Judged:
+    def only(self, kept: NDArray[np.bool_]) -> Judged:
         """Those that are `kept`, (n,)."""
         return Judged(self.truth[kept], self.logits[kept], self.cases[kept], self.names[kept])
 
@@ -42,7 +42,8 @@ def fit(examples: Sequence[Example], seed: int = 0) -> StainModel:
     """The classifier fitted to the examples: the mean of several networks, as one; its temperature is 1."""
     features = np.array([example.features for example in examples], np.float64)
     mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
-    networks = [_network((features - mean) / scale, examples, seed + number) for number in range(_NETWORKS)]
+    usual = np.clip((features - mean) / scale, -MOST_UNUSUAL, MOST_UNUSUAL)
+    networks = [_network(usual, examples, seed + number) for number in range(_NETWORKS)]
     tensors = {
         "into": np.concatenate([network.coefs_[0] for network in networks], axis=1),
         "into_bias": np.concatenate([network.intercepts_[0] for network in networks]),
@@ -98,7 +99,7 @@ def calibrated(judged: Judged) -> NDArray[np.float64]:
     probabilities = np.empty_like(judged.logits)
     for case in sorted(set(judged.cases)):
         own = judged.cases == case
-        probabilities[own] = softmax(judged.logits[own] / fit_temperature(judged.of_cases(~own)))
+        probabilities[own] = softmax(judged.logits[own] / fit_temperature(judged.only(~own)))
     return probabilities
 
 

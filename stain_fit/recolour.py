@@ -77,7 +77,7 @@ class Structures:
         """
         tissue = np.minimum(self.nuclei + self.cytoplasm, 1.2)
         if where in ("nuclei", "cytoplasm", "tissue"):
-            return {"nuclei": self.nuclei, "cytoplasm": self.cytoplasm, "tissue": tissue}[where]
+            return np.asarray({"nuclei": self.nuclei, "cytoplasm": self.cytoplasm, "tissue": tissue}[where])
         if where in ("collagen", "muscle"):
             collagen = np.clip((share - self.territory) / 0.1 + 0.5, 0, 1)
             return np.asarray(self.cytoplasm * (collagen if where == "collagen" else 1 - collagen))

@@ -20,7 +20,7 @@ from wsi_prep.readers.select import open_slide
 from wsi_prep.scale import resolve_scale
 from wsi_prep.stain import DISAGREES, SURE, StainCall, classify_glow, classify_stain, stain_columns
 from wsi_prep.stain_features import COUNT, FEATURE_VERSION, stain_features
-from wsi_prep.stain_model import MODEL_FILE, StainModel, packaged_model, read_stain_model
+from wsi_prep.stain_model import MODEL_FILE, MOST_UNUSUAL, StainModel, packaged_model, read_stain_model
 from wsi_prep.thumbnail import read_thumbnail
 from wsi_prep.tissue import MASK_MPP, Glass, check_bright_field, detect_tissue
 
@@ -203,20 +203,18 @@ def test_the_weights_are_for_these_features():
     found = stain_features(density)
     assert found is not None
     assert FEATURE_VERSION == 1
-    assert [found.sum(), np.abs(found).sum(), found[-1]] == pytest.approx(FINGERPRINT, abs=2e-2)
-
-
-FINGERPRINT = [0.0, 0.0, 0.0]
+    assert [found.sum(), np.abs(found).sum(), found[-1]] == pytest.approx([-490.915, 541.075, 18.102], rel=1e-3)
 
 
 def test_the_network_is_what_its_formula_says():
     model = packaged_model()
-    features = np.random.default_rng(0).normal(model.mean, model.scale).astype(np.float32)
+    features = np.random.default_rng(0).normal(model.mean, 3 * model.scale).astype(np.float32)
     outputs = model.out_bias.astype(float).copy()
     for unit in range(len(model.into_bias)):
         total = float(model.into_bias[unit])
         for i in range(COUNT):
-            total += float((features[i] - model.mean[i]) / model.scale[i]) * float(model.into[i, unit])
+            unusual = float((features[i] - model.mean[i]) / model.scale[i])
+            total += min(max(unusual, -MOST_UNUSUAL), MOST_UNUSUAL) * float(model.into[i, unit])
         outputs += max(total, 0.0) * model.out[unit]
     raised = np.exp(outputs / model.temperature)
     assert model.probabilities(features) == pytest.approx(raised / raised.sum(), abs=1e-4)

@@ -194,11 +194,12 @@ def tile_table(path):
 def test_the_command_writes_weights_and_says_how_good_they_are(tmp_path, capsys):
     tile_table(tmp_path / "tiles.parquet")
     call = ["--tiles", str(tmp_path / "tiles.parquet"), "--to", str(tmp_path / "w.safetensors"), "--examples", "60"]
-    assert main(call) == 0
+    assert main([*call, "--unseen", "PAS"]) == 0
     printed = capsys.readouterr().out
     assert "### Slides: 6 of 6 cases" in printed
     assert "### Tiles: 36 of 6 cases" in printed
     assert "Calibration error" in printed
+    assert "| PAS | SPECIAL |" in printed.split("not fitted to")[1]
     assert read_stain_model(tmp_path / "w.safetensors").temperature > 0
 
 

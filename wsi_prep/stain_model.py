@@ -20,6 +20,9 @@ MODEL_FILE = Path(__file__).parent / "models" / "stain.safetensors"
 CLASSES = ("HE", "IHC", "SPECIAL")
 """What the network tells apart, in the order of its outputs."""
 
+MOST_UNUSUAL = 5.0
+"""Standard deviations beyond which a feature counts no further, so that no single odd number decides."""
+
 
 @dataclass(frozen=True)
 class StainModel:
@@ -39,7 +42,8 @@ class StainModel:
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """(..., 3) outputs before the temperature, of (..., COUNT) features."""
-        hidden = np.maximum((features - self.mean) / self.scale @ self.into + self.into_bias, 0.0)
+        usual = np.clip((features - self.mean) / self.scale, -MOST_UNUSUAL, MOST_UNUSUAL)
+        hidden = np.maximum(usual @ self.into + self.into_bias, 0.0)
         return np.asarray(hidden @ self.out + self.out_bias, dtype=np.float64)
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
