@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     console.print(f"{len(cohort.tissues)} slides, {len(cohort.tiles)} tiles; dyeing {options.examples} pictures")
     dyed = recoloured(cohort.tissues, options.examples, options.seed)
-    examples = dyed + changed(cohort.tissues, options.examples // 2, options.seed + 1)
+    examples = dyed + changed(cohort.tissues, options.examples // 2, options.seed + 1) + cohort.as_they_are()
     temperature, lines = judge(cohort, examples, dyed, options.seed)
     if options.unseen:
         lines += ["### Stains that were not fitted to", "", *by_recipe(unseen(examples, options.unseen, options.seed))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stain_fit.examples import Example, Tissue, mosaic
+from stain_fit.examples import REAL, Example, Tissue, mosaic
 from stain_fit.recolour import MAP_MPP, Map, stain_vectors, tissue_maps
 from wsi_prep.errors import NotBrightField, UsageError
 from wsi_prep.readers.select import open_slide
@@ -26,6 +26,8 @@ TILE_MPP = 1.0
 """um per pixel at which tiles are kept."""
 
 _SLIDE_PIECE_PX, _MOST_PIECES, _LEAST_PIECES, _LEAST_MAP_PX = 31, 400, 4, 32
+
+_COPIES = 10
 
 # slides that are cut from the cases of the labelled tiles, by the manifest's patient
 _SAME_CASE = {
@@ -48,6 +50,11 @@ class Cohort:
     tissues: tuple[Tissue, ...]
     tiles: tuple[Example, ...]
     slides: tuple[Example, ...]
+
+    def as_they_are(self) -> list[Example]:
+        """The slides that may be fitted to, unchanged; each several times, as there are far more changed pictures."""
+        fitted_to = {tissue.case for tissue in self.tissues}
+        return [replace(slide, name=REAL) for slide in self.slides if slide.case in fitted_to] * _COPIES
 
     def __add__(self, other: Cohort) -> Cohort:
         return Cohort(self.tissues + other.tissues, self.tiles + other.tiles, self.slides + other.slides)

@@ -17,8 +17,8 @@ from wsi_prep.stain_model import CLASSES, MOST_UNUSUAL, StainModel, softmax
 
 _NETWORKS, _HIDDEN = 3, 32
 _DECAY, _EPOCHS, _BATCH = 0.1, 20, 128
-_REAL_WEIGHT = 3.0
-"""What a picture of tissue in its own dyes counts, where a dyed one counts 1."""
+_WEIGHTS = {REAL: 3.0, "no positive cell": 3.0}
+"""What some pictures count, where others count 1: tissue in its own dyes, and what alone tells blue IHC from blue dyes."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _network(features: NDArray[np.float64], examples: Sequence[Example], seed: i
     network = MLPClassifier(
         (_HIDDEN,), alpha=_DECAY, batch_size=min(_BATCH, len(features)), max_iter=_EPOCHS, random_state=seed
     )
-    weight = [_REAL_WEIGHT if example.name == REAL else 1.0 for example in examples]
+    weight = [_WEIGHTS.get(example.name, 1.0) for example in examples]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a set number of rounds is meant
         network.fit(features, [example.stain for example in examples], sample_weight=weight)

@@ -26,7 +26,7 @@ from wsi_prep.tissue import MASK_MPP, Glass, check_bright_field, detect_tissue
 
 # Ruifrok and Johnston's vectors, and two more
 HAEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)
-SCHIFF, AZURE = (0.40, 0.85, 0.30), (0.90, 0.55, 0.15)
+COUNTERSTAIN, SCHIFF, AZURE = (0.72, 0.63, 0.25), (0.45, 0.80, 0.33), (0.90, 0.55, 0.15)  # as scanners see them
 SIDE, GLASS_COLS = 96, 24
 
 
@@ -69,13 +69,14 @@ def test_purple_of_one_hue_is_special():
 
 
 def test_counterstain_alone_is_an_ihc_slide_without_a_positive_cell():
-    assert classify_stain(*slide((HAEMATOXYLIN, 0.05, 0.4, 1.0)))[0] == "IHC"
+    ground, nuclei = (HAEMATOXYLIN, 0.05, 0.2, 1.0), (HAEMATOXYLIN, 0.1, 0.8, 0.35)
+    assert classify_stain(*slide(ground, nuclei))[0] == "IHC"
 
 
 @pytest.mark.parametrize("share", [0.01, 0.03, 0.1, 0.3, 0.6])
 @pytest.mark.parametrize("strength", [0.4, 0.8, 1.4])
 def test_adding_dab_to_blue_tissue_keeps_it_ihc(share, strength):
-    blue = (HAEMATOXYLIN, 0.05, 0.4, 1.0)
+    blue = (COUNTERSTAIN, 0.05, 0.4, 1.0)
     assert classify_stain(*slide(blue, (DAB, 0.3 * strength, strength, share)))[0] == "IHC"
 
 

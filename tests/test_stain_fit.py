@@ -11,8 +11,9 @@ from imagecodecs import jpeg8_encode
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from pipelines.fit_stain import main
+from stain_fit.cohort import read_tiles
 from stain_fit.dyes import DYES, RECIPES
-from stain_fit.examples import CLASSES, Example, Tissue, changed, mosaic, recoloured
+from stain_fit.examples import CLASSES, REAL, Example, Tissue, changed, mosaic, recoloured
 from stain_fit.fit import Judged, calibrated, even_weights, fit, fit_temperature, hold_out_cases
 from stain_fit.recolour import Structures, compress, dye, stain_vectors, tissue_maps
 from stain_fit.report import balanced_accuracy, calibration_error, confusion
@@ -189,6 +190,20 @@ def tile_table(path):
                 image = jpeg8_encode(np.ascontiguousarray(picture), level=90)
                 rows.append({"image": image, "group": f"{stain} {case}", "stain": stain, "slide": "1", "mpp": 1.0})
     pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def test_rows_of_the_test_split_are_judged_by_and_never_fitted_to(tmp_path):
+    tile_table(tmp_path / "tiles.parquet")
+    table = pq.read_table(tmp_path / "tiles.parquet")
+    split = ["test" if group.endswith("b") else "train" for group in table["group"].to_pylist()]
+    pq.write_table(table.append_column("split", [split]), tmp_path / "split.parquet")
+    cohort = read_tiles(tmp_path / "split.parquet")
+    assert {tissue.case[-1] for tissue in cohort.tissues} == {"a"}
+    assert {example.case[-1] for example in (*cohort.tiles, *cohort.slides)} == {"b"}
+    assert cohort.as_they_are() == []
+    whole = read_tiles(tmp_path / "tiles.parquet")
+    assert {example.case for example in whole.as_they_are()} == {tissue.case for tissue in whole.tissues}
+    assert {example.name for example in whole.as_they_are()} == {REAL}
 
 
 def test_the_command_writes_weights_and_says_how_good_they_are(tmp_path, capsys):
