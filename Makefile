@@ -11,7 +11,7 @@ TORCHRUN = $(if $(HEAD)$(GPUS),torch.distributed.run --nproc-per-node '$(or $(GP
   --rdzv-backend c10d --rdzv-endpoint '$(HEAD)' --rdzv-id '$(or $(SLURM_JOB_ID),$(RUN),run)',--standalone) -m)
 
 .DEFAULT_GOAL := help
-.PHONY: help shards plan verify forget fuzz audit query interchange peek pretrain distill recipe curves evaluate export embed bench test check samples clean
+.PHONY: help shards plan verify forget fuzz audit query interchange peek pretrain distill recipe curves evaluate export embed fit-stain bench test check samples clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -87,6 +87,10 @@ export: $(VENV)/.train ## a run as a folder that timm loads: RUN= TO=folder LICE
 embed: $(VENV)/.train ## features of every tile, as Parquet and h5: MODEL="run, or exported folder" SHARDS= TO=folder WHERE="magnification = '20x'" ARGS=
 	@$(BIN)/python -m pipelines.embed --model '$(MODEL)' --shards $(or $(SHARDS),$(OUT)) --to '$(TO)' \
 	  $(if $(WHERE),--where "$(WHERE)") $(ARGS)
+
+fit-stain: $(VENV)/.test ## fit the stain classifier anew: TILES="tiles.parquet ..." SLIDES=folder TO=file ARGS=
+	@$(BIN)/python -m pipelines.fit_stain $(if $(TILES),--tiles $(TILES)) $(if $(SLIDES),--slides '$(SLIDES)') \
+	  $(if $(TO),--to '$(TO)') $(ARGS)
 
 bench: $(VENV)/.bench ## speed, against limits measured in the same run: BENCH=feed ARGS="--quick | --only 'local scale'"
 	@test -e '$(OUT)' || $(MAKE) --no-print-directory shards

@@ -61,6 +61,11 @@ def test_slide_stage_does_not_know_the_trainer():
     assert [str(p) for p in (ROOT / "wsi_prep").rglob("*.py") if uses(p, "pretrain") or uses(p, "torch")] == []
 
 
+def test_only_its_command_knows_how_the_stain_classifier_is_fitted():
+    outside = [p for p in sources() if not p.is_relative_to(ROOT / "wsi_prep" / "stain_fit")]
+    assert [p.name for p in outside if uses(p, "wsi_prep.stain_fit") or uses(p, "sklearn")] == ["fit_stain.py"]
+
+
 @pytest.mark.parametrize("command", ["shards", "query", "interchange", "console", "verify", "forget", "plan"])
 def test_commands_of_the_slide_stage_do_not_know_the_trainer(command):
     path = ROOT / "pipelines" / f"{command}.py"

@@ -103,6 +103,13 @@ def test_each_slide_gets_its_own_verdict_and_none_ends_the_run(cohort):
     assert code == 3
 
 
+def test_light_on_black_has_been_looked_at_and_what_cannot_be_opened_has_not(cohort):
+    seen = {row["file"]: (row["stain"], row["stain_source"], row["stain_pixels"]) for row in rows(cohort[1])}
+    assert seen["fluorescence.tif"] == ("UNKNOWN", "pixels", "UNKNOWN")  # its noise is grey in the mean
+    assert seen["slide.tiff"] == ("HE", "pixels", "HE")
+    assert seen["text.svs"] == (None, None, None)
+
+
 def test_every_reason_is_one_line(cohort):
     for row in rows(cohort[1]):
         if row["status"] != "ok":

@@ -10,7 +10,7 @@ from sample_slides.make import mask_path
 from wsi_prep.errors import BadOption, NotBrightField
 from wsi_prep.readers.select import open_slide
 from wsi_prep.thumbnail import read_thumbnail
-from wsi_prep.tissue import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
+from wsi_prep.tissue import MASK_MPP, Glass, TissueSettings, check_bright_field, detect_tissue
 
 REFERENCES = Path(__file__).parents[2] / "shared" / "masks"
 
@@ -125,6 +125,14 @@ def test_a_slide_that_is_all_tissue_stays_so(he):
 def test_bare_glass_has_no_tissue():
     glass = np.random.default_rng(0).normal(240, 2, (200, 300, 3)).clip(0, 255).astype(np.uint8)
     assert not detect_tissue(glass, MASK_MPP).any()
+
+
+def test_glass_of_no_single_colour_is_no_tissue():
+    """Each pixel is off the middle in another channel, so none is of the glass's colour."""
+    colours = np.array([(240, 240, 230), (240, 230, 240), (230, 240, 240)], np.uint8)
+    bare = colours[np.random.default_rng(0).integers(0, 3, (60, 60))]
+    assert Glass.of(bare).colour.tolist() == [240, 240, 240]
+    assert not detect_tissue(bare, MASK_MPP).any()
 
 
 def test_lengths_are_physical(he):

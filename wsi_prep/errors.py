@@ -57,6 +57,10 @@ class ClusterLost(WsiPrepError, ConnectionError):
     """The scheduler went away in the middle of the work; what is done is kept."""
 
 
+class BadStainModel(WsiPrepError, ValueError):
+    """The stain classifier's weights are missing, or do not fit this version of its features."""
+
+
 class RunReplaced(WsiPrepError, RuntimeError):
     """Another run has taken the output folder over; what this one was doing is abandoned."""
 

@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 from wsi_prep import __version__
 from wsi_prep.cache import CacheSettings, Room
 from wsi_prep.catalog import Catalog
-from wsi_prep.errors import BadOption, RunReplaced, SlideError, SlideExcluded, TooCoarse, WriteFailed
+from wsi_prep.errors import (
+    BadOption,
+    NotBrightField,
+    RunReplaced,
+    SlideError,
+    SlideExcluded,
+    TooCoarse,
+    WriteFailed,
+)
 from wsi_prep.filters import TileFilter
 from wsi_prep.geometry import MAGNIFICATIONS, Grid
 from wsi_prep.institution import UNKNOWN
@@ -41,7 +49,7 @@ from wsi_prep.records import FORMAT_VERSION, SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.scale import Scale, check_assumed_mpp, resolve_scale
 from wsi_prep.sources import SlideSource, fingerprint
 from wsi_prep.stages import StageClock
-from wsi_prep.stain import classify_stain
+from wsi_prep.stain import StainCall, classify_glow, classify_stain, stain_columns
 from wsi_prep.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.tile_writer import write_tiles
 from wsi_prep.time_limit import HUNG, time_limit
@@ -189,22 +197,21 @@ def blank_row(task: SlideTask) -> dict[str, Any]:
         bytes=0,
         files=0,
     )
-    row.update(manifest_columns(task))
+    row.update(manifest_columns(task, row))
     return row
 
 
-def manifest_columns(task: SlideTask) -> dict[str, Any]:
-    """What the manifest and the slide's name alone decide of its row; changing it redoes no tile."""
+def manifest_columns(task: SlideTask, row: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest and the slide's name decide of its `row`; changing it redoes no tile."""
     manifest = task.manifest
-    columns: dict[str, Any] = {
+    seen = StainCall(row["stain_pixels"], row["stain_pixels_confidence"]) if row["stain_pixels"] else None
+    return {
         "institution": manifest.institution or UNKNOWN,
         "institution_source": task.institution_source,
         "tissue": manifest.tissue or "unknown",
         "patient_key": task.patient_key,
+        **stain_columns(manifest.stain, seen, row["warning"]),
     }
-    if manifest.stain:
-        columns.update(stain=manifest.stain, stain_confidence=1.0, stain_source="manifest")
-    return columns
 
 
 def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
@@ -229,7 +236,7 @@ def _prepare(
         row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=scale.warning or None)
         clock.enter("tissue")
         thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
-        check_bright_field(thumbnail.pixels)
+        _check_bright_field(task, row, thumbnail)
         glass = Glass.of(thumbnail.pixels)
         row["tissue_source"] = "mask" if task.mask else "detected"
         if task.mask:
@@ -237,10 +244,18 @@ def _prepare(
         else:
             tissue = detect_tissue(thumbnail.pixels, thumbnail.mpp, task.settings.tissue, glass)
         row["tissue_mm2"] = float(tissue.sum()) * _mask_pixel_mm2(thumbnail, scale)
-        if row["stain"] is None:
-            stain, confidence = classify_stain(thumbnail.pixels, tissue, glass)
-            row.update(stain=stain, stain_confidence=confidence, stain_source="pixels")
+        seen = classify_stain(thumbnail.pixels, tissue, glass)
+        row.update(stain_columns(task.manifest.stain, seen, row["warning"]))
         return _make_tiles(task, row, place, stage, clock, reader, scale, thumbnail, tissue)
+
+
+def _check_bright_field(task: SlideTask, row: dict[str, Any], thumbnail: Thumbnail) -> None:
+    """Raise NotBrightField for fluorescence and the like, whose row still says what the pixels look like."""
+    try:
+        check_bright_field(thumbnail.pixels)
+    except NotBrightField:
+        row.update(stain_columns(task.manifest.stain, classify_glow(thumbnail.pixels), row["warning"]))
+        raise
 
 
 def _make_tiles(

@@ -31,6 +31,8 @@ SLIDE_SCHEMA = pa.schema(
         ("stain", pa.string()),  # HE, IHC, SPECIAL, FLUORESCENCE, UNKNOWN
         ("stain_confidence", pa.float32()),  # 0 to 1
         ("stain_source", pa.string()),  # pixels or manifest
+        ("stain_pixels", pa.string()),  # what the pixels say, whatever the manifest says
+        ("stain_pixels_confidence", pa.float32()),
         ("institution", pa.string()),
         ("institution_source", pa.string()),  # manifest, barcode, pattern or unknown
         ("tissue", pa.string()),

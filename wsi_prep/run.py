@@ -279,11 +279,10 @@ def _not_done(
         row = rows.get(task.source.slide_id)
         mark = marks.get(task.source.slide_id), task.config_hash
         same = row is not None and (row["fingerprint"], row["config_hash"]) == mark
-        lost_stain = row is not None and row["stain_source"] == "manifest" and task.manifest.stain is None
-        if row is None or not same or row["status"] == "failed" or lost_stain:
+        if row is None or not same or row["status"] == "failed" or _lost_stain(task, row):
             todo.append(task)
             continue
-        described = {**row, **manifest_columns(task)}
+        described = {**row, **manifest_columns(task, row)}
         if request.patient_key is None:  # a key that is forgotten undoes nothing
             described["patient_key"] = row["patient_key"]
         if described != row:
@@ -292,6 +291,11 @@ def _not_done(
         summary.add(described, now=False)
     catalog.replace_slides(described_anew)
     return todo
+
+
+def _lost_stain(task: SlideTask, row: dict[str, Any]) -> bool:
+    """Whether the stain was the manifest's, which says it no more, and nobody has looked at the pixels."""
+    return row["stain_source"] == "manifest" and task.manifest.stain is None and row["stain_pixels"] is None
 
 
 def _fingerprint(task: SlideTask) -> str:

@@ -158,6 +158,8 @@ class Glass:
             near = candidate.copy()
             for channel in taken:
                 near &= np.abs(channel - level) <= _GLASS_DENSITY_SPREAD
+            if not near.any():  # noisy glass of which no pixel has the middle of every channel
+                return cls(colour, np.zeros(6), near, stride)
             surface = _fit_surface(mean, near)
         return cls(colour, surface, near, stride)
 
