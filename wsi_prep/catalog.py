@@ -8,6 +8,7 @@ finished at the next start. All of it goes through a `Place`, so it holds on a d
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -123,7 +124,9 @@ class Catalog:
 
     def _tile_counts(self) -> dict[str, int]:
         """How many tiles each slide has."""
-        return {row["slide_id"]: sum(row[c] or 0 for c in _COUNTS) for row in self.slides(["slide_id", *_COUNTS])}
+        rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, ["slide_id", *_COUNTS])
+        totals = functools.reduce(pc.add, (pc.fill_null(rows[name], 0) for name in _COUNTS))
+        return dict(zip(rows["slide_id"].to_pylist(), totals.to_pylist(), strict=True))
 
     def _source(self, table: str, name: str) -> Any:
         return next(self._place.sources([f"{_FOLDERS[table]}/{name}"]))
