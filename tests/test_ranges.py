@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_prep.errors import UnreadableSlide
-from wsi_prep.ranges import joined, open_ranges, seekable
+from wsi_prep.ranges import RemoteRanges, joined, open_ranges, seekable
 
 SPANS = st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 5_000)), max_size=40)
 DATA = bytes(range(256)) * 500
@@ -64,3 +64,29 @@ def test_a_seekable_file_reads_as_one_on_a_disk(ranges, steps):
 def test_a_file_that_is_not_there_says_so(path):
     with pytest.raises(UnreadableSlide, match="cannot be opened"):
         open_ranges(path)
+
+
+class Counting:
+    """A file system of one file, which counts what it gives."""
+
+    def __init__(self, data):
+        self.data, self.given = data, 0
+
+    def size(self, _):
+        return len(self.data)
+
+    def cat_ranges(self, _, starts, ends, on_error):
+        assert on_error == "raise"
+        self.given += sum(end - start for start, end in zip(starts, ends, strict=True))
+        return [self.data[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def test_what_is_asked_for_again_comes_once_as_far_as_memory_allows(monkeypatch):
+    tiles = [(n * 1000, 1000) for n in range(100)]
+    for most, expected in ((200_000, 100_000), (10_000, 190_000)):  # of all bytes, and of ten tiles
+        monkeypatch.setattr("wsi_prep.ranges.KEPT_BYTES", most)
+        files = Counting(DATA)
+        ranges = RemoteRanges(files, "file")
+        for _ in range(2):
+            assert ranges.read_ranges(tiles) == [DATA[offset : offset + count] for offset, count in tiles]
+        assert files.given == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import io
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,9 @@ from wsi_prep.remote import file_system, local_path
 
 _BLOCK_BYTES = 16 * 2**10
 _GAP_SHARE, _MOST_BYTES = 0.2, 8 * 2**20
+
+KEPT_BYTES = 32 * 2**20
+"""Of a file elsewhere, the latest that came are kept up to this size."""
 
 Span = tuple[int, int]
 """Offset and count of bytes."""
@@ -57,30 +61,49 @@ class LocalRanges:
 
 
 class RemoteRanges:
-    """Ranges of a file of an fsspec file system. What lies close together is one request; requests run side by side."""
+    """Ranges of a file of an fsspec file system. What lies close together is one request; requests run side by side.
+
+    Some of what came is kept: a slide of one level is read twice, for its thumbnail and for its tiles.
+    """
 
     def __init__(self, files: Any, path: str) -> None:
         self._files, self._path = files, path
         self.size = int(files.size(path))
+        self._kept: OrderedDict[Span, bytes] = OrderedDict()
+        self._kept_bytes = 0
 
     def read_ranges(self, spans: Sequence[Span]) -> list[bytes]:
         """See Ranges."""
-        requests = joined(spans)
-        starts, ends = [start for start, _ in requests], [end for _, end in requests]
-        blocks = (
-            self._files.cat_ranges([self._path] * len(requests), starts, ends, on_error="raise") if requests else []
-        )
-        for block, (start, end) in zip(blocks, requests, strict=True):
-            if len(block) != min(end, self.size) - start:
-                raise DamagedSlide(f"{len(block):,} of {end - start:,} bytes came; was the file changed meanwhile?")
-        found: list[bytes] = []
-        for offset, count in spans:
-            number = bisect.bisect_right(starts, offset) - 1
-            found.append(bytes(memoryview(blocks[number])[offset - starts[number] :][:count]) if count else b"")
-        return found
+        found = {span: self._kept[span] for span in spans if span in self._kept}
+        found |= self._fetched([span for span in spans if span not in found])
+        return [found[span] for span in spans]
 
     def close(self) -> None:
         """See Ranges."""
+        self._kept.clear()
+
+    def _fetched(self, spans: Sequence[Span]) -> dict[Span, bytes]:
+        requests = joined(spans)
+        starts, ends = [start for start, _ in requests], [end for _, end in requests]
+        paths = [self._path] * len(requests)
+        blocks = self._files.cat_ranges(paths, starts, ends, on_error="raise") if requests else []
+        for block, (start, end) in zip(blocks, requests, strict=True):
+            if len(block) != min(end, self.size) - start:
+                raise DamagedSlide(f"{len(block):,} of {end - start:,} bytes came; was the file changed meanwhile?")
+        found: dict[Span, bytes] = {}
+        for offset, count in spans:
+            number = bisect.bisect_right(starts, offset) - 1
+            data = bytes(memoryview(blocks[number])[offset - starts[number] :][:count]) if count else b""
+            found[offset, count] = data
+            self._keep((offset, count), data)
+        return found
+
+    def _keep(self, span: Span, data: bytes) -> None:
+        if span not in self._kept:
+            self._kept[span] = data
+            self._kept_bytes += len(data)
+        while self._kept_bytes > KEPT_BYTES:
+            self._kept_bytes -= len(self._kept.popitem(last=False)[1])
 
 
 def joined(spans: Sequence[Span]) -> list[Span]:
