@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def judge(cohort: Cohort, examples: list[Example], dyed: list[Example], seed: int) -> tuple[float, list[str]]:
-    """The temperature at which slides and tiles are calibrated, and lines of Markdown on slides, tiles and dyed pictures.
+    """The temperature that calibrates slides and tiles, and lines of Markdown on slides, tiles and dyed pictures.
 
     Each is judged without its own case.
     """
