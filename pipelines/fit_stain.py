@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def judge(cohort: Cohort, examples: list[Example], dyed: list[Example], seed: int) -> tuple[float, list[str]]:
-    """The temperature at which slides are calibrated, and lines of Markdown on slides, tiles and dyed pictures.
+    """The temperature that calibrates slides and tiles, and lines of Markdown on slides, tiles and dyed pictures.
 
     Each is judged without its own case.
     """
@@ -55,7 +55,7 @@ def judge(cohort: Cohort, examples: list[Example], dyed: list[Example], seed: in
     if cohort.tiles:
         tiles = judged.only((place >= len(cohort.slides)) & (place < to_tiles))
         lines += [*section("Tiles", tiles, name_wrong=False), *reliability(tiles)]
-    return fit_temperature(slides), [*lines, *by_recipe(judged.only(place >= to_tiles))]
+    return fit_temperature(judged.only(place < to_tiles)), [*lines, *by_recipe(judged.only(place >= to_tiles))]
 
 
 def unseen(examples: list[Example], names: list[str], seed: int) -> Judged:

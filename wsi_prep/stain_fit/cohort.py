@@ -27,7 +27,7 @@ TILE_MPP = 1.0
 
 _SLIDE_PIECE_PX, _MOST_PIECES, _LEAST_PIECES, _LEAST_MAP_PX = 31, 400, 4, 32
 
-_COPIES = 10
+_COPIES = 6
 
 # slides that are cut from the cases of the labelled tiles, by the manifest's patient
 _SAME_CASE = {

@@ -57,10 +57,13 @@ def _network(features: NDArray[np.float64], examples: Sequence[Example], seed: i
     network = MLPClassifier(
         (_HIDDEN,), alpha=_DECAY, batch_size=min(_BATCH, len(features)), max_iter=_EPOCHS, random_state=seed
     )
-    weight = [_WEIGHTS.get(example.name, 1.0) for example in examples]
+    stains = np.array([example.stain for example in examples])
+    weight = np.array([_WEIGHTS.get(example.name, 1.0) for example in examples])
+    for stain in CLASSES:  # each counts the same in all
+        weight[stains == stain] *= len(weight) / (len(CLASSES) * weight[stains == stain].sum())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a set number of rounds is meant
-        network.fit(features, [example.stain for example in examples], sample_weight=weight)
+        network.fit(features, stains, sample_weight=weight)
     assert tuple(network.classes_) == CLASSES
     return network
 
