@@ -84,6 +84,16 @@ def dashboard_link(client: Client) -> str:
     return str(client.dashboard_link or "")
 
 
+def threads_a_task(options: ClusterOptions, tasks: int) -> int:
+    """How many threads each of so many tasks may use: a local cluster's cores that would have no task of their own.
+
+    Workers of a named scheduler, or of SLURM, have one core each, so there it is one.
+    """
+    if options.scheduler is not None or options.slurm is not None:
+        return 1
+    return max(1, (options.workers or _cores()) // max(1, tasks))
+
+
 def run_tasks(
     client: Client,
     function: Callable[[Task], Result],

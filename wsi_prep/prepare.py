@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from wsi_prep import __version__
 from wsi_prep.cache import CacheSettings, Room
 from wsi_prep.catalog import Catalog
+from wsi_prep.crew import Crew
 from wsi_prep.errors import (
     BadOption,
     NotBrightField,
@@ -114,6 +115,7 @@ class SlideTask:
     institution_source: str = UNKNOWN
     mask: MaskFile | None = None
     cache: CacheSettings = field(default_factory=CacheSettings)
+    threads: int = 1
 
     @property
     def config_hash(self) -> str:
@@ -230,7 +232,7 @@ def _prepare(
     task: SlideTask, row: dict[str, Any], place: Place, stage: Path, room: Room, clock: StageClock
 ) -> pa.Table:
     """All of the work on one slide; fills `row` as facts become known, so that they survive a failure."""
-    with opened(task.source, task.settings.reader, room) as reader:
+    with Crew(task.threads) as crew, opened(task.source, task.settings.reader, room, crew) as reader:
         row.update(_facts(reader.info))
         scale = resolve_scale(reader.info, task.manifest.mpp, task.settings.assume_mpp)
         row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=scale.warning or None)
@@ -246,7 +248,7 @@ def _prepare(
         row["tissue_mm2"] = float(tissue.sum()) * _mask_pixel_mm2(thumbnail, scale)
         seen = classify_stain(thumbnail.pixels, tissue, glass)
         row.update(stain_columns(task.manifest.stain, seen, row["warning"]))
-        return _make_tiles(task, row, place, stage, clock, reader, scale, thumbnail, tissue)
+        return _make_tiles(task, row, place, stage, clock, crew, reader, scale, thumbnail, tissue)
 
 
 def _check_bright_field(task: SlideTask, row: dict[str, Any], thumbnail: Thumbnail) -> None:
@@ -264,6 +266,7 @@ def _make_tiles(
     place: Place,
     stage: Path,
     clock: StageClock,
+    crew: Crew,
     reader: SlideReader,
     scale: Scale,
     thumbnail: Thumbnail,
@@ -281,7 +284,7 @@ def _make_tiles(
     wanted = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, task.settings.plan, slide_id)
     settings = task.settings
     clock.enter("tiles")
-    plan, tiles = write_tiles(stage / "store.zarr", slide_id, reader, wanted, settings.jpeg, settings.filters)
+    plan, tiles = write_tiles(stage / "store.zarr", slide_id, reader, wanted, settings.jpeg, settings.filters, crew)
     clock.enter("tissue")
     (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, plan, task.source.name))
     clock.enter("publish")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import bisect
 import io
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
@@ -15,6 +17,7 @@ from wsi_prep.remote import file_system, local_path
 
 _BLOCK_BYTES = 16 * 2**10
 _GAP_SHARE, _MOST_BYTES = 0.2, 8 * 2**20
+_SLOW_SECONDS, _AT_ONCE = 0.001, 16
 
 KEPT_BYTES = 32 * 2**20
 """Of a file elsewhere, the latest that came are kept up to this size."""
@@ -50,14 +53,28 @@ class LocalRanges:
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDONLY)
         self.size = os.fstat(self._fd).st_size
+        self._slow = False
 
     def read_ranges(self, spans: Sequence[Span]) -> list[bytes]:
-        """See Ranges."""
-        return [os.pread(self._fd, count, offset) for offset, count in spans]
+        """See Ranges. What lies together is one request; where requests take long, as on a network, all go at once."""
+        requests = joined(spans)
+        if self._slow and len(requests) > 1:
+            with ThreadPoolExecutor(min(_AT_ONCE, len(requests))) as pool:
+                blocks = list(pool.map(self._block, requests))
+        else:
+            blocks = [self._block(request) for request in requests]
+        return _cut(spans, requests, blocks)
 
     def close(self) -> None:
         """See Ranges."""
         os.close(self._fd)
+
+    def _block(self, request: Span) -> bytes:
+        start, end = request
+        began = time.perf_counter()
+        data = os.pread(self._fd, end - start, start)
+        self._slow = time.perf_counter() - began > _SLOW_SECONDS
+        return data
 
 
 class RemoteRanges:
@@ -90,12 +107,9 @@ class RemoteRanges:
         for block, (start, end) in zip(blocks, requests, strict=True):
             if len(block) != min(end, self.size) - start:
                 raise DamagedSlide(f"{len(block):,} of {end - start:,} bytes came; was the file changed meanwhile?")
-        found: dict[Span, bytes] = {}
-        for offset, count in spans:
-            number = bisect.bisect_right(starts, offset) - 1
-            data = bytes(memoryview(blocks[number])[offset - starts[number] :][:count]) if count else b""
-            found[offset, count] = data
-            self._keep((offset, count), data)
+        found = dict(zip(spans, _cut(spans, requests, blocks), strict=True))
+        for span, data in found.items():
+            self._keep(span, data)
         return found
 
     def _keep(self, span: Span, data: bytes) -> None:
@@ -104,6 +118,16 @@ class RemoteRanges:
             self._kept_bytes += len(data)
         while self._kept_bytes > KEPT_BYTES:
             self._kept_bytes -= len(self._kept.popitem(last=False)[1])
+
+
+def _cut(spans: Sequence[Span], requests: Sequence[Span], blocks: Sequence[bytes]) -> list[bytes]:
+    """The bytes of each span, out of the blocks that came for the requests."""
+    starts = [start for start, _ in requests]
+    found: list[bytes] = []
+    for offset, count in spans:
+        number = bisect.bisect_right(starts, offset) - 1
+        found.append(bytes(memoryview(blocks[number])[offset - starts[number] :][:count]) if count else b"")
+    return found
 
 
 def joined(spans: Sequence[Span]) -> list[Span]:

@@ -22,7 +22,7 @@ from wsi_prep.errors import OtherConfiguration, StoreFailed
 from wsi_prep.forget import leave_forgotten, read_tombstone
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.institution import UNKNOWN, InstitutionPattern, Origin, find_origin
-from wsi_prep.jobs import cluster, dashboard_link, run_tasks
+from wsi_prep.jobs import cluster, dashboard_link, run_tasks, threads_a_task
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.masks import MaskFile, find_masks
 from wsi_prep.merging import Merger
@@ -321,7 +321,9 @@ def _work(
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))
         log.run_started(len(tasks), summary.done_before)
         began = _began(log) if log.wanted else None
-        for task, outcome in run_tasks(client, prepare_slide, tasks, _task_key, began):
+        threads = threads_a_task(request.cluster, len(tasks))
+        shared = (replace(task, threads=threads) for task in tasks)
+        for task, outcome in run_tasks(client, prepare_slide, shared, _task_key, began):
             row = _failed_row(task, outcome, catalog) if isinstance(outcome, BaseException) else outcome
             summary.add(row, now=True)
             watcher.finished(row)

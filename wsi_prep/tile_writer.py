@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wsi_prep.ahead import one_ahead
+from wsi_prep.crew import Crew
 from wsi_prep.filters import TileFilter
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
 from wsi_prep.jpeg import JpegSettings, encode_tile
-from wsi_prep.pixels import read_groups
+from wsi_prep.pixels import TileGroup, read_groups
 from wsi_prep.plan import TilePlan
 from wsi_prep.quality import MEASURES, Measurer
 from wsi_prep.readers.base import SlideReader
@@ -23,32 +25,51 @@ from wsi_prep.shards import StoreWriter, TileLocation
 
 
 def write_tiles(
-    store: Path, slide_id: str, reader: SlideReader, plan: TilePlan, jpeg: JpegSettings, filters: Sequence[TileFilter]
+    store: Path,
+    slide_id: str,
+    reader: SlideReader,
+    plan: TilePlan,
+    jpeg: JpegSettings,
+    filters: Sequence[TileFilter],
+    crew: Crew,
 ) -> tuple[TilePlan, pa.Table]:
     """Write those tiles of `plan` that pass all `filters` into the folder `store`, none where none does.
 
-    Returns the plan of these tiles, and their rows in TILE_SCHEMA.
+    The crew measures and encodes side by side. Returns the plan of these tiles, and their rows in TILE_SCHEMA.
     """
     attributes = {"slide_id": slide_id, "mpp": {m.name: plan.grid.mpp(m) for m in plan.grid.magnifications}}
     locations: list[TileLocation] = []
     measures = np.empty((len(plan), len(MEASURES)), np.float32)
     kept = np.zeros(len(plan), bool)
-    tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)  # read from the large image once, then close at hand
     with (
         contextlib.closing(one_ahead(read_groups(reader, plan))) as groups,
         StoreWriter(store, jpeg, attributes) as writer,
     ):
         for group in groups:
             name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
-            measurer = Measurer(group.corner, group.quarter)
-            for number, index in enumerate(group.tiles):
-                np.copyto(tile, group.pixels(number))
-                measures[index] = measurer.measure(number, tile)
-                kept[index] = all(condition.passes(measures[index], name) for condition in filters)
-                if kept[index]:
-                    locations.append(writer.append(name, encode_tile(tile, jpeg)))
+            make = functools.partial(_make, group, name, jpeg, filters)
+            for index, (measured, data) in zip(group.tiles, crew.share(make, range(len(group.tiles))), strict=True):
+                measures[index] = measured
+                if data is not None:
+                    kept[index] = True
+                    locations.append(writer.append(name, data))
     plan = plan.only(kept)
     return plan, _rows(slide_id, plan, measures[kept], locations)
+
+
+def _make(
+    group: TileGroup, magnification: str, jpeg: JpegSettings, filters: Sequence[TileFilter], numbers: Sequence[int]
+) -> list[tuple[tuple[float, ...], bytes | None]]:
+    """The MEASURES of the group's tiles with these numbers, and the JPEG of each that passes all filters."""
+    measurer = Measurer(group.corner, group.quarter)
+    tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)  # read from the large image once, then close at hand
+    made = []
+    for number in numbers:
+        np.copyto(tile, group.pixels(number))
+        measured = measurer.measure(number, tile)
+        passes = all(condition.passes(measured, magnification) for condition in filters)
+        made.append((measured, encode_tile(tile, jpeg) if passes else None))
+    return made
 
 
 def _rows(slide_id: str, plan: TilePlan, measures: NDArray[np.float32], locations: list[TileLocation]) -> pa.Table:

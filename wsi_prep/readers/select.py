@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from wsi_prep.cache import Room
+from wsi_prep.crew import Crew
 from wsi_prep.errors import BadOption, UnreadableSlide
 from wsi_prep.readers.base import SlideReader
 from wsi_prep.readers.openslide_reader import OpenSlideReader, detect_vendor
@@ -23,38 +24,39 @@ _PLAIN_TILES = (None, "aperio", "generic-tiff")
 
 
 @contextlib.contextmanager
-def opened(source: SlideSource, reader: str, room: Room) -> Iterator[SlideReader]:
+def opened(source: SlideSource, reader: str, room: Room, crew: Crew | None = None) -> Iterator[SlideReader]:
     """The slide, open for the time of the block: where it is, or as a copy in `room` where only local files will do.
 
     Raises as `open_slide` does, and NoRoom where a copy does not fit.
     """
-    slide = _open_far(source.path, reader) if local_path(source.path) is None else open_slide(source.path, reader)
+    far = local_path(source.path) is None
+    slide = _open_far(source.path, reader, crew) if far else open_slide(source.path, reader, crew)
     if slide is None:
-        slide = open_slide(copy_here(source.path, source.files, room), reader)
+        slide = open_slide(copy_here(source.path, source.files, room), reader, crew)
     try:
         yield slide
     finally:
         slide.close()
 
 
-def _open_far(path: str, reader: str) -> SlideReader | None:
+def _open_far(path: str, reader: str, crew: Crew | None) -> SlideReader | None:
     """A slide that is read by ranges, or None where it has to be a local file."""
     if reader == "openslide" or (reader == "auto" and PurePosixPath(path).suffix.lower() not in _TIFF_ENDINGS):
         return None
     try:
-        return TiffReader(path)
+        return TiffReader(path, crew)
     except UnsupportedLayout:
         if reader == "tiff":
             raise
         return None
 
 
-def open_slide(path: str, reader: str = "auto") -> SlideReader:
+def open_slide(path: str, reader: str = "auto", crew: Crew | None = None) -> SlideReader:
     """Open a slide file or URL with the named reader, or with the first that takes it: tiff, then openslide.
 
     The tiled-TIFF reader comes first because it hands over compressed tiles several times faster. Raises
     UnreadableSlide with every reader's reason in one line, DamagedSlide for a truncated file, BadOption for an unknown
-    reader.
+    reader. A `crew` decodes tiles side by side, where the reader is handed compressed ones.
     """
     if reader not in READERS:
         raise BadOption(f"reader {reader!r} is not known; choose from {' '.join(READERS)}")
@@ -62,14 +64,14 @@ def open_slide(path: str, reader: str = "auto") -> SlideReader:
     if local is not None:
         _require_file(local)
     if reader == "tiff":
-        return TiffReader(path)
+        return TiffReader(path, crew)
     if reader == "openslide":
         return OpenSlideReader(_required_local(local))
     vendor = detect_vendor(local) if local is not None else None
     if vendor not in _PLAIN_TILES:
         return OpenSlideReader(_required_local(local))
     try:
-        return TiffReader(path)
+        return TiffReader(path, crew)
     except UnsupportedLayout as error:
         refusal = error
     try:

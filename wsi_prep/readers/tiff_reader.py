@@ -10,6 +10,7 @@ import logging
 import re
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,6 +20,7 @@ import tifffile
 from numpy.typing import NDArray
 from tiffslide import TiffSlide
 
+from wsi_prep.crew import Crew
 from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide
 from wsi_prep.private import reason
 from wsi_prep.ranges import Ranges, open_ranges, seekable
@@ -53,8 +55,10 @@ class TiffReader:
 
     keeps_edges = True
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, crew: Crew | None = None) -> None:
+        """`crew` decodes tiles side by side."""
         self._path = path
+        self._crew = crew or Crew()
         self._bytes = open_ranges(path)
         try:
             self._slide = _open_tiffslide(path, self._bytes)
@@ -98,21 +102,27 @@ class TiffReader:
                 _paste(out, self._bare(page), *self._corner(page, index), x_level, y_level)
         else:
             out = blank(height, width, self._info.background)
-        scratch = np.empty((page.tilelength, page.tilewidth, 3), np.uint8)
-        for index in wanted:
-            x_tile, y_tile = self._corner(page, index)
-            shared = x_tile + page.tilewidth > x_level + width or y_tile + page.tilelength > y_level + height
-            if index in found:  # decoded to memory that is still in the processor's cache when it is copied
-                tile = self._decode(page, index, found[index], None if shared else scratch)
-                if shared:
-                    self._put(level, index, tile)
-            elif (level, index) in self._cache:
-                tile = self._cache[level, index]
-                if not shared:
-                    self._drop((level, index))
-            else:
-                tile = self._bare(page)
-            _paste(out, tile, x_tile, y_tile, x_level, y_level)
+        for index in (i for i in wanted if i not in found):
+            tile = self._cache.get((level, index), None)
+            _paste(out, self._bare(page) if tile is None else tile, *self._corner(page, index), x_level, y_level)
+            if tile is not None and not self._is_shared(page, index, rectangle):
+                self._drop((level, index))
+
+        def decode(indices: Sequence[int]) -> list[tuple[int, NDArray[np.uint8]]]:
+            """Decode and paste these tiles; returns those that a neighbouring rectangle will want again."""
+            scratch = np.empty((page.tilelength, page.tilewidth, 3), np.uint8)
+            shared = []
+            for index in indices:
+                again = self._is_shared(page, index, rectangle)
+                # decoded to memory that is still in the processor's cache when it is copied
+                tile = self._decode(page, index, found[index], None if again else scratch)
+                _paste(out, tile, *self._corner(page, index), x_level, y_level)
+                if again:
+                    shared.append((index, tile))
+            return shared
+
+        for index, tile in self._crew.share(decode, missing):
+            self._put(level, index, tile)
         while self._cached > CACHE_BYTES:
             self._drop(next(iter(self._cache)))
         return out
@@ -152,6 +162,12 @@ class TiffReader:
     def _corner(page: Any, index: int) -> tuple[int, int]:
         row, col = divmod(index, -(-page.imagewidth // page.tilewidth))
         return col * page.tilewidth, row * page.tilelength
+
+    def _is_shared(self, page: Any, index: int, rectangle: tuple[int, int, int, int]) -> bool:
+        """Whether a tile reaches beyond the rectangle's right or lower edge."""
+        x_tile, y_tile = self._corner(page, index)
+        x, y, width, height = rectangle
+        return bool(x_tile + page.tilewidth > x + width or y_tile + page.tilelength > y + height)
 
     def _put(self, level: int, index: int, tile: NDArray[np.uint8]) -> None:
         self._cache[(level, index)] = tile
