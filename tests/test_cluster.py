@@ -7,6 +7,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client
 
@@ -85,6 +86,9 @@ def test_an_encrypted_cluster_takes_those_who_have_its_certificate(slides, undis
         assert "were both sides' certificates made by TLS_CA?" in capsys.readouterr().err
         assert main(arguments(slides, tmp_path / "refused", *named)) == 2
         assert "no Dask scheduler answers at tls://" in capsys.readouterr().err
+        of_config = {"ca-file": files["ca"], "client": {"cert": files["cert"], "key": files["key"]}}
+        with dask.config.set({"distributed.comm.tls": of_config}):
+            assert main(arguments(slides, tmp_path / "configured", *named)) == 0
 
 
 def test_the_scheduler_serves_metrics_for_prometheus(tmp_path):

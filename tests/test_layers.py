@@ -16,6 +16,7 @@ ONLY_IN = {
     "zarr": {"wsi_prep/codec.py"},
     "dask": {"wsi_prep/jobs.py"},
     "distributed": {"wsi_prep/jobs.py"},
+    "dask_jobqueue": {"wsi_prep/jobs.py"},
     "torch.distributed": {"pretrain/distributed.py"},
 }
 SHARED_WITH_TRAINING = {"wsi_prep.records", "wsi_prep.jpeg", "wsi_prep.codec", "wsi_prep.errors", "wsi_prep.geometry"}

@@ -54,7 +54,8 @@ def writing(out: Path) -> Iterator[None]:
 
 def dismiss_workers(out: Path) -> None:
     """From here on a worker that still finishes a slide writes nothing of it."""
-    (out / LOCK).write_text("")
+    with (out / LOCK).open("r+b", buffering=0) as lock:  # as long as the token, so that a full disk takes it too
+        lock.write(b"-" * (out / LOCK).stat().st_size)
 
 
 def read_run(out: Path) -> dict[str, Any]:
@@ -105,14 +106,14 @@ def _create(out: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(out: Path, token: str) -> Iterator[None]:
-    with (out / LOCK).open("a") as lock:
+    with (out / LOCK).open("ab", buffering=0) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise BadOutput(f"another run is writing to {out}; wait for it, or name another OUT") from error
-        lock.truncate(0)
-        lock.write(token)
-        lock.flush()
+        with writing(out):
+            lock.truncate(0)
+            lock.write(token.encode())
         yield
 
 
