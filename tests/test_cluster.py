@@ -86,8 +86,8 @@ def test_an_encrypted_cluster_takes_those_who_have_its_certificate(slides, undis
         assert "were both sides' certificates made by TLS_CA?" in capsys.readouterr().err
         assert main(arguments(slides, tmp_path / "refused", *named)) == 2
         assert "no Dask scheduler answers at tls://" in capsys.readouterr().err
-        of_config = {"ca-file": files["ca"], "client": {"cert": files["cert"], "key": files["key"]}}
-        with dask.config.set({"distributed.comm.tls": of_config}):
+        of_config = {"ca-file": files["ca"], "client.cert": files["cert"], "client.key": files["key"]}
+        with dask.config.set({f"distributed.comm.tls.{name}": path for name, path in of_config.items()}):
             assert main(arguments(slides, tmp_path / "configured", *named)) == 0
 
 
