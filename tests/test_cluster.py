@@ -12,7 +12,7 @@ import pytest
 from distributed import Client
 
 from pipelines.shards import main
-from tests.dask_processes import ROOT, DaskProcesses, wait_until
+from tests.dask_processes import ROOT, DaskProcesses, kill, wait_until
 from tests.undisturbed import committed, copies, outcome
 
 
@@ -153,6 +153,24 @@ def test_a_worker_with_other_versions_that_joins_late_is_sent_away(slides, undis
         assert committed(out) == 0
         cluster.go()
         assert run.wait() == 0
+        assert outcome(out) == undisturbed
+
+
+def test_a_run_with_only_other_versions_left_ends_and_can_go_on(slides, undisturbed, tmp_path, other_imagecodecs):
+    out = tmp_path / "out"
+    with DaskProcesses(tmp_path) as cluster:
+        cluster.sabotage("c", "open", "hold")
+        good = cluster.worker()
+        run = cluster.start("pipelines.shards", *arguments(slides, out, "--scheduler", cluster.address))
+        wait_until(cluster.sabotaged, run)
+        kill(good)
+        cluster.worker(paths=[other_imagecodecs])
+        assert run.wait() == 2
+        assert "imagecodecs 2020.1.1 (here " in next(tmp_path.glob("shards-*.log")).read_text()
+        cluster.worker()
+        with Client(cluster.address, set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=60)
+        assert main(arguments(slides, out, "--scheduler", cluster.address)) == 0
         assert outcome(out) == undisturbed
 
 
