@@ -7,11 +7,12 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client
 
 from pipelines.shards import main
-from tests.dask_processes import ROOT, DaskProcesses, wait_until
+from tests.dask_processes import ROOT, DaskProcesses, kill, wait_until
 from tests.undisturbed import committed, copies, outcome
 
 
@@ -85,6 +86,9 @@ def test_an_encrypted_cluster_takes_those_who_have_its_certificate(slides, undis
         assert "were both sides' certificates made by TLS_CA?" in capsys.readouterr().err
         assert main(arguments(slides, tmp_path / "refused", *named)) == 2
         assert "no Dask scheduler answers at tls://" in capsys.readouterr().err
+        of_config = {"ca-file": files["ca"], "client.cert": files["cert"], "client.key": files["key"]}
+        with dask.config.set({f"distributed.comm.tls.{name}": path for name, path in of_config.items()}):
+            assert main(arguments(slides, tmp_path / "configured", *named)) == 0
 
 
 def test_the_scheduler_serves_metrics_for_prometheus(tmp_path):
@@ -149,6 +153,24 @@ def test_a_worker_with_other_versions_that_joins_late_is_sent_away(slides, undis
         assert committed(out) == 0
         cluster.go()
         assert run.wait() == 0
+        assert outcome(out) == undisturbed
+
+
+def test_a_run_with_only_other_versions_left_ends_and_can_go_on(slides, undisturbed, tmp_path, other_imagecodecs):
+    out = tmp_path / "out"
+    with DaskProcesses(tmp_path) as cluster:
+        cluster.sabotage("c", "open", "hold")
+        good = cluster.worker()
+        run = cluster.start("pipelines.shards", *arguments(slides, out, "--scheduler", cluster.address))
+        wait_until(cluster.sabotaged, run)
+        kill(good)
+        cluster.worker(paths=[other_imagecodecs])
+        assert run.wait() == 2
+        assert "imagecodecs 2020.1.1 (here " in next(tmp_path.glob("shards-*.log")).read_text()
+        cluster.worker()
+        with Client(cluster.address, set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=60)
+        assert main(arguments(slides, out, "--scheduler", cluster.address)) == 0
         assert outcome(out) == undisturbed
 
 

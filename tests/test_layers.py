@@ -17,6 +17,7 @@ ONLY_IN = {
     "dask": {"wsi_prep/jobs.py"},
     "distributed": {"wsi_prep/jobs.py"},
     "obstore": {"wsi_prep/object_place.py", "pretrain/sources.py"},
+    "dask_jobqueue": {"wsi_prep/jobs.py"},
     "torch.distributed": {"pretrain/distributed.py"},
 }
 SHARED_WITH_TRAINING = {"wsi_prep.records", "wsi_prep.jpeg", "wsi_prep.codec", "wsi_prep.errors", "wsi_prep.geometry"}

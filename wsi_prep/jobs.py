@@ -118,10 +118,8 @@ def run_tasks(
             suspects.append(task)
         else:
             yield task, outcome
-    for task in suspects:
-        with _lost_if_gone(client):
-            future = client.submit(work, task, key=f"slide-{key(task)}-alone", pure=False)
-        yield task, _outcome(future)
+    for suspect in suspects:
+        yield from _run_together(client, work, [suspect], lambda task: f"{key(task)}-alone")
 
 
 @dataclass(frozen=True)
@@ -162,10 +160,20 @@ def _run_together(
             task = running.pop(future.key)
             future.release()
             if isinstance(outcome, WrongWorker):
-                client.retire_workers([outcome.args[0]], close_workers=True)
+                _send_away(client, outcome)
                 submit([task])
             else:
                 yield task, outcome
+
+
+def _send_away(client: Client, wrong: WrongWorker) -> None:
+    """End a worker of other versions; raises WrongVersions where it was the last one."""
+    address, differs = wrong.args
+    with _lost_if_gone(client):
+        client.retire_workers([address], close_workers=True)
+        others = client.nthreads()
+    if not others:
+        raise WrongVersions(f"worker {address} has {differs}, and no other is left; install the same versions there")
 
 
 class _Window:

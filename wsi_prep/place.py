@@ -142,19 +142,23 @@ class LocalPlace:
     @contextlib.contextmanager
     def locked(self, token: str, *, take_over: bool) -> Iterator[None]:
         """See Place. The lock ends with the process that holds it, however that ends."""
-        with (self._folder / LOCK).open("a") as lock:
+        with (self._folder / LOCK).open("ab", buffering=0) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise BadOutput(f"another run is writing to {self.where}; wait for it, or name another OUT") from error
-            lock.truncate(0)
-            lock.write(token)
-            lock.flush()
+            try:
+                lock.truncate(0)
+                lock.write(token.encode())
+            except OSError as error:
+                why = error.strerror
+                raise BadOutput(f"OUT {self.where} cannot be written ({why}); mend that and run again") from error
             yield
 
     def dismiss_workers(self) -> None:
         """See Place."""
-        (self._folder / LOCK).write_text("")
+        with (self._folder / LOCK).open("r+b", buffering=0) as lock:  # as long as the token: a full disk takes it too
+            lock.write(b"-" * (self._folder / LOCK).stat().st_size)
 
     def holder(self) -> str:
         """See Place."""
