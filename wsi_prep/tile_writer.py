@@ -59,14 +59,14 @@ def write_tiles(
 
 def _make(
     group: TileGroup, magnification: str, jpeg: JpegSettings, filters: Sequence[TileFilter], numbers: Sequence[int]
-) -> list[tuple[tuple[float, ...], bytes | None]]:
+) -> list[tuple[NDArray[np.float32], bytes | None]]:
     """The MEASURES of the group's tiles with these numbers, and the JPEG of each that passes all filters."""
     measurer = Measurer(group.corner, group.quarter)
     tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)  # read from the large image once, then close at hand
     made = []
     for number in numbers:
         np.copyto(tile, group.pixels(number))
-        measured = measurer.measure(number, tile)
+        measured = np.array(measurer.measure(number, tile), np.float32)  # as the catalog will have them
         passes = all(condition.passes(measured, magnification) for condition in filters)
         made.append((measured, encode_tile(tile, jpeg) if passes else None))
     return made

@@ -76,14 +76,12 @@ def main() -> None:
 def _measure(name: str, slide: Path, folder: Path, repeats: int) -> list[Figure]:
     outs = (folder / f"out-{number}" for number in itertools.count())  # fresh ones: taking an old store away costs time
     out = next(outs)
-    tiles = _prepare(slide, out)
+    tiles = prepare(slide, out)
     rows = pq.read_table(out / "catalog" / "tiles").to_pylist()
     limit, whole = "JPEG work alone", "the whole path"
     work = _JpegWork(slide, out, rows)
-    rates = compare(name, {limit: work.do, whole: lambda: _prepare(slide, next(outs))}, repeats)
-    peak = multiprocessing.get_context("spawn").Pool(1)
-    with peak:
-        megabytes = peak.apply(_peak, (slide, next(outs)))
+    rates = compare(name, {limit: work.do, whole: lambda: prepare(slide, next(outs))}, repeats)
+    megabytes = peak_megabytes(slide, next(outs))
     size = sum(row["nbytes"] for row in rows) / 1e6
     figures = [
         *rates.figures(),
@@ -112,12 +110,12 @@ def _one_magnification(name: str, slide: Path, folder: Path, rows: list[dict[str
     """The finest alone, against the same peers."""
     finest = max((row["magnification"] for row in rows), key=lambda m: float(m.rstrip("x")))
     part, outs = f"{name}, {finest} alone", (folder / f"one-{number}" for number in itertools.count())
-    ours = compare(part, {"the whole path": lambda: _prepare(slide, next(outs), (finest,))}, 3)
+    ours = compare(part, {"the whole path": lambda: prepare(slide, next(outs), (finest,))}, 3)
     of_finest = [row for row in rows if row["magnification"] == finest]
     return [*ours.figures(), *_against_peers(part, slide, folder, of_finest, ours.median("the whole path"), 2)]
 
 
-def _prepare(slide: Path, out: Path, magnifications: tuple[str, ...] = _NAMES) -> int:
+def prepare(slide: Path, out: Path, magnifications: tuple[str, ...] = _NAMES) -> int:
     """The slide as a worker makes it; returns its tiles."""
     for kind in ("slides", "tiles"):
         (out / "catalog" / kind).mkdir(parents=True, exist_ok=True)
@@ -130,9 +128,14 @@ def _prepare(slide: Path, out: Path, magnifications: tuple[str, ...] = _NAMES) -
     return sum(row[f"tiles_{name}"] for name in _NAMES)
 
 
+def peak_megabytes(slide: Path, out: Path) -> float:
+    """MB at most, of a new process that makes this slide alone."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return float(pool.apply(_peak, (slide, out)))
+
+
 def _peak(slide: Path, out: Path) -> float:
-    """MB at most, of a process that makes this slide alone."""
-    _prepare(slide, out)
+    prepare(slide, out)
     return memory()["peak"]
 
 
@@ -185,7 +188,7 @@ def _breakdown(slide: Path, out: Path) -> str:
     profile = cProfile.Profile()
     with mock.patch.object(tile_writer, "one_ahead", _as_asked):  # it sees one thread only
         profile.enable()
-        _prepare(slide, out)
+        prepare(slide, out)
         profile.disable()
     spent: dict[str, float] = defaultdict(float)
     stats: dict[Any, Any] = pstats.Stats(profile).stats  # type: ignore[attr-defined]
