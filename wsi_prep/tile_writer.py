@@ -67,7 +67,7 @@ def _make(
     for number in numbers:
         np.copyto(tile, group.pixels(number))
         measured = np.array(measurer.measure(number, tile), np.float32)  # as the catalog will have them
-        passes = all(condition.passes(measured, magnification) for condition in filters)
+        passes = all(condition.passes(measured.tolist(), magnification) for condition in filters)
         made.append((measured, encode_tile(tile, jpeg) if passes else None))
     return made
 
