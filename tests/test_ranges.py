@@ -1,6 +1,8 @@
 """Ranges of bytes: what is asked for comes, in few requests, and little else with it."""
 
 import io
+import os
+import threading
 from itertools import pairwise
 
 import fsspec
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_prep.errors import UnreadableSlide
-from wsi_prep.ranges import RemoteRanges, joined, open_ranges, seekable
+from wsi_prep.ranges import ExpectedRanges, RemoteRanges, joined, open_ranges, seekable
 
 SPANS = st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 5_000)), max_size=40)
 DATA = bytes(range(256)) * 500
@@ -90,3 +92,40 @@ def test_what_is_asked_for_again_comes_once_as_far_as_memory_allows(monkeypatch)
         for _ in range(2):
             assert ranges.read_ranges(tiles) == [DATA[offset : offset + count] for offset, count in tiles]
         assert files.given == expected
+
+
+@given(st.lists(st.tuples(SPANS, SPANS), max_size=6))
+def test_whatever_was_expected_what_is_read_is_what_the_file_holds(steps):
+    ranges = ExpectedRanges(RemoteRanges(Counting(DATA), "file"))
+    for expected, spans in steps:
+        ranges.expect(expected)
+        assert ranges.read(spans) == [DATA[offset : offset + count] for offset, count in spans]
+    ranges.close()
+
+
+def test_what_was_expected_of_a_far_file_is_there_when_it_is_read():
+    files = Counting(DATA)
+    ranges = ExpectedRanges(RemoteRanges(files, "file"))
+    ranges.expect([(0, 1000), (5000, 1000)])
+    ranges.expect([(5000, 1000), (9000, 1000)])
+    assert ranges.read([(9000, 1000), (5000, 1000), (0, 1000)]) == [DATA[9000:10000], DATA[5000:6000], DATA[:1000]]
+    assert files.given == 3000
+    ranges.close()
+
+
+def test_a_slow_disk_is_asked_for_many_ranges_at_once(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(DATA)
+    ranges = open_ranges(str(tmp_path / "file"))
+    assert not ranges.far
+    meeting = threading.Barrier(3, timeout=60)  # nobody passes alone
+    read = os.pread
+
+    def far(*arguments):
+        meeting.wait()
+        return read(*arguments)
+
+    ranges.far = True
+    monkeypatch.setattr(os, "pread", far)
+    spans = [(0, 100), (20_000, 100), (40_000, 100)]
+    assert ranges.read_ranges(spans) == [DATA[offset : offset + count] for offset, count in spans]
+    ranges.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,17 +41,29 @@ class TileGroup:
 
 
 def read_groups(reader: SlideReader, plan: TilePlan) -> Iterator[TileGroup]:
-    """All tiles of `plan`, in its order."""
-    for tiles in plan.cells():
-        yield from _read_cell(reader, plan, tiles)
+    """All tiles of `plan`, in its order. The reader is told of each cell while the one before it is read."""
+    cells = [None, *plan.cells(), None]
+    for tiles, coming in pairwise(cells):
+        if coming is not None:
+            factors, corner, side = _in_base_px(plan, coming)
+            begin, end = corner.min(axis=0), (corner + side[:, None]).max(axis=0)
+            asked = _Request.of(reader, plan.grid, int(factors.min()), corner, side, begin, end)
+            reader.expect(asked.level, *asked.rectangle, asked.boxes)
+        if tiles is not None:
+            yield from _read_cell(reader, plan, tiles)
+
+
+def _in_base_px(plan: TilePlan, tiles: slice) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of each of these tiles the factor, and the upper left corner (x, y) and the side in base pixels."""
+    grid = plan.grid
+    factors = np.array([grid.factor(m) if m in grid.magnifications else 0 for m in MAGNIFICATIONS])[plan.mag[tiles]]
+    side = TILE_PX * factors.astype(np.int64)
+    return factors, np.stack([plan.col[tiles] * side, plan.row[tiles] * side], axis=1), side
 
 
 def _read_cell(reader: SlideReader, plan: TilePlan, tiles: slice) -> Iterator[TileGroup]:
     grid = plan.grid
-    factors = np.array([grid.factor(m) if m in grid.magnifications else 0 for m in MAGNIFICATIONS])[plan.mag[tiles]]
-    # upper left corner and side of each tile in base pixels
-    side = TILE_PX * factors.astype(np.int64)
-    corner = np.stack([plan.col[tiles] * side, plan.row[tiles] * side], axis=1)
+    factors, corner, side = _in_base_px(plan, tiles)
     finest = int(factors.min())
     step_x, step_y = grid.step_x0 * finest, grid.step_y0 * finest
     if step_x == step_y == round(step_x):
@@ -143,6 +156,39 @@ class _Source:
         return area_resample(self.pixels, starts[0] - self.left, starts[1] - self.top, step_x, step_y)
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What to ask a reader for, in pixels of `level`; see `SlideReader.read`. A base px is `step` level px wide."""
+
+    level: int
+    downsample: int
+    step: tuple[float, float]
+    rectangle: tuple[int, int, int, int]
+    boxes: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        reader: SlideReader,
+        grid: Grid,
+        finest: int,
+        corner: NDArray[np.int64],
+        side: NDArray[np.int64],
+        begin: NDArray[np.int64],
+        end: NDArray[np.int64],
+    ) -> _Request:
+        """The rectangle `begin` to `end` (x, y) in base px, from the coarsest level as fine as `finest`.
+
+        Only what tiles with these corners and sides (base px) need of it will be used.
+        """
+        level, downsample = _best_level(reader.info, grid, finest)
+        step = (grid.step_x0 / downsample, grid.step_y0 / downsample)
+        slack = 0 if all((s * finest).is_integer() for s in step) else 1  # tiles begin at rounded positions
+        boxes = _boxes_in_level(np.maximum(corner, begin), np.minimum(corner + side[:, None], end), step, slack)
+        ((left, top, width, height),) = _boxes_in_level(begin[None], end[None], step, slack).tolist()
+        return cls(level, downsample, step, (left, top, width, height), boxes)
+
+
 def _read_source(
     reader: SlideReader,
     grid: Grid,
@@ -152,18 +198,14 @@ def _read_source(
     across: tuple[int, int],
     down: tuple[int, int],
 ) -> _Source:
-    """The rectangle `across` (x from, to) and `down` (y from, to) in base px, from the coarsest level as fine as
-    `finest`. Only what tiles with these corners and sides (base px) need of it is sure to be read.
-    """
-    level, downsample = _best_level(reader.info, grid, finest)
-    step = (grid.step_x0 / downsample, grid.step_y0 / downsample)
+    """The rectangle `across` (x from, to) and `down` (y from, to) in base px."""
     begin, end = np.array([across[0], down[0]]), np.array([across[1], down[1]])
-    slack = 0 if all((s * finest).is_integer() for s in step) else 1  # tiles begin at rounded positions
-    boxes = _boxes_in_level(np.maximum(corner, begin), np.minimum(corner + side[:, None], end), step, slack)
-    ((left, top, width, height),) = _boxes_in_level(begin[None], end[None], step, slack).tolist()
-    pixels = reader.read(level, left, top, width, height, boxes)
+    asked = _Request.of(reader, grid, finest, corner, side, begin, end)
+    pixels = reader.read(asked.level, *asked.rectangle, asked.boxes)
+    left, top = asked.rectangle[:2]
     size = end - begin
-    return _Source(pixels, left, top, downsample, step, (int(begin[0]), int(begin[1])), (int(size[0]), int(size[1])))
+    at = (int(begin[0]), int(begin[1]))
+    return _Source(pixels, left, top, asked.downsample, asked.step, at, (int(size[0]), int(size[1])))
 
 
 def _boxes_in_level(

@@ -6,9 +6,9 @@ import bisect
 import io
 import os
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
@@ -30,6 +30,10 @@ class Ranges(Protocol):
     """A file's size in bytes, and any ranges of it."""
 
     size: int
+
+    @property
+    def far(self) -> bool:
+        """Whether a request takes long, so that it is worth asking early."""
 
     def read_ranges(self, spans: Sequence[Span]) -> list[bytes]:
         """The bytes of each span (offset, count), in order; fewer where the file ends."""
@@ -53,12 +57,12 @@ class LocalRanges:
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDONLY)
         self.size = os.fstat(self._fd).st_size
-        self._slow = False
+        self.far = False
 
     def read_ranges(self, spans: Sequence[Span]) -> list[bytes]:
         """See Ranges. What lies together is one request; where requests take long, as on a network, all go at once."""
         requests = joined(spans)
-        if self._slow and len(requests) > 1:
+        if self.far and len(requests) > 1:
             with ThreadPoolExecutor(min(_AT_ONCE, len(requests))) as pool:
                 blocks = list(pool.map(self._block, requests))
         else:
@@ -73,7 +77,7 @@ class LocalRanges:
         start, end = request
         began = time.perf_counter()
         data = os.pread(self._fd, end - start, start)
-        self._slow = time.perf_counter() - began > _SLOW_SECONDS
+        self.far = time.perf_counter() - began > _SLOW_SECONDS
         return data
 
 
@@ -85,6 +89,7 @@ class RemoteRanges:
 
     def __init__(self, files: Any, path: str) -> None:
         self._files, self._path = files, path
+        self.far = True
         self.size = int(files.size(path))
         self._kept: OrderedDict[Span, bytes] = OrderedDict()
         self._kept_bytes = 0
@@ -118,6 +123,47 @@ class RemoteRanges:
             self._kept_bytes += len(data)
         while self._kept_bytes > KEPT_BYTES:
             self._kept_bytes -= len(self._kept.popitem(last=False)[1])
+
+
+class ExpectedRanges:
+    """Ranges of a file that may be asked for before they are needed; where the file is near, nothing is.
+
+    A thread of its own asks. What the last two calls of `expect` named is kept; so two parts of a slide's compressed
+    bytes are held, the one that is decoded and the next.
+    """
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: deque[tuple[set[Span], Future[dict[Span, bytes]]]] = deque(maxlen=2)
+
+    def expect(self, spans: Sequence[Span]) -> None:
+        """Begin to get these, as far as they are not on their way."""
+        if self._ranges.far:
+            new = [span for span in spans if not any(span in named for named, _ in self._coming)]
+            self._coming.append((set(new), self._thread.submit(self._get, new)))
+
+    def read(self, spans: Sequence[Span]) -> list[bytes]:
+        """The bytes of each span, in order; what was expected is waited for, the rest is asked for now."""
+        if not self._coming:
+            return self._ranges.read_ranges(spans)
+        found: dict[Span, bytes] = {}
+        for named, future in self._coming:
+            if not named.isdisjoint(spans):
+                found |= future.result()
+        missing = [span for span in spans if span not in found]
+        if missing:
+            found |= self._thread.submit(self._get, missing).result()
+        return [found[span] for span in spans]
+
+    def close(self) -> None:
+        """Ask for nothing more, and let go of the file."""
+        self._thread.shutdown(cancel_futures=True)
+        self._coming.clear()
+        self._ranges.close()
+
+    def _get(self, spans: list[Span]) -> dict[Span, bytes]:
+        return dict(zip(spans, self._ranges.read_ranges(spans), strict=True))
 
 
 def _cut(spans: Sequence[Span], requests: Sequence[Span], blocks: Sequence[bytes]) -> list[bytes]:

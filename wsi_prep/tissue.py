@@ -26,6 +26,7 @@ _ASSUMED_GLASS = 243.0
 _DARKEST_GLASS, _GLASS_COLOUR_SPREAD = 170, 22
 _LEAST_GLASS_SHARE = 0.02
 _GLASS_DENSITY_SPREAD = 0.015
+_ROWS_AT_ONCE = 256
 _SAMPLED_PX = 100_000
 """Glass is estimated from about so many pixels, however large the slide."""
 
@@ -169,11 +170,13 @@ class Glass:
         `thumbnail` is the picture that the glass was taken from.
         """
         levels = np.log10(self.colour + 1.0) - np.log10(np.arange(1.0, 257.0))[:, None]
-        density = cv2.LUT(thumbnail, levels.astype(np.float32)[:, None, :])
+        density = np.asarray(cv2.LUT(thumbnail, levels.astype(np.float32)[:, None, :]), dtype=np.float32)
         if self.surface.any():
             darkening = _surface(self.surface, thumbnail.shape[:2]).astype(np.float32)
-            density = cv2.subtract(density, cv2.merge([darkening] * 3))
-        return np.asarray(cv2.max(density, 0.0), dtype=np.float32)
+            for rows in (slice(at, at + _ROWS_AT_ONCE) for at in range(0, len(density), _ROWS_AT_ONCE)):
+                cv2.subtract(density[rows], cv2.merge([darkening[rows]] * 3), dst=density[rows])
+        cv2.max(density, 0.0, dst=density)
+        return density
 
     def noise_floor(self, evidence: NDArray[np.float32]) -> float:
         """What (h, w) `evidence` of tissue reaches on bare glass by noise alone, at most 0.05."""
@@ -249,9 +252,12 @@ def _count_around(glass: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 def _deviation(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """Standard deviation within `side` x `side` pixels of each."""
-    mean = cv2.blur(picture, (side, side))
-    square = cv2.sqrBoxFilter(picture, cv2.CV_32F, (side, side))
-    return np.asarray(cv2.sqrt(cv2.max(square - mean * mean, 0.0)), dtype=np.float32)
+    mean = np.asarray(cv2.blur(picture, (side, side)), dtype=np.float32)
+    square = np.asarray(cv2.sqrBoxFilter(picture, cv2.CV_32F, (side, side)), dtype=np.float32)
+    square -= np.multiply(mean, mean, out=mean)
+    cv2.max(square, 0.0, dst=square)
+    cv2.sqrt(square, dst=square)
+    return square
 
 
 def _artefacts(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:

@@ -103,6 +103,12 @@ class SlideReader(Protocol):
         """
         ...
 
+    def expect(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> None:
+        """Say what will be read after what is read now, in the words of `read`; a reader may begin to fetch it."""
+        ...
+
     def close(self) -> None:
         """Let go of the file."""
         ...

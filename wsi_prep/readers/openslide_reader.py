@@ -44,6 +44,11 @@ class OpenSlideReader:
         """The slide's facts."""
         return self._info
 
+    def expect(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> None:
+        """Nothing: OpenSlide cannot be told."""
+
     def read(
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
     ) -> NDArray[np.uint8]:

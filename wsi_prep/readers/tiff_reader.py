@@ -23,7 +23,7 @@ from tiffslide import TiffSlide
 from wsi_prep.crew import Crew
 from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide
 from wsi_prep.private import reason
-from wsi_prep.ranges import Ranges, open_ranges, seekable
+from wsi_prep.ranges import ExpectedRanges, Ranges, Span, open_ranges, seekable
 from wsi_prep.readers.base import Level, SlideInfo, blank, is_reduced, parse_colour
 from wsi_prep.readers.bounds import MOST_TILE_PX, coded_size, require_few_directories, require_small_tiles
 from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
@@ -71,6 +71,7 @@ class TiffReader:
         except Exception as error:  # a directory of nonsense fails anywhere in tifffile's lazy properties
             self._bytes.close()
             raise UnsupportedLayout(f"its TIFF directory is damaged ({reason(error, path)})") from error
+        self._coming = ExpectedRanges(self._bytes)
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cached = 0
         self._background = blank(0, 0, self._info.background)
@@ -93,8 +94,7 @@ class TiffReader:
         rectangle = (x_level, y_level, width, height)
         wanted = _tiles_touched(page, rectangle, boxes)
         missing = [i for i in wanted if (level, i) not in self._cache and page.databytecounts[i] > 0]
-        spans = [(page.dataoffsets[i], page.databytecounts[i]) for i in missing]
-        found = dict(zip(missing, self._bytes.read_ranges(spans), strict=True))
+        found = dict(zip(missing, self._coming.read(_spans(page, missing)), strict=True))
         inside = min(x_level, y_level) >= 0 and x_level + width <= page.imagewidth
         if inside and y_level + height <= page.imagelength:  # tiles cover all of it
             out = np.empty((height, width, 3), np.uint8)
@@ -127,10 +127,19 @@ class TiffReader:
             self._drop(next(iter(self._cache)))
         return out
 
+    def expect(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> None:
+        """See `SlideReader.expect`."""
+        page = self._pages[level]
+        wanted = _tiles_touched(page, (x_level, y_level, width, height), boxes)
+        missing = [i for i in wanted if (level, i) not in self._cache and page.databytecounts[i] > 0]
+        self._coming.expect(_spans(page, missing))
+
     def close(self) -> None:
         """Let go of the file."""
         self._slide.close()
-        self._bytes.close()
+        self._coming.close()
 
     def _bare(self, page: Any) -> NDArray[np.uint8]:
         """A tile of background, for one that the file leaves out or nobody asks for."""
@@ -333,6 +342,10 @@ def _tiles_touched(page: Any, rectangle: tuple[int, int, int, int], boxes: NDArr
                 left // page.tilewidth : -(-right // page.tilewidth),
             ] = True
     return [int(i) for i in np.flatnonzero(wanted)]
+
+
+def _spans(page: Any, indices: Sequence[int]) -> list[Span]:
+    return [(page.dataoffsets[i], page.databytecounts[i]) for i in indices]
 
 
 def _decode_jpeg(page: Any, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
