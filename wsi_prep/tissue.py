@@ -96,14 +96,20 @@ def detect_tissue(
     strongest = cv2.max(cv2.max(density[..., 0], density[..., 1]), density[..., 2])
     strongest[artefact] = 0.0
     smooth = cv2.GaussianBlur(strongest, (0, 0), max(0.4, 10.0 / mpp))
-    evidence = smooth + _deviation(strongest, max(3, round(_TEXTURE_UM / mpp) | 1))
+    evidence = _deviation(strongest, max(3, round(_TEXTURE_UM / mpp) | 1))
+    evidence += smooth
+    del strongest  # of a large slide each of these has tens of MB
     noise = glass.noise_floor(evidence)
     reach = max(settings.edge_density, noise)
-    grown = _hysteresis(evidence > max(settings.seed_density, 2 * noise), evidence > reach)
+    certain, likely = evidence > max(settings.seed_density, 2 * noise), evidence > reach
+    del evidence
+    grown = _hysteresis(certain, likely)
     # texture is seen half its window beyond the edge: there, density alone decides
     inner = _morphed(grown, cv2.MORPH_ERODE, 0.5 * _TEXTURE_UM / mpp)
     sharp = (inner | (grown & (smooth > 0.5 * reach))) & ~artefact
+    del smooth
     clean = _drop_debris(sharp, density, mpp, settings)
+    del density
     closed = _morphed(clean, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp) & ~artefact
     filled = ~_drop_small(~closed, settings.least_hole_um2 / mpp**2)
     return _drop_small(filled, settings.least_fragment_um2 / mpp**2)
@@ -172,9 +178,9 @@ class Glass:
         levels = np.log10(self.colour + 1.0) - np.log10(np.arange(1.0, 257.0))[:, None]
         density = np.asarray(cv2.LUT(thumbnail, levels.astype(np.float32)[:, None, :]), dtype=np.float32)
         if self.surface.any():
-            darkening = _surface(self.surface, thumbnail.shape[:2]).astype(np.float32)
             for rows in (slice(at, at + _ROWS_AT_ONCE) for at in range(0, len(density), _ROWS_AT_ONCE)):
-                cv2.subtract(density[rows], cv2.merge([darkening[rows]] * 3), dst=density[rows])
+                darkening = _surface(self.surface, thumbnail.shape[:2], rows).astype(np.float32)
+                cv2.subtract(density[rows], cv2.merge([darkening] * 3), dst=density[rows])
         cv2.max(density, 0.0, dst=density)
         return density
 
@@ -212,15 +218,17 @@ _POWERS = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0))
 """Of y and x, in the six terms of a quadratic."""
 
 
-def _terms(shape: tuple[int, ...]) -> list[NDArray[np.float64]]:
-    """The six terms of a quadratic over a picture, each to be broadcast to `shape`; both axes run from -1 to 1."""
-    y = np.linspace(-1.0, 1.0, shape[0])[:, None]
+def _terms(shape: tuple[int, ...], rows: slice) -> list[NDArray[np.float64]]:
+    """The six terms of a quadratic over some rows of a picture, to be broadcast; both axes run from -1 to 1."""
+    y = np.linspace(-1.0, 1.0, shape[0])[rows, None]
     x = np.linspace(-1.0, 1.0, shape[1])[None, :]
     return [np.ones((1, 1)), x, y, x * x, x * y, y * y]
 
 
-def _surface(coefficients: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    one, x, y, xx, xy, yy = (c * term for c, term in zip(coefficients, _terms(shape), strict=True))
+def _surface(
+    coefficients: NDArray[np.float64], shape: tuple[int, ...], rows: slice = slice(None)
+) -> NDArray[np.float64]:
+    one, x, y, xx, xy, yy = (c * term for c, term in zip(coefficients, _terms(shape, rows), strict=True))
     return np.asarray(np.clip((one + x + xx) + (y + yy) + xy, -0.06, 0.1))
 
 
