@@ -66,9 +66,9 @@ def main() -> None:
         for name in given.only:
             slide = Path(folder) / "slide.svs"
             make_mosaic(slide, Path("sample_slides") / CMU, LAYOUTS[name], side)
-            figures += _measure(name, slide, Path(folder), repeats)
+            figures += (of_layout := _measure(name, slide, Path(folder), repeats))
+            print(table(of_layout), flush=True)
             slide.unlink()
-    print(table(figures))
     if given.markdown:
         given.markdown.write_text(markdown(figures, "make bench BENCH=shards"))
 
