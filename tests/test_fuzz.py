@@ -165,6 +165,18 @@ def test_a_dicom_header_is_read_as_far_as_it_is_needed(tmp_path, monkeypatch):
     assert [len(source.files) for source in find_slides(str(tmp_path / "whole"))] == [1, 1]
 
 
+def test_a_dicom_header_of_nothing_is_given_up_early(tmp_path, monkeypatch):
+    path = tmp_path / "holes.dcm"
+    with path.open("wb") as file:
+        file.write(bytes(128) + b"DICM")
+        file.truncate(20 * 2**30)
+    came = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *arguments: (came.append(len(data := pread(*arguments))), data)[1])
+    assert not find_slides(str(path))
+    assert 0 < sum(came) <= 8 * 2**20
+
+
 def test_a_deflated_header_is_not_inflated(tmp_path):
     path = tmp_path / "bomb.dcm"
     data = pydicom.Dataset()

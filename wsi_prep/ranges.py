@@ -190,9 +190,9 @@ def joined(spans: Sequence[Span]) -> list[Span]:
     return [(start, end) for start, end in requests]
 
 
-def seekable(ranges: Ranges) -> io.BufferedReader:
-    """The file as Python's own are, for what parses headers."""
-    return io.BufferedReader(_RangeFile(ranges))
+def seekable(ranges: Ranges, most_bytes: int | None = None) -> io.BufferedReader:
+    """The file, or no more than its first bytes, as Python's own files are, for what parses headers."""
+    return io.BufferedReader(_RangeFile(ranges, ranges.size if most_bytes is None else min(ranges.size, most_bytes)))
 
 
 class _RangeFile(io.RawIOBase):
@@ -200,9 +200,9 @@ class _RangeFile(io.RawIOBase):
 
     name = ""
 
-    def __init__(self, ranges: Ranges) -> None:
+    def __init__(self, ranges: Ranges, size: int) -> None:
         super().__init__()
-        self._ranges = ranges
+        self._ranges, self._size = ranges, size
         self._position = 0
         self._blocks: dict[int, bytes] = {}
 
@@ -220,19 +220,19 @@ class _RangeFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the position; returns it."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._ranges.size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def readinto(self, buffer: Any) -> int:
         """Fill the buffer as far as the file goes; returns the count of bytes."""
         view = memoryview(buffer).cast("B")
-        start, end = self._position, min(self._position + len(view), self._ranges.size)
+        start, end = self._position, min(self._position + len(view), self._size)
         if end <= start:
             return 0
         first, last = start // _BLOCK_BYTES, (end - 1) // _BLOCK_BYTES
         missing = [n for n in range(first, last + 1) if n not in self._blocks]
-        spans = [(n * _BLOCK_BYTES, min(_BLOCK_BYTES, self._ranges.size - n * _BLOCK_BYTES)) for n in missing]
+        spans = [(n * _BLOCK_BYTES, min(_BLOCK_BYTES, self._size - n * _BLOCK_BYTES)) for n in missing]
         self._blocks.update(zip(missing, self._ranges.read_ranges(spans), strict=True))
         data = b"".join(self._blocks[n] for n in range(first, last + 1))
         skipped = start - first * _BLOCK_BYTES

@@ -37,6 +37,9 @@ _DICOM_TAGS = [0x00080008, 0x00080016, 0x0020000E, 0x00480006]
 
 _LAST_TAG, _MOST_ELEMENTS = _DICOM_TAGS[-1], 20_000
 _LOOK_AT_ONCE, _META_BYTES = 16, 16_384
+_HEADER_BYTES = 4 * 2**20
+"""Of a DICOM file, in which the tags above stand; elements of group 0, which pydicom reads to their end, stop there."""
+
 _EDGE_BYTES, _SAMPLE_BYTES, _SAMPLES, _MAX_EXTRA_FILES = 65536, 4096, 16, 64
 
 
@@ -314,7 +317,7 @@ def _dicom_header(path: str) -> Any:
 
     try:
         with contextlib.closing(open_ranges(path)) as ranges:
-            file = seekable(ranges)
+            file = seekable(ranges, _HEADER_BYTES)
             if _DEFLATED.encode() in file.read(_META_BYTES):
                 return None  # no slide is, and its header would be inflated whole
             file.seek(0)
