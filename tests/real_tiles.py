@@ -1,5 +1,6 @@
 """Tiles of slides as the slide stage makes them, for tests of what is measured of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ def prepared(slide: Path, out: Path, settings: PrepareSettings) -> tuple[dict, l
         (out / "catalog" / kind).mkdir(parents=True)
     (out / ".lock").write_text("token")
     (source,) = find_slides(str(slide))
+    source = replace(source, slide_id=slide.stem)  # ids hold the path, and choose the tiles
     row = prepare_slide(SlideTask(source, EMPTY_ROW, None, settings, str(out), "token"))
     return row, pq.read_table(out / "catalog" / "tiles").to_pylist() if row["status"] == "ok" else []
 

@@ -57,9 +57,9 @@ def colours(picture: NDArray[np.uint8]) -> tuple[float, ...]:
 
     pen, dark, white: shares of it, 0 to 1. A pixel is dark where no channel reaches 60 (folds, black), white where all
     pass 215. Ink has a colour that dyes have not: green anywhere; and clear blue, red with hardly any blue and green,
-    grey-black, and what darkens green far less than any mixture of dyes would (eosin below -0.2), but these only where
-    they fill three quarters of a block of 14 x 14, as a marker does and a nucleus, blood or pigment does not. A green
-    stain counts as ink; thin or dark blue or red over dense tissue may not.
+    grey-black without the brown of clotted DAB, and what darkens green far less than any mixture of dyes would (eosin
+    below -0.2), but these only where they fill three quarters of a block of 14 x 14, as a marker does and a nucleus,
+    blood or pigment does not. A green stain counts as ink; thin or dark blue or red over dense tissue may not.
     saturation: mean of HSV saturation, (max - min) / max, 0 to 1, 0 where black.
     od_*: mean optical densities of the dyes, as `stain_densities` has them.
     """
@@ -103,7 +103,7 @@ def _loop() -> Callable[..., None]:
                 pen += one if green else zero
                 blue = (b - r > 50) & (b - g > 40) & (20 * r <= 21 * g + 20)
                 red = (r - max(g, b) > 70) & (max(g, b) < 64)
-                black = (high < 75) & (5 * low > 3 * high - 20)
+                black = (high < 75) & (5 * low > 3 * high - 20) & (r - max(g, b) < 12)
                 pink = e_r * od_r[j] + e_g * od_g[j] + e_b * od_b[j]
                 wide[j] += one if (blue | red | black | (pink < lacking)) & ~green else zero
                 dark += one if high < 60 else zero
