@@ -79,7 +79,7 @@ def test_slides_are_dropped_from_a_catalog_whose_columns_are_fewer(catalog, tmp_
 
 def test_a_row_can_be_described_anew(catalog):
     catalog.merge()
-    catalog.replace_slides([slide(3) | {"tissue": "lung"}])
+    catalog.replace_slides([{"slide_id": slide(3)["slide_id"], "tissue": "lung"}])
     assert [row["tissue"] for row in catalog.slides()] == [None, None, None, "lung", None, None]
 
 

@@ -99,13 +99,13 @@ class Catalog:
             self._delete(table, [name])
 
     def replace_slides(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write slides' rows anew, their tiles untouched."""
+        """Change those columns of slides that `rows` have beside the slide_id; their tiles are untouched."""
         changed = {row["slide_id"]: row for row in rows}
         names = self._names("slides", parts=True) + self._names("slides", parts=False) if changed else []
         for name, rows_there in zip(names, self._tables("slides", names), strict=True):
             old = rows_there.to_pylist()
             if any(row["slide_id"] in changed for row in old):
-                table = pa.Table.from_pylist([changed.get(row["slide_id"], row) for row in old], SLIDE_SCHEMA)
+                table = pa.Table.from_pylist([{**row, **changed.get(row["slide_id"], {})} for row in old], SLIDE_SCHEMA)
                 self._write("slides", table, name)
 
     def merge(self, slide_ids: Collection[str] | None = None) -> None:

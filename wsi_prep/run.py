@@ -42,6 +42,13 @@ from wsi_prep.runlog import RunLog
 from wsi_prep.sources import SlideSource, find_slides, fingerprint, paths_below
 
 _NAMED_AS = {"manifest": "a manifest", "masks": "masks", "institution_pattern": "an institution pattern"}
+_LOOKED_AT = (
+    *("slide_id", "file", "status", "error_type", "error", "warning", "fingerprint", "config_hash", "patient_key"),
+    *("institution", "institution_source", "tissue", "stain", "stain_confidence", "stain_source"),
+    *("stain_pixels", "stain_pixels_confidence"),
+)
+"""The columns of earlier rows that a run needs; of millions of slides all would not fit."""
+
 _PACKAGES = ("openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs", "opencv-python", "zarr")
 
 
@@ -270,7 +277,7 @@ def _not_done(
 
     Where only the description of a slide changed, its row is written anew and nothing is redone.
     """
-    rows = {row["slide_id"]: row for row in catalog.slides()}
+    rows = {row["slide_id"]: row for row in catalog.slides(list(_LOOKED_AT))}
     known = [task for task in tasks if task.source.slide_id in rows]
     with ThreadPoolExecutor(16) as pool:
         marks = dict(zip((t.source.slide_id for t in known), pool.map(_fingerprint, known), strict=True))
