@@ -78,8 +78,8 @@ recipe: $(VENV)/.train ## show a recipe with every setting's name: RECIPE=debug 
 curves: $(VENV)/.train ## the curves of runs as one picture: MODEL="run ..." PNG=
 	@$(BIN)/python -m pipelines.curves --runs $(MODEL) --out '$(or $(PNG),curves.png)'
 
-evaluate: $(VENV)/.train ## judge on labelled tiles: MODEL="run, folder of weights, or timm's name ..." TASKS="pcam:/data/pcam tiles.parquet:labels ..." TO=folder ARGS=
-	@$(BIN)/python -m pipelines.evaluate --models $(MODEL) --tasks $(TASKS) $(if $(TO),--to '$(TO)') $(ARGS)
+evaluate: $(VENV)/.train ## judge on labelled tiles: MODEL="run, folder of weights, or timm's name ..." TASKS="pcam:/data/pcam tiles.parquet:labels ..." LIKE=model TO=folder ARGS=
+	@$(BIN)/python -m pipelines.evaluate --models $(MODEL) --tasks $(TASKS) $(if $(LIKE),--like '$(LIKE)') $(if $(TO),--to '$(TO)') $(ARGS)
 
 export: $(VENV)/.train ## a run as a folder that timm loads: RUN= TO=folder LICENCE= ARGS=
 	@$(BIN)/python -m pipelines.export --folder '$(RUN)' --to '$(TO)' $(if $(LICENCE),--licence '$(LICENCE)') $(ARGS)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from pretrain.datasets import DATASETS, AnyTask, read_tasks
 from pretrain.embedder import Embedder, cached, features_of, of_backbone, of_timm
-from pretrain.evaluate import Judged, judge, load_model, load_run, untrained
+from pretrain.evaluate import Judged, alike, judge, load_model, load_run, untrained
 from pretrain.probe import colour_statistics
 from pretrain.report import summary_lines, write_page, write_parquet
 from wsi_prep.errors import BadOption, UsageError
@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise BadOption("--limit and --px must be at least 0, --batch and --threads at least 1")
         tasks = [task for spec in options.tasks for task in read_tasks(spec, options.limit, 0, options.px)]
         models = _models(options.models)
-        rows = list(_judged(tasks, models, device, options, console))
+        like = _like(options.like, models)
+        rows = list(_judged(tasks, models, like, device, options, console))
         if options.to:
             options.to.mkdir(parents=True, exist_ok=True)
             write_parquet(rows, options.to / "figures.parquet")
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"evaluate: {where}: {error.strerror}", markup=False, soft_wrap=True
         )
         return 2
-    console.print(_table(rows))
+    console.print(_table(rows, like))
     if options.to:
         console.print(f"look at {options.to}: figures.html, figures.parquet", markup=False, soft_wrap=True)
     return 0
@@ -84,9 +85,20 @@ def _models(names: list[str]) -> dict[str, Embedder]:
     return found
 
 
+def _like(name: str | None, models: dict[str, Embedder]) -> str | None:
+    """The label of the model that the others are compared with; it joins `models` where it is not one of them."""
+    if name is None:
+        return None
+    made = _models([name])
+    for label, embedder in made.items():
+        models.setdefault(label, embedder)
+    return list(made)[-1]  # of a run, what it has become
+
+
 def _judged(
     tasks: list[AnyTask],
     models: dict[str, Embedder],
+    like: str | None,
     device: torch.device,
     options: argparse.Namespace,
     console: Console,
@@ -100,6 +112,7 @@ def _judged(
             tiles = task.tiles
             colours = cached(options.cache, "colours", tiles, 0, lambda tiles=tiles: colour_statistics(tiles))  # type: ignore[misc]
             rows += judge(task, COLOURS, colours)
+            kept = {}
             for name, embedder in models.items():
                 line = bar.add_task(f"{task.name}: {name}", total=len(tiles), rate="")
                 advance = _Advance(bar, line)
@@ -109,6 +122,10 @@ def _judged(
                 bar.update(line, description=f"{task.name}: judging {name}")
                 rows += judge(task, name, features)
                 bar.remove_task(line)
+                if like is not None:
+                    kept[name] = features
+            if like is not None:
+                rows += [alike(task, name, f, like, kept[like]) for name, f in kept.items() if name != like]
     return rows
 
 
@@ -125,11 +142,15 @@ class _Advance:
         self._bar.update(self._line, completed=self._done, rate=f"{rate:,.0f}/s")
 
 
-def _table(rows: list[Judged]) -> Table:
-    headers = ("task", "features", "linear (95 % interval)", "weighted F1", "kNN", "10-shot", "folds")
-    table = Table(*headers, title="balanced accuracy on held-out groups; r: Pearson's")
+def _table(rows: list[Judged], like: str | None) -> Table:
+    title = "balanced accuracy on held-out groups; r: Pearson's"
+    headers = ["task", "features", "linear (95 % interval)", "weighted F1", "kNN", "10-shot", "folds"]
+    if like is not None:
+        headers.append("alike")
+        title += f"; alike: of ten nearest neighbours, shared with {like}"
+    table = Table(*headers, title=title)
     for line in summary_lines(rows):
-        table.add_row(*line)
+        table.add_row(*line[: len(headers)])
     return table
 
 
@@ -144,6 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--models", required=True, nargs="+", metavar="MODEL", help="runs, folders of weights, or timm's names")
     add("--tasks", required=True, nargs="+", metavar="TASK", help="data sets, tables or folders, see below")
+    add("--like", metavar="MODEL", help="show how far each sees the same tiles as neighbours as this one does")
     add("--limit", type=int, default=0, metavar="N", help="most tiles on either side of a task (default: all)")
     add("--px", type=int, default=0, help="resize tiles of tables and folders to so many px (default: as they are)")
     add("--to", type=Path, metavar="FOLDER", help="write figures.parquet and figures.html here")

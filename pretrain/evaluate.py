@@ -18,12 +18,12 @@ from pretrain.checkpoint import latest_step, step_folder
 from pretrain.errors import BadRun
 from pretrain.initial import initialise
 from pretrain.network import Network
-from pretrain.probe import few_shot, knn, linear, ridge
+from pretrain.probe import few_shot, knn, linear, ridge, shared_neighbours
 from pretrain.scores import METRICS, Figure, figures, interval, weighed
 from pretrain.tasks import Ints, Regression, Task
 from pretrain.weights import released_backbone
 
-LINEAR, NEIGHBOURS, FEW, RIDGE = "linear", "kNN", "10-shot", "ridge"
+LINEAR, NEIGHBOURS, FEW, RIDGE, ALIKE = "linear", "kNN", "10-shot", "ridge", "alike"
 PEARSON = "Pearson r"
 _JUDGES: dict[str, Callable[[Tensor, Task], Ints]] = {LINEAR: linear, NEIGHBOURS: knn, FEW: few_shot}
 _MOST_FOLDS = 32
@@ -33,7 +33,8 @@ _MOST_FOLDS = 32
 class Judged:
     """One figure of one kind of features on one task.
 
-    `judge`: linear, kNN, 10-shot, or ridge for a regression. `metric`: balanced accuracy or weighted F1, or Pearson r.
+    `judge`: linear, kNN, 10-shot, or ridge for a regression; alike for a comparison with another model. `metric`:
+    balanced accuracy or weighted F1, Pearson r, or the model whose neighbours are shared.
     `value`: the mean over `folds`, `sd` its standard deviation over them, `low` and `high` the ends of a 95 % interval
     over groups. `train`, `test`: tiles of the first fold.
     """
@@ -133,6 +134,12 @@ def judge(task: Task | Regression, name: str, features: Tensor) -> list[Judged]:
             Judged(task.name, name, by, metric, f.value, f.sd, f.low, f.high, *sides) for metric, f in found.items()
         ]
     return rows
+
+
+def alike(task: Task | Regression, name: str, features: Tensor, other: str, others: Tensor) -> Judged:
+    """The share of ten nearest neighbours among the task's tiles that features have in common with `other`'s."""
+    share, nan = shared_neighbours(features, others), math.nan
+    return Judged(task.name, name, ALIKE, f"neighbours shared with {other}", share, 0.0, nan, nan, 1, 0, len(features))
 
 
 def _regressed(task: Regression, name: str, features: Tensor) -> Judged:

@@ -121,6 +121,28 @@ def knn(features: Tensor, task: Task, k: int = 20, temperature: float = 0.07) ->
     return torch.cat(predicted).numpy()
 
 
+def shared_neighbours(features: Tensor, others: Tensor, k: int = 10) -> float:
+    """The share of each tile's k nearest tiles that two models have in common, 0 to 1; k / (n - 1) is chance.
+
+    `features`, `others`: (n, F) and (n, G) of the same tiles, each centred; by cosine. Huh et al. 2024, arXiv
+    2405.07987, section 3. NaN where a feature is not finite.
+    """
+    if not (features.isfinite().all() and others.isfinite().all()):
+        return float("nan")
+    every = torch.ones(len(features), dtype=torch.bool)
+    one, other = _directions(features, every), _directions(others, every)
+    k = min(k, len(one) - 1)
+    common = 0
+    for part in torch.split(torch.arange(len(one)), 1024):
+        nearest = []
+        for rows in (one, other):
+            likeness = rows[part] @ rows.T
+            likeness[torch.arange(len(part)), part] = -torch.inf
+            nearest.append(likeness.topk(k, dim=1).indices)
+        common += int((nearest[0][:, :, None] == nearest[1][:, None]).sum())
+    return common / (k * len(one))
+
+
 def few_shot(features: Tensor, task: Task, shots: int = SHOTS, episodes: int = EPISODES, seed: int = 0) -> Ints:
     """(episodes, tiles judged on): the nearest mean of `shots` train tiles of each class, drawn anew in each episode.
 

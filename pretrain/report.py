@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pretrain.evaluate import FEW, LINEAR, NEIGHBOURS, RIDGE, Judged
+from pretrain.evaluate import ALIKE, FEW, LINEAR, NEIGHBOURS, RIDGE, Judged
 from pretrain.scores import METRICS
 
 PAPER_TASKS = ("pcam", "crc", "crc-nonorm", "wilds", "tils", "mhist", "dlbcl", "midog", "hest")
@@ -116,7 +116,7 @@ def _number(value: float) -> str:
 
 
 def summary_lines(rows: Sequence[Judged]) -> list[tuple[str, ...]]:
-    """For the terminal: task, features, linear with its interval, its weighted F1, kNN, 10-shot (or r), and folds."""
+    """For the terminal: task, features, linear with interval, its weighted F1, kNN, 10-shot (or r), folds, alike."""
     lines = []
     for task, features in dict.fromkeys((row.task, row.features) for row in rows):
         found = {(r.judge, r.metric): r for r in rows if (r.task, r.features) == (task, features)}
@@ -126,5 +126,6 @@ def summary_lines(rows: Sequence[Judged]) -> list[tuple[str, ...]]:
         spread = f" ± {main.sd:.3f}" if main.folds > 1 else ""
         ends = f" ({_number(main.low)} to {_number(main.high)})" if not math.isnan(main.low) else ""
         kind = "r " if main.judge == RIDGE else ""
-        lines.append((task, features, f"{kind}{_number(main.value)}{spread}{ends}", *cells, str(main.folds)))
+        shared = next((_number(row.value) for (judge, _), row in found.items() if judge == ALIKE), "")
+        lines.append((task, features, f"{kind}{_number(main.value)}{spread}{ends}", *cells, str(main.folds), shared))
     return lines

@@ -122,6 +122,15 @@ def test_exported_weights_are_judged_as_their_run(finished, tiles, tmp_path):
         assert len(set(figures)) == 1
 
 
+def test_a_model_is_compared_with_another(finished, tiles, tmp_path, capsys):
+    command = ["--models", str(finished), "--tasks", str(tiles), "--to", str(tmp_path), "--cache", str(tmp_path)]
+    assert main([*command, "--like", str(finished)]) == 0
+    assert "shared with run, step 4" in " ".join(capsys.readouterr().out.split())
+    (row,) = [row for row in pq.read_table(tmp_path / "figures.parquet").to_pylist() if row["judge"] == "alike"]
+    assert (row["features"], row["metric"]) == ("run, untrained", "neighbours shared with run, step 4")
+    assert 10 / 47 < row["value"] < 1
+
+
 def test_a_folder_without_a_run_is_one_clear_line(tmp_path, tiles, capsys):
     assert main(["--models", str(tmp_path), "--tasks", str(tiles)]) == 2
     assert str(tmp_path) in capsys.readouterr().err

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from undisturbed import copies, outcome, tables
 
 from pipelines.shards import main
 from wsi_prep.cluster_options import ClusterOptions
@@ -22,16 +23,11 @@ from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
 from wsi_prep.sources import find_slides
 
 ROOT = Path(__file__).parents[1]
-TIMINGS = "seconds"
 
 
 @pytest.fixture
 def slides(tmp_path, nompp_slide):
-    folder = tmp_path / "slides"
-    folder.mkdir()
-    for name in "abcde":
-        shutil.copy(nompp_slide, folder / f"{name}.tiff")
-    return folder
+    return copies(nompp_slide, tmp_path / "slides", "abcde")
 
 
 @pytest.fixture
@@ -44,22 +40,6 @@ def more_slides(slides, he_slide):
 
 def arguments(slides, out, *more):
     return ["--slides", str(slides), "--out", str(out), "--assume-mpp", "0.5", "--workers", "2", *more]
-
-
-def catalog(out):
-    """Both tables, sorted, without timings."""
-    tables = []
-    for name, keys in (("slides", ["slide_id"]), ("tiles", ["slide_id", "array", "index"])):
-        found = pq.read_table(out / "catalog" / name).to_pylist()
-        kept = [{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in found]
-        tables.append(sorted(kept, key=lambda row: [row[k] for k in keys]))
-    return tables
-
-
-def files(out):
-    """Every file of the output but the catalog's and run.json, with its content."""
-    folders = [out / name for name in ("stores", "tissue", "overlays", ".staging")]
-    return {p.relative_to(out): p.read_bytes() for folder in folders for p in folder.rglob("*") if p.is_file()}
 
 
 def record(out):
@@ -106,8 +86,7 @@ def test_a_run_killed_and_run_again_equals_one_that_was_not(slides, tmp_path, mo
     assert main(arguments(slides, whole)) == 0
     run_until(slides, killed, MOMENTS[moment])
     assert main(arguments(slides, killed)) == 0
-    assert catalog(killed) == catalog(whole)
-    assert files(killed) == files(whole)
+    assert outcome(killed) == outcome(whole)
     assert record(killed) == record(whole)
 
 
@@ -144,7 +123,7 @@ def test_ctrl_c_stops_in_one_line_and_the_next_run_goes_on(more_slides, tmp_path
     assert process.returncode == 130
     assert printed == "shards: interrupted; what is done is kept, and the same call goes on from here\n"
     assert main(arguments(more_slides, out)) == 0
-    assert len(catalog(out)[0]) == 11
+    assert len(tables(out)[0]) == 11
 
 
 def test_two_runs_do_not_share_a_folder(slides, tmp_path, capsys):
@@ -169,13 +148,13 @@ def test_two_runs_do_not_share_a_folder(slides, tmp_path, capsys):
 def test_a_worker_that_outlives_its_run_writes_nothing(slides, tmp_path):
     out = tmp_path / "out"
     assert main(arguments(slides, out)) == 0
-    before = catalog(out), files(out)
+    before = outcome(out)
     (source, *_) = find_slides(str(slides))
     assert (out / LOCK).read_text() != "an older run"
     task = SlideTask(source, EMPTY_ROW, None, PrepareSettings(assume_mpp=0.5), str(out), "an older run")
     with pytest.raises(RunReplaced):
         prepare_slide(task)
-    assert (catalog(out), files(out)) == before
+    assert outcome(out) == before
 
 
 def test_a_worker_that_does_not_see_the_output_says_so_and_makes_nothing(slides, tmp_path):
@@ -191,7 +170,7 @@ def test_a_slide_that_hangs_fails_alone(slides, tmp_path, capsys):
     os.mkfifo(slides / "hangs.svs")  # opening it for reading waits for a writer that never comes
     assert main(arguments(slides, out, "--time-limit", "3")) == 3
     assert "failed    hangs.svs  TimedOut: took longer than 3 s; look at the slide" in capsys.readouterr().out
-    rows, _ = catalog(out)
+    rows, _ = tables(out)
     assert sorted((row["file"], row["status"]) for row in rows) == [
         *[(f"{name}.tiff", "ok") for name in "abcde"],
         ("hangs.svs", "failed"),
@@ -232,7 +211,7 @@ def test_a_full_disk_is_said_and_loses_nothing(slides, small_disk, capsys):
     assert main(arguments(slides, out)) == 3
     printed = capsys.readouterr().out
     assert "WriteFailed: the disk of the output folder is full; make room and run again" in printed
-    rows, tiles = catalog(out)
+    rows, tiles = tables(out)
     ok = {row["slide_id"] for row in rows if row["status"] == "ok"}
     assert 0 < len(ok) < 5
     assert {tile["slide_id"] for tile in tiles} == ok
@@ -246,9 +225,9 @@ def test_a_full_disk_is_said_and_loses_nothing(slides, small_disk, capsys):
             break
     assert main(arguments(slides, out)) == 2
     assert "cannot be written (No space left on device); " in capsys.readouterr().err
-    assert catalog(out)[1] == tiles
+    assert tables(out)[1] == tiles
     (small_disk / "filler").unlink()
 
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
     assert main(arguments(slides, out)) == 0
-    assert len(catalog(out)[0]) == 5
+    assert len(tables(out)[0]) == 5
