@@ -38,11 +38,11 @@ plan: $(VENV)/.shards ## what a cohort's shards will take: SLIDES=number SAMPLE=
 	@$(BIN)/python -m pipelines.plan --slides '$(SLIDES)' --sample '$(or $(SAMPLE),$(OUT))' \
 	  $(if $(WORKERS),--workers '$(WORKERS)') $(if $(TO),--to '$(TO)') $(ARGS)
 
-verify: $(VENV)/.shards ## every row, file and tile of shards: SHARDS="folder or URL ..." REPAIR=1 WORKERS=
+verify: $(VENV)/.shards ## every row, file and tile of shards: SHARDS="folder ..." REPAIR=1 WORKERS=
 	@$(BIN)/python -m pipelines.verify --shards $(or $(SHARDS),$(OUT)) $(if $(REPAIR),--repair) \
 	  $(if $(WORKERS),--workers '$(WORKERS)') $(ARGS)
 
-forget: $(VENV)/.shards ## delete a patient's slides for good: PATIENT=id PATIENT_KEY=file SHARDS="folder or URL ..." SLIDE="slide_id ..." NAMES= DRY=1
+forget: $(VENV)/.shards ## delete a patient's slides for good: PATIENT=id PATIENT_KEY=file SHARDS="folder ..." SLIDE="slide_id ..." NAMES= DRY=1
 	@$(BIN)/python -m pipelines.forget --shards $(or $(SHARDS),$(OUT)) $(if $(PATIENT),--patient "$$PATIENT") \
 	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(SLIDE),--slide $(SLIDE)) $(if $(NAMES),--names '$(NAMES)') \
 	  $(if $(DRY),--dry) $(ARGS)

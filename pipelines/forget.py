@@ -10,10 +10,9 @@ from rich.console import Console
 
 from pipelines.console import printable
 from pipelines.shards import PATIENT_KEY_VARIABLE, read_key
-from pipelines.verify import shards_place
+from pipelines.verify import local_folder
 from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.forget import Forgetting, forget, look_up
-from wsi_prep.place import local_folder
 from wsi_prep.private import check_names_file, keyed_patient
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_NOT_FOUND, EXIT_INTERRUPTED = 0, 2, 3, 130
@@ -63,18 +62,18 @@ def _look_up(options: argparse.Namespace) -> list[Forgetting]:
         if key is None:
             raise BadOption(f"PATIENT needs the secret of make shards: PATIENT_KEY=file, or ${PATIENT_KEY_VARIABLE}")
         patient_key = keyed_patient(key, options.patient)
-    places = [shards_place(where) for where in options.shards]
+    folders = [local_folder(where) for where in options.shards]
     if options.names is not None:
         if not options.names.exists():
             raise BadOption(f"NAMES {options.names} does not exist")
-        for where in options.shards:
-            check_names_file(options.names, local_folder(where))
-    return [look_up(place, patient_key, options.slide) for place in places]
+        for folder in folders:
+            check_names_file(options.names, folder)
+    return [look_up(folder, patient_key, options.slide) for folder in folders]
 
 
 def _list(console: Console, found: Forgetting) -> None:
     files = f"{found.files:,} files, {found.bytes / 1e6:,.1f} MB"
-    line = f"{found.place.where}: {len(found.rows):,} slides, {found.tiles:,} tiles, {files}"
+    line = f"{found.out}: {len(found.rows):,} slides, {found.tiles:,} tiles, {files}"
     console.print(line, markup=False, soft_wrap=True)
     for row in found.rows[:_SHOWN]:
         console.print(f"  {row['status']:<8}  {printable(row['slide_id'])}", markup=False, soft_wrap=True)
@@ -93,9 +92,8 @@ def _nobody(errors: Console, found: list[Forgetting], *, by_patient: bool) -> No
 def _told(console: Console, found: Forgetting) -> None:
     more = f", {found.names:,} lines of NAMES" if found.names else ""
     more += f", {found.warnings:,} warnings of run.json" if found.warnings else ""
-    made = f"{len(found.rows):,} slides, {found.tiles:,} tiles, {found.files:,} files"
     console.print(
-        f"forgotten in {found.place.where}: {made}{more}",
+        f"forgotten in {found.out}: {len(found.rows):,} slides, {found.tiles:,} tiles, {found.files:,} files{more}",
         markup=False,
         soft_wrap=True,
     )
@@ -105,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.forget", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
+    add("--shards", required=True, nargs="+", metavar="FOLDER", help="folders that make shards has filled")
     add("--patient", metavar="ID", help="the patient as manifest, barcode or pattern named them")
     add("--patient-key", type=Path, metavar="FILE", help=f"secret of make shards (or ${PATIENT_KEY_VARIABLE})")
     add("--slide", nargs="+", default=[], metavar="SLIDE_ID", help="slides by their ids")

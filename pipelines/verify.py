@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -13,7 +15,6 @@ from rich.text import Text
 
 from pipelines.console import printable
 from wsi_prep.errors import BadOption, UsageError
-from wsi_prep.place import Place, local_folder, open_place
 from wsi_prep.verify import Verified, verify
 from wsi_prep.verify_catalog import KINDS
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     faults = 0
     try:
         for where in options.shards:
-            found = _verify_one(console, shards_place(where), options.repair, options.workers)
+            found = _verify_one(console, local_folder(where), options.repair, options.workers)
             show(console, found)
             faults += len(found.faults)
     except UsageError as error:
@@ -42,15 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
     return EXIT_FAULTS if faults else EXIT_SOUND
 
 
-def shards_place(where: str) -> Place:
-    """The folder or object-store URL that SHARDS names; BadOption where it is neither."""
-    folder = local_folder(where)
-    if folder is not None and not folder.is_dir():
+def local_folder(where: str) -> Path:
+    """`where` as a folder of this machine; BadOption for a URL or what is none."""
+    if "://" in where:
+        raise BadOption(f"SHARDS {where} is no folder of this machine; name one, or a copy")
+    if not Path(where).is_dir():
         raise BadOption(f"SHARDS {where} is no folder; name one that make shards has filled")
-    return open_place(where)
+    return Path(os.path.abspath(where))  # noqa: PTH100 - resolve() would follow the user's links
 
 
-def _verify_one(console: Console, place: Place, repair: bool, workers: int | None) -> Verified:
+def _verify_one(console: Console, out: Path, repair: bool, workers: int | None) -> Verified:
     columns = (
         TextColumn("slides"),
         BarColumn(),
@@ -67,13 +69,13 @@ def _verify_one(console: Console, place: Place, repair: bool, workers: int | Non
             rate = read / 1e6 / max(bar.tasks[0].elapsed or 0.0, 1e-9)
             bar.update(task, completed=done, total=total, rate=rate)
 
-        return verify(place, repair=repair, workers=workers, progress=progress)
+        return verify(out, repair=repair, workers=workers, progress=progress)
 
 
 def show(console: Console, found: Verified) -> None:
     """What was looked at, a line a kind of fault with the first of each, and what a repair did."""
     console.print(
-        f"{found.place.where}: {found.slides:,} slides, {found.tiles:,} tiles, {found.bytes / 1e6:,.1f} MB read",
+        f"{found.out}: {found.slides:,} slides, {found.tiles:,} tiles, {found.bytes / 1e6:,.1f} MB read",
         markup=False,
         soft_wrap=True,
     )
@@ -107,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.verify", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
+    add("--shards", required=True, nargs="+", metavar="FOLDER", help="folders that make shards has filled")
     add("--repair", action="store_true", help="drop broken slides, for make shards to do again, and remove strays")
     add("--workers", type=int, metavar="N", help="worker processes (default: one a core)")
     return parser

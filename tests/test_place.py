@@ -9,7 +9,7 @@ from object_server import BUCKET
 from test_catalog import slide, tiles
 
 from wsi_prep.catalog import Catalog
-from wsi_prep.errors import BadOption, BadOutput, StoreFailed
+from wsi_prep.errors import BadOption, StoreFailed
 from wsi_prep.place import open_place
 
 AT = f"s3://{BUCKET}/study/out"
@@ -102,34 +102,6 @@ class PlaceContract:
         paths = [f"t/{number:02}.parquet" for number in (7, 3, 21)]
         assert [pq.read_table(source)["id"][0].as_py() for source in place.sources(paths)] == [7, 3, 21]
 
-    def test_what_lies_below_is_counted_and_can_be_read_as_local_files(self, place):
-        place.make_folders("a/b")
-        contents = {"a/b/deep": b"123", "a/.hidden": b"4", "a.txt": b"56789", "other": b"0"}
-        for path, data in contents.items():
-            place.write(path, data)
-        sizes = {"a/b/deep": 3, "a/.hidden": 1}
-        assert dict(place.sizes("a")) == sizes
-        assert dict(place.sizes("a.txt")) == {"a.txt": 5}
-        assert dict(place.sizes("none")) == {}
-        with place.at_hand("a", "a.txt", "none") as folder:
-            assert {path: (folder / path).read_bytes() for path in (*sizes, "a.txt")} == {
-                path: contents[path] for path in (*sizes, "a.txt")
-            }
-            assert not (folder / "none").exists()
-        assert dict(place.sizes("a")) == sizes
-
-    def test_who_looks_and_who_writes_keep_out_of_each_others_way(self, place):
-        with place.watched(), place.watched():
-            pass
-        with (
-            place.locked("first", take_over=False),
-            pytest.raises(BadOutput, match="is writing to"),
-            open_place(place.where).watched(),
-        ):
-            pass
-        with place.watched():
-            pass
-
     def test_its_holder_is_known_afterwards(self, place):
         with place.locked("first", take_over=False):
             assert place.holder() == "first"
@@ -156,15 +128,6 @@ class TestObjectStore(PlaceContract):
             server.client.put_object(Bucket=BUCKET, Key=key, Body=b"")
         assert place.names("") == ["stores"]
         assert place.names("stores") == []
-
-    def test_a_name_that_leaves_the_folder_is_not_followed(self, server, place, tmp_path, monkeypatch):
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "in"))
-        (tmp_path / "in").mkdir()
-        server.client.put_object(Bucket=BUCKET, Key="study/out/stores/../../../out.txt", Body=b"x")
-        server.client.put_object(Bucket=BUCKET, Key="study/out/stores/good", Body=b"x")
-        with contextlib.suppress(StoreFailed), place.at_hand("stores"):
-            pass
-        assert list(tmp_path.rglob("*")) == [tmp_path / "in"]
 
 
 def test_a_url_that_is_no_object_store_is_refused(tmp_path):

@@ -56,7 +56,7 @@ def row_of(out, stem):
 def looked_at(out, stem):
     """The kinds of fault of one slide, and its strays."""
     row = {name: value for name, value in row_of(out, stem).items() if name in SLIDE_COLUMNS}
-    report = check_slide(SlideCheck(str(out), row, PART, str(out)))
+    report = check_slide(SlideCheck(str(out), row, PART))
     return {fault.kind for fault in report.faults}, list(report.strays)
 
 
@@ -278,7 +278,7 @@ def test_wrong_calls_take_one_line(store, tmp_path, capsys):
         assert "a run is writing to" in capsys.readouterr().err
         assert main(["--shards", str(store), "--repair"]) == 2
         assert "another run is writing to" in capsys.readouterr().err
-    for where, said in (("https://b/x", "of no object store that is known"), (tmp_path / "none", "is no folder")):
+    for where, said in (("s3://b/x", "no folder of this machine"), (tmp_path / "none", "is no folder")):
         assert main(["--shards", str(where)]) == 2
         assert said in capsys.readouterr().err
     assert main(["--shards", str(tmp_path)]) == 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.institution import UNKNOWN
 from wsi_prep.manifest import EMPTY_ROW
 from wsi_prep.output import catalog_counts, read_run, sweep, write_run, writing
-from wsi_prep.place import Place
+from wsi_prep.place import Place, open_place
 from wsi_prep.prepare import SlideTask, blank_row, failure, output_places
 from wsi_prep.private import drop_names
-from wsi_prep.query import catalog_files
+from wsi_prep.query import local_files
 
 _TOMBSTONE = "forgotten.json"
 _COLUMNS = ["slide_id", "file", "status", "patient_key", *(f"tiles_{m.name}" for m in MAGNIFICATIONS)]
@@ -110,7 +110,7 @@ class Forgetting:
     of which nothing says whose they are.
     """
 
-    place: Place
+    out: Path
     patients: tuple[str, ...]
     slide_ids: frozenset[str]
     rows: list[dict[str, Any]]
@@ -127,22 +127,27 @@ class Forgetting:
         return sum(row[f"tiles_{m.name}"] or 0 for row in self.rows for m in MAGNIFICATIONS)
 
 
-def look_up(place: Place, patient_key: str | None, slide_ids: Collection[str]) -> Forgetting:
-    """What `place` holds of the patient (a keyed hash) and of the slides; changes nothing. Raises BadCatalog."""
-    catalog_files(place, "slides")
-    before = read_tombstone(place)
+def look_up(out: Path, patient_key: str | None, slide_ids: Collection[str]) -> Forgetting:
+    """What `out` holds of the patient (a keyed hash) and of the slides; changes nothing. Raises BadCatalog."""
+    local_files(str(out), "slides")
+    before = read_tombstone(open_place(out))
     patients = (patient_key,) if patient_key is not None else ()
-    rows = Catalog(place).slides(_COLUMNS)
+    rows = Catalog(out).slides(_COLUMNS)
     mine = [row for row in rows if row["slide_id"] in slide_ids or row["patient_key"] in patients]
     ids = frozenset(row["slide_id"] for row in mine)
     known = before.patients.issuperset(patients) and before.slides.issuperset(map(id_hash, slide_ids))
     bare = sum(row["patient_key"] is None and row["status"] == "ok" for row in rows)
-    found = Forgetting(place, patients, ids, mine, known, bare)
-    for path in (path for slide_id in ids for path in output_places(slide_id).values()):
-        for _, size in place.sizes(path):
-            found.files += 1
-            found.bytes += size
+    found = Forgetting(out, patients, ids, mine, known, bare)
+    for path in _files(out, ids):
+        found.files += 1
+        found.bytes += path.stat().st_size
     return found
+
+
+def _files(out: Path, slide_ids: Collection[str]) -> Iterator[Path]:
+    for slide_id in slide_ids:
+        for path in (out / relative for relative in output_places(slide_id).values()):
+            yield from [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else filter(Path.is_file, [path])
 
 
 def forget(found: Forgetting, names: Path | None) -> None:
@@ -150,7 +155,7 @@ def forget(found: Forgetting, names: Path | None) -> None:
 
     Raises BadOutput where a run is working in the output, or it cannot be written.
     """
-    place = found.place
+    place = open_place(found.out)
     with place.locked(uuid.uuid4().hex, take_over=False), writing(place):
         tombstone = read_tombstone(place).with_more(found.patients, found.slide_ids)
         write_tombstone(place, tombstone)

@@ -37,7 +37,6 @@ _RETRIES: Any = {"max_retries": 7, "retry_timeout": timedelta(seconds=60)}  # af
 _PAUSES = (0.1, 0.4, 1.6)  # s, likewise, for what obstore itself does not try again
 _IN_FLIGHT = 16
 _FILES_AT_ONCE, _PIECES_AT_ONCE = 4, 4  # of uploads: pieces of 5 MB, each of which has its minute
-_PIECE = 10_000_000  # bytes of an object that are in memory at a time
 _LOCK_TRIES = 3
 
 Result = TypeVar("Result")
@@ -125,27 +124,6 @@ class ObjectPlace:
             with contextlib.suppress(BaseError):  # then the mark says it: this process is gone
                 self._put_lock({**mark, "free": True}, version)
 
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """See Place. Whoever looks leaves no mark, so a run that begins meanwhile is known at the end only."""
-        before = self._seen()
-        if before is not None and not (before.get("free") or ProcessMark.of(before).is_gone()):
-            who = ProcessMark.of(before)
-            raise BadOutput(
-                f"a run ({who}) is writing to {self.where}; come again when that is through, or where it is gone for "
-                "good, when make shards with TAKE_OVER=1 is"
-            )
-        yield
-        if self._seen() != before:
-            raise BadOutput(f"a run was writing to {self.where} meanwhile; come again when that is through")
-
-    def _seen(self) -> dict[str, Any] | None:
-        """What the lock says; None where there is none."""
-        try:
-            return self._lock()[0]
-        except FileNotFoundError:
-            return None
-
     def dismiss_workers(self) -> None:
         """See Place."""
         assert self._held is not None
@@ -203,34 +181,6 @@ class ObjectPlace:
         for data in _ahead(self.read, paths):
             yield pa.BufferReader(pa.py_buffer(data))
 
-    def sizes(self, path: str) -> Iterator[tuple[str, int]]:
-        """See Place."""
-        with contextlib.suppress(FileNotFoundError):
-            yield path, int(_ask(f"{self.where}/{path}", self._store.head, path)["size"])
-        yield from self._below(path).items()
-
-    @contextlib.contextmanager
-    def at_hand(self, *paths: str) -> Iterator[Path]:
-        """See Place."""
-        with tempfile.TemporaryDirectory(prefix="wsi-prep-") as folder:
-            names = [name for path in paths for name, _ in self.sizes(path)]
-            deque(_ahead(lambda name: self._get(name, Path(folder) / name), names, _FILES_AT_ONCE), maxlen=0)
-            yield Path(folder)
-
-    def _get(self, path: str, to: Path) -> None:
-        """Copy an object to a file; one that has gone meanwhile is passed by."""
-        to.parent.mkdir(parents=True, exist_ok=True)
-
-        def copy() -> None:
-            with to.open("wb") as file:
-                for piece in self._store.get(path).stream(_PIECE):
-                    file.write(piece)
-
-        try:
-            _ask(f"{self.where}/{path}", copy)
-        except FileNotFoundError:
-            to.unlink()
-
     def write(self, path: str, data: bytes) -> None:
         """See Place."""
         self._put(path, data)
@@ -276,10 +226,8 @@ class ObjectPlace:
         """See Place."""
         self.delete([path, *self._below(path)])
 
-    def _below(self, path: str) -> dict[str, int]:
-        """Objects below a path, and their bytes."""
-        found = _ask(self.where, lambda: [meta for page in self._store.list(f"{path}/") for meta in page])
-        return {meta["path"]: int(meta["size"]) for meta in found}
+    def _below(self, path: str) -> list[str]:
+        return _ask(self.where, lambda: [meta["path"] for page in self._store.list(f"{path}/") for meta in page])
 
     def _put(self, path: str, data: bytes | Path) -> None:
         put = functools.partial(self._store.put, max_concurrency=_PIECES_AT_ONCE)

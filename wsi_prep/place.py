@@ -49,9 +49,6 @@ class Place(Protocol):
     def locked(self, token: str, *, take_over: bool) -> AbstractContextManager[None]:
         """Held against every other run while the block lasts; BadOutput where one is at work."""
 
-    def watched(self) -> AbstractContextManager[None]:
-        """For those who only look: BadOutput where a run is at work, or, in a store, was before the block's end."""
-
     def dismiss_workers(self) -> None:
         """While `locked`: from here on a worker that still finishes a slide finds another token, and writes nothing."""
 
@@ -75,15 +72,6 @@ class Place(Protocol):
 
     def sources(self, paths: Iterable[str]) -> Iterator[Any]:
         """What pyarrow reads each file from, in order; got ahead of need where that takes time."""
-
-    def sizes(self, path: str) -> Iterator[tuple[str, int]]:
-        """The file `path`, or all files below it, hidden ones too, each with its bytes; none where there is nothing."""
-
-    def at_hand(self, *paths: str) -> AbstractContextManager[Path]:
-        """A folder of this machine with all that is at or below `paths`, under the same names, to be read.
-
-        From a store it is a copy in a temporary folder, as large as what it holds, and goes at the end.
-        """
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file, in place of the one that is there."""
@@ -121,7 +109,7 @@ def local_folder(where: str | Path) -> Path | None:
         return None
     path = text.removeprefix("file://")
     if "://" in path:
-        raise BadOption(f"{text} is no folder, and of no object store that is known: {' '.join(OBJECT_STORES)}")
+        raise BadOption(f"OUT {text} is no folder, and of no object store that is known: {' '.join(OBJECT_STORES)}")
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the user's links
 
 
@@ -167,18 +155,6 @@ class LocalPlace:
                 raise BadOutput(f"OUT {self.where} cannot be written ({why}); mend that and run again") from error
             yield
 
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """See Place. Others may look at the same time; a copy may come without its lock."""
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(FileNotFoundError):
-                lock = stack.enter_context((self._folder / LOCK).open("rb"))
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise BadOutput(f"a run is writing to {self.where}; come again when that is through") from error
-            yield
-
     def dismiss_workers(self) -> None:
         """See Place."""
         with (self._folder / LOCK).open("r+b", buffering=0) as lock:  # as long as the token: a full disk takes it too
@@ -216,18 +192,6 @@ class LocalPlace:
     def sources(self, paths: Iterable[str]) -> Iterator[Path]:
         """See Place."""
         return (self._folder / path for path in paths)
-
-    def sizes(self, path: str) -> Iterator[tuple[str, int]]:
-        """See Place."""
-        top = self._folder / path
-        for file in top.rglob("*") if top.is_dir() else [top]:
-            if file.is_file() or file.is_symlink():
-                yield str(file.relative_to(self._folder)), file.lstat().st_size
-
-    @contextlib.contextmanager
-    def at_hand(self, *_: str) -> Iterator[Path]:
-        """See Place; the folder itself."""
-        yield self._folder
 
     def write(self, path: str, data: bytes) -> None:
         """See Place."""

@@ -16,7 +16,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from wsi_prep.errors import BadCatalog, BadOption, BadQuery
-from wsi_prep.place import Place, aside
+from wsi_prep.place import aside
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 
 _MEMORY = "4GB"
@@ -88,13 +88,6 @@ def local_files(where: str, table: str) -> list[Path]:
     folder = Path(where).absolute() / "catalog"
     _require_catalog(where, any((folder / "slides").glob("[!.]*.parquet")))
     return sorted((folder / table).glob("[!.]*.parquet"))
-
-
-def catalog_files(place: Place, table: str) -> list[str]:
-    """Names of the files of one table of a place's catalog, sorted; BadCatalog where there is no catalog."""
-    found = {t: [n for n in place.names(f"catalog/{t}") if n[0] != "." and n.endswith(".parquet")] for t in _TABLES}
-    _require_catalog(place.where, bool(found["slides"]))
-    return found[table]
 
 
 def listed(files: Sequence[str | Path]) -> str:

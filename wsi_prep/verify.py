@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,12 +11,12 @@ from pathlib import Path
 
 from wsi_prep.catalog import PART_NAME, Catalog
 from wsi_prep.cluster_options import ClusterOptions
-from wsi_prep.errors import BadCatalog, StoreFailed
+from wsi_prep.errors import BadCatalog, BadOutput
 from wsi_prep.jobs import cluster, run_tasks
 from wsi_prep.output import catalog_counts, read_run, sweep, write_run, writing
-from wsi_prep.place import Place
+from wsi_prep.place import LOCK, open_place
 from wsi_prep.prepare import output_places
-from wsi_prep.query import catalog_files
+from wsi_prep.query import local_files
 from wsi_prep.verify_catalog import CatalogFile, Fault, check_catalog_file, slide_rows, twice
 from wsi_prep.verify_slide import SlideCheck, SlideReport, check_slide
 
@@ -25,12 +26,12 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass
 class Verified:
-    """What was found in one output, and what a repair did to it.
+    """What was found in one output folder, and what a repair did to it.
 
     `strays` are paths relative to OUT. `undone` counts slides taken out of the catalog, `removed` files of no slide.
     """
 
-    place: Place
+    out: Path
     slides: int = 0
     tiles: int = 0
     bytes: int = 0
@@ -43,42 +44,62 @@ class Verified:
 
 
 def verify(
-    place: Place, *, repair: bool = False, workers: int | None = None, progress: Progress = lambda *_: None
+    out: Path, *, repair: bool = False, workers: int | None = None, progress: Progress = lambda *_: None
 ) -> Verified:
-    """Look at every file of `place`; with `repair`, take broken slides out of its catalog and remove strays.
+    """Look at every file of `out`; with `repair`, take broken slides out of its catalog and remove strays.
 
-    The workers are of this machine. Of a store, the catalog and the files of as many slides as there are workers are
-    brought here meanwhile. Raises BadCatalog where there is no catalog, BadOutput where a run is working there.
+    Holds the output's lock meanwhile, so that no run changes what is looked at. Raises BadCatalog where there is no
+    catalog, BadOutput where a run is working there.
     """
-    catalog_files(place, "slides")
-    with place.locked(uuid.uuid4().hex, take_over=False) if repair else place.watched():
+    names = _names(out)
+    with _held(out, writes=repair):
         if repair:
-            _finish_what_was_interrupted(place)
-        found = Verified(place)
-        with place.at_hand("catalog") as here, cluster(ClusterOptions(workers=workers)) as client:
-            tasks = [(str(here), name) for name in _names(place)]
+            _finish_what_was_interrupted(out)
+            names = _names(out)
+        found = Verified(out)
+        with cluster(ClusterOptions(workers=workers)) as client:
+            tasks = [(str(out), name) for name in names]
             for task, outcome in run_tasks(client, check_catalog_file, tasks, lambda task: f"catalog-{task[1]}"):
                 found.files.append(_file_outcome(task[1], outcome))
             _sum_up_files(found)
-            checks = _checks(found, here)
+            checks = _checks(found)
             for check, report in run_tasks(client, check_slide, checks, lambda check: check.slide_id):
                 _add(found, _slide_outcome(check, report))
                 progress(found.slides, _sound_slides(found), found.bytes)
         _find_strays(found)
         if repair and found.faults:
-            with writing(place):
+            with writing(open_place(out)):
                 _repair(found)
     return found
 
 
-def _names(place: Place) -> list[str]:
+def _names(out: Path) -> list[str]:
     """Names of the catalog's files, those of tiles alone included."""
-    return sorted({*catalog_files(place, "slides"), *catalog_files(place, "tiles")})
+    slides = local_files(str(out), "slides")
+    return sorted({file.name for file in (*slides, *local_files(str(out), "tiles"))})
 
 
-def _finish_what_was_interrupted(place: Place) -> None:
-    with writing(place), contextlib.suppress(BadCatalog):  # a damaged file is found again, by its name
-        Catalog(place).recover()
+@contextlib.contextmanager
+def _held(out: Path, *, writes: bool) -> Iterator[None]:
+    """The output's lock: to write, or shared with others who only look."""
+    if writes:
+        with open_place(out).locked(uuid.uuid4().hex, take_over=False):
+            yield
+        return
+    if not (out / LOCK).exists():  # a copy may come without it
+        yield
+        return
+    with (out / LOCK).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BadOutput(f"a run is writing to {out}; verify it when that is through") from error
+        yield
+
+
+def _finish_what_was_interrupted(out: Path) -> None:
+    with writing(open_place(out)), contextlib.suppress(BadCatalog):  # a damaged file is found again, by its name
+        Catalog(out).recover()
 
 
 def _file_outcome(name: str, outcome: CatalogFile | BaseException) -> CatalogFile:
@@ -89,7 +110,7 @@ def _file_outcome(name: str, outcome: CatalogFile | BaseException) -> CatalogFil
 
 
 def _sum_up_files(found: Verified) -> None:
-    if found.place.exists("catalog/.journal.json"):
+    if (found.out / "catalog/.journal.json").exists():
         what = "a merge was interrupted; the next make shards, or REPAIR=1, finishes it"
         found.faults.append(Fault("catalog", "catalog/.journal.json", what))
     for file in found.files:
@@ -100,14 +121,14 @@ def _sum_up_files(found: Verified) -> None:
         found.faults.append(Fault("rows", slide_id, f"it has rows in {count} files of catalog/slides"))
 
 
-def _checks(found: Verified, here: Path) -> Iterator[SlideCheck]:
+def _checks(found: Verified) -> Iterator[SlideCheck]:
     """A task for each slide whose row can be trusted, part by part."""
     for file in found.files:
         if not file.damaged:
             bad = {*file.orphans, *found.broken}
-            for row in slide_rows(here, file.name):
+            for row in slide_rows(found.out, file.name):
                 if row["slide_id"] not in bad:
-                    yield SlideCheck(found.place.where, row, file.name, str(here))
+                    yield SlideCheck(str(found.out), row, file.name)
 
 
 def _sound_slides(found: Verified) -> int:
@@ -117,8 +138,6 @@ def _sound_slides(found: Verified) -> int:
 def _slide_outcome(check: SlideCheck, outcome: SlideReport | BaseException) -> SlideReport:
     if isinstance(outcome, SlideReport):
         return outcome
-    if isinstance(outcome, StoreFailed):  # no fault of the slide's
-        raise outcome
     what = f"it cannot be looked at ({type(outcome).__name__}: {' '.join(str(outcome).split())[:120]})"
     return SlideReport(check.slide_id, (Fault("rows", check.slide_id, what),))
 
@@ -138,30 +157,31 @@ def _find_strays(found: Verified) -> None:
     """Files beside the slides' own: in stores, tissue and overlays those of no slide, in the catalog any but tables."""
     statuses = {i: status for file in found.files if not file.damaged for i, status in file.statuses.items()}
     damaged = any(file.damaged for file in found.files)
-    for anyones in output_places("*").values():
-        folder, _, ending = anyones.partition("/*")
-        for name in found.place.names(folder):
-            slide_id = name.removesuffix(ending)
+    for anyones in (found.out / relative for relative in output_places("*").values()):
+        ending = anyones.suffix
+        for path in sorted(anyones.parent.iterdir()) if anyones.parent.is_dir() else []:
+            slide_id = path.name.removesuffix(ending)
             kept = ending != ".zarr" and statuses.get(slide_id) not in (None, "failed")
-            ours = name.endswith(ending) and (kept or statuses.get(slide_id) == "ok")
-            if not ours and not (damaged and name.endswith(ending)):  # it may be of a slide now unknown
-                _stray(found, f"{folder}/{name}")
-    for folder in ("catalog", "catalog/slides", "catalog/tiles"):
-        for name in found.place.names(folder):
-            table = folder == "catalog" and name in ("slides", "tiles", ".journal.json")
-            rows = folder != "catalog" and name.endswith(".parquet") and not name.startswith(".")
+            ours = path.name.endswith(ending) and (kept or statuses.get(slide_id) == "ok")
+            if not ours and not (damaged and path.name.endswith(ending)):  # it may be of a slide now unknown
+                _stray(found, path)
+    for folder in (found.out / "catalog", found.out / "catalog/slides", found.out / "catalog/tiles"):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            table = folder.name == "catalog" and path.name in ("slides", "tiles", ".journal.json")
+            rows = folder.name != "catalog" and path.suffix == ".parquet" and not path.name.startswith(".")
             if not table and not rows:
-                _stray(found, f"{folder}/{name}")
+                _stray(found, path)
 
 
-def _stray(found: Verified, where: str) -> None:
+def _stray(found: Verified, path: Path) -> None:
+    where = str(path.relative_to(found.out))
     found.strays.append(where)
     found.faults.append(Fault("strays", where, "no row is of it"))
 
 
 def _repair(found: Verified) -> None:
     """Through the catalog's own steps, so that a repair that is killed is finished by the next."""
-    place = found.place
+    place = open_place(found.out)
     catalog = Catalog(place)
     before = sum(len(file.statuses) for file in found.files)
     for file in found.files:

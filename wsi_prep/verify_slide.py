@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, to_level0
 from wsi_prep.jpeg import CODEC_NAME, decode_tile, first_frame
-from wsi_prep.place import open_place
 from wsi_prep.prepare import output_places
 from wsi_prep.records import TILES_PER_SHARD
 from wsi_prep.verify_catalog import Fault, tiles_of
@@ -33,14 +32,11 @@ _WITH_PICTURES = ("ok", "empty")
 
 @dataclass(frozen=True)
 class SlideCheck:
-    """A slide of the folder or store `out` to look at: its row (the columns SLIDE_COLUMNS), and the catalog file that
-    its tiles' rows are in, of the local folder `here`.
-    """
+    """A slide to look at: its row (the columns SLIDE_COLUMNS), and the catalog file that its tiles' rows are in."""
 
     out: str
     row: dict[str, Any]
     name: str
-    here: str
 
     @property
     def slide_id(self) -> str:
@@ -60,17 +56,9 @@ class SlideReport:
 
 
 def check_slide(task: SlideCheck) -> SlideReport:
-    """Look at everything of one slide. What cannot be read becomes a fault; StoreFailed where a store does not answer.
-
-    Of a store, all files of the slide are brought to a temporary folder meanwhile.
-    """
-    with open_place(task.out).at_hand(*output_places(task.slide_id).values()) as out:
-        return _check(task, out)
-
-
-def _check(task: SlideCheck, out: Path) -> SlideReport:
-    row, slide_id = task.row, task.slide_id
-    tiles = tiles_of(Path(task.here), task.name, slide_id)
+    """Look at everything of one slide. What cannot be read becomes a fault."""
+    out, row, slide_id = Path(task.out), task.row, task.slide_id
+    tiles = tiles_of(out, task.name, slide_id)
     found = list(_row_faults(row, tiles))
     places = {name: out / path for name, path in output_places(slide_id).items()}
     strays: list[str] = []
