@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.console import printable
-from pipelines.verify import local_folder
-from wsi_prep.errors import UsageError
+from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.estimate import Assumptions, Estimate, Interval, estimate, read_sample
-from wsi_prep.place import write_atomically
+from wsi_prep.place import local_folder, write_atomically
 
 EXIT_OK, EXIT_WRONG_CALL = 0, 2
 
@@ -45,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         given = {each.name: getattr(options, each.name) for each in fields(Assumptions)}
         assumptions = Assumptions(**given)
-        found = estimate(read_sample(local_folder(options.sample)), options.slides, assumptions, options.seed)
+        found = estimate(read_sample(_sample_folder(options.sample)), options.slides, assumptions, options.seed)
         show(console, found)
         if options.to:
             write_atomically(options.to, json.dumps(found.as_dict(), indent=2).encode())
@@ -57,6 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
         errors.print(f"plan: {options.to}: {error.strerror or error}", markup=False, soft_wrap=True)
         return EXIT_WRONG_CALL
     return EXIT_OK
+
+
+def _sample_folder(where: str) -> Path:
+    folder = local_folder(where)
+    if folder is None or not folder.is_dir():
+        raise BadOption(f"SAMPLE {where} is no folder of this machine; name one that make shards has filled, or a copy")
+    return folder
 
 
 def show(console: Console, found: Estimate) -> None:

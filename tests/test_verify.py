@@ -278,7 +278,7 @@ def test_wrong_calls_take_one_line(store, tmp_path, capsys):
         assert "a run is writing to" in capsys.readouterr().err
         assert main(["--shards", str(store), "--repair"]) == 2
         assert "another run is writing to" in capsys.readouterr().err
-    for where, said in (("s3://b/x", "no folder of this machine"), (tmp_path / "none", "is no folder")):
+    for where, said in (("https://b/x", "of no object store that is known"), (tmp_path / "none", "is no folder")):
         assert main(["--shards", str(where)]) == 2
         assert said in capsys.readouterr().err
     assert main(["--shards", str(tmp_path)]) == 2

@@ -42,6 +42,14 @@ class Catalog:
     def __init__(self, out: Place | Path) -> None:
         self._place = open_place(out) if isinstance(out, Path) else out
 
+    def names(self) -> list[str]:
+        """Names of the files of both tables, sorted, each once; BadCatalog where there are none of slides."""
+        names = {
+            table: {name for parts in (True, False) for name in self._names(table, parts=parts)} for table in _TABLES
+        }
+        require_catalog(self._place.where, bool(names["slides"]))
+        return sorted(names["slides"] | names["tiles"])
+
     def create(self) -> None:
         """Make the folders where they are missing."""
         self._place.make_folders(*_FOLDERS.values())
@@ -209,6 +217,12 @@ class Catalog:
         data = io.BytesIO()
         pq.write_table(rows, data, compression="zstd")
         self._place.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
+
+
+def require_catalog(where: str, there: bool) -> None:
+    """Raise BadCatalog unless it is there."""
+    if not there:
+        raise BadCatalog(f"{where} holds no catalog/slides; name a folder that make shards has filled")
 
 
 def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
