@@ -23,7 +23,7 @@ EPILOG = """exit codes: 0 forgotten, or listed; 2 the call is wrong, nothing was
 done; 130 interrupted, the same call goes on."""
 
 BEYOND = """not reached from here: indices and runs of the trainer, exported features, pages and tables, what was made
-for other tools, other copies and backups of these folders, and the slides themselves"""
+for other tools, other copies, backups and older versions of these folders, and the slides themselves"""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -209,7 +209,8 @@ class LocalPlace:
 
     def version(self, path: str) -> str:
         """See Place."""
-        return str((self._folder / path).stat().st_mtime_ns)
+        now = (self._folder / path).stat()
+        return f"{now.st_ino} {now.st_mtime_ns} {now.st_size}"
 
     def sizes(self, path: str) -> dict[str, int]:
         """See Place. Links inside the folder are not followed to other folders."""
