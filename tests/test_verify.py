@@ -225,10 +225,11 @@ def test_a_repaired_store_is_completed_by_the_next_run(made, tmp_path, capsys):
     assert files(out) == files(whole)
 
 
-@pytest.mark.parametrize("table", ["slides", "tiles"])
-def test_slides_of_a_damaged_part_are_undone(made, store, table, capsys):
+@pytest.mark.parametrize(("table", "damage"), [("slides", "cut"), ("slides", "overwritten"), ("tiles", "cut")])
+def test_slides_of_a_damaged_part_are_undone(made, store, table, damage, capsys):
     path = store / "catalog" / table / PART
-    path.write_bytes(path.read_bytes()[:-100])
+    data = path.read_bytes()
+    path.write_bytes(data[:-100] if damage == "cut" else data[:4] + bytes(1000) + data[1004:])
     assert remake(made[0], store) == (2 if table == "slides" else 0)
     if table == "slides":
         assert "is damaged; make verify with REPAIR=1" in capsys.readouterr().err

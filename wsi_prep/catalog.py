@@ -72,7 +72,9 @@ class Catalog:
         """Committed slides' rows, sorted by slide_id."""
         try:
             rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+            if isinstance(error, OSError) and not _is_damage(error):
+                raise
             where = f"{self._place.where}/{_FOLDERS['slides']}"
             raise BadCatalog(
                 f"a file of {where} is damaged; make verify with REPAIR=1 says which and drops it"
@@ -217,6 +219,11 @@ class Catalog:
         data = io.BytesIO()
         pq.write_table(rows, data, compression="zstd")
         self._place.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
+
+
+def _is_damage(error: OSError) -> bool:
+    """Whether it is the bytes that are wrong: pyarrow raises OSError for these too, of no number."""
+    return error.errno is None and not isinstance(error, FileNotFoundError)
 
 
 def require_catalog(where: str, there: bool) -> None:
