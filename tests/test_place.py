@@ -41,6 +41,8 @@ class PlaceContract:
         spans += [(29_999_990, 10), (4, 4), (8, 4)]
         assert list(place.spans("a/file", spans)) == [data[at : at + count] for at, count in spans]
         assert list(place.spans("a/file", [])) == []
+        beyond = [(29_999_998, 9), (30_000_007, 1), (30_000_000, 5), (0, 1)]
+        assert list(place.spans("a/file", beyond)) == [data[-2:], b"", b"", data[:1]]
         with pytest.raises(FileNotFoundError):
             list(place.spans("a/none", [(0, 1)]))
 

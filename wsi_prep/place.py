@@ -66,7 +66,7 @@ class Place(Protocol):
         """What a file holds."""
 
     def spans(self, path: str, spans: Iterable[Span]) -> Iterator[bytes]:
-        """The bytes of each of these spans of one file, in order, without holding all of them."""
+        """The bytes of each of these spans of one file, in order, fewer where it ends; not all are held at once."""
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
