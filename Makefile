@@ -38,14 +38,14 @@ plan: $(VENV)/.shards ## what a cohort's shards will take: SLIDES=number SAMPLE=
 	@$(BIN)/python -m pipelines.plan --slides '$(SLIDES)' --sample '$(or $(SAMPLE),$(OUT))' \
 	  $(if $(WORKERS),--workers '$(WORKERS)') $(if $(TO),--to '$(TO)') $(ARGS)
 
-verify: $(VENV)/.shards ## every row, file and tile of shards: SHARDS="folder ..." REPAIR=1 WORKERS=
+verify: $(VENV)/.shards ## every row, file and tile of shards: SHARDS="folder ..." REPAIR=1 WORKERS= TAKE_OVER=1
 	@$(BIN)/python -m pipelines.verify --shards $(or $(SHARDS),$(OUT)) $(if $(REPAIR),--repair) \
-	  $(if $(WORKERS),--workers '$(WORKERS)') $(ARGS)
+	  $(if $(WORKERS),--workers '$(WORKERS)') $(if $(TAKE_OVER),--take-over) $(ARGS)
 
-forget: $(VENV)/.shards ## delete a patient's slides for good: PATIENT=id PATIENT_KEY=file SHARDS="folder ..." SLIDE="slide_id ..." NAMES= DRY=1
+forget: $(VENV)/.shards ## delete a patient's slides for good: PATIENT=id PATIENT_KEY=file SHARDS="folder ..." SLIDE="slide_id ..." NAMES= DRY=1 TAKE_OVER=1
 	@$(BIN)/python -m pipelines.forget --shards $(or $(SHARDS),$(OUT)) $(if $(PATIENT),--patient "$$PATIENT") \
 	  $(if $(PATIENT_KEY),--patient-key '$(PATIENT_KEY)') $(if $(SLIDE),--slide $(SLIDE)) $(if $(NAMES),--names '$(NAMES)') \
-	  $(if $(DRY),--dry) $(ARGS)
+	  $(if $(DRY),--dry) $(if $(TAKE_OVER),--take-over) $(ARGS)
 
 audit: $(VENV)/.shards ## what shards hold, as one HTML page: SHARDS="folder ..." TO=audit.html ARGS="--gallery 60 --tiles 4"
 	@$(BIN)/python -m pipelines.audit --shards $(or $(SHARDS),$(OUT)) --to '$(or $(TO),audit.html)' $(ARGS)

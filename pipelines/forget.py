@@ -10,9 +10,10 @@ from rich.console import Console
 
 from pipelines.console import printable
 from pipelines.shards import PATIENT_KEY_VARIABLE, read_key
-from pipelines.verify import local_folder
+from pipelines.verify import output_named
 from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.forget import Forgetting, forget, look_up
+from wsi_prep.place import local_folder
 from wsi_prep.private import check_names_file, keyed_patient
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_NOT_FOUND, EXIT_INTERRUPTED = 0, 2, 3, 130
@@ -22,7 +23,7 @@ EPILOG = """exit codes: 0 forgotten, or listed; 2 the call is wrong, nothing was
 done; 130 interrupted, the same call goes on."""
 
 BEYOND = """not reached from here: indices and runs of the trainer, exported features, pages and tables, what was made
-for other tools, other copies and backups of these folders, and the slides themselves"""
+for other tools, other copies, backups and older versions of these folders, and the slides themselves"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print("nothing was deleted: DRY=1")
             return EXIT_OK
         for each in found:
-            forget(each, options.names)
+            forget(each, options.names, take_over=options.take_over)
             _told(console, each)
     except UsageError as error:
         errors.print(f"forget: {printable(str(error))}", markup=False, soft_wrap=True)
@@ -62,13 +63,13 @@ def _look_up(options: argparse.Namespace) -> list[Forgetting]:
         if key is None:
             raise BadOption(f"PATIENT needs the secret of make shards: PATIENT_KEY=file, or ${PATIENT_KEY_VARIABLE}")
         patient_key = keyed_patient(key, options.patient)
-    folders = [local_folder(where) for where in options.shards]
+    outs = [output_named(where) for where in options.shards]
     if options.names is not None:
         if not options.names.exists():
             raise BadOption(f"NAMES {options.names} does not exist")
-        for folder in folders:
-            check_names_file(options.names, folder)
-    return [look_up(folder, patient_key, options.slide) for folder in folders]
+        for out in outs:
+            check_names_file(options.names, local_folder(out))
+    return [look_up(out, patient_key, options.slide) for out in outs]
 
 
 def _list(console: Console, found: Forgetting) -> None:
@@ -103,11 +104,18 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.forget", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="FOLDER", help="folders that make shards has filled")
+    add(
+        "--shards",
+        required=True,
+        nargs="+",
+        metavar="OUT",
+        help="folders or object-store URLs that make shards has filled",
+    )
     add("--patient", metavar="ID", help="the patient as manifest, barcode or pattern named them")
     add("--patient-key", type=Path, metavar="FILE", help=f"secret of make shards (or ${PATIENT_KEY_VARIABLE})")
     add("--slide", nargs="+", default=[], metavar="SLIDE_ID", help="slides by their ids")
     add("--names", type=Path, metavar="CSV", help="the names file of private output, to take their lines out of")
+    add("--take-over", action="store_true", help="object store: the run that holds the lock is gone for good")
     add("--dry", action="store_true", help="only list what would be deleted")
     return parser
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.console import printable
-from pipelines.verify import local_folder
+from pipelines.verify import output_named
 from wsi_prep.errors import UsageError
 from wsi_prep.estimate import Assumptions, Estimate, Interval, estimate, read_sample
 from wsi_prep.place import write_atomically
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         given = {each.name: getattr(options, each.name) for each in fields(Assumptions)}
         assumptions = Assumptions(**given)
-        found = estimate(read_sample(local_folder(options.sample)), options.slides, assumptions, options.seed)
+        found = estimate(read_sample(output_named(options.sample)), options.slides, assumptions, options.seed)
         show(console, found)
         if options.to:
             write_atomically(options.to, json.dumps(found.as_dict(), indent=2).encode())
@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipelines.plan", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--slides", required=True, type=int, metavar="N", help="slides of the cohort")
-    add("--sample", required=True, metavar="FOLDER", help="shards of a random choice of them")
+    add("--sample", required=True, metavar="OUT", help="shards of a random choice of them")
     add("--to", type=Path, metavar="FILE", help="write everything to this .json too")
     add("--seed", type=int, default=0, metavar="N", help="of the bootstrap (default: %(default)s)")
     for each in fields(Assumptions):

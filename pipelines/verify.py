@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -15,6 +13,7 @@ from rich.text import Text
 
 from pipelines.console import printable
 from wsi_prep.errors import BadOption, UsageError
+from wsi_prep.place import local_folder
 from wsi_prep.verify import Verified, verify
 from wsi_prep.verify_catalog import KINDS
 
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     faults = 0
     try:
         for where in options.shards:
-            found = _verify_one(console, local_folder(where), options.repair, options.workers)
+            found = _verify_one(console, output_named(where), options)
             show(console, found)
             faults += len(found.faults)
     except UsageError as error:
@@ -43,16 +42,17 @@ def main(arguments: list[str] | None = None) -> int:
     return EXIT_FAULTS if faults else EXIT_SOUND
 
 
-def local_folder(where: str) -> Path:
-    """`where` as a folder of this machine; BadOption for a URL or what is none."""
-    if "://" in where:
-        raise BadOption(f"SHARDS {where} is no folder of this machine; name one, or a copy")
-    if not Path(where).is_dir():
+def output_named(where: str) -> str:
+    """`where` as an absolute path or an object store's URL; BadOption for what is neither."""
+    folder = local_folder(where)
+    if folder is None:
+        return where.rstrip("/")
+    if not folder.is_dir():
         raise BadOption(f"SHARDS {where} is no folder; name one that make shards has filled")
-    return Path(os.path.abspath(where))  # noqa: PTH100 - resolve() would follow the user's links
+    return str(folder)
 
 
-def _verify_one(console: Console, out: Path, repair: bool, workers: int | None) -> Verified:
+def _verify_one(console: Console, out: str, options: argparse.Namespace) -> Verified:
     columns = (
         TextColumn("slides"),
         BarColumn(),
@@ -69,7 +69,8 @@ def _verify_one(console: Console, out: Path, repair: bool, workers: int | None) 
             rate = read / 1e6 / max(bar.tasks[0].elapsed or 0.0, 1e-9)
             bar.update(task, completed=done, total=total, rate=rate)
 
-        return verify(out, repair=repair, workers=workers, progress=progress)
+        how = {"repair": options.repair, "take_over": options.take_over, "workers": options.workers}
+        return verify(out, **how, progress=progress)
 
 
 def show(console: Console, found: Verified) -> None:
@@ -109,8 +110,15 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.verify", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="FOLDER", help="folders that make shards has filled")
+    add(
+        "--shards",
+        required=True,
+        nargs="+",
+        metavar="OUT",
+        help="folders or object-store URLs that make shards has filled",
+    )
     add("--repair", action="store_true", help="drop broken slides, for make shards to do again, and remove strays")
+    add("--take-over", action="store_true", help="object store: the run that holds the lock is gone for good")
     add("--workers", type=int, metavar="N", help="worker processes (default: one a core)")
     return parser
 

@@ -343,7 +343,7 @@ def test_wrong_calls_are_one_line(tmp_path, capsys):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     calls = [[str(tmp_path / name)] for name in ("missing", "file", "empty", "none", "torn", "other")]
-    calls += [["s3://bucket/out"], [str(tmp_path / "ours"), str(tmp_path / "missing")]]
+    calls += [["https://bucket/out"], [str(tmp_path / "ours"), str(tmp_path / "missing")]]
     calls += [[str(tmp_path / "ours"), "--alpha", "1.5"], [str(tmp_path / "ours"), "--alpha", "nan"]]
     for call in calls:
         assert main(["--to", str(tmp_path / "audit.html"), "--shards", *call]) == 2, call

@@ -175,7 +175,7 @@ def test_calls_that_cannot_be_done_change_nothing(folder, capsys):
         (["--slide", "nothing", "--shards", out], 3, "SLIDE takes slide ids"),
         (["--shards", out], 2, "nobody is named"),
         (["--patient", "p7", "--shards", out], 2, "PATIENT needs the secret"),
-        (["--slide", "x", "--shards", "s3://bucket/x"], 2, "no folder of this machine"),
+        (["--slide", "x", "--shards", "https://bucket/x"], 2, "of no object store that is known"),
         (["--slide", "x", "--shards", folder / "slides"], 2, "holds no catalog/slides"),
         (["--slide", "x", "--shards", out, "--names", folder / "none.csv"], 2, "does not exist"),
     ]

@@ -16,7 +16,7 @@ ONLY_IN = {
     "zarr": {"wsi_prep/codec.py"},
     "dask": {"wsi_prep/jobs.py"},
     "distributed": {"wsi_prep/jobs.py"},
-    "obstore": {"wsi_prep/object_place.py", "pretrain/sources.py"},
+    "obstore": {"wsi_prep/object_place.py", "wsi_prep/object_store.py", "pretrain/sources.py"},
     "dask_jobqueue": {"wsi_prep/jobs.py"},
     "torch.distributed": {"pretrain/distributed.py"},
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,7 @@ from object_server import BUCKET
 from test_catalog import slide, tiles
 
 from wsi_prep.catalog import Catalog
-from wsi_prep.errors import BadOption, StoreFailed
+from wsi_prep.errors import BadOption, BadOutput, StoreFailed
 from wsi_prep.place import open_place
 
 AT = f"s3://{BUCKET}/study/out"
@@ -31,6 +32,49 @@ class PlaceContract:
         assert not place.exists("a/none")
         with pytest.raises(FileNotFoundError):
             place.read("a/none")
+
+    def test_spans_come_in_order_wherever_they_lie(self, place):
+        data = np.random.default_rng(0).bytes(30_000_000)
+        place.make_folders("a")
+        place.write("a/file", data)
+        spans = [(0, 9_000_000), (9_000_000, 1), *((9_000_001 + n * 70_000, 70_000) for n in range(250)), (7, 3)]
+        spans += [(29_999_990, 10), (4, 4), (8, 4)]
+        assert list(place.spans("a/file", spans)) == [data[at : at + count] for at, count in spans]
+        assert list(place.spans("a/file", [])) == []
+        beyond = [(29_999_998, 9), (30_000_007, 1), (30_000_000, 5), (0, 1)]
+        assert list(place.spans("a/file", beyond)) == [data[-2:], b"", b"", data[:1]]
+        with pytest.raises(FileNotFoundError):
+            list(place.spans("a/none", [(0, 1)]))
+
+    def test_a_version_changes_with_the_file(self, place):
+        place.make_folders("a")
+        place.write("a/file", b"one")
+        before = place.version("a/file")
+        assert place.version("a/file") == before
+        place.write("a/file", b"two")
+        assert place.version("a/file") != before
+        with pytest.raises(FileNotFoundError):
+            place.version("a/none")
+
+    def test_sizes_are_of_a_file_or_of_all_below_a_folder(self, place):
+        place.make_folders("a/b", "ab")
+        for path in ("a/b/deep", "a/.hidden", "a/file", "ab/other"):
+            place.write(path, path.encode())
+        assert place.sizes("a") == {path: len(path) for path in ("a/b/deep", "a/.hidden", "a/file")}
+        assert place.sizes("a/file") == {"a/file": 6}
+        assert place.sizes("a/f") == place.sizes("none") == {}
+
+    def test_who_only_looks_keeps_nobody_who_looks_away(self, place):
+        with place.undisturbed(take_over=False):  # before the first run there is no lock
+            pass
+        with (
+            place.locked("run", take_over=False),
+            pytest.raises(BadOutput, match="a run"),
+            open_place(place.where).undisturbed(take_over=False),
+        ):
+            pass
+        with place.undisturbed(take_over=False), open_place(place.where).undisturbed(take_over=False):
+            pass
 
     def test_names_are_of_one_folder_alone(self, place):
         place.make_folders("a/b", "ab")
@@ -128,6 +172,10 @@ class TestObjectStore(PlaceContract):
             server.client.put_object(Bucket=BUCKET, Key=key, Body=b"")
         assert place.names("") == ["stores"]
         assert place.names("stores") == []
+        assert place.sizes("stores") == {}
+        server.client.put_object(Bucket=BUCKET, Key="study/out/stores/s/file", Body=b"x")
+        server.client.put_object(Bucket=BUCKET, Key="study/out/stores/s/", Body=b"")
+        assert place.sizes("stores") == {"stores/s/file": 1}
 
 
 def test_a_url_that_is_no_object_store_is_refused(tmp_path):

@@ -225,10 +225,11 @@ def test_a_repaired_store_is_completed_by_the_next_run(made, tmp_path, capsys):
     assert files(out) == files(whole)
 
 
-@pytest.mark.parametrize("table", ["slides", "tiles"])
-def test_slides_of_a_damaged_part_are_undone(made, store, table, capsys):
+@pytest.mark.parametrize(("table", "damage"), [("slides", "cut"), ("slides", "overwritten"), ("tiles", "cut")])
+def test_slides_of_a_damaged_part_are_undone(made, store, table, damage, capsys):
     path = store / "catalog" / table / PART
-    path.write_bytes(path.read_bytes()[:-100])
+    data = path.read_bytes()
+    path.write_bytes(data[:-100] if damage == "cut" else data[:4] + bytes(1000) + data[1004:])
     assert remake(made[0], store) == (2 if table == "slides" else 0)
     if table == "slides":
         assert "is damaged; make verify with REPAIR=1" in capsys.readouterr().err
@@ -278,7 +279,7 @@ def test_wrong_calls_take_one_line(store, tmp_path, capsys):
         assert "a run is writing to" in capsys.readouterr().err
         assert main(["--shards", str(store), "--repair"]) == 2
         assert "another run is writing to" in capsys.readouterr().err
-    for where, said in (("s3://b/x", "no folder of this machine"), (tmp_path / "none", "is no folder")):
+    for where, said in (("https://b/x", "of no object store that is known"), (tmp_path / "none", "is no folder")):
         assert main(["--shards", str(where)]) == 2
         assert said in capsys.readouterr().err
     assert main(["--shards", str(tmp_path)]) == 2

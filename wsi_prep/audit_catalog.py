@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -24,7 +27,9 @@ from wsi_prep.audit import (
     merged,
     with_shares,
 )
+from wsi_prep.catalog import Catalog
 from wsi_prep.errors import BadCatalog
+from wsi_prep.place import local_folder, open_place
 from wsi_prep.query import listed, local_files
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 
@@ -41,22 +46,42 @@ _FINE = 100  # bins that a shown one is made of: quantiles are true to a 2400th 
 _NO_NETWORK = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
 
 
-def open_catalogs(folders: Sequence[str]) -> duckdb.DuckDBPyConnection:
+@contextlib.contextmanager
+def open_catalogs(folders: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with `slides` (one row a slide), `tiles` (a view; of slides that are ok) and `cells` (their counts).
 
-    `folder` is the number of a row's shards folder. Raises BadCatalog, which names the folder.
+    `folder` is the number of a row's shards folder, or of its object-store URL, whose catalog is copied to a temporary
+    folder meanwhile. Raises BadCatalog, which names the folder.
     """
-    connection = duckdb.connect(":memory:", config=_NO_NETWORK)
-    for table, schema in (("found", SLIDE_SCHEMA), ("found_tiles", TILE_SCHEMA)):
-        connection.register(f"no_{table}", schema.empty_table())
-        parts = [f"SELECT {_columns(schema)}, -1 AS folder, '' AS part FROM no_{table}"]  # noqa: S608
-        parts += [part for n, where in enumerate(folders) if (part := _scan(where, n, table, schema))]
-        kind = "TABLE" if table == "found" else "VIEW"
-        _execute(connection, folders, f"CREATE {kind} {table} AS {' UNION ALL '.join(parts)}")
-    _execute(connection, folders, _SLIDES)
-    _execute(connection, folders, _TILES)
-    _execute(connection, folders, _CELLS)
-    return connection
+    with (
+        tempfile.TemporaryDirectory(prefix="wsi-prep-") as copies,
+        duckdb.connect(":memory:", config=_NO_NETWORK) as connection,
+    ):
+        near = [_near(where, Path(copies) / str(number)) for number, where in enumerate(folders)]
+        for table, schema in (("found", SLIDE_SCHEMA), ("found_tiles", TILE_SCHEMA)):
+            connection.register(f"no_{table}", schema.empty_table())
+            parts = [f"SELECT {_columns(schema)}, -1 AS folder, '' AS part FROM no_{table}"]  # noqa: S608
+            parts += [part for n, where in enumerate(near) if (part := _scan(where, n, table, schema))]
+            kind = "TABLE" if table == "found" else "VIEW"
+            _execute(connection, folders, f"CREATE {kind} {table} AS {' UNION ALL '.join(parts)}")
+        for sql in (_SLIDES, _TILES, _CELLS):
+            _execute(connection, folders, sql)
+        yield connection
+
+
+def _near(where: str, copy: Path) -> str:
+    """The folder that `where` names; of an object store, `copy` with the catalog's files in it."""
+    folder = local_folder(where)
+    if folder is not None:
+        return str(folder)
+    place = open_place(where)
+    Catalog(place).names()  # raises where there is no catalog
+    for table in ("catalog/slides", "catalog/tiles"):
+        (copy / table).mkdir(parents=True)
+        for name in place.names(table):
+            if name.endswith(".parquet") and not name.startswith("."):
+                (copy / table / name).write_bytes(place.read(f"{table}/{name}"))
+    return str(copy)
 
 
 _SLIDES = """
@@ -100,8 +125,6 @@ def _scan(folder: str, number: int, table: str, schema: pa.Schema) -> str:
 
     A column that an older catalog lacks is NULL, but for slide_id, without which it is none.
     """
-    if "://" in folder:
-        raise BadCatalog(f"{folder} is no folder of a file system; copy its catalog, and its overlays, into one")
     files = local_files(folder, "slides" if table == "found" else "tiles")
     read = f"read_parquet({listed(files)}, filename = true, union_by_name = true)"
     source = f"(FROM no_{table} UNION ALL BY NAME SELECT slide_id, * EXCLUDE slide_id FROM {read})"  # noqa: S608

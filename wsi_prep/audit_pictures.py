@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -16,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from wsi_prep.audit import NAMES, Audit
+from wsi_prep.errors import StoreFailed
 from wsi_prep.geometry import TILE_PX
 from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
+from wsi_prep.place import Place, open_place
 
 OVERLAY_PX = 2000
 """Widest overlay to show."""
@@ -70,10 +72,11 @@ def overlays(audited: Audit, most: int, seed: int) -> Gallery[Picture]:
         slide = audited.slides[number]
         return slide.status, slide.stain, slide.institution, slide.tissue
 
+    places = [open_place(folder) for folder in audited.folders]
     found: list[Picture] = []
     size = 0
     for number in _in_turn(there, group, lambda n: audited.slides[n].slide_id, seed)[:most]:
-        picture = _overlay(audited, number)
+        picture = _overlay(places[audited.slides[number].folder], audited, number)
         size += len(picture.jpeg)
         if size > _OVERLAY_BYTES:
             break
@@ -86,10 +89,11 @@ def tiles(audited: Audit, connection: duckdb.DuckDBPyConnection, each: int, seed
     picks = _picks(audited, each, seed)
     rows = _rows(audited, connection, picks[:_MOST_TILES])
     side = TILE_PX if sum(row["nbytes"] or 0 for _, row in rows) <= _TILE_BYTES else TILE_PX // 2
+    places = [open_place(folder) for folder in audited.folders]
     found: list[TilePicture] = []
     size = 0
     for number, row in rows:
-        jpeg, missing = _tile(Path(audited.folders[audited.slides[number].folder]), row, side)
+        jpeg, missing = _tile(places[audited.slides[number].folder], row, side)
         size += len(jpeg)
         if size > _TILE_BYTES:
             break
@@ -112,13 +116,15 @@ def _mark(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest(), "little")
 
 
-def _overlay(audited: Audit, number: int) -> Picture:
+def _overlay(place: Place, audited: Audit, number: int) -> Picture:
     slide = audited.slides[number]
     try:
-        file = _inside(Path(audited.folders[slide.folder]), f"overlays/{slide.slide_id}.jpg")
-        if file.stat().st_size > _LARGEST_FILE:
+        path = _inside(f"overlays/{slide.slide_id}.jpg")
+        if place.sizes(path).get(path, 0) > _LARGEST_FILE:
             return Picture(number, b"", "the overlay is too large for a picture of ours")
-        pixels = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+        pixels = cv2.imdecode(np.frombuffer(place.read(path), np.uint8), cv2.IMREAD_COLOR)
+    except StoreFailed:
+        raise
     except (OSError, ValueError, cv2.error):
         made = slide.status in ("ok", "empty")
         return Picture(number, b"", "the overlay is missing" if made else f"{slide.status} before an overlay was made")
@@ -130,11 +136,11 @@ def _overlay(audited: Audit, number: int) -> Picture:
     return Picture(number, encode_tile(np.asarray(small[..., ::-1], np.uint8), _SMALL))
 
 
-def _inside(folder: Path, path: str) -> Path:
-    """The file at `path` below `folder`; ValueError for a path of the catalog's that leads out of it."""
+def _inside(path: str) -> str:
+    """The path; ValueError for one of the catalog's that leads out of its folder."""
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         raise ValueError(f"{path} leaves the folder")
-    return folder / path
+    return path
 
 
 def _picks(audited: Audit, each: int, seed: int) -> list[tuple[int, str, int]]:
@@ -176,19 +182,19 @@ def _rows(
     return [(picks[place][0], dict(zip(names, row, strict=True))) for place, *row in found]
 
 
-def _tile(folder: Path, row: dict[str, Any], side: int) -> tuple[bytes, str]:
+def _tile(place: Place, row: dict[str, Any], side: int) -> tuple[bytes, str]:
     """The tile's JPEG as it lies in its shard file, or `side` px wide; or nothing, and why."""
     try:
-        if not 0 < (row["nbytes"] or 0) <= _LARGEST_JPEG:
-            return b"", "the catalog states no size of a tile"
-        with _inside(folder, row["shard"]).open("rb") as file:
-            file.seek(row["offset"])
-            jpeg = file.read(row["nbytes"])
+        if not 0 < (row["nbytes"] or 0) <= _LARGEST_JPEG or (row["offset"] or 0) < 0:
+            return b"", "the catalog states no place and size of a tile"
+        (jpeg,) = place.spans(_inside(row["shard"]), [(row["offset"], row["nbytes"])])
         if len(jpeg) < row["nbytes"]:
             return b"", "the tile's bytes are gone"
         if zlib.crc32(jpeg) != row["crc32"]:
             return b"", "the tile's bytes are not those that were written"
         return (jpeg if side == TILE_PX else _smaller(jpeg, side)), ""
+    except StoreFailed:
+        raise
     except (OSError, ValueError, TypeError, RuntimeError, cv2.error):
         return b"", "the tile cannot be read"
 

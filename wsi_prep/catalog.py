@@ -42,6 +42,14 @@ class Catalog:
     def __init__(self, out: Place | Path) -> None:
         self._place = open_place(out) if isinstance(out, Path) else out
 
+    def names(self) -> list[str]:
+        """Names of the files of both tables, sorted, each once; BadCatalog where there are none of slides."""
+        names = {
+            table: {name for parts in (True, False) for name in self._names(table, parts=parts)} for table in _TABLES
+        }
+        require_catalog(self._place.where, bool(names["slides"]))
+        return sorted(names["slides"] | names["tiles"])
+
     def create(self) -> None:
         """Make the folders where they are missing."""
         self._place.make_folders(*_FOLDERS.values())
@@ -64,7 +72,9 @@ class Catalog:
         """Committed slides' rows, sorted by slide_id."""
         try:
             rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+            if isinstance(error, OSError) and not _is_damage(error):
+                raise
             where = f"{self._place.where}/{_FOLDERS['slides']}"
             raise BadCatalog(
                 f"a file of {where} is damaged; make verify with REPAIR=1 says which and drops it"
@@ -209,6 +219,17 @@ class Catalog:
         data = io.BytesIO()
         pq.write_table(rows, data, compression="zstd")
         self._place.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
+
+
+def _is_damage(error: OSError) -> bool:
+    """Whether it is the bytes that are wrong: pyarrow raises OSError for these too, of no number."""
+    return error.errno is None and not isinstance(error, FileNotFoundError)
+
+
+def require_catalog(where: str, there: bool) -> None:
+    """Raise BadCatalog unless it is there."""
+    if not there:
+        raise BadCatalog(f"{where} holds no catalog/slides; name a folder that make shards has filled")
 
 
 def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -117,8 +117,8 @@ class Estimate:
         return found
 
 
-def read_sample(out: Path) -> Sample:
-    """What the run in `out` took, slide by slide; BadCatalog where it says too little."""
+def read_sample(out: str | Path) -> Sample:
+    """What the run in `out`, a path or a store's URL, took, slide by slide; BadCatalog where that is too little."""
     columns = ", ".join(f"coalesce(n_{n}, 0) AS n_{n}, coalesce(b_{n}, 0) AS b_{n}" for n in NAMES)
     sums = ", ".join(
         f"count(*) FILTER (magnification = '{n}') AS n_{n}, sum(nbytes) FILTER (magnification = '{n}') AS b_{n}"

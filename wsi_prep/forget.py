@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from wsi_prep.output import catalog_counts, read_run, sweep, write_run, writing
 from wsi_prep.place import Place, open_place
 from wsi_prep.prepare import SlideTask, blank_row, failure, output_places
 from wsi_prep.private import drop_names
-from wsi_prep.query import local_files
 
 _TOMBSTONE = "forgotten.json"
 _COLUMNS = ["slide_id", "file", "status", "patient_key", *(f"tiles_{m.name}" for m in MAGNIFICATIONS)]
@@ -106,11 +105,11 @@ def _forgotten_row(task: SlideTask) -> dict[str, Any]:
 class Forgetting:
     """What is, or was, deleted in one output: slides' rows, their files and bytes, and lines of the names file.
 
-    `known_before`: the tombstone had all that was asked for, as after a call that was killed. `without_patient`: slides
-    of which nothing says whose they are.
+    `out` is a path or an object store's URL. `known_before`: the tombstone had all that was asked for, as after a call
+    that was killed. `without_patient`: slides of which nothing says whose they are.
     """
 
-    out: Path
+    out: str
     patients: tuple[str, ...]
     slide_ids: frozenset[str]
     rows: list[dict[str, Any]]
@@ -127,36 +126,34 @@ class Forgetting:
         return sum(row[f"tiles_{m.name}"] or 0 for row in self.rows for m in MAGNIFICATIONS)
 
 
-def look_up(out: Path, patient_key: str | None, slide_ids: Collection[str]) -> Forgetting:
+def look_up(out: str, patient_key: str | None, slide_ids: Collection[str]) -> Forgetting:
     """What `out` holds of the patient (a keyed hash) and of the slides; changes nothing. Raises BadCatalog."""
-    local_files(str(out), "slides")
-    before = read_tombstone(open_place(out))
+    place = open_place(out)
+    catalog = Catalog(place)
+    catalog.names()  # raises where there is no catalog
+    before = read_tombstone(place)
     patients = (patient_key,) if patient_key is not None else ()
-    rows = Catalog(out).slides(_COLUMNS)
+    rows = catalog.slides(_COLUMNS)
     mine = [row for row in rows if row["slide_id"] in slide_ids or row["patient_key"] in patients]
     ids = frozenset(row["slide_id"] for row in mine)
     known = before.patients.issuperset(patients) and before.slides.issuperset(map(id_hash, slide_ids))
     bare = sum(row["patient_key"] is None and row["status"] == "ok" for row in rows)
-    found = Forgetting(out, patients, ids, mine, known, bare)
-    for path in _files(out, ids):
-        found.files += 1
-        found.bytes += path.stat().st_size
+    found = Forgetting(place.where, patients, ids, mine, known, bare)
+    for path in (path for slide_id in ids for path in output_places(slide_id).values()):
+        sizes = place.sizes(path)
+        found.files += len(sizes)
+        found.bytes += sum(sizes.values())
     return found
 
 
-def _files(out: Path, slide_ids: Collection[str]) -> Iterator[Path]:
-    for slide_id in slide_ids:
-        for path in (out / relative for relative in output_places(slide_id).values()):
-            yield from [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else filter(Path.is_file, [path])
-
-
-def forget(found: Forgetting, names: Path | None) -> None:
+def forget(found: Forgetting, names: Path | None, *, take_over: bool = False) -> None:
     """Delete what look_up found: the tombstone first, then rows, files, names, and what run.json says of them.
 
-    Raises BadOutput where a run is working in the output, or it cannot be written.
+    Raises BadOutput where a run is working in the output (unless `take_over`: it is gone for good), or it cannot be
+    written.
     """
     place = open_place(found.out)
-    with place.locked(uuid.uuid4().hex, take_over=False), writing(place):
+    with place.locked(uuid.uuid4().hex, take_over=take_over), writing(place):
         tombstone = read_tombstone(place).with_more(found.patients, found.slide_ids)
         write_tombstone(place, tombstone)
         catalog = Catalog(place)

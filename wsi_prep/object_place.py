@@ -1,92 +1,29 @@
-"""Object stores: S3, Google's and Azure's, through obstore. The output in one, and a file system for reading slides.
-
-Credentials and endpoint come from the environment (AWS_ENDPOINT_URL, ...). A request that is refused or cut off is
-tried again by obstore a few times, after longer and longer pauses; then StoreFailed says so.
-"""
+"""The output in an object store: objects below a prefix, and the lock that is one of them."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import json
-import os
-import re
 import tempfile
-import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-import obstore
-import obstore.store
 import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
-from obstore.fsspec import FsspecStore
 
-from wsi_prep.errors import BadOutput, StoreFailed
-from wsi_prep.place import LOCK
+from wsi_prep.errors import BadOutput
+from wsi_prep.object_store import ahead, ask, failed, open_store
+from wsi_prep.place import LOCK, Span
 from wsi_prep.process import ProcessMark
 
-_RETRIES: Any = {"max_retries": 7, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
-_PAUSES = (0.1, 0.4, 1.6)  # s, likewise, for what obstore itself does not try again
-_IN_FLIGHT = 16
 _FILES_AT_ONCE, _PIECES_AT_ONCE = 4, 4  # of uploads: pieces of 5 MB, each of which has its minute
+_REQUEST_BYTES = 8 * 2**20
 _LOCK_TRIES = 3
-
-Result = TypeVar("Result")
-
-
-def open_store(url: str) -> Any:
-    """The store behind a URL, its paths relative to the URL's own; StoreFailed where the URL names none."""
-    try:
-        return obstore.store.from_url(url, client_options=_client_options(), retry_config=_RETRIES)
-    except (BaseError, ValueError) as error:
-        raise StoreFailed(f"{url} cannot be opened ({_first_line(error)})") from error
-
-
-def _client_options() -> Any:
-    return {"connect_timeout": "5s", "timeout": "60s", "allow_http": _s3_endpoint().startswith("http://")}
-
-
-def _s3_endpoint() -> str:
-    return os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
-
-
-def _first_line(error: BaseException) -> str:
-    """What obstore says before it shows the details, in one line; of the URL its server, since the rest has names."""
-    if "NoSuchBucket" in str(error):
-        return "there is no such bucket"
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__).partition(": <")[0]
-    return " ".join(re.sub(r"(https?://[^/\s]+)\S*", r"\1", line).split())[:300]
-
-
-def _failed(where: str, error: BaseError) -> StoreFailed:
-    return StoreFailed(
-        f"{where} cannot be used ({_first_line(error)}); what is done is kept, so mend that and run again"
-    )
-
-
-def _is_cut_off(error: BaseError) -> bool:
-    """Whether an answer broke off where obstore does not ask again by itself: in a listing, or an error's details."""
-    return isinstance(error, GenericError) and "body" in _first_line(error)
-
-
-def _ask(where: str, work: Callable[..., Result], *arguments: Any) -> Result:
-    """Do what may be done twice; what the store refuses for good becomes StoreFailed."""
-    for pause in (*_PAUSES, None):
-        try:
-            return work(*arguments)
-        except BaseError as error:
-            if pause is None or not _is_cut_off(error):
-                raise _failed(where, error) from error
-            time.sleep(pause)
-    raise AssertionError
 
 
 class ObjectPlace:
@@ -115,7 +52,7 @@ class ObjectPlace:
         try:
             self._held = mark, self._take(mark, take_over=take_over)
         except BaseError as error:
-            raise _failed(self.where, error) from error
+            raise failed(self.where, error) from error
         try:
             yield
         finally:
@@ -123,6 +60,19 @@ class ObjectPlace:
             self._held = None
             with contextlib.suppress(BaseError):  # then the mark says it: this process is gone
                 self._put_lock({**mark, "free": True}, version)
+
+    @contextlib.contextmanager
+    def undisturbed(self, *, take_over: bool) -> Iterator[None]:
+        """See Place. Nothing is written; that no run began is known at the end, by the lock that is as it was."""
+        before = self._lock_if_any()
+        if _is_held(before) and not take_over:
+            raise BadOutput(
+                f"a run ({ProcessMark.of(before)}) is writing to {self.where}; look at it when that is through, "
+                "or add TAKE_OVER=1 where that run is gone for good"
+            )
+        yield
+        if self._lock_if_any() != before:
+            raise BadOutput(f"a run began to write to {self.where} meanwhile; look at it when that is through")
 
     def dismiss_workers(self) -> None:
         """See Place."""
@@ -136,7 +86,7 @@ class ObjectPlace:
                 raise BadOutput(f"another run has taken {self.where} over; what this one had done is kept") from error
             self._held = mark, version
         except BaseError as error:
-            raise _failed(self.where, error) from error
+            raise failed(self.where, error) from error
 
     def holder(self) -> str:
         """See Place."""
@@ -144,19 +94,45 @@ class ObjectPlace:
 
     def read(self, path: str) -> bytes:
         """See Place."""
-        return _ask(f"{self.where}/{path}", lambda: bytes(self._store.get(path).bytes()))
+        return ask(f"{self.where}/{path}", lambda: bytes(self._store.get(path).bytes()))
+
+    def spans(self, path: str, spans: Iterable[Span]) -> Iterator[bytes]:
+        """See Place. Spans that follow one another are one request of 8 MB or less; 5 of these are held at most."""
+
+        def get(run: list[Span]) -> list[bytes]:
+            start, end = run[0][0], sum(run[-1])
+            view = memoryview(ask(f"{self.where}/{path}", self._get_range, path, start, end))
+            return [bytes(view[offset - start : offset - start + count]) for offset, count in run]
+
+        for found in ahead(get, _runs(spans), _PIECES_AT_ONCE):
+            yield from found
 
     def exists(self, path: str) -> bool:
         """See Place."""
         try:
-            _ask(f"{self.where}/{path}", self._store.head, path)
+            self.version(path)
         except FileNotFoundError:
             return False
         return True
 
+    def version(self, path: str) -> str:
+        """See Place."""
+        return str(_version(ask(f"{self.where}/{path}", self._store.head, path)))
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """See Place."""
+        below = self._below(path)
+        if not below:
+            try:
+                return {path: ask(f"{self.where}/{path}", self._store.head, path)["size"]}
+            except FileNotFoundError:
+                return {}
+        folders = {path, *(str(folder) for each in below for folder in PurePosixPath(each).parents)}
+        return {each: size for each, size in below.items() if each not in folders}  # consoles' marks of folders are
+
     def names(self, folder: str) -> list[str]:
         """See Place."""
-        found = _ask(self.where, self._store.list_with_delimiter, folder or None)
+        found = ask(self.where, self._store.list_with_delimiter, folder or None)
         paths = [meta["path"] for meta in found["objects"]] + list(found["common_prefixes"])
         inside = (path.rstrip("/") for path in paths)
         return sorted(
@@ -178,7 +154,7 @@ class ObjectPlace:
 
     def sources(self, paths: Iterable[str]) -> Iterator[pa.BufferReader]:
         """See Place; whole objects, of which the largest, a part of the catalog, has some hundred MB."""
-        for data in _ahead(self.read, paths):
+        for data in ahead(self.read, paths):
             yield pa.BufferReader(pa.py_buffer(data))
 
     def write(self, path: str, data: bytes) -> None:
@@ -196,8 +172,8 @@ class ObjectPlace:
     def rename(self, old: str, new: str) -> None:
         """See Place. A copy inside the store, then a deletion: to be done again where it was cut off between."""
         with contextlib.suppress(FileNotFoundError):
-            _ask(self.where, self._store.copy, old, new)
-            _ask(self.where, self._store.delete, old)
+            ask(self.where, self._store.copy, old, new)
+            ask(self.where, self._store.delete, old)
 
     def publish(self, staged: Path, path: str) -> None:
         """See Place. A folder's own metadata comes last, so that nobody opens half a store."""
@@ -208,7 +184,7 @@ class ObjectPlace:
         before = {key.removeprefix(f"{path}/") for key in self._below(path)}
         last = [name for name in local if "/" not in name]
         for names in ([name for name in local if name not in last], last):
-            deque(_ahead(lambda name: self._put(f"{path}/{name}", local[name]), names, _FILES_AT_ONCE), maxlen=0)
+            deque(ahead(lambda name: self._put(f"{path}/{name}", local[name]), names, _FILES_AT_ONCE), maxlen=0)
         self.delete(f"{path}/{name}" for name in sorted(before - local.keys()))
 
     def delete(self, paths: Iterable[str]) -> None:
@@ -216,22 +192,32 @@ class ObjectPlace:
         waiting = iter(paths)
         while batch := list(islice(waiting, 1000)):
             try:
-                _ask(self.where, self._store.delete, batch)
+                ask(self.where, self._store.delete, batch)
             except FileNotFoundError:  # stores that delete one by one stop at what is not there
                 for path in batch:
                     with contextlib.suppress(FileNotFoundError):
-                        _ask(self.where, self._store.delete, path)
+                        ask(self.where, self._store.delete, path)
 
     def remove(self, path: str) -> None:
         """See Place."""
         self.delete([path, *self._below(path)])
 
-    def _below(self, path: str) -> list[str]:
-        return _ask(self.where, lambda: [meta["path"] for page in self._store.list(f"{path}/") for meta in page])
+    def _get_range(self, path: str, start: int, end: int) -> Any:
+        try:
+            return self._store.get_range(path, start=start, end=end)
+        except GenericError as error:
+            if "416 Range Not Satisfiable" not in str(error):
+                raise
+            return b""  # the object ends before
+
+    def _below(self, path: str) -> dict[str, int]:
+        """Bytes of every object below a folder, by path."""
+        pages = self._store.list
+        return ask(self.where, lambda: {meta["path"]: meta["size"] for page in pages(f"{path}/") for meta in page})
 
     def _put(self, path: str, data: bytes | Path) -> None:
         put = functools.partial(self._store.put, max_concurrency=_PIECES_AT_ONCE)
-        _ask(f"{self.where}/{path}", put, path, data)
+        ask(f"{self.where}/{path}", put, path, data)
 
     def _take(self, mark: dict[str, Any], *, take_over: bool) -> dict[str, str]:
         """Write the lock for this run; returns its version."""
@@ -243,7 +229,7 @@ class ObjectPlace:
                 before, version = {"free": True}, None
             if version is not None and before == mark:
                 return version  # it was written, and the answer lost on its way
-            if not (before.get("free") or take_over or ProcessMark.of(before).is_gone()):
+            if _is_held(before) and not take_over:
                 break
             try:
                 return self._put_lock(mark, version)
@@ -258,6 +244,12 @@ class ObjectPlace:
             "or add TAKE_OVER=1 where that run is gone for good"
         )
 
+    def _lock_if_any(self) -> dict[str, Any]:
+        try:
+            return self._lock()[0]
+        except FileNotFoundError:
+            return {"free": True}
+
     def _lock(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What the lock says, and its version; FileNotFoundError where there is none."""
 
@@ -265,7 +257,7 @@ class ObjectPlace:
             found = self._store.get(LOCK)
             return bytes(found.bytes()), found.meta
 
-        data, meta = _ask(f"{self.where}/{LOCK}", get)
+        data, meta = ask(f"{self.where}/{LOCK}", get)
         try:
             says: dict[str, Any] = json.loads(data)
         except ValueError as error:
@@ -278,69 +270,21 @@ class ObjectPlace:
         return _version(self._store.put(LOCK, json.dumps(mark).encode(), mode=mode))
 
 
+def _is_held(lock: dict[str, Any]) -> bool:
+    return not (lock.get("free") or ProcessMark.of(lock).is_gone())
+
+
 def _version(meta: Any) -> dict[str, str]:
     return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
 
 
-def _ahead(work: Callable[[str], Any], paths: Iterable[str], at_once: int = _IN_FLIGHT) -> Iterator[Any]:
-    """`work` on each path, several at a time, results in order; not more of them wait than are in flight."""
-    waiting = iter(paths)
-    with ThreadPoolExecutor(at_once) as pool:
-        running: deque[Future[Any]] = deque(pool.submit(work, path) for path in islice(waiting, at_once))
-        try:
-            while running:
-                yield running.popleft().result()
-                running.extend(pool.submit(work, path) for path in islice(waiting, 1))
-        finally:
-            for future in running:
-                future.cancel()
-
-
-class _ObjectFiles(FsspecStore):  # type: ignore[misc] # mypy does not follow obstore
-    """obstore's own file system for fsspec, with errors that fsspec does not take for missing files."""
-
-    async def _asked(self, path: str, work: Callable[[], Awaitable[Result]]) -> Result:
-        """As `_ask` does."""
-        for pause in (*_PAUSES, None):
-            try:
-                return await work()
-            except BaseError as error:
-                if pause is None or not _is_cut_off(error):
-                    raise _failed(str(self.unstrip_protocol(path)), error) from error
-                await asyncio.sleep(pause)
-        raise AssertionError
-
-    async def _info(self, path: str, **options: Any) -> Any:
-        if "/" not in path.strip("/"):
-            return {"name": path, "size": 0, "type": "directory"}
-        return await self._asked(path, lambda: super(_ObjectFiles, self)._info(path, **options))
-
-    async def _ls(self, path: str, detail: bool = False, **options: Any) -> Any:
-        return await self._asked(path, lambda: super(_ObjectFiles, self)._ls(path, detail=detail, **options))
-
-    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> Any:
-        return await self._asked(path, lambda: super(_ObjectFiles, self)._cat_file(path, start, end, **options))
-
-    async def _cat_ranges(self, paths: list[str], starts: Any, ends: Any, **_: Any) -> list[bytes]:
-        """Every range by a request of its own, several at a time: who asks has joined what lies close together."""
-        gate = asyncio.Semaphore(_IN_FLIGHT)
-
-        async def one(path: str, start: int, end: int) -> Any:
-            async with gate:
-                return await self._cat_file(path, start, end)
-
-        wanted = zip(paths, starts, ends, strict=True)
-        return list(await asyncio.gather(*(one(*span) for span in wanted)))
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """An fsspec file system for the URL of an object store, and the URL's path in it."""
-    kind = _kind_of_files(url.partition("://")[0])
-    endpoint = {"endpoint": _s3_endpoint()} if url.startswith("s3") and _s3_endpoint() else {}
-    files = kind(client_options=_client_options(), retry_config=_RETRIES, **endpoint)
-    return files, str(kind._strip_protocol(url))
-
-
-@functools.cache
-def _kind_of_files(protocol: str) -> type[_ObjectFiles]:
-    return type(f"ObjectFiles_{protocol}", (_ObjectFiles,), {"protocol": protocol})
+def _runs(spans: Iterable[Span]) -> Iterator[list[Span]]:
+    """The spans, those together that follow one another, up to a request's size."""
+    run: list[Span] = []
+    for span in spans:
+        if run and (span[0] != sum(run[-1]) or sum(span) - run[0][0] > _REQUEST_BYTES):
+            yield run
+            run = []
+        run.append(span)
+    if run:
+        yield run

@@ -30,6 +30,10 @@ _FILES_AT_ONCE = 200
 OBJECT_STORES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
 
 
+Span = tuple[int, int]
+"""Offset and count of bytes."""
+
+
 class Place(Protocol):
     """Files by relative path, which appear whole or not at all. One client changes them at a time, and its workers.
 
@@ -49,6 +53,9 @@ class Place(Protocol):
     def locked(self, token: str, *, take_over: bool) -> AbstractContextManager[None]:
         """Held against every other run while the block lasts; BadOutput where one is at work."""
 
+    def undisturbed(self, *, take_over: bool) -> AbstractContextManager[None]:
+        """For those who only look: BadOutput where a run is at work, or begins if it cannot be kept from that."""
+
     def dismiss_workers(self) -> None:
         """While `locked`: from here on a worker that still finishes a slide finds another token, and writes nothing."""
 
@@ -58,8 +65,17 @@ class Place(Protocol):
     def read(self, path: str) -> bytes:
         """What a file holds."""
 
+    def spans(self, path: str, spans: Iterable[Span]) -> Iterator[bytes]:
+        """The bytes of each of these spans of one file, in order, fewer where it ends; not all are held at once."""
+
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
+
+    def version(self, path: str) -> str:
+        """A text that changes with the file."""
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Bytes of the file `path`, or of every file below that folder, by path; none where there is neither."""
 
     def names(self, folder: str) -> list[str]:
         """Names of the files and folders in a folder, sorted, hidden ones too; none where there is no folder."""
@@ -109,7 +125,7 @@ def local_folder(where: str | Path) -> Path | None:
         return None
     path = text.removeprefix("file://")
     if "://" in path:
-        raise BadOption(f"OUT {text} is no folder, and of no object store that is known: {' '.join(OBJECT_STORES)}")
+        raise BadOption(f"{text} is no folder, and of no object store that is known: {' '.join(OBJECT_STORES)}")
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the user's links
 
 
@@ -155,6 +171,19 @@ class LocalPlace:
                 raise BadOutput(f"OUT {self.where} cannot be written ({why}); mend that and run again") from error
             yield
 
+    @contextlib.contextmanager
+    def undisturbed(self, *, take_over: bool) -> Iterator[None]:
+        """See Place; shared with others who look. A run cannot begin meanwhile, so `take_over` makes no difference."""
+        if not (self._folder / LOCK).exists():  # a copy may come without it
+            yield
+            return
+        with (self._folder / LOCK).open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BadOutput(f"a run is writing to {self.where}; look at it when that is through") from error
+            yield
+
     def dismiss_workers(self) -> None:
         """See Place."""
         with (self._folder / LOCK).open("r+b", buffering=0) as lock:  # as long as the token: a full disk takes it too
@@ -168,9 +197,27 @@ class LocalPlace:
         """See Place."""
         return (self._folder / path).read_bytes()
 
+    def spans(self, path: str, spans: Iterable[Span]) -> Iterator[bytes]:
+        """See Place."""
+        with (self._folder / path).open("rb") as file:
+            for offset, count in spans:
+                yield os.pread(file.fileno(), count, offset)
+
     def exists(self, path: str) -> bool:
         """See Place."""
         return (self._folder / path).exists()
+
+    def version(self, path: str) -> str:
+        """See Place."""
+        now = (self._folder / path).stat()
+        return f"{now.st_ino} {now.st_mtime_ns} {now.st_size}"
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """See Place. Links inside the folder are not followed to other folders."""
+        at = self._folder / path
+        found = at.rglob("*") if at.is_dir() else filter(os.path.lexists, [at])
+        files = [file for file in found if not file.is_dir() or file.is_symlink()]
+        return {str(file.relative_to(self._folder)): file.stat(follow_symlinks=file.exists()).st_size for file in files}
 
     def names(self, folder: str) -> list[str]:
         """See Place."""

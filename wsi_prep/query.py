@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from wsi_prep.catalog import require_catalog
 from wsi_prep.errors import BadCatalog, BadOption, BadQuery
 from wsi_prep.place import aside
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
@@ -86,7 +87,7 @@ def open_catalog(shards: Sequence[str], spill: Path | None = None) -> OpenCatalo
 def local_files(where: str, table: str) -> list[Path]:
     """The files of one table of a shards folder's catalog, sorted; BadCatalog where there is no catalog."""
     folder = Path(where).absolute() / "catalog"
-    _require_catalog(where, any((folder / "slides").glob("[!.]*.parquet")))
+    require_catalog(where, any((folder / "slides").glob("[!.]*.parquet")))
     return sorted((folder / table).glob("[!.]*.parquet"))
 
 
@@ -102,15 +103,10 @@ def _far_rows(where: str, table: str) -> ds.Dataset:
         folder = pyarrow.fs.FileSelector(f"{root}/catalog/{table}", allow_not_found=True)
         found = [file.path for file in fs.get_file_info(folder) if file.extension == "parquet"]
         files = [path for path in found if not path.rpartition("/")[2].startswith(".")]
-        _require_catalog(where, bool(files) or table != "slides")
+        require_catalog(where, bool(files) or table != "slides")
         return ds.dataset(files, _TABLES[table], "parquet", fs) if files else ds.dataset(_TABLES[table].empty_table())
     except (pa.ArrowException, OSError) as error:
         raise BadCatalog(f"{where} cannot be listed ({_first_line(error)})") from error
-
-
-def _require_catalog(where: str, there: bool) -> None:
-    if not there:
-        raise BadCatalog(f"{where} holds no catalog/slides; name a folder that make shards has filled")
 
 
 def head(answer: pa.RecordBatchReader, most: int) -> tuple[pa.Table, int]:

@@ -6,7 +6,6 @@ import functools
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wsi_prep.catalog import PART_NAME
-from wsi_prep.errors import BadCatalog
+from wsi_prep.errors import BadCatalog, StoreFailed
 from wsi_prep.interchange import require_names
+from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
 
 SLIDE_COLUMNS = ["slide_id", "status", "width", "height", "tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"]
@@ -70,10 +70,10 @@ class CatalogFile:
 
 def check_catalog_file(task: tuple[str, str]) -> CatalogFile:
     """Read the files `name` of an output's catalog whole; `task` is (OUT, name)."""
-    out, name = task
+    place, name = open_place(task[0]), task[1]
     found = CatalogFile(name)
-    slides = _read(Path(out), "slides", name, found)
-    tile_ids = _tile_ids(Path(out), name, found)
+    slides = _read(place, "slides", name, found)
+    tile_ids = _tile_ids(place, name, found)
     if found.faults:
         found.damaged = True
         known = {*(slides["slide_id"].to_pylist() if slides is not None else ()), *tile_ids}
@@ -110,35 +110,42 @@ def _take_row(found: CatalogFile, slide_id: Any, status: Any) -> None:
     found.statuses[slide_id] = str(status)
 
 
-def _read(out: Path, table: str, name: str, found: CatalogFile) -> pa.Table | None:
+def _read(place: Place, table: str, name: str, found: CatalogFile) -> pa.Table | None:
     """The slides' ids and states, after everything in the file has been read once."""
-    path = out / "catalog" / table / name
     try:
-        whole = pq.read_table(path, partitioning=None)
+        whole = pq.read_table(_source(place, table, name), partitioning=None)
         _require_columns(table, whole.schema)
         return whole.select(["slide_id", "status"])
     except FileNotFoundError:
         found.faults.append(Fault("catalog", f"catalog/{table}/{name}", "it is not there, but its tiles are"))
+    except StoreFailed:
+        raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         found.faults.append(Fault("catalog", f"catalog/{table}/{name}", _one_line(error)))
     return None
 
 
-def _tile_ids(out: Path, name: str, found: CatalogFile) -> set[str]:
+def _tile_ids(place: Place, name: str, found: CatalogFile) -> set[str]:
     """Whose tiles the file has. Every row group is read whole, one at a time."""
-    path, ids = out / "catalog/tiles" / name, set[str]()
-    if not path.exists():
+    ids = set[str]()
+    if not place.exists(f"catalog/tiles/{name}"):
         if PART_NAME.fullmatch(name):
             found.faults.append(Fault("catalog", f"catalog/tiles/{name}", "it is not there, but its slides are"))
         return ids
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(_source(place, "tiles", name)) as file:
             _require_columns("tiles", file.schema_arrow)
             for group in range(file.num_row_groups):
                 ids.update(map(str, pc.unique(file.read_row_group(group)["slide_id"]).to_pylist()))
+    except StoreFailed:
+        raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         found.faults.append(Fault("catalog", f"catalog/tiles/{name}", _one_line(error)))
     return ids
+
+
+def _source(place: Place, table: str, name: str) -> Any:
+    return next(iter(place.sources([f"catalog/{table}/{name}"])))
 
 
 def _require_columns(table: str, schema: pa.Schema) -> None:
@@ -155,21 +162,25 @@ def _one_line(error: Exception) -> str:
     return f"{' '.join(str(error).split())[:200] or type(error).__name__}"
 
 
-def slide_rows(out: Path, name: str) -> Iterator[dict[str, Any]]:
+def slide_rows(place: Place, name: str) -> Iterator[dict[str, Any]]:
     """The rows of a slides file that check_catalog_file has found sound, a batch at a time."""
-    with pq.ParquetFile(out / "catalog/slides" / name) as file:
+    with pq.ParquetFile(_source(place, "slides", name)) as file:
         for batch in file.iter_batches(columns=SLIDE_COLUMNS):
             yield from batch.to_pylist()
 
 
-def tiles_of(out: Path, name: str, slide_id: str) -> pa.Table:
-    """A slide's rows of a tiles file, in the file's order; files of many slides stay open for the next."""
-    path = out / "catalog/tiles" / name
-    if not path.exists():
+def tiles_of(place: Place, name: str, slide_id: str) -> pa.Table:
+    """A slide's rows of a tiles file, in the file's order; files of many slides stay open for the next.
+
+    Out of an object store such a file comes whole and is held: some hundred MB at most.
+    """
+    try:
+        version = place.version(f"catalog/tiles/{name}")
+    except FileNotFoundError:
         return TILE_SCHEMA.empty_table()
     if not PART_NAME.fullmatch(name):
-        return pq.read_table(path, schema=TILE_SCHEMA, partitioning=None)
-    part = _open_part(str(path), path.stat().st_mtime_ns)
+        return pq.read_table(_source(place, "tiles", name), schema=TILE_SCHEMA, partitioning=None)
+    part = _open_part(place.where, name, version)
     groups = part.groups(slide_id)
     rows = part.file.read_row_groups(groups) if groups else TILE_SCHEMA.empty_table()
     return rows.filter(pc.equal(rows["slide_id"], slide_id))
@@ -178,8 +189,8 @@ def tiles_of(out: Path, name: str, slide_id: str) -> pa.Table:
 class _Part:
     """A part of the tiles' table, and in which of its row groups a slide's rows can be."""
 
-    def __init__(self, path: str) -> None:
-        self.file = pq.ParquetFile(path)
+    def __init__(self, source: Any) -> None:
+        self.file = pq.ParquetFile(source)
         metadata = self.file.metadata
         column = self.file.schema_arrow.get_field_index("slide_id")
         self._alone: dict[str, list[int]] = {}
@@ -199,9 +210,9 @@ class _Part:
 
 
 @functools.lru_cache(maxsize=1)
-def _open_part(path: str, stamp: int) -> _Part:
-    """`stamp` tells a part from one that takes its place."""
-    return _Part(path)
+def _open_part(out: str, name: str, version: str) -> _Part:
+    """`version` tells a part from one that takes its place."""
+    return _Part(_source(open_place(out), "tiles", name))
 
 
 def twice(files: Collection[CatalogFile]) -> Counter[str]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -16,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from wsi_prep.errors import StoreFailed
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, to_level0
 from wsi_prep.jpeg import CODEC_NAME, decode_tile, first_frame
+from wsi_prep.place import Place, open_place
 from wsi_prep.prepare import output_places
 from wsi_prep.records import TILES_PER_SHARD
 from wsi_prep.verify_catalog import Fault, tiles_of
@@ -56,22 +56,27 @@ class SlideReport:
 
 
 def check_slide(task: SlideCheck) -> SlideReport:
-    """Look at everything of one slide. What cannot be read becomes a fault."""
-    out, row, slide_id = Path(task.out), task.row, task.slide_id
-    tiles = tiles_of(out, task.name, slide_id)
+    """Look at everything of one slide. What cannot be read becomes a fault; StoreFailed where a store does not answer.
+
+    Holds the slide's rows of tiles, one tile, and what Place.spans holds: of a shard in an object store 40 MB, however
+    large it is.
+    """
+    place, row, slide_id = open_place(task.out), task.row, task.slide_id
+    tiles = tiles_of(place, task.name, slide_id)
     found = list(_row_faults(row, tiles))
-    places = {name: out / path for name, path in output_places(slide_id).items()}
+    paths = output_places(slide_id)
     strays: list[str] = []
     read = 0
     if not found and row["status"] == "ok":
-        expected = _expected_files(tiles)
-        strays = _unexpected(places["store.zarr"], expected)
-        found += _missing(places["store.zarr"], expected) or _metadata_faults(places["store.zarr"], row)
+        store = paths["store.zarr"]
+        sizes, expected = place.sizes(store), _expected_files(store, tiles)
+        strays = sorted(sizes.keys() - expected)
+        found += _missing(store, expected - sizes.keys(), empty=not sizes) or _metadata_faults(place, store, row)
         if not found:
             read = tiles["nbytes"].to_numpy().sum(dtype=np.int64)
-            found += [fault for name in _NAMES for fault in _array_faults(out, tiles, name)]
+            found += [fault for name in _NAMES for fault in _array_faults(place, sizes, tiles, name)]
     if row["status"] in _WITH_PICTURES:
-        found += _picture_faults(places)
+        found += _picture_faults(place, paths)
     return SlideReport(slide_id, _counted(slide_id, found), tuple(strays), len(tiles), int(read))
 
 
@@ -126,33 +131,28 @@ def _misplaced(row: dict[str, Any], tiles: pa.Table) -> int:
     return int((right | outside | (span0 != span0[0])).sum())
 
 
-def _expected_files(tiles: pa.Table) -> set[str]:
-    """The files of a slide's store, relative to it."""
-    shards = {path.split("/", 2)[2] for path in tiles["shard"].unique().to_pylist()}
-    arrays = {path.split("/", 2)[2] for path in tiles["array"].unique().to_pylist()}
-    return {"zarr.json", *(f"{array}/zarr.json" for array in arrays), *shards}
+def _expected_files(store: str, tiles: pa.Table) -> set[str]:
+    """The files of a slide's store, relative to OUT as the rows have them."""
+    arrays = tiles["array"].unique().to_pylist()
+    return {*(f"{folder}/zarr.json" for folder in (store, *arrays)), *tiles["shard"].unique().to_pylist()}
 
 
-def _unexpected(store: Path, expected: set[str]) -> list[str]:
-    """Files of the store that are none of its own, relative to OUT."""
-    files = {str(path.relative_to(store)) for path in store.rglob("*") if not path.is_dir() or path.is_symlink()}
-    return [f"stores/{store.name}/{path}" for path in sorted(files - expected)]
-
-
-def _missing(store: Path, expected: set[str]) -> list[_Found]:
-    if not store.is_dir():
+def _missing(store: str, gone: set[str], *, empty: bool) -> list[_Found]:
+    if empty:
         return [("metadata", "its store is not there")]
-    gone = [path for path in sorted(expected) if not (store / path).is_file()]
-    return [("metadata" if path.endswith("zarr.json") else "index", f"{path} is not there") for path in gone]
+    names = [path.removeprefix(f"{store}/") for path in sorted(gone)]
+    return [("metadata" if name.endswith("zarr.json") else "index", f"{name} is not there") for name in names]
 
 
-def _metadata_faults(store: Path, row: dict[str, Any]) -> list[_Found]:
+def _metadata_faults(place: Place, store: str, row: dict[str, Any]) -> list[_Found]:
     """What zarr.json of the group and of each array says that the rows do not, and codecs that are not ours."""
     found = []
     for name in ("", *(name for name in _NAMES if row[f"tiles_{name}"])):
         try:
-            given = json.loads((store / name / "zarr.json").read_bytes())
+            given = json.loads(place.read("/".join(filter(None, (store, name, "zarr.json")))))
             wrong = _wrong_array(given, row[f"tiles_{name}"]) if name else _wrong_group(given)
+        except StoreFailed:
+            raise
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             wrong = f"cannot be understood ({type(error).__name__})"
         if wrong:
@@ -181,7 +181,7 @@ def _wrong_array(given: dict[str, Any], count: int) -> str:
     return wrong[0] if wrong else ""
 
 
-def _array_faults(out: Path, tiles: pa.Table, name: str) -> Iterator[_Found]:
+def _array_faults(place: Place, sizes: dict[str, int], tiles: pa.Table, name: str) -> Iterator[_Found]:
     """Each shard file of one magnification against its index, and each of its tiles by itself."""
     columns = ("index", "offset", "nbytes", "crc32")
     of_name = tiles.filter(pa.compute.equal(tiles["magnification"], name)).sort_by("index")
@@ -191,27 +191,26 @@ def _array_faults(out: Path, tiles: pa.Table, name: str) -> Iterator[_Found]:
     per_shard = min(len(table), TILES_PER_SHARD)
     for start in range(0, len(table), per_shard):
         rows = table[start : start + per_shard]
-        path = out / of_name["shard"][start].as_py()
-        where = f"{name}/{path.name}"
+        path = of_name["shard"][start].as_py()
+        where = f"{name}/{path.rpartition('/')[2]}"
         try:
-            with path.open("rb") as file:
-                wrong = _wrong_index(file.fileno(), rows, per_shard)
-                if wrong:
-                    yield "index", f"{where} {wrong}"
-                    continue
-                for index, offset, nbytes, crc32 in rows.tolist():
-                    if wrong := _wrong_tile(os.pread(file.fileno(), nbytes, offset), crc32):
-                        yield "tiles", f"{name}[{index}] {wrong}"
+            if wrong := _wrong_index(place, path, sizes[path], rows, per_shard):
+                yield "index", f"{where} {wrong}"
+                continue
+            jpegs = place.spans(path, [(offset, nbytes) for _, offset, nbytes, _ in rows.tolist()])
+            for (index, _, _, crc32), jpeg in zip(rows.tolist(), jpegs, strict=True):
+                if wrong := _wrong_tile(jpeg, crc32):
+                    yield "tiles", f"{name}[{index}] {wrong}"
         except OSError as error:
-            yield "index", f"{where} cannot be read ({error.strerror})"
+            yield "index", f"{where} cannot be read ({_reason(error)})"
 
 
-def _wrong_index(file: int, rows: NDArray[np.int64], per_shard: int) -> str:
+def _wrong_index(place: Place, path: str, size: int, rows: NDArray[np.int64], per_shard: int) -> str:
     """In which way the index at the end of a shard file is not what the rows say, or an empty text."""
-    size, length = os.fstat(file).st_size, per_shard * _ENTRY + _CHECKSUM
+    length = per_shard * _ENTRY + _CHECKSUM
     if size < length:
         return f"has {size:,} bytes, fewer than its index"
-    data = os.pread(file, length, size - length)
+    (data,) = place.spans(path, [(size - length, length)])
     if google_crc32c.value(data[:-_CHECKSUM]) != int.from_bytes(data[-_CHECKSUM:], "little"):
         return "has an index whose CRC-32C is wrong"
     index = np.frombuffer(data[:-_CHECKSUM], "<u8").reshape(per_shard, 2)
@@ -238,15 +237,21 @@ def _wrong_tile(jpeg: bytes, crc32: int) -> str:
     return "" if shape == _SHAPE else f"is {' x '.join(map(str, shape))}"
 
 
-def _picture_faults(places: dict[str, Path]) -> Iterator[_Found]:
+def _picture_faults(place: Place, paths: dict[str, str]) -> Iterator[_Found]:
     for name, check in (("tissue.geojson", _require_outlines), ("overlay.jpg", _require_picture)):
-        path = places[name]
+        path = paths[name]
         try:
-            check(path.read_bytes())
+            check(place.read(path))
+        except StoreFailed:
+            raise
         except OSError as error:
-            yield "pictures", f"{path.parent.name}/{path.name}: {error.strerror}"
+            yield "pictures", f"{path}: {_reason(error)}"
         except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
-            yield "pictures", f"{path.parent.name}/{path.name} is damaged ({type(error).__name__})"
+            yield "pictures", f"{path} is damaged ({type(error).__name__})"
+
+
+def _reason(error: OSError) -> str:
+    return "it is not there" if isinstance(error, FileNotFoundError) else error.strerror or type(error).__name__
 
 
 def _require_outlines(data: bytes) -> None:
