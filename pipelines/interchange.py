@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.console import printable
-from wsi_prep.errors import BadOption, UsageError
+from pipelines.verify import output_named
+from wsi_prep.errors import UsageError
 from wsi_prep.interchange import Written, write_clam, write_qupath, write_trident
 from wsi_prep.tars import write_tars
 
@@ -48,9 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write(options: argparse.Namespace) -> Written:
     """Do as the options say; raises UsageError."""
-    if "://" in options.shards:
-        raise BadOption(f"SHARDS {options.shards} is no folder of this machine; tiles are read from a disk")
-    shards = Path(options.shards)
+    shards = output_named(options.shards)
     if options.kind == "webdataset":
         return write_tars(shards, options.where, options.to, options.tar_mb * 1_000_000, options.shuffle)
     writers = {"qupath": write_qupath, "trident": write_trident, "clam": write_clam}
@@ -61,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.interchange", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, metavar="FOLDER", help="a folder that make shards has filled")
+    add("--shards", required=True, metavar="OUT", help="a folder or object-store URL that make shards has filled")
     add("--kind", required=True, choices=KINDS, help="for which tool")
     add("--to", required=True, type=Path, metavar="FOLDER", help="where the files go")
     add("--where", default="true", metavar="SQL", help="a condition on the columns of slides and tiles")

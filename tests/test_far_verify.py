@@ -108,7 +108,7 @@ DAMAGES = {
     "no shard": (lambda server, s, store: delete(server, f"{store}/{SHARD}"), "index", f"{SHARD} is not there"),
     "no metadata": (lambda server, s, store: delete(server, f"{store}/5x/zarr.json"), "metadata", "5x/zarr.json is"),
     "no sense": (lambda server, s, store: put(server, f"{store}/zarr.json", b"[]"), "metadata", "group: zarr.json"),
-    "no overlay": (lambda server, s, store: delete(server, f"overlays/{s}.jpg"), "pictures", "it is not there"),
+    "no overlay": (lambda server, s, store: delete(server, f"overlays/{s}.jpg"), "pictures", "No such file"),
     "half an outline": (lambda server, s, store: put(server, f"tissue/{s}.geojson", b"{"), "pictures", "is damaged"),
 }
 

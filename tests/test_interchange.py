@@ -306,7 +306,7 @@ def test_wrong_calls_are_one_line(shards, tmp_path, capsys):
         ((shards, "trident", tmp_path / "to", "--where", "nosuch > 1"), "nosuch"),
         ((shards, "trident", tmp_path / "to", "--where", "true); DROP VIEW tiles; SELECT (1"), "one SELECT"),
         ((tmp_path, "clam", tmp_path / "to"), "make shards has filled"),
-        (("s3://bucket/out", "clam", tmp_path / "to"), "no folder of this machine"),
+        (("https://bucket/out", "clam", tmp_path / "to"), "of no object store that is known"),
         ((shards, "clam", tmp_path / "file/to"), "Not a directory"),
         ((shards, "webdataset", tmp_path / "to", "--tar-mb", "0"), "hold nothing"),
     ]:

@@ -73,7 +73,7 @@ class Catalog:
         try:
             rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
         except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-            if isinstance(error, OSError) and not _is_damage(error):
+            if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
                 raise
             where = f"{self._place.where}/{_FOLDERS['slides']}"
             raise BadCatalog(
@@ -219,11 +219,6 @@ class Catalog:
         data = io.BytesIO()
         pq.write_table(rows, data, compression="zstd")
         self._place.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
-
-
-def _is_damage(error: OSError) -> bool:
-    """Whether it is the bytes that are wrong: pyarrow raises OSError for these too, of no number."""
-    return error.errno is None and not isinstance(error, FileNotFoundError)
 
 
 def require_catalog(where: str, there: bool) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.errors import BadMask
+from wsi_prep.place import Place
 from wsi_prep.polygons import FILE_FRAME, FRAME, QUPATH_FRAME, Polygon
 
 _MOST_BYTES = 64 * 2**20
@@ -31,12 +31,12 @@ class Outlines:
     cut: list[Polygon]
 
 
-def bounded_bytes(file: Path) -> bytes:
+def bounded_bytes(place: Place, path: str) -> bytes:
     """What a file holds; BadMask where that is too much or cannot be read, FileNotFoundError where there is none."""
     try:
-        if file.stat().st_size > _MOST_BYTES:
+        if place.sizes(path).get(path, 0) > _MOST_BYTES:
             raise BadMask(f"it is larger than {_MOST_BYTES >> 20} MiB; simplify it")
-        return file.read_bytes()
+        return place.read(path)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from wsi_prep.errors import BadCatalog, BadMask
 from wsi_prep.geojson import bounded_bytes, read_outlines
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
-from wsi_prep.place import aside, write_atomically
+from wsi_prep.place import Place, aside, open_place, write_atomically
 from wsi_prep.polygons import QUPATH_FRAME, feature_collection
 from wsi_prep.query import open_catalog
 
@@ -52,19 +52,20 @@ def require_names(slide_id: Any, magnification: Any) -> None:
         )
 
 
-def write_qupath(out: Path, where: str, to: Path) -> Written:
-    """`to`/<slide_id>.geojson of each slide whose row, or one of whose tiles, fits `where`.
+def write_qupath(out: str, where: str, to: Path) -> Written:
+    """`to`/<slide_id>.geojson of each slide whose row, or one of whose tiles, fits `where`; `out` is a path or URL.
 
     Coordinates count from the slide's bounds, which is where QuPath's begin.
     """
-    with open_catalog([str(out)]) as catalog:
+    place = open_place(out)
+    with open_catalog([place.where]) as catalog:
         slides = catalog.ask(_OUTLINED.format(where=where)).read_all().to_pylist()
     written = Written()
     to.mkdir(parents=True, exist_ok=True)
     for slide in slides:
         require_names(slide["slide_id"], "5x")
         try:
-            document = _for_qupath(out, slide)
+            document = _for_qupath(place, slide)
         except BadMask as error:
             written.left_out[slide["slide_id"]] = str(error)
             continue
@@ -73,21 +74,21 @@ def write_qupath(out: Path, where: str, to: Path) -> Written:
     return written
 
 
-def _for_qupath(out: Path, slide: dict[str, Any]) -> dict[str, Any]:
+def _for_qupath(place: Place, slide: dict[str, Any]) -> dict[str, Any]:
     bounds = slide["bounds_x0"], slide["bounds_y0"]
     if None in bounds and slide["reader"] == "tiff":  # a row from before bounds were recorded; its reader knows none
         bounds = 0, 0
     if None in bounds:
         raise BadMask("its row does not say where its bounds begin; make its shards anew in another OUT")
     try:
-        data = bounded_bytes(out / "tissue" / f"{slide['slide_id']}.geojson")
+        data = bounded_bytes(place, f"tissue/{slide['slide_id']}.geojson")
     except FileNotFoundError as error:
         raise BadMask("its tissue/*.geojson is not there") from error
     outlines = read_outlines(data, *bounds)
     return feature_collection([[ring - bounds for ring in polygon] for polygon in outlines.kept], QUPATH_FRAME)
 
 
-def write_trident(out: Path, where: str, to: Path) -> Written:
+def write_trident(out: str, where: str, to: Path) -> Written:
     """`to`/<magnification>_392px_0px_overlap/patches/<slide_id>_patches.h5 of the tiles that fit `where`.
 
     Dataset `coords`, (n, 2) int64 of x0, y0, with TRIDENT's attributes. TRIDENT takes patch_size * level0_magnification
@@ -112,7 +113,7 @@ def write_trident(out: Path, where: str, to: Path) -> Written:
     return _write_coords(out, where, to, f"{{magnification}}_{TILE_PX}px_0px_overlap/patches", "_patches", attributes)
 
 
-def write_clam(out: Path, where: str, to: Path) -> Written:
+def write_clam(out: str, where: str, to: Path) -> Written:
     """`to`/<magnification>/patches/<slide_id>.h5 of the tiles that fit `where`.
 
     Dataset `coords`, (n, 2) int64 of x0, y0, with CLAM's attributes. CLAM reads patch_size px of level patch_level and
@@ -134,10 +135,10 @@ def write_clam(out: Path, where: str, to: Path) -> Written:
 
 
 def _write_coords(
-    out: Path, where: str, to: Path, folder: str, suffix: str, attributes: Callable[[dict[str, Any]], dict[str, Any]]
+    out: str, where: str, to: Path, folder: str, suffix: str, attributes: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Written:
     written = Written()
-    with open_catalog([str(out)]) as catalog:
+    with open_catalog([out]) as catalog:
         for batch in catalog.ask(_ARRAYS.format(where=where)):
             arrays = batch.drop_columns(["x0", "y0"]).to_pylist()
             for array, x0, y0 in zip(arrays, batch["x0"], batch["y0"], strict=True):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import BadMask, BadOption
 from wsi_prep.geojson import bounded_bytes, read_outlines
+from wsi_prep.place import LocalPlace
 from wsi_prep.polygons import Polygon, filled
 from wsi_prep.readers.base import SlideInfo
 from wsi_prep.sources import SlideSource
@@ -113,8 +114,9 @@ def _digest(path: Path) -> str:
 
 def _bytes(mask: MaskFile) -> bytes:
     """What the file held when the run began."""
+    path = Path(mask.path)
     try:
-        data = bounded_bytes(Path(mask.path))
+        data = bounded_bytes(LocalPlace(path.parent), path.name)
     except FileNotFoundError as error:
         raise BadMask("it is not there; workers must see MASKS under the same path") from error
     if hashlib.blake2b(data, digest_size=16).hexdigest() != mask.digest:

@@ -99,13 +99,13 @@ class ObjectPlace:
     def spans(self, path: str, spans: Iterable[Span]) -> Iterator[bytes]:
         """See Place. Spans that follow one another are one request of 8 MB or less; 5 of these are held at most."""
 
-        def get(run: list[Span]) -> list[bytes]:
+        def get(run: list[Span]) -> tuple[list[Span], memoryview]:
             start, end = run[0][0], sum(run[-1])
-            view = memoryview(ask(f"{self.where}/{path}", self._get_range, path, start, end))
-            return [bytes(view[offset - start : offset - start + count]) for offset, count in run]
+            return run, memoryview(ask(f"{self.where}/{path}", self._get_range, path, start, end))
 
-        for found in ahead(get, _runs(spans), _PIECES_AT_ONCE):
-            yield from found
+        for run, data in ahead(get, _runs(spans), _PIECES_AT_ONCE):
+            for offset, count in run:
+                yield bytes(data[offset - run[0][0] :][:count])
 
     def exists(self, path: str) -> bool:
         """See Place."""

@@ -7,6 +7,7 @@ tried again by obstore a few times, after longer and longer pauses; then StoreFa
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 import re
@@ -70,10 +71,12 @@ def _is_cut_off(error: BaseError) -> bool:
 
 
 def ask(where: str, work: Callable[..., Result], *arguments: Any) -> Result:
-    """Do what may be done twice; what the store refuses for good becomes StoreFailed."""
+    """Do what may be done twice; raises StoreFailed for what is refused for good, FileNotFoundError as a disk does."""
     for pause in (*_PAUSES, None):
         try:
             return work(*arguments)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where) from error
         except BaseError as error:
             if pause is None or not _is_cut_off(error):
                 raise failed(where, error) from error

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
-import os
 import tarfile
 import tempfile
 import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from wsi_prep.errors import BadCatalog, BadOption
 from wsi_prep.interchange import Written, require_names
-from wsi_prep.place import aside
+from wsi_prep.place import Place, aside, open_place
 from wsi_prep.query import open_catalog
 from wsi_prep.records import TILE_SCHEMA, TILES_PER_SHARD
 
@@ -25,7 +27,7 @@ _STRATUM = ("stain", "institution", "tissue", "patient_key")
 _TILES = "SELECT {columns} FROM tiles JOIN slides USING (slide_id) WHERE status = 'ok' AND ({where}\n) {order}"
 
 
-def write_tars(out: Path, where: str, to: Path, most_bytes: int, shuffle: int | None = None) -> Written:
+def write_tars(out: str | Path, where: str, to: Path, most_bytes: int, shuffle: int | None = None) -> Written:
     """`to`/tiles-00000.tar, ... of the tiles that fit `where`, none larger than `most_bytes` unless one tile is.
 
     <key>.jpg holds the stored bytes, <key>.json the tile's row and its slide's stratum; the key is made of slide,
@@ -41,20 +43,20 @@ def write_tars(out: Path, where: str, to: Path, most_bytes: int, shuffle: int | 
     order = f"ORDER BY {keys}" if shuffle is None else f"ORDER BY hash({keys}, {shuffle:d}), {keys}"
     columns = ", ".join(f'"{name}"' for name in (*TILE_SCHEMA.names, *_STRATUM))
     written = Written()
+    place = open_place(out)
     with (
         tempfile.TemporaryDirectory(dir=to, prefix=".sorting.") as spill,
-        open_catalog([str(out)], Path(spill)) as catalog,
+        open_catalog([place.where], Path(spill)) as catalog,
         _Tars(to, most_bytes) as tars,
     ):
         for batch in catalog.ask(_TILES.format(columns=columns, where=where, order=order)):
-            for row in batch.to_pylist():
-                try:
-                    jpeg = _stored(out, row)
-                except OSError as error:
-                    written.left_out[f"{row['array']}[{row['index']}]"] = error.strerror or str(error)
-                    continue
-                tars.add(_key(row), {"jpg": jpeg, "json": _json(row)})
-                written.tiles += 1
+            for shard, rows in itertools.groupby(batch.to_pylist(), _shard):
+                for row, jpeg in _stored(place, shard, rows):
+                    if isinstance(jpeg, OSError):
+                        written.left_out[f"{row['array']}[{row['index']}]"] = jpeg.strerror or str(jpeg)
+                        continue
+                    tars.add(_key(row), {"jpg": jpeg, "json": _json(row)})
+                    written.tiles += 1
     written.files = tars.count
     return written
 
@@ -91,21 +93,29 @@ class _Tars:
             self._tar.addfile(entry, io.BytesIO(data))
 
 
-def _stored(out: Path, row: dict[str, Any]) -> bytes:
-    """The tile's JPEG, from where the format says that it is; OSError where it is not, or not whole."""
+def _shard(row: dict[str, Any]) -> str:
+    """The file that the tile is in, as the format says."""
     require_names(row["slide_id"], row["magnification"])
     index, offset, nbytes = (row[name] if row[name] is not None else -1 for name in ("index", "offset", "nbytes"))
     if index < 0 or offset < 0 or not 0 < nbytes <= _LARGEST_JPEG:
         raise BadCatalog(f"the catalog has a tile of {row['slide_id']} whose place is not of this format")
-    shard = f"stores/{row['slide_id']}.zarr/{row['magnification']}/c.{index // TILES_PER_SHARD}.0.0.0"
-    descriptor = os.open(out / shard, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        jpeg = os.pread(descriptor, nbytes, offset)
-    finally:
-        os.close(descriptor)
-    if len(jpeg) != nbytes or zlib.crc32(jpeg) != row["crc32"]:
-        raise OSError("its bytes are not those that the catalog says")
-    return jpeg
+    return f"stores/{row['slide_id']}.zarr/{row['magnification']}/c.{index // TILES_PER_SHARD}.0.0.0"
+
+
+def _stored(
+    place: Place, shard: str, rows: Iterable[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], bytes | OSError]]:
+    """Rows of one shard file, each with its tile's JPEG, or with the reason where that is not there, or not whole."""
+    waiting = deque(rows)
+    while waiting:
+        jpegs = place.spans(shard, [(row["offset"], row["nbytes"]) for row in waiting])
+        try:
+            for jpeg in jpegs:
+                row = waiting.popleft()
+                whole = len(jpeg) == row["nbytes"] and zlib.crc32(jpeg) == row["crc32"]
+                yield row, jpeg if whole else OSError("its bytes are not those that the catalog says")
+        except OSError as error:
+            yield waiting.popleft(), error
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -202,7 +202,7 @@ def _array_faults(place: Place, sizes: dict[str, int], tiles: pa.Table, name: st
                 if wrong := _wrong_tile(jpeg, crc32):
                     yield "tiles", f"{name}[{index}] {wrong}"
         except OSError as error:
-            yield "index", f"{where} cannot be read ({_reason(error)})"
+            yield "index", f"{where} cannot be read ({error.strerror})"
 
 
 def _wrong_index(place: Place, path: str, size: int, rows: NDArray[np.int64], per_shard: int) -> str:
@@ -245,13 +245,9 @@ def _picture_faults(place: Place, paths: dict[str, str]) -> Iterator[_Found]:
         except StoreFailed:
             raise
         except OSError as error:
-            yield "pictures", f"{path}: {_reason(error)}"
+            yield "pictures", f"{path}: {error.strerror}"
         except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
             yield "pictures", f"{path} is damaged ({type(error).__name__})"
-
-
-def _reason(error: OSError) -> str:
-    return "it is not there" if isinstance(error, FileNotFoundError) else error.strerror or type(error).__name__
 
 
 def _require_outlines(data: bytes) -> None:
