@@ -284,3 +284,24 @@ def test_wrong_calls_take_one_line(store, tmp_path, capsys):
         assert said in capsys.readouterr().err
     assert main(["--shards", str(tmp_path)]) == 2
     assert "holds no catalog/slides" in capsys.readouterr().err
+
+
+def test_a_bit_that_changed_within_a_column_is_noticed(tmp_path):
+    """In numbers that do not compress, where every bit pattern could be right."""
+    rng = np.random.default_rng(0)
+    catalog = Catalog(tmp_path)
+    catalog.create()
+    empty = dict.fromkeys(TILE_SCHEMA.names)
+    tiles = [{**empty, "slide_id": "a", "index": n, "crc32": int(rng.integers(2**32))} for n in range(2000)]
+    slide = {**dict.fromkeys(SLIDE_SCHEMA.names), "slide_id": "a", "status": "ok"}
+    catalog.commit(slide, pa.Table.from_pylist(tiles, TILE_SCHEMA))
+    path = tmp_path / "catalog/tiles/a.parquet"
+    group = pq.read_metadata(path).row_group(0)
+    column = group.column(TILE_SCHEMA.get_field_index("crc32"))
+    assert not check_catalog_file((str(tmp_path), "a.parquet")).faults
+    for _ in range(30):
+        at = column.dictionary_page_offset + int(rng.integers(100, 7000))
+        bit = 1 << int(rng.integers(8))
+        flip(path, at, bit)
+        assert check_catalog_file((str(tmp_path), "a.parquet")).faults, at
+        flip(path, at, bit)

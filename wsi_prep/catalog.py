@@ -33,6 +33,7 @@ _GROUP_ROWS = 100_000
 _TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _FOLDERS = {table: f"catalog/{table}" for table in _TABLES}
 _JOURNAL = "catalog/.journal.json"
+_FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 _COUNTS = ("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x")
 
 
@@ -187,7 +188,7 @@ class Catalog:
             present = [f"{folder}/{name}" for name in names if table == "slides" or name in with_tiles]
             with (
                 self._place.making(f"{folder}/.{part}") as unfinished,
-                pq.ParquetWriter(unfinished, _TABLES[table], compression="zstd") as writer,
+                pq.ParquetWriter(unfinished, _TABLES[table], **_FORMAT) as writer,
             ):
                 for rows in _together(self._place.tables(present, _TABLES[table])):
                     writer.write_table(rows, row_group_size=_GROUP_ROWS)
@@ -197,7 +198,7 @@ class Catalog:
         for table, folder in _FOLDERS.items():
             with (
                 self._place.making(f"{folder}/.{part}") as unfinished,
-                pq.ParquetWriter(unfinished, _TABLES[table], compression="zstd") as writer,
+                pq.ParquetWriter(unfinished, _TABLES[table], **_FORMAT) as writer,
             ):
                 for batch in pq.ParquetFile(self._source(table, part)).iter_batches():
                     rows = _of_today(pa.Table.from_batches([batch]), _TABLES[table])
@@ -217,7 +218,7 @@ class Catalog:
 
     def _write(self, table: str, rows: pa.Table, name: str) -> None:
         data = io.BytesIO()
-        pq.write_table(rows, data, compression="zstd")
+        pq.write_table(rows, data, **_FORMAT)
         self._place.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
 
 

@@ -113,7 +113,7 @@ def _take_row(found: CatalogFile, slide_id: Any, status: Any) -> None:
 def _read(place: Place, table: str, name: str, found: CatalogFile) -> pa.Table | None:
     """The slides' ids and states, after everything in the file has been read once."""
     try:
-        whole = pq.read_table(_source(place, table, name), partitioning=None)
+        whole = pq.read_table(_source(place, table, name), partitioning=None, page_checksum_verification=True)
         _require_columns(table, whole.schema)
         return whole.select(["slide_id", "status"])
     except FileNotFoundError:
@@ -133,7 +133,7 @@ def _tile_ids(place: Place, name: str, found: CatalogFile) -> set[str]:
             found.faults.append(Fault("catalog", f"catalog/tiles/{name}", "it is not there, but its slides are"))
         return ids
     try:
-        with pq.ParquetFile(_source(place, "tiles", name)) as file:
+        with pq.ParquetFile(_source(place, "tiles", name), page_checksum_verification=True) as file:
             _require_columns("tiles", file.schema_arrow)
             for group in range(file.num_row_groups):
                 ids.update(map(str, pc.unique(file.read_row_group(group)["slide_id"]).to_pylist()))
