@@ -66,6 +66,7 @@ def object_server():
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+    server.clear()  # every server of a process shows the same objects
     server.stop()
 
 
