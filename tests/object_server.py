@@ -51,7 +51,10 @@ class _Quiet(WSGIRequestHandler):
 
 @dataclass
 class ObjectServer:
-    """moto with one bucket, the same for all servers of a process; `faults` are tried in order for each request, `requests` are those that were answered."""
+    """moto with one bucket, the same one for all servers of a process.
+
+    `faults` are tried in order for each request, `requests` are those that were answered.
+    """
 
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
