@@ -60,13 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.audit", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add(
-        "--shards",
-        required=True,
-        nargs="+",
-        metavar="OUT",
-        help="folders or object-store URLs that make shards has filled",
-    )
+    add("--shards", required=True, nargs="+", metavar="OUT", help="folders or URLs that make shards has filled")
     add("--to", type=Path, default=Path("audit.html"), metavar="HTML", help="the page (default: %(default)s)")
     add("--alpha", type=float, default=0.5, help="0 draws strata evenly, 1 as found (default: %(default)s)")
     add("--gallery", type=_whole, default=60, metavar="N", help="most overlays on the page (default: %(default)s)")

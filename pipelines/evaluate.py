@@ -39,8 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         if min(options.limit, options.px) < 0 or min(options.batch, options.threads) < 1:
             raise BadOption("--limit and --px must be at least 0, --batch and --threads at least 1")
         tasks = [task for spec in options.tasks for task in read_tasks(spec, options.limit, 0, options.px)]
-        models = _models(options.models)
-        like = _like(options.like, models)
+        names = [name for name in options.models if name != options.like]
+        models = _models([*names, options.like] if options.like else names)
+        like = list(models)[-1] if options.like else None  # of a run, what it has become
         rows = list(_judged(tasks, models, like, device, options, console))
         if options.to:
             options.to.mkdir(parents=True, exist_ok=True)
@@ -83,16 +84,6 @@ def _models(names: list[str]) -> dict[str, Embedder]:
             )
         found |= made
     return found
-
-
-def _like(name: str | None, models: dict[str, Embedder]) -> str | None:
-    """The label of the model that the others are compared with; it joins `models` where it is not one of them."""
-    if name is None:
-        return None
-    made = _models([name])
-    for label, embedder in made.items():
-        models.setdefault(label, embedder)
-    return list(made)[-1]  # of a run, what it has become
 
 
 def _judged(

@@ -104,13 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.forget", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add(
-        "--shards",
-        required=True,
-        nargs="+",
-        metavar="OUT",
-        help="folders or object-store URLs that make shards has filled",
-    )
+    add("--shards", required=True, nargs="+", metavar="OUT", help="folders or URLs that make shards has filled")
     add("--patient", metavar="ID", help="the patient as manifest, barcode or pattern named them")
     add("--patient-key", type=Path, metavar="FILE", help=f"secret of make shards (or ${PATIENT_KEY_VARIABLE})")
     add("--slide", nargs="+", default=[], metavar="SLIDE_ID", help="slides by their ids")

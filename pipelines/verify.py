@@ -110,13 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.verify", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add(
-        "--shards",
-        required=True,
-        nargs="+",
-        metavar="OUT",
-        help="folders or object-store URLs that make shards has filled",
-    )
+    add("--shards", required=True, nargs="+", metavar="OUT", help="folders or URLs that make shards has filled")
     add("--repair", action="store_true", help="drop broken slides, for make shards to do again, and remove strays")
     add("--take-over", action="store_true", help="object store: the run that holds the lock is gone for good")
     add("--workers", type=int, metavar="N", help="worker processes (default: one a core)")

@@ -1,6 +1,7 @@
 """A run is judged by the weights that it saved, beside itself untrained and the colours alone, on held-out groups."""
 
 import io
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -129,6 +130,13 @@ def test_a_model_is_compared_with_another(finished, tiles, tmp_path, capsys):
     (row,) = [row for row in pq.read_table(tmp_path / "figures.parquet").to_pylist() if row["judge"] == "alike"]
     assert (row["features"], row["metric"]) == ("run, untrained", "neighbours shared with run, step 4")
     assert 10 / 47 < row["value"] < 1
+
+
+def test_another_model_of_the_same_name_is_not_taken_for_it(finished, tiles, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / finished.name)
+    command = ["--models", str(finished), "--tasks", str(tiles), "--cache", str(tmp_path)]
+    assert main([*command, "--like", str(tmp_path / finished.name)]) == 2
+    assert "two models are named" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_one_clear_line(tmp_path, tiles, capsys):
