@@ -19,7 +19,9 @@ PATH = "/data/DOE JANE/S19-0044721 left.svs"
         ("could not convert string to float: 'DOE\\'s JANE'", "could not convert string to float: ..."),
         ("not a TIFF file: header=b'DOE '", "not a TIFF file: header=..."),
         ('a "DOE JANE" and a `DOE JANE\' and ‘DOE', "a ... and a ... and ..."),
+        ("Can't load file: Invalid key name: [DOE JANE", "Can't load file: Invalid key name: ..."),
         ("two\nlines", "two lines"),
+        ("a bell \x07 and half a letter \udcff", "a bell ? and half a letter ?"),
         ("", ""),
     ],
 )

@@ -19,6 +19,9 @@ _QUOTED = re.compile(
     r"""(?<!\w)b?(?:'(?:\\.|[^'\\])*(?:'|$)|"(?:\\.|[^"\\])*(?:"|$)|“[^”]*(?:”|$)|‘[^’]*(?:’|$)|`[^`']*(?:[`']|$))"""
 )
 
+_QUOTED_BARE = re.compile(r"(Invalid (?:key|group) name:) .*")
+"""What GLib, which OpenSlide reads its index files with, says without a quotation mark."""
+
 
 def keyed_slide_id(key: bytes, identity: str) -> str:
     """A slide's id, 24 hex digits, that nobody without the key can check a guessed path against."""
@@ -106,6 +109,7 @@ def bare_text(error: BaseException, path: str) -> str:
     """
     inner = PurePosixPath(path.rpartition("://")[2])
     text = _one_line(_QUOTED.sub("...", _one_line(error).replace(_one_line(inner), "...")))
+    text = _QUOTED_BARE.sub(r"\1 ...", text)
     for word in (_one_line(inner.name), _one_line(inner.stem)):
         if len(word) >= _SHORTEST_NAME:
             text = re.sub(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", "...", text, flags=re.IGNORECASE)
@@ -116,4 +120,4 @@ def bare_text(error: BaseException, path: str) -> str:
 
 
 def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
