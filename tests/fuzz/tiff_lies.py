@@ -41,8 +41,9 @@ class Layout:
         self.number = "Q" if self.big else "I"
         self.first_at = 8 if self.big else 4
         self.directories: list[Directory] = []
-        at = self.read(data, self.first_at)
-        while at and at not in {directory.at for directory in self.directories}:
+        at, seen = self.read(data, self.first_at), {0}
+        while at not in seen:
+            seen.add(at)
             self.directories.append(self._directory(data, at))
             at = self.read(data, self.directories[-1].next_at)
 
