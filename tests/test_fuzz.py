@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from dicom_wsi import write_dicom_slide
 from fuzz.corpus import picture
 from fuzz.tiff_lies import TILE_LENGTH, TILE_WIDTH, Layout, payload
 
-from wsi_prep import sources
+from wsi_prep import dicom
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
 from wsi_prep.readers.bounds import MOST_DIRECTORIES, coded_size
 from wsi_prep.readers.select import open_slide
@@ -120,6 +121,19 @@ def test_tiles_of_gigabytes_are_refused_before_memory_is_asked_for(tmp_path):
         open_slide(str(path), "tiff")
 
 
+@pytest.mark.parametrize("kind", [9, 11])  # signed, and floating-point
+def test_tiles_before_the_file_begins_are_refused(tmp_path, kind):
+    path = tmp_path / "s.tiff"
+    tifffile.imwrite(path, picture(300), tile=(304, 304), photometric="rgb", metadata=None)
+    data = bytearray(path.read_bytes())
+    (offsets,) = Layout(bytes(data)).find(324)
+    data[offsets.at + 2 : offsets.at + 4] = kind.to_bytes(2, "little")
+    data[offsets.value_at : offsets.value_at + 4] = struct.pack("<i" if kind == 9 else "<f", -16)
+    path.write_bytes(data)
+    with pytest.raises(UnreadableSlide, match="list of tiles is damaged"):
+        open_slide(str(path), "tiff")
+
+
 @pytest.mark.parametrize(("compression", "code"), [("jpeg", 7), ("jpeg2000", 34_712)])
 def test_a_tile_whose_own_head_says_gigabytes_is_not_decoded(tmp_path, compression, code):
     path = tmp_path / "s.tiff"
@@ -159,10 +173,25 @@ def test_a_dicom_header_is_read_as_far_as_it_is_needed(tmp_path, monkeypatch):
     pixels = data.index(b"\xe0\x7f\x10\x00O")
     more = b"\x51\x00\x10\x00LO\x02\x00xx" * 100_000
     paths[0].write_bytes(data[:pixels] + more + data[pixels:])
-    monkeypatch.setattr(sources, "_MOST_ELEMENTS", 60)  # what comes after is not looked at
+    monkeypatch.setattr(dicom, "_MOST_ELEMENTS", 60)  # what comes after is not looked at
     assert len(find_slides(str(tmp_path / "whole"))[0].files) == 2
-    monkeypatch.setattr(sources, "_MOST_ELEMENTS", 3)  # and what is before is, so far
+    monkeypatch.setattr(dicom, "_MOST_ELEMENTS", 3)  # and what is before is, so far
     assert [len(source.files) for source in find_slides(str(tmp_path / "whole"))] == [1, 1]
+
+
+@pytest.mark.parametrize(("deep", "refused"), [(3, False), (90, False), (200_000, True)])
+def test_dicom_sequences_without_end_are_refused_before_they_end_the_process(tmp_path, deep, refused):
+    paths = write_dicom_slide(tmp_path / "whole", [picture(512)], 0.5)
+    data = paths[0].read_bytes()
+    pixels = data.index(b"\xe0\x7f\x10\x00O")
+    begin, end = b"\x51\0\x10\x10SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff", b"\xfe\xff\x0d\xe0\0\0\0\0"
+    whole = begin * deep + (end + b"\xfe\xff\xdd\xe0\0\0\0\0") * deep
+    paths[0].write_bytes(data[:pixels] + whole + data[pixels:])
+    if refused:
+        with pytest.raises(UnreadableSlide, match="nested more than 100 deep"):
+            open_slide(str(paths[0]))
+    else:
+        assert open_slide(str(paths[0])).info.vendor == "dicom"
 
 
 def test_a_dicom_header_of_nothing_is_given_up_early(tmp_path, monkeypatch):
@@ -180,7 +209,7 @@ def test_a_dicom_header_of_nothing_is_given_up_early(tmp_path, monkeypatch):
 def test_a_deflated_header_is_not_inflated(tmp_path):
     path = tmp_path / "bomb.dcm"
     data = pydicom.Dataset()
-    data.SOPClassUID, data.SOPInstanceUID = sources._WSI_CLASS, pydicom.uid.generate_uid()
+    data.SOPClassUID, data.SOPInstanceUID = dicom._WSI_CLASS, pydicom.uid.generate_uid()
     data.PixelData = bytes(40_000_000)
     data["PixelData"].VR = "OB"
     data.file_meta = pydicom.dataset.FileMetaDataset()

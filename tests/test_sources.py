@@ -69,6 +69,15 @@ def test_our_own_output_holds_no_slides(tmp_path):
     assert names(find_slides(str(tmp_path))) == ["a.svs"]
 
 
+def test_a_dicom_file_whose_tags_make_no_sense_is_a_slide_to_be_refused(tmp_path):
+    dicom(tmp_path / "good.dcm", "1.2.3")
+    dicom(tmp_path / "bad.dcm", "1.2.4", columns=0x11223344)
+    data = (tmp_path / "bad.dcm").read_bytes()
+    cut = data.index(b"UL\x04\0\x44\x33\x22\x11")
+    (tmp_path / "bad.dcm").write_bytes(data[:cut] + b"UL\x01\0\x44" + data[cut + 8 :])
+    assert [s.name for s in find_slides(str(tmp_path))] == ["bad.dcm", "good.dcm"]
+
+
 def test_a_dicom_series_is_one_slide(tmp_path):
     dicom(tmp_path / "case/level0.dcm", "1.2.3", columns=4000)
     dicom(tmp_path / "case/level1.dcm", "1.2.3", columns=1000)

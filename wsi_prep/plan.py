@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -103,7 +104,7 @@ def plan_tiles(
     `tissue` is an (h, w) mask over the whole slide whose pixels cover `mask_step_x0` by `mask_step_y0` level-0 px;
     `seed` (the slide's id) fixes the choice that `max_tiles` makes.
     """
-    integral = np.pad(tissue.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    integral = np.asarray(cv2.integral(tissue.view(np.uint8), sdepth=cv2.CV_32S), dtype=np.int32)
     limits = dict(settings.max_tiles)
     parts = [_Part.empty()]
     for mag in grid.magnifications:
@@ -137,7 +138,7 @@ class _Part(NamedTuple):
 
 
 def _tissue_fraction(
-    grid: Grid, mag: Magnification, integral: NDArray[np.float64], mask_step_x0: float, mask_step_y0: float
+    grid: Grid, mag: Magnification, integral: NDArray[np.int32], mask_step_x0: float, mask_step_y0: float
 ) -> NDArray[np.float64]:
     """(rows, cols) share of each tile's area that is tissue, exact for mask pixels that a tile covers in part."""
     rows, cols = grid.shape(mag)
@@ -149,7 +150,7 @@ def _tissue_fraction(
     return fraction
 
 
-def _interpolate(table: NDArray[np.float64], position: NDArray[np.float64]) -> NDArray[np.float64]:
+def _interpolate(table: NDArray[np.float64] | NDArray[np.int32], position: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of `table` at fractional positions, linear between rows, which is exact for an integral image."""
     position = np.clip(position, 0, len(table) - 1)
     below = np.minimum(position.astype(np.int64), max(len(table) - 2, 0))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import glob
 import hashlib
-import itertools
 import os
 import re
 import unicodedata
@@ -19,9 +17,9 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from wsi_prep.errors import BadManifest, BadOption, NoSlides, StoreFailed, UnreadableSlide, UsageError
+from wsi_prep.dicom import DicomHeader, dicom_header
+from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
 from wsi_prep.private import keyed_slide_id
-from wsi_prep.ranges import open_ranges, seekable
 from wsi_prep.remote import file_system, files_in, is_elsewhere
 
 SLIDE_ENDINGS = (
@@ -30,16 +28,7 @@ SLIDE_ENDINGS = (
 """Of OpenSlide's formats, OME-TIFF and DICOM; compared without regard to case."""
 
 _DICOM_STARTS = 128  # bytes, before which a file may hold anything
-_WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # DICOM: VL Whole Slide Microscopy Image Storage
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_DICOM_TAGS = [0x00080008, 0x00080016, 0x0020000E, 0x00480006]
-"""ImageType, SOPClassUID, SeriesInstanceUID, TotalPixelMatrixColumns: in the order in which a file has them."""
-
-_LAST_TAG, _MOST_ELEMENTS = _DICOM_TAGS[-1], 20_000
-_LOOK_AT_ONCE, _META_BYTES = 16, 16_384
-_HEADER_BYTES = 4 * 2**20
-"""Of a DICOM file, in which the tags above stand; elements of group 0, which pydicom reads to their end, stop there."""
-
+_LOOK_AT_ONCE = 16
 _EDGE_BYTES, _SAMPLE_BYTES, _SAMPLES, _MAX_EXTRA_FILES = 65536, 4096, 16, 64
 
 
@@ -279,18 +268,18 @@ def _grouped(paths: Iterable[str], *, named: bool) -> list[_Group]:
     `named`: each path was named by itself, so a DICOM file stands for its whole series.
     """
     groups: list[_Group] = []
-    dicom: dict[tuple[str, str], list[tuple[str, Any]]] = defaultdict(list)
+    dicom: dict[tuple[str, str], list[tuple[str, DicomHeader]]] = defaultdict(list)
     per_folder: dict[str, set[str]] = defaultdict(set)
     paths = list(paths)
     with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
         may_be = [p for p in paths if PurePosixPath(p).suffix.lower() in (".dcm", *_odd(p))]
-        headers = dict(zip(may_be, pool.map(_dicom_header, may_be), strict=True))
+        headers = dict(zip(may_be, pool.map(dicom_header, may_be), strict=True))
     for path in paths:
         header = headers.get(path)
         if header is None:
             groups.append(_Group(path, PurePosixPath(path).name, path, _companions(path)))
-        elif header.get("SOPClassUID") == _WSI_CLASS:
-            folder, series = path.rpartition("/")[0] or "/", str(header.get("SeriesInstanceUID"))
+        elif header.is_slide:
+            folder, series = path.rpartition("/")[0] or "/", header.series
             per_folder[folder].add(series)
             members = dicom[(folder, series)]
             if named:
@@ -307,45 +296,22 @@ def _odd(path: str) -> tuple[str, ...]:
     return () if ending in SLIDE_ENDINGS else (ending,)
 
 
-def _dicom_header(path: str) -> Any:
-    import pydicom  # noqa: PLC0415 - half a second that only DICOM should cost
-
-    seen = itertools.count()
-
-    def enough(tag: Any, *_: Any) -> bool:
-        return bool(tag > _LAST_TAG or next(seen) > _MOST_ELEMENTS)
-
-    try:
-        with contextlib.closing(open_ranges(path)) as ranges:
-            file = seekable(ranges, _HEADER_BYTES)
-            if _DEFLATED.encode() in file.read(_META_BYTES):
-                return None  # no slide is, and its header would be inflated whole
-            file.seek(0)
-            header = pydicom.filereader.read_partial(file, enough, specific_tags=_DICOM_TAGS)
-        return header if next(seen) <= _MOST_ELEMENTS else None
-    except StoreFailed:
-        raise
-    except Exception:  # no DICOM after all: its reader will say so
-        return None
-
-
-def _siblings(folder: str, series: str) -> list[tuple[str, Any]]:
+def _siblings(folder: str, series: str) -> list[tuple[str, DicomHeader]]:
     found = []
     for path in files_in(folder):
         if PurePosixPath(path).suffix.lower() in (".dcm", ""):
-            header = _dicom_header(path)
-            if header is not None and str(header.get("SeriesInstanceUID")) == series:
+            header = dicom_header(path)
+            if header is not None and header.series == series:
                 found.append((path, header))
     return found
 
 
-def _dicom_group(key: tuple[str, str], members: list[tuple[str, Any]], series_here: int) -> _Group:
+def _dicom_group(key: tuple[str, str], members: list[tuple[str, DicomHeader]], series_here: int) -> _Group:
     folder, series = key
 
-    def rank(member: tuple[str, Any]) -> tuple[bool, int, str]:
-        header = member[1]
-        volume = "VOLUME" in (header.get("ImageType") or [])
-        return not volume, -int(header.get("TotalPixelMatrixColumns") or 0), member[0]
+    def rank(member: tuple[str, DicomHeader]) -> tuple[bool, int, str]:
+        path, header = member
+        return not header.is_volume, -header.width, path
 
     chosen = min(members, key=rank)[0]
     files = tuple(sorted(path for path, _ in members))

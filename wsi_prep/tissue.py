@@ -93,12 +93,16 @@ def detect_tissue(
     glass = glass or Glass.of(thumbnail)
     density = glass.density(thumbnail)
     artefact = _artefacts(density, mpp)
-    strongest = cv2.max(cv2.max(density[..., 0], density[..., 1]), density[..., 2])
+    strongest = np.empty(artefact.shape, np.float32)
+    for rows in _bands(len(density)):
+        red, green, blue = cv2.split(density[rows])
+        cv2.max(cv2.max(red, green), blue, dst=strongest[rows])
+    del density  # of a large slide each of these has tens of MB
     strongest[artefact] = 0.0
     smooth = cv2.GaussianBlur(strongest, (0, 0), max(0.4, 10.0 / mpp))
     evidence = _deviation(strongest, max(3, round(_TEXTURE_UM / mpp) | 1))
     evidence += smooth
-    del strongest  # of a large slide each of these has tens of MB
+    del strongest
     noise = glass.noise_floor(evidence)
     reach = max(settings.edge_density, noise)
     certain, likely = evidence > max(settings.seed_density, 2 * noise), evidence > reach
@@ -108,8 +112,7 @@ def detect_tissue(
     inner = _morphed(grown, cv2.MORPH_ERODE, 0.5 * _TEXTURE_UM / mpp)
     sharp = (inner | (grown & (smooth > 0.5 * reach))) & ~artefact
     del smooth
-    clean = _drop_debris(sharp, density, mpp, settings)
-    del density
+    clean = _drop_debris(sharp, thumbnail, glass, mpp, settings)
     closed = _morphed(clean, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp) & ~artefact
     filled = ~_drop_small(~closed, settings.least_hole_um2 / mpp**2)
     return _drop_small(filled, settings.least_fragment_um2 / mpp**2)
@@ -175,12 +178,18 @@ class Glass:
 
         `thumbnail` is the picture that the glass was taken from.
         """
+        density = np.empty(thumbnail.shape, np.float32)
+        for rows in _bands(len(thumbnail)):
+            density[rows] = self.density_of_rows(thumbnail, rows)
+        return density
+
+    def density_of_rows(self, thumbnail: NDArray[np.uint8], rows: slice) -> NDArray[np.float32]:
+        """These rows of `density`."""
         levels = np.log10(self.colour + 1.0) - np.log10(np.arange(1.0, 257.0))[:, None]
-        density = np.asarray(cv2.LUT(thumbnail, levels.astype(np.float32)[:, None, :]), dtype=np.float32)
+        density = np.asarray(cv2.LUT(thumbnail[rows], levels.astype(np.float32)[:, None, :]), dtype=np.float32)
         if self.surface.any():
-            for rows in (slice(at, at + _ROWS_AT_ONCE) for at in range(0, len(density), _ROWS_AT_ONCE)):
-                darkening = _surface(self.surface, thumbnail.shape[:2], rows).astype(np.float32)
-                cv2.subtract(density[rows], cv2.merge([darkening] * 3), dst=density[rows])
+            darkening = _surface(self.surface, thumbnail.shape[:2], rows).astype(np.float32)
+            cv2.subtract(density, cv2.merge([darkening] * 3), dst=density)
         cv2.max(density, 0.0, dst=density)
         return density
 
@@ -191,6 +200,11 @@ class Glass:
             return 0.0
         middle = float(np.median(found))
         return min(0.05, middle + 4 * 1.4826 * float(np.median(np.abs(found - middle))))
+
+
+def _bands(height: int) -> list[slice]:
+    """The rows of a picture, some at a time."""
+    return [slice(at, at + _ROWS_AT_ONCE) for at in range(0, height, _ROWS_AT_ONCE)]
 
 
 def _smooth_pixels(thumbnail: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -331,7 +345,7 @@ def _drop_small(mask: NDArray[np.bool_], least_px: float) -> NDArray[np.bool_]:
 
 
 def _drop_debris(
-    mask: NDArray[np.bool_], density: NDArray[np.float32], mpp: float, settings: TissueSettings
+    mask: NDArray[np.bool_], thumbnail: NDArray[np.uint8], glass: Glass, mpp: float, settings: TissueSettings
 ) -> NDArray[np.bool_]:
     """Without specks, and without what is grey and smallish or thin: dust, bubbles, edges of a coverslip."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
@@ -342,9 +356,11 @@ def _drop_debris(
     doubtful = keep & (thin | (area * mpp**2 < settings.least_grey_um2))
     doubtful[0] = keep[0] = False
     sums = np.zeros((count, 3))
-    rows, cols = np.nonzero(doubtful[labels])
-    for channel in range(3):
-        sums[:, channel] = np.bincount(labels[rows, cols], density[rows, cols, channel], minlength=count)
+    for rows in _bands(len(labels)) if doubtful.any() else ():
+        where = doubtful[labels[rows]]
+        density = glass.density_of_rows(thumbnail, rows)[where]
+        for channel in range(3):
+            sums[:, channel] += np.bincount(labels[rows][where], density[:, channel], minlength=count)
     strongest = sums.max(axis=1)
     grey = doubtful & (strongest - sums.min(axis=1) < _NEUTRAL * strongest)
     kept: NDArray[np.bool_] = (keep & ~grey)[labels]

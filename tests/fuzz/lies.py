@@ -96,7 +96,7 @@ def _tiff(rng, path):
     try:
         layout = Layout(data)
         told = _pick(rng, LIES)(rng, data, layout)
-    except (struct.error, IndexError, ValueError):  # broken once before
+    except (struct.error, IndexError, ValueError, OverflowError):  # broken once before
         return _flip(rng, path)
     path.write_bytes(data)
     return told

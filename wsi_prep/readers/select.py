@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from wsi_prep.cache import Room
 from wsi_prep.crew import Crew
+from wsi_prep.dicom import require_few_nested
 from wsi_prep.errors import BadOption, UnreadableSlide
 from wsi_prep.readers.base import SlideReader
 from wsi_prep.readers.openslide_reader import OpenSlideReader, detect_vendor
@@ -93,3 +94,5 @@ def _require_file(path: str) -> None:
         raise UnreadableSlide("the file does not exist")
     if os.path.isfile(path) and os.path.getsize(path) == 0:  # noqa: PTH113, PTH202
         raise UnreadableSlide("the file is empty (0 bytes); copy the slide again")
+    if os.path.isfile(path):  # noqa: PTH113
+        require_few_nested(path)

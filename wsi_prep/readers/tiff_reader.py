@@ -252,8 +252,15 @@ def _unsupported(page: Any) -> str:
         (page.photometric == _RGB or (page.photometric, page.compression) == (_YCBCR, _JPEG), "neither RGB nor JPEG"),
         (page.imagedepth == 1, "a volume"),
         (_tile_count(page) == len(page.dataoffsets) == len(page.databytecounts), "its list of tiles is damaged"),
+        (all(_are_places(n) for n in (page.dataoffsets, page.databytecounts)), "its list of tiles is damaged"),
     )
     return next((reason for fine, reason in checks if not fine), "")
+
+
+def _are_places(numbers: Sequence[Any]) -> bool:
+    """Whether these are whole numbers of 0 and more: a TIFF may say of what type they are."""
+    found = np.asarray(numbers)
+    return found.dtype.kind in "iu" and not (found < 0).any()
 
 
 def _tile_count(page: Any) -> int:

@@ -1,0 +1,83 @@
+"""What is asked of a DICOM file before a reader opens it: whether it is part of a slide, of which, and safe."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from wsi_prep.errors import StoreFailed, UnreadableSlide
+from wsi_prep.ranges import open_ranges, seekable
+
+_WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_TAGS = [0x00080008, 0x00080016, 0x0020000E, 0x00480006]
+"""ImageType, SOPClassUID, SeriesInstanceUID, TotalPixelMatrixColumns: in the order in which a file has them."""
+
+_LAST_TAG, _MOST_ELEMENTS, _META_BYTES = _TAGS[-1], 20_000, 16_384
+_HEADER_BYTES = 4 * 2**20
+"""In which the tags above stand; elements of group 0, which pydicom reads to their end, stop there."""
+
+_MOST_NESTED = 100
+_ITEM = re.compile(rb"\xfe\xff(?:\x00\xe0\xff{4}|\x0d\xe0\x00{4})")
+"""An item of a sequence begins without saying how long it is, or ends (DICOM PS3.5, 7.5)."""
+
+
+@dataclass(frozen=True)
+class DicomHeader:
+    """Whether a file is part of a slide, which `series` it belongs to, and which of its pictures it is."""
+
+    is_slide: bool
+    series: str
+    is_volume: bool
+    width: int
+
+
+def dicom_header(path: str) -> DicomHeader | None:
+    """The header of a DICOM file; None of any other, and of one whose tags make no sense. StoreFailed goes on."""
+    import pydicom  # noqa: PLC0415 - half a second that only DICOM should cost
+
+    seen = itertools.count()
+
+    def enough(tag: Any, *_: Any) -> bool:
+        return bool(tag > _LAST_TAG or next(seen) > _MOST_ELEMENTS)
+
+    try:
+        with contextlib.closing(open_ranges(path)) as ranges:
+            file = seekable(ranges, _HEADER_BYTES)
+            if _DEFLATED.encode() in file.read(_META_BYTES):
+                return None  # no slide is, and its header would be inflated whole
+            file.seek(0)
+            header = pydicom.filereader.read_partial(file, enough, specific_tags=_TAGS)
+        if next(seen) > _MOST_ELEMENTS:
+            return None
+        return DicomHeader(  # pydicom parses a value when it is asked for
+            is_slide=header.get("SOPClassUID") == _WSI_CLASS,
+            series=str(header.get("SeriesInstanceUID")),
+            is_volume="VOLUME" in (header.get("ImageType") or []),
+            width=int(header.get("TotalPixelMatrixColumns") or 0),
+        )
+    except StoreFailed:
+        raise
+    except Exception:  # no DICOM after all: its reader will say so
+        return None
+
+
+def require_few_nested(path: str) -> None:
+    """Raise UnreadableSlide where a local DICOM file has sequences in sequences without end.
+
+    OpenSlide follows them by recursion, until the process is out of stack and dies.
+    """
+    with contextlib.closing(open_ranges(path)) as ranges:
+        if ranges.read_ranges([(128, 4)]) != [b"DICM"]:
+            return
+        (head,) = ranges.read_ranges([(0, min(ranges.size, _HEADER_BYTES))])
+    depth = 0
+    for item in _ITEM.finditer(head):
+        depth += 1 if item[0].endswith(b"\xff") else -1
+        if depth > _MOST_NESTED:
+            raise UnreadableSlide(
+                f"its DICOM sequences are nested more than {_MOST_NESTED} deep, where a slide's are some five"
+            )
