@@ -32,6 +32,16 @@ def test_area_resample_is_the_area_mean(step_x, step_y, offset_x, offset_y, seed
     assert np.abs(result - slow_area_mean(source, start_x, start_y, step_x, step_y)).max() <= 0.5 + 1e-3
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.floats(1.0, 1.3), st.integers(5, 40), st.floats(0, 2), st.integers(0, 2**32))
+def test_so_it_is_over_many_columns_whose_tiles_begin_at_whole_pixels(step, tile, offset, seed):
+    source = np.random.default_rng(seed).integers(0, 256, (4, 100, 3), dtype=np.uint8)
+    column = np.arange(70)
+    start_x = np.round(offset + column // tile * tile * step) + column % tile * step
+    result = area_resample(source, start_x, np.arange(2.0), step, 1.5)
+    assert np.abs(result - slow_area_mean(source, start_x, np.arange(2.0), step, 1.5)).max() <= 0.5 + 1e-3
+
+
 def test_strips_join_without_a_seam():
     source = np.random.default_rng(0).integers(0, 256, (700, 20, 3), dtype=np.uint8)
     starts = 1.25 * np.arange(500)

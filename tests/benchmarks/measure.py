@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 Run = Callable[[], int]
 """Does its work once and says how many tiles that was."""
 
@@ -69,12 +71,14 @@ def compare(part: str, contestants: dict[str, Run], repeats: int) -> Rates:
 def on_cores(*cores: int) -> Iterator[None]:
     """Keep this thread, and those that it starts, on these cores (numbers among those that the process may use).
 
-    A pool that starts its threads inside stays where it was started.
+    A pool that starts its threads inside stays where it was started. BLAS has a thread for each of the cores, as Dask
+    sees to it in workers: more of them only wait for each other, at a tenth of a core.
     """
     allowed = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {allowed[number] for number in cores})
     try:
-        yield
+        with threadpool_limits(len(cores), user_api="blas"):
+            yield
     finally:
         os.sched_setaffinity(0, allowed)
 
