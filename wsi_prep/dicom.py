@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from wsi_prep.errors import StoreFailed, UnreadableSlide
@@ -65,19 +67,24 @@ def dicom_header(path: str) -> DicomHeader | None:
         return None
 
 
-def require_few_nested(path: str) -> None:
-    """Raise UnreadableSlide where a local DICOM file has sequences in sequences without end.
+def require_few_nested(path: str, files: Sequence[str] = ()) -> None:
+    """Raise UnreadableSlide where a DICOM file, or one of its series' `files`, has sequences in sequences without end.
 
     OpenSlide follows them by recursion, until the process is out of stack and dies.
     """
+    if not Path(path).is_file() or _bytes(path, 132)[128:] != b"DICM":
+        return
+    for file in {path, *files}:
+        depth = 0
+        for item in _ITEM.finditer(_bytes(file, _HEADER_BYTES)):
+            depth += 1 if item[0].endswith(b"\xff") else -1
+            if depth > _MOST_NESTED:
+                raise UnreadableSlide(
+                    f"its DICOM sequences are nested more than {_MOST_NESTED} deep, where a slide's are some five"
+                )
+
+
+def _bytes(path: str, count: int) -> bytes:
+    """The first bytes of a file, here or elsewhere."""
     with contextlib.closing(open_ranges(path)) as ranges:
-        if ranges.read_ranges([(128, 4)]) != [b"DICM"]:
-            return
-        (head,) = ranges.read_ranges([(0, min(ranges.size, _HEADER_BYTES))])
-    depth = 0
-    for item in _ITEM.finditer(head):
-        depth += 1 if item[0].endswith(b"\xff") else -1
-        if depth > _MOST_NESTED:
-            raise UnreadableSlide(
-                f"its DICOM sequences are nested more than {_MOST_NESTED} deep, where a slide's are some five"
-            )
+        return ranges.read_ranges([(0, min(ranges.size, count))])[0]

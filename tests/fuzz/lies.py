@@ -168,8 +168,8 @@ def _dicom(rng, path):
 
 def _mirax(rng, path):
     folder = path.with_suffix("")
-    ini = folder / "Slidedat.ini"
-    if not ini.exists():
+    ini, index = folder / "Slidedat.ini", folder / "Index.dat"
+    if not (ini.is_file() and index.is_file()):  # broken once before
         return _cut(rng, path)
     way = int(rng.integers(6))
     if way <= 2:
@@ -185,7 +185,6 @@ def _mirax(rng, path):
             told = f"{told}, gone or many times"
         ini.write_bytes("\n".join(lines).encode("latin-1"))
     elif way <= 4:
-        index = folder / "Index.dat"
         data = bytearray(index.read_bytes())
         if len(data) < 40:
             return _flip(rng, path)
@@ -195,7 +194,7 @@ def _mirax(rng, path):
         index.write_bytes(data)
         told = f"the index has {value} at {at}"
     else:
-        file = _pick(rng, sorted(folder.iterdir()))
+        file = _pick(rng, sorted(p for p in folder.iterdir() if p.is_file()))
         file.unlink()
         if rng.random() < 0.5:
             file.mkdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from wsi_prep.cache import Room
@@ -31,9 +31,9 @@ def opened(source: SlideSource, reader: str, room: Room, crew: Crew | None = Non
     Raises as `open_slide` does, and NoRoom where a copy does not fit.
     """
     far = local_path(source.path) is None
-    slide = _open_far(source.path, reader, crew) if far else open_slide(source.path, reader, crew)
+    slide = _open_far(source.path, reader, crew) if far else open_slide(source.path, reader, crew, source.files)
     if slide is None:
-        slide = open_slide(copy_here(source.path, source.files, room), reader, crew)
+        slide = open_slide(copy_here(source.path, source.files, room), reader, crew, source.files)
     try:
         yield slide
     finally:
@@ -52,18 +52,20 @@ def _open_far(path: str, reader: str, crew: Crew | None) -> SlideReader | None:
         return None
 
 
-def open_slide(path: str, reader: str = "auto", crew: Crew | None = None) -> SlideReader:
+def open_slide(path: str, reader: str = "auto", crew: Crew | None = None, files: Sequence[str] = ()) -> SlideReader:
     """Open a slide file or URL with the named reader, or with the first that takes it: tiff, then openslide.
 
     The tiled-TIFF reader comes first because it hands over compressed tiles several times faster. Raises
     UnreadableSlide with every reader's reason in one line, DamagedSlide for a truncated file, BadOption for an unknown
-    reader. A `crew` decodes tiles side by side, where the reader is handed compressed ones.
+    reader. A `crew` decodes tiles side by side, where the reader is handed compressed ones. `files` are those that the
+    slide consists of, where they are more than one: OpenSlide follows a DICOM file to its series.
     """
     if reader not in READERS:
         raise BadOption(f"reader {reader!r} is not known; choose from {' '.join(READERS)}")
     local = local_path(path)
     if local is not None:
         _require_file(local)
+        require_few_nested(local, files)
     if reader == "tiff":
         return TiffReader(path, crew)
     if reader == "openslide":
@@ -94,5 +96,3 @@ def _require_file(path: str) -> None:
         raise UnreadableSlide("the file does not exist")
     if os.path.isfile(path) and os.path.getsize(path) == 0:  # noqa: PTH113, PTH202
         raise UnreadableSlide("the file is empty (0 bytes); copy the slide again")
-    if os.path.isfile(path):  # noqa: PTH113
-        require_few_nested(path)
