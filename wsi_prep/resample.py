@@ -121,8 +121,6 @@ def _loop() -> Callable[..., None]:
                         + of[x + 3 * side] * under[x + 9]
                         + of[x + 4 * side] * under[x + 12]
                         + of[x + 5 * side] * under[x + 15]
-                        + of[x + 5 * side] * under[x + 15]
-                        + of[x + 5 * side] * under[x + 15]
                     )
             for j in range(0 if len(run) else len(first_col)):
                 at = 3 * first_col[j]
