@@ -13,15 +13,10 @@ from rich.console import Console
 
 from wsi_prep.errors import WsiPrepError
 from wsi_prep.stain_fit.cohort import Cohort, read_slides, read_tiles
-from wsi_prep.stain_fit.examples import REAL, Example, changed, recoloured
+from wsi_prep.stain_fit.examples import Example, changed, recoloured
 from wsi_prep.stain_fit.fit import Judged, fit, fit_temperature, hold_out_cases, with_temperature
 from wsi_prep.stain_fit.report import by_recipe, reliability, section
 from wsi_prep.stain_model import MODEL_FILE
-
-_DRAWS = 4
-"""How often pictures are drawn, each time for networks of their own: one draw does by chance 0.03 better or worse."""
-
-_SEEDS_APART = 100
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,34 +30,24 @@ def main(arguments: list[str] | None = None) -> int:
     except (WsiPrepError, OSError) as error:
         Console(stderr=True, highlight=False).print(f"fit-stain: {error}", markup=False, soft_wrap=True)
         return 2
-    console.print(f"{len(cohort.tissues)} slides, {len(cohort.tiles)} tiles")
-    draws = []
-    for number in range(_DRAWS):
-        console.print(f"dyeing {options.examples} pictures, {number + 1} of {_DRAWS} times")
-        draws.append(draw(cohort, options.examples, options.seed + _SEEDS_APART * number))
-    console.print("holding out one case after the other")
-    temperature, lines = judge(cohort, draws, options.seed)
+    console.print(f"{len(cohort.tissues)} slides, {len(cohort.tiles)} tiles; dyeing {options.examples} pictures")
+    dyed = recoloured(cohort.tissues, options.examples, options.seed)
+    examples = dyed + changed(cohort.tissues, options.examples // 2, options.seed + 1) + cohort.as_they_are()
+    temperature, lines = judge(cohort, examples, dyed, options.seed)
     if options.unseen:
-        lines += ["### Stains that were not fitted to", "", *by_recipe(unseen(draws, options.unseen, options.seed))]
-    with_temperature(fit(draws, options.seed), temperature).save(options.to)
+        lines += ["### Stains that were not fitted to", "", *by_recipe(unseen(examples, options.unseen, options.seed))]
+    with_temperature(fit(examples, options.seed), temperature).save(options.to)
     console.print("\n".join(lines), markup=False, soft_wrap=True)
     console.print(f"temperature {temperature:.2f}; weights: {options.to}", markup=False, soft_wrap=True)
     return 0
 
 
-def draw(cohort: Cohort, count: int, seed: int) -> list[Example]:
-    """`count` dyed pictures, half as many of tissue in its own dyes but changed, and the pictures as they are."""
-    changed_ones = changed(cohort.tissues, count // 2, seed + 1)
-    return [*recoloured(cohort.tissues, count, seed), *changed_ones, *cohort.as_they_are()]
-
-
-def judge(cohort: Cohort, draws: list[list[Example]], seed: int) -> tuple[float, list[str]]:
+def judge(cohort: Cohort, examples: list[Example], dyed: list[Example], seed: int) -> tuple[float, list[str]]:
     """The temperature that calibrates slides and tiles, and lines of Markdown on slides, tiles and dyed pictures.
 
-    Each is judged without its own case; of the dyed pictures those of the first draw.
+    Each is judged without its own case.
     """
-    dyed = [example for example in draws[0] if example.name != REAL]
-    judged = hold_out_cases(draws, [*cohort.slides, *cohort.tiles, *dyed], seed)
+    judged = hold_out_cases(examples, [*cohort.slides, *cohort.tiles, *dyed], seed)
     place = np.arange(len(judged.truth))
     to_tiles = len(cohort.slides) + len(cohort.tiles)
     slides = judged.only(place < len(cohort.slides))
@@ -73,10 +58,10 @@ def judge(cohort: Cohort, draws: list[list[Example]], seed: int) -> tuple[float,
     return fit_temperature(judged.only(place < to_tiles)), [*lines, *by_recipe(judged.only(place >= to_tiles))]
 
 
-def unseen(draws: list[list[Example]], names: list[str], seed: int) -> Judged:
+def unseen(examples: list[Example], names: list[str], seed: int) -> Judged:
     """Dyed pictures of the stains of these names, each stain judged by a classifier that was fitted to all others."""
-    by_name = [[replace(example, case=example.name) for example in examples] for examples in draws]
-    return hold_out_cases(by_name, [example for example in by_name[0] if example.name in names], seed)
+    by_name = [replace(example, case=example.name) for example in examples]
+    return hold_out_cases(by_name, [example for example in by_name if example.name in names], seed)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -86,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tiles", nargs="+", type=Path, default=[], metavar="FILE", help="Parquet of image, group, mpp, slide, stain")
     add("--slides", type=Path, metavar="FOLDER", help="slides beside a manifest.csv that gives their stain and patient")
     add("--to", type=Path, default=MODEL_FILE, metavar="FILE", help="default: %(default)s")
-    add("--examples", type=int, default=7000, metavar="N", help="dyed pictures of each draw (default: %(default)s)")
+    add("--examples", type=int, default=7000, metavar="N", help="dyed pictures (default: %(default)s)")
     add(
         "--unseen",
         nargs="+",

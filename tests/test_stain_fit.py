@@ -119,11 +119,11 @@ def examples(case, shift, count=300):
 def test_a_case_is_judged_by_classifiers_that_have_not_seen_it():
     """The odd case's labels can only be known from itself: held out, all of it is called wrongly."""
     usual, odd, new = examples("usual", 0), examples("odd one", 1), examples("new", 0, 12)
-    judged = hold_out_cases([[*usual, *odd], [*examples("usual too", 0), *odd]], [*odd, *new])
+    judged = hold_out_cases([*usual, *examples("usual too", 0), *odd], [*odd, *new])
     wrong = judged.logits.argmax(axis=1) != judged.truth
     assert wrong[judged.cases == "odd one"].all()
     assert judged.names.tolist() == [example.name for example in [*odd, *new]]
-    seen = fit([[*usual, *usual], examples("usual too", 0)]).logits(np.array([example.features for example in new]))
+    seen = fit([*usual, *usual, *examples("usual too", 0)]).logits(np.array([example.features for example in new]))
     assert (seen.argmax(axis=1) == judged.truth[judged.cases == "new"]).all()
 
 

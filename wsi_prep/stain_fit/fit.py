@@ -16,8 +16,6 @@ from wsi_prep.stain_fit.examples import REAL, Example
 from wsi_prep.stain_model import CLASSES, MOST_UNUSUAL, StainModel, softmax
 
 _NETWORKS, _HIDDEN = 3, 32
-"""Networks for each draw, and units of each."""
-
 _DECAY, _EPOCHS, _BATCH = 0.1, 20, 128
 _WEIGHTS = {REAL: 3.0, "no positive cell": 3.0, "H&E, blue": 0.2}
 """What some pictures count, where others count 1: real dyes and blue IHC more, very blue H&E less."""
@@ -40,20 +38,16 @@ class Judged:
         return Judged(self.truth[kept], self.logits[kept], self.cases[kept], self.names[kept])
 
 
-def fit(draws: Sequence[Sequence[Example]], seed: int = 0) -> StainModel:
-    """The classifier: the mean of several networks for each draw of examples, as one; its temperature is 1."""
-    features = [np.array([example.features for example in examples], np.float64) for examples in draws]
-    mean = np.concatenate(features).mean(axis=0)
-    scale = np.maximum(np.concatenate(features).std(axis=0), 1e-3)
-    networks = [
-        _network(np.clip((features[draw] - mean) / scale, -MOST_UNUSUAL, MOST_UNUSUAL), examples, seed + number)
-        for draw, examples in enumerate(draws)
-        for number in range(_NETWORKS)
-    ]
+def fit(examples: Sequence[Example], seed: int = 0) -> StainModel:
+    """The classifier fitted to the examples: the mean of several networks, as one; its temperature is 1."""
+    features = np.array([example.features for example in examples], np.float64)
+    mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
+    usual = np.clip((features - mean) / scale, -MOST_UNUSUAL, MOST_UNUSUAL)
+    networks = [_network(usual, examples, seed + number) for number in range(_NETWORKS)]
     tensors = {
         "into": np.concatenate([network.coefs_[0] for network in networks], axis=1),
         "into_bias": np.concatenate([network.intercepts_[0] for network in networks]),
-        "out": np.concatenate([network.coefs_[1] for network in networks]) / len(networks),
+        "out": np.concatenate([network.coefs_[1] for network in networks]) / _NETWORKS,
         "out_bias": np.mean([network.intercepts_[1] for network in networks], axis=0),
     }
     return StainModel(**{k: v.astype(np.float32) for k, v in {"mean": mean, "scale": scale, **tensors}.items()})
@@ -74,17 +68,17 @@ def _network(features: NDArray[np.float64], examples: Sequence[Example], seed: i
     return network
 
 
-def hold_out_cases(draws: Sequence[Sequence[Example]], judged: Sequence[Example], seed: int = 0) -> Judged:
+def hold_out_cases(fitted_to: Sequence[Example], judged: Sequence[Example], seed: int = 0) -> Judged:
     """Every judged picture by a classifier that was fitted without its case, in the order given.
 
     A case that nothing was fitted to is judged by the classifier of all.
     """
     logits = np.empty((len(judged), len(CLASSES)))
     cases = np.array([example.case for example in judged])
-    known = {example.case for examples in draws for example in examples}
+    known = {example.case for example in fitted_to}
     groups = [(case,) for case in sorted(set(cases) & known)] + [tuple(sorted(set(cases) - known))]
     for group in filter(None, groups):
-        model = fit([[example for example in examples if example.case not in group] for examples in draws], seed)
+        model = fit([example for example in fitted_to if example.case not in group], seed)
         held = np.isin(cases, group)
         logits[held] = model.logits(np.array([e.features for e, h in zip(judged, held, strict=True) if h]))
     truth = np.array([CLASSES.index(example.stain) for example in judged])
