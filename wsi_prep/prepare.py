@@ -38,7 +38,7 @@ from wsi_prep.institution import UNKNOWN
 from wsi_prep.jpeg import JpegSettings
 from wsi_prep.manifest import ManifestRow
 from wsi_prep.masks import MaskFile, read_mask
-from wsi_prep.memory import keep_freed_memory
+from wsi_prep.memory import give_back_freed_memory, keep_freed_memory
 from wsi_prep.overlay import draw_overlay
 from wsi_prep.place import Place, open_place, remove_tree
 from wsi_prep.plan import PlanSettings, TilePlan, plan_tiles
@@ -283,6 +283,7 @@ def _make_tiles(
         raise
     wanted = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, task.settings.plan, slide_id)
     settings = task.settings
+    give_back_freed_memory()  # of a large slide's mask and what it was made of
     clock.enter("tiles")
     plan, tiles = write_tiles(stage / "store.zarr", slide_id, reader, wanted, settings.jpeg, settings.filters, crew)
     clock.enter("tissue")
