@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from dask_processes import SABOTEUR
 from undisturbed import copies, outcome, tables
 
 from pipelines.shards import main
@@ -31,11 +32,20 @@ def slides(tmp_path, nompp_slide):
 
 
 @pytest.fixture
-def more_slides(slides, he_slide):
-    """With work enough for a signal to come in time once the first slide is done."""
+def more_slides(slides, he_slide, tmp_path, monkeypatch):
+    """With one that the first worker to come to it holds, so that a signal is in time however slow the machine is."""
     for name in "uvwxyz":
         shutil.copy(he_slide, slides / f"{name}.svs")
+    plan = tmp_path / "sabotage.json"
+    plan.write_text(json.dumps({"slide": "z", "at": "tile", "do": "hold", "times": 1}))
+    monkeypatch.setenv("SABOTAGE", str(plan))
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", str(SABOTEUR))
     return slides
+
+
+def held(tmp_path):
+    """A slide is done, and another is held."""
+    return lambda out: committed(1)(out) and (tmp_path / "sabotage.0").exists()
 
 
 def arguments(slides, out, *more):
@@ -94,7 +104,7 @@ def test_a_killed_run_remembers_that_it_had_a_manifest(more_slides, tmp_path, ca
     out = tmp_path / "out"
     (more_slides / "m.csv").write_text("slide,tissue\na.tiff,lung\n")
     manifest = ("--manifest", str(more_slides / "m.csv"))
-    assert run_until(more_slides, out, committed(1), *manifest) == -signal.SIGKILL
+    assert run_until(more_slides, out, held(tmp_path), *manifest) == -signal.SIGKILL
     assert main(arguments(more_slides, out)) == 2
     assert "was made with a manifest" in capsys.readouterr().err
     assert main(arguments(more_slides, out, *manifest)) == 0
@@ -102,7 +112,7 @@ def test_a_killed_run_remembers_that_it_had_a_manifest(more_slides, tmp_path, ca
 
 def test_no_half_slide_is_ever_in_the_catalog(more_slides, tmp_path):
     out = tmp_path / "out"
-    assert run_until(more_slides, out, committed(1)) == -signal.SIGKILL
+    assert run_until(more_slides, out, held(tmp_path)) == -signal.SIGKILL
     for row in pq.read_table(out / "catalog/slides").to_pylist():
         tiles = pq.read_table(out / f"catalog/tiles/{row['slide_id']}.parquet").to_pylist()
         assert len(tiles) == sum(row[f"tiles_{m}"] for m in ("5x", "10x", "20x", "40x")) > 0
@@ -116,7 +126,7 @@ def test_ctrl_c_stops_in_one_line_and_the_next_run_goes_on(more_slides, tmp_path
     process = subprocess.Popen(
         command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    while not committed(1)(out):
+    while not held(tmp_path)(out):
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     printed, _ = process.communicate()

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -104,7 +103,9 @@ def plan_tiles(
     `tissue` is an (h, w) mask over the whole slide whose pixels cover `mask_step_x0` by `mask_step_y0` level-0 px;
     `seed` (the slide's id) fixes the choice that `max_tiles` makes.
     """
-    integral = np.asarray(cv2.integral(tissue.view(np.uint8), sdepth=cv2.CV_32S), dtype=np.int32)
+    integral = np.zeros((tissue.shape[0] + 1, tissue.shape[1] + 1), np.int32)
+    np.cumsum(tissue, axis=0, out=integral[1:, 1:])
+    np.cumsum(integral[1:, 1:], axis=1, out=integral[1:, 1:])
     limits = dict(settings.max_tiles)
     parts = [_Part.empty()]
     for mag in grid.magnifications:
