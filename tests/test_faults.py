@@ -124,7 +124,13 @@ def test_ctrl_c_stops_in_one_line_and_the_next_run_goes_on(more_slides, tmp_path
     out = tmp_path / "out"
     command = [sys.executable, "-m", "pipelines.shards", *arguments(more_slides, out)]
     process = subprocess.Popen(
-        command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - tests in the background ignore it
     )
     while not held(tmp_path)(out):
         assert process.poll() is None
