@@ -85,6 +85,6 @@ def require_few_nested(path: str, files: Sequence[str] = ()) -> None:
 
 
 def _bytes(path: str, count: int) -> bytes:
-    """The first bytes of a file, here or elsewhere."""
+    """The first bytes of a file."""
     with contextlib.closing(open_ranges(path)) as ranges:
         return ranges.read_ranges([(0, min(ranges.size, count))])[0]

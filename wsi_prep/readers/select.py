@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from wsi_prep.cache import Room
 from wsi_prep.crew import Crew
@@ -33,7 +33,8 @@ def opened(source: SlideSource, reader: str, room: Room, crew: Crew | None = Non
     far = local_path(source.path) is None
     slide = _open_far(source.path, reader, crew) if far else open_slide(source.path, reader, crew, source.files)
     if slide is None:
-        slide = open_slide(copy_here(source.path, source.files, room), reader, crew, source.files)
+        here = copy_here(source.path, source.files, room)
+        slide = open_slide(here, reader, crew, [str(file) for file in Path(here).parent.iterdir()])
     try:
         yield slide
     finally:
