@@ -55,6 +55,7 @@ from wsi_prep.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.tile_writer import write_tiles
 from wsi_prep.time_limit import HUNG, time_limit
 from wsi_prep.tissue import MASK_MPP, Glass, TissueSettings, check_bright_field, detect_tissue
+from wsi_prep.warning import warned
 
 DEFAULT_TIME_LIMIT = 3600.0
 """Seconds on one worker after which a slide is taken to hang."""
@@ -235,7 +236,7 @@ def _prepare(
     with Crew(task.threads) as crew, opened(task.source, task.settings.reader, room, crew) as reader:
         row.update(_facts(reader.info))
         scale = resolve_scale(reader.info, task.manifest.mpp, task.settings.assume_mpp)
-        row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=scale.warning or None)
+        row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=warned(scale.warning))
         clock.enter("tissue")
         thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
         _check_bright_field(task, row, thumbnail)
@@ -304,7 +305,7 @@ def _verdict(row: dict[str, Any], plan: TilePlan, all_settings: PrepareSettings)
         if not len(plan):
             return {"status": "empty", "error": lost}
         if filtered > len(plan):
-            row["warning"] = "; ".join(filter(None, (row["warning"], lost)))
+            row["warning"] = warned(row["warning"], lost)
     if len(plan):
         return {"status": "ok"}
     wanted = set(settings.magnifications) & {m.name for m in plan.grid.magnifications}

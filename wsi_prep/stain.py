@@ -14,6 +14,7 @@ from skimage.color import hed_from_rgb
 from wsi_prep.stain_features import stain_features
 from wsi_prep.stain_model import CLASSES, packaged_model
 from wsi_prep.tissue import Glass, brightest, darkest
+from wsi_prep.warning import told, warned
 
 STAINS = ("HE", "IHC", "SPECIAL", "FLUORESCENCE", "UNKNOWN")
 """What a slide's stain can be called."""
@@ -108,8 +109,8 @@ def stain_columns(stated: str | None, seen: StainCall | None, warning: str | Non
         columns.update(stain_pixels=seen.stain, stain_pixels_confidence=seen.confidence)
     if stated:
         columns.update(stain=stated, stain_confidence=1.0, stain_source="manifest")
-    warnings = [text for text in (warning or "").split("; ") if text and not text.startswith(_WARNING)]
+    warnings = [text for text in told(warning) if not text.startswith(_WARNING)]
     known = seen and stated and "UNKNOWN" not in (stated, seen.stain)
     if seen and known and stated != seen.stain and seen.confidence >= DISAGREES:
         warnings.append(f"{_WARNING}{seen.stain} ({seen.confidence:.2f}) where the manifest says {stated}")
-    return {**columns, "warning": "; ".join(warnings) or None}
+    return {**columns, "warning": warned(*warnings)}
