@@ -10,7 +10,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the tests run beside each other, one process a core
 
 from sample_slides import coordinates
+from sample_slides.layout import make_layout
 from sample_slides.make import CMU, he_svs, make_synthetic, nompp_tiff
+from sample_slides.scene import make_scene
+from sample_slides.texture import he_stain
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "slides"
@@ -37,6 +40,13 @@ def coordinate_slide(tmp_path_factory):
     """Pixels tell their position, see sample_slides.coordinates: 6291 x 3411 px at 0.25 um/px, levels x3 and x9."""
     folder = tmp_path_factory.mktemp("coordinates")
     return coordinates.coordinate_slide(folder / "coordinates.tiff", 6291, 3411, 0.25, factors=(3, 9))
+
+
+@pytest.fixture(scope="session")
+def painted():
+    """(3400, 3600, 3) pixels of H&E on glass at 0.25 um/px, and the (h, w) mask of its tissue at 8 um/px."""
+    layout = make_layout(3600, 3400, 0.25, seed=1, marks=False)
+    return make_scene(layout, he_stain(0.25, seed=2), seed=3).paint(0, 0, 3600, 3400), layout.mask
 
 
 @pytest.fixture(scope="session")

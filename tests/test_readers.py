@@ -1,9 +1,12 @@
 """One contract for every reader, run on each reader and each kind of slide that it takes."""
 
+import hashlib
+
 import numpy as np
 import openslide
 import pytest
 import tifffile
+from PIL import ImageCms
 
 from sample_slides.coordinates import coordinate_slide as make_coordinate_slide
 from sample_slides.coordinates import expected
@@ -184,14 +187,11 @@ def test_tiles_that_call_themselves_rgb_but_are_jfif_keep_their_colours(tmp_path
         ({"tile": None}, "not tiled"),
         ({"shape": (300, 300), "photometric": "minisblack"}, "one RGB plane|not 8-bit RGB"),
         ({"dtype": np.uint16}, "not 8-bit RGB"),
-        ({"planarconfig": "separate"}, "axes|planes"),
     ],
 )
 def test_the_tiff_reader_refuses_what_it_does_not_read(tmp_path, options, reason):
     options = {"tile": (128, 128), "photometric": "rgb", "shape": (300, 300, 3), "dtype": np.uint8} | options
     shape, dtype = options.pop("shape"), options.pop("dtype")
-    if options.get("planarconfig") == "separate":
-        shape = (3, 300, 300)
     tifffile.imwrite(tmp_path / "s.tif", np.zeros(shape, dtype), **options)
     with pytest.raises(UnsupportedLayout, match=reason):
         open_slide(str(tmp_path / "s.tif"), "tiff")
@@ -300,3 +300,40 @@ def test_real_slides_open_with_the_reader_that_suits_them(real_slides):
     for name in ("CMU-1-Small-Region.svs", "crohn-colon_HE_40x.tiff"):
         ours, theirs = (open_slide(str(real_slides / name), reader) for reader in ("tiff", "openslide"))
         assert np.array_equal(ours.read(0, 801, 603, 700, 500), theirs.read(0, 801, 603, 700, 500))
+
+
+@pytest.mark.parametrize(
+    ("mpp", "um"), [("0,2500", 0.25), ("0.2500", 0.25), (" 0,499 ", 0.499), ("0.25 um", None), ("unknown", None)]
+)
+def test_aperio_writes_its_scale_with_the_comma_of_the_country(tmp_path, mpp, um):
+    about = f"Aperio Image Library v11.2.1 \n700x600 (256x256) JPEG/RGB Q=75|AppMag = 40|MPP = {mpp}|Left = 1"
+    options = {"tile": (256, 256), "photometric": "rgb", "metadata": None, "description": about}
+    tifffile.imwrite(tmp_path / "s.svs", np.full((600, 700, 3), 240, np.uint8), **options)
+    info = open_slide(str(tmp_path / "s.svs"), "tiff").info
+    assert info.mpp_x == um
+    assert info.mpp_stated == ("" if um else f"MPP = {mpp}")
+
+
+@pytest.mark.parametrize("reader", ["tiff", "openslide"])
+def test_a_colour_profile_is_recorded_by_a_mark(tmp_path, reader):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    options = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+    pixels = np.full((600, 700, 3), 240, np.uint8)
+    tifffile.imwrite(tmp_path / "with.tiff", pixels, iccprofile=profile, **options)
+    tifffile.imwrite(tmp_path / "without.tiff", pixels, **options)
+    mark = open_slide(str(tmp_path / "with.tiff"), reader).info.icc_profile
+    assert mark == hashlib.blake2b(profile).hexdigest()[:16]
+    assert open_slide(str(tmp_path / "without.tiff"), reader).info.icc_profile is None
+
+
+def test_readers_that_disagree_are_both_heard(tmp_path):
+    """An overview stands first, which is the slide to OpenSlide; then two scales in one file."""
+    pixels = np.random.default_rng(0).integers(90, 200, (1200, 1400, 3), dtype=np.uint8)
+    common = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "s.tiff") as tif:
+        tif.write(pixels[:300, :500], **common)
+        tif.write(pixels, **common)
+    notes = open_slide(str(tmp_path / "s.tiff")).info.notes
+    assert any("read as 1400 x 1200 px, where OpenSlide reads 500 x 300 px" in note for note in notes)
+    path = make_coordinate_slide(tmp_path / "sound.tiff", 700, 500, 0.25)
+    assert open_slide(str(path)).info.notes == ()

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,27 @@ def test_implausible_values_are_refused_wherever_they_stand(mpp):
         check_assumed_mpp(mpp)
 
 
-def test_a_resolution_for_printers_says_nothing():
-    with pytest.raises(MissingMpp):
-        resolve_scale(info(25_400 / 72, "tiff-resolution"), None, None)
+def test_a_resolution_for_printers_is_there_and_implausible():
+    printer = info(25_400 / 72, "tiff-resolution")
+    with pytest.raises(ImplausibleMpp, match=r"TIFF resolution of 352\.778 um/px \(72 dpi\)"):
+        resolve_scale(printer, None, None)
+    assert resolve_scale(printer, None, 0.25).source == "assumed"
+
+
+@pytest.mark.parametrize("stated", ["MPP = 0.25 furlongs", "PhysicalSizeX = 1 pixel, PhysicalSizeY = 1 pixel"])
+def test_a_scale_that_is_not_understood_is_quoted(stated):
+    with pytest.raises(MissingMpp, match=f"the file's scale, '{stated}', is not understood"):
+        resolve_scale(replace(info(), mpp_stated=stated), None, None)
+    passed_over = resolve_scale(replace(info(0.5, "tiff-resolution"), mpp_stated=stated), None, None)
+    assert passed_over.mpp_x == 0.5
+    assert f"'{stated}' is not understood, 0.5 of tiff-resolution was used" in passed_over.warning
+
+
+def test_only_what_scales_are_made_of_is_quoted():
+    with pytest.raises(MissingMpp, match="the file's scale, a text, is not understood"):
+        resolve_scale(replace(info(), mpp_stated="MPP = Jane Doe <jane@doe>"), None, None)
+
+
+def test_no_value_is_said_only_where_there_is_none():
+    with pytest.raises(MissingMpp, match="no micron-per-pixel value in the file"):
+        resolve_scale(info(), None, None)

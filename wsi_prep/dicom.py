@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_prep.errors import StoreFailed, UnreadableSlide
+from wsi_prep.jpeg import is_ycc
 from wsi_prep.ranges import open_ranges, seekable
 
 _WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
@@ -21,6 +23,13 @@ _TAGS = [0x00080008, 0x00080016, 0x0020000E, 0x00480006]
 _LAST_TAG, _MOST_ELEMENTS, _META_BYTES = _TAGS[-1], 20_000, 16_384
 _HEADER_BYTES = 4 * 2**20
 """In which the tags above stand; elements of group 0, which pydicom reads to their end, stop there."""
+
+_COLOUR_TAGS = [0x00080008, 0x00280004]
+"""ImageType, PhotometricInterpretation."""
+
+_COLOUR_HEADER_BYTES = 64 * 2**20
+_PIXEL_DATA_HEAD, _ITEM_HEAD, _FRAME_HEAD = 12, 8, 4096
+"""Bytes of the element PixelData before its first item, of an item before its value, of a frame up to its markers."""
 
 _MOST_NESTED = 100
 _ITEM = re.compile(rb"\xfe\xff(?:\x00\xe0\xff{4}|\x0d\xe0\x00{4})")
@@ -65,6 +74,42 @@ def dicom_header(path: str) -> DicomHeader | None:
         raise
     except Exception:  # no DICOM after all: its reader will say so
         return None
+
+
+def is_ycc_called_rgb(files: Sequence[str]) -> bool:
+    """Whether the pictures of a series are JPEG stored as YCbCr under a tag that says RGB, by which OpenSlide goes.
+
+    Raises UnreadableSlide where only some of them are, or where a JPEG stored as RGB is tagged as YCbCr.
+    """
+    found = set(filter(None, map(_tag_and_marker, files)))
+    if any(tag.startswith("YBR") and marker is False for tag, marker in found):
+        raise UnreadableSlide("its tag says YCbCr where its JPEG frames say RGB, so its colours are not sure")
+    wrong = {tag == "RGB" and marker is True for tag, marker in found}
+    if len(wrong) > 1:
+        raise UnreadableSlide("some of its files are YCbCr that is tagged RGB, so its colours are not sure")
+    return True in wrong
+
+
+def _tag_and_marker(path: str) -> tuple[str, bool | None] | None:
+    """PhotometricInterpretation, and what the first JPEG frame says; None of a label and the like, and of no JPEG."""
+    import pydicom  # noqa: PLC0415
+
+    try:
+        with contextlib.closing(open_ranges(path)) as ranges:
+            file = seekable(ranges, _COLOUR_HEADER_BYTES)
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_COLOUR_TAGS)
+            if "VOLUME" not in (header.get("ImageType") or []):
+                return None
+            file.read(_PIXEL_DATA_HEAD)
+            table = file.read(_ITEM_HEAD)
+            file.seek(int.from_bytes(table[4:], "little"), os.SEEK_CUR)
+            frame = file.read(_ITEM_HEAD + _FRAME_HEAD)[_ITEM_HEAD:]
+            tag = str(header.get("PhotometricInterpretation"))
+    except StoreFailed:
+        raise
+    except Exception:  # OpenSlide will say what is wrong with it
+        return None
+    return (tag, is_ycc(frame)) if frame[:2] == b"\xff\xd8" else None
 
 
 def require_few_nested(path: str, files: Sequence[str] = ()) -> None:

@@ -14,6 +14,8 @@ from wsi_prep.errors import BadOption
 CODEC_NAME = "imagecodecs_jpeg"
 """The codec's name in Zarr metadata, that of imagecodecs' own Zarr v3 codec."""
 
+_START_OF_SCAN = 0xDA
+
 
 @dataclass(frozen=True)
 class JpegSettings:
@@ -48,6 +50,22 @@ def first_frame(jpeg: bytes) -> tuple[int, int, int] | None:
         marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return marker, int.from_bytes(jpeg[at + 5 : at + 7], "big"), int.from_bytes(jpeg[at + 7 : at + 9], "big")
+        at += 2 + length
+    return None
+
+
+def is_ycc(jpeg: bytes) -> bool | None:
+    """Whether a JPEG's own markers say that it is stored as YCbCr (JFIF, Adobe's transform 1) or not; None if neither.
+
+    Sources: ITU-T T.871 (JFIF, which is YCbCr by definition); ITU-T T.872, 6.5.3 (Adobe's APP14).
+    """
+    at = 2
+    while at + 16 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] != _START_OF_SCAN:
+        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if marker == 0xE0 and jpeg[at + 4 : at + 9] == b"JFIF\0":
+            return True
+        if marker == 0xEE and jpeg[at + 4 : at + 9] == b"Adobe" and length >= 14:
+            return jpeg[at + 15] == 1
         at += 2 + length
     return None
 

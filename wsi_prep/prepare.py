@@ -55,6 +55,7 @@ from wsi_prep.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.tile_writer import write_tiles
 from wsi_prep.time_limit import HUNG, time_limit
 from wsi_prep.tissue import MASK_MPP, Glass, TissueSettings, check_bright_field, detect_tissue
+from wsi_prep.trusted import TrustedLevels
 from wsi_prep.warning import warned
 
 DEFAULT_TIME_LIMIT = 3600.0
@@ -233,23 +234,43 @@ def _prepare(
     task: SlideTask, row: dict[str, Any], place: Place, stage: Path, room: Room, clock: StageClock
 ) -> pa.Table:
     """All of the work on one slide; fills `row` as facts become known, so that they survive a failure."""
-    with Crew(task.threads) as crew, opened(task.source, task.settings.reader, room, crew) as reader:
-        row.update(_facts(reader.info))
-        scale = resolve_scale(reader.info, task.manifest.mpp, task.settings.assume_mpp)
-        row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=warned(scale.warning))
-        clock.enter("tissue")
-        thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
-        _check_bright_field(task, row, thumbnail)
-        glass = Glass.of(thumbnail.pixels)
-        row["tissue_source"] = "mask" if task.mask else "detected"
-        if task.mask:
-            tissue = read_mask(task.mask, reader.info, thumbnail)
-        else:
-            tissue = detect_tissue(thumbnail.pixels, thumbnail.mpp, task.settings.tissue, glass)
-        row["tissue_mm2"] = float(tissue.sum()) * _mask_pixel_mm2(thumbnail, scale)
-        seen = classify_stain(thumbnail.pixels, tissue, glass)
-        row.update(stain_columns(task.manifest.stain, seen, row["warning"]))
-        return _make_tiles(task, row, place, stage, clock, crew, reader, scale, thumbnail, tissue)
+    with Crew(task.threads) as crew, opened(task.source, task.settings.reader, room, crew) as opened_reader:
+        reader = TrustedLevels(opened_reader)
+        try:
+            return _prepare_open(task, row, place, stage, clock, crew, reader)
+        finally:  # a slide that fails may fail for what was noted before
+            row["warning"] = warned(row["warning"], *reader.info.notes, *reader.warnings)
+
+
+def _prepare_open(
+    task: SlideTask,
+    row: dict[str, Any],
+    place: Place,
+    stage: Path,
+    clock: StageClock,
+    crew: Crew,
+    reader: TrustedLevels,
+) -> pa.Table:
+    """All of the work on one slide that is open."""
+    row.update(_facts(reader.info))
+    scale = resolve_scale(reader.info, task.manifest.mpp, task.settings.assume_mpp)
+    row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=warned(scale.warning))
+    clock.enter("tissue")
+    mpp = max(scale.mpp_x, scale.mpp_y)
+    reader.compare_levels(mpp, MASK_MPP / mpp)
+    thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
+    reader.thumbnail = thumbnail
+    _check_bright_field(task, row, thumbnail)
+    glass = Glass.of(thumbnail.pixels)
+    row["tissue_source"] = "mask" if task.mask else "detected"
+    if task.mask:
+        tissue = read_mask(task.mask, reader.info, thumbnail)
+    else:
+        tissue = detect_tissue(thumbnail.pixels, thumbnail.mpp, task.settings.tissue, glass)
+    row["tissue_mm2"] = float(tissue.sum()) * _mask_pixel_mm2(thumbnail, scale)
+    seen = classify_stain(thumbnail.pixels, tissue, glass)
+    row.update(stain_columns(task.manifest.stain, seen, row["warning"]))
+    return _make_tiles(task, row, place, stage, clock, crew, reader, scale, thumbnail, tissue)
 
 
 def _check_bright_field(task: SlideTask, row: dict[str, Any], thumbnail: Thumbnail) -> None:
@@ -351,6 +372,7 @@ def _facts(info: SlideInfo) -> dict[str, Any]:
         "height": info.height0,
         "bounds_x0": info.bounds_x0,
         "bounds_y0": info.bounds_y0,
+        "icc_profile": info.icc_profile,
     }
 
 

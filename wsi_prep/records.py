@@ -28,6 +28,7 @@ SLIDE_SCHEMA = pa.schema(
         ("height", pa.int64()),
         ("bounds_x0", pa.int64()),  # level-0 px at which OpenSlide's bounds begin, as in MRXS; 0 without bounds
         ("bounds_y0", pa.int64()),
+        ("icc_profile", pa.string()),  # a mark of the colour profile in the file, which is not applied
         ("stain", pa.string()),  # HE, IHC, SPECIAL, FLUORESCENCE, UNKNOWN
         ("stain_confidence", pa.float32()),  # 0 to 1
         ("stain_source", pa.string()),  # pixels or manifest

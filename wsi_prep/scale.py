@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from wsi_prep.errors import BadOption, ImplausibleMpp, MissingMpp
@@ -10,6 +11,9 @@ from wsi_prep.readers.base import SlideInfo
 
 MPP_LIMITS = (0.05, 40.0)
 """Plausible um/px of a level-0 pixel: beyond them a value is a mistake (72 dpi, a zero, a unit mixed up)."""
+
+_UM_PER_INCH = 25400.0
+_SCALE_TEXT = re.compile(r"[\w .,=+/\N{MICRO SIGN}-]{1,80}")
 
 DISAGREEMENT = 0.05
 """Relative difference between manifest and file above which the row carries a warning."""
@@ -28,8 +32,8 @@ class Scale:
 def resolve_scale(info: SlideInfo, manifest_mpp: float | None, assumed_mpp: float | None) -> Scale:
     """The scale of a slide: the manifest's value, else the file's, else what the user chose to assume.
 
-    Objective power is never taken for it. Raises ImplausibleMpp for a value outside `MPP_LIMITS` and MissingMpp where
-    nothing states one.
+    Objective power is never taken for it. Raises ImplausibleMpp for a value outside `MPP_LIMITS`, and MissingMpp where
+    nothing states one or what does is not understood.
     """
     if manifest_mpp is not None:
         _require_plausible(manifest_mpp, "the manifest's mpp", "correct the manifest")
@@ -39,10 +43,30 @@ def resolve_scale(info: SlideInfo, manifest_mpp: float | None, assumed_mpp: floa
         if not guess:  # a resolution meant for printers says nothing; a scanner's own wrong value is an error
             for value in (info.mpp_x, info.mpp_y):
                 _require_plausible(value, "the file's mpp", "give the right mpp in the manifest")
-            return Scale(info.mpp_x, info.mpp_y, info.mpp_source)
+            return Scale(info.mpp_x, info.mpp_y, info.mpp_source, _passed_over(info))
     if assumed_mpp is not None:
         return Scale(assumed_mpp, assumed_mpp, "assumed")
-    raise MissingMpp("no micron-per-pixel value in the file; give the slide's mpp in the manifest, or ASSUME_MPP")
+    remedy = "give the slide's mpp in the manifest, or ASSUME_MPP"
+    if info.mpp_stated:
+        raise MissingMpp(f"the file's scale, {quoted(info.mpp_stated)}, is not understood; {remedy}")
+    if info.mpp_x is not None and info.mpp_y is not None:  # a resolution meant for printers
+        dpi = _UM_PER_INCH / info.mpp_x if info.mpp_x else math.inf
+        raise ImplausibleMpp(
+            f"the file's only scale is a TIFF resolution of {info.mpp_x:g} um/px ({dpi:.0f} dpi), "
+            f"not between {MPP_LIMITS[0]} and {MPP_LIMITS[1]:g}; {remedy}"
+        )
+    raise MissingMpp(f"no micron-per-pixel value in the file; {remedy}")
+
+
+def quoted(stated: str) -> str:
+    """What a file says of its scale, as it may stand in the output: short, and nothing but what scales are made of."""
+    return f"'{stated}'" if _SCALE_TEXT.fullmatch(stated) else "a text"
+
+
+def _passed_over(info: SlideInfo) -> str:
+    if not info.mpp_stated:
+        return ""
+    return f"the file's scale {quoted(info.mpp_stated)} is not understood, {info.mpp_x:g} of {info.mpp_source} was used"
 
 
 def check_assumed_mpp(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.errors import ImplausibleMpp, UnreadableSlide
-from wsi_prep.readers.base import SlideReader
+from wsi_prep.readers.base import SlideReader, steps0
 from wsi_prep.resample import area_resample
 
 _BLOCK_PX = 2048
@@ -47,15 +48,29 @@ def read_thumbnail(reader: SlideReader, mpp_x: float, mpp_y: float, target_mpp: 
     shape = info.levels[level]
     factor = max(1, min(shape.width // width, shape.height // height))
     reduced = _reduced(reader, level, factor)
-    step_x, step_y = shape.width / factor / width, shape.height / factor / height
+    step_x0, step_y0 = info.width0 / width, info.height0 / height
+    across, down = steps0(info.levels[0], shape)
+    step_x, step_y = step_x0 / across / factor, step_y0 / down / factor
+    reduced = _extended(reduced, math.ceil(step_x * width), math.ceil(step_y * height))
     pixels = area_resample(reduced, np.arange(float(width)) * step_x, np.arange(float(height)) * step_y, step_x, step_y)
-    return Thumbnail(pixels, target, info.width0 / width, info.height0 / height)
+    return Thumbnail(pixels, target, step_x0, step_y0)
+
+
+def _extended(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """At least so large, by repeating the last column and row: a level may lack the slide's last pixels."""
+    right, bottom = max(0, width - picture.shape[1]), max(0, height - picture.shape[0])
+    if not right and not bottom:
+        return picture
+    return np.asarray(cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REPLICATE), dtype=np.uint8)
 
 
 def _level_for(reader: SlideReader, downsample: float) -> int:
     """The coarsest level that is still as fine as wanted."""
-    fine_enough = [i for i, level in enumerate(reader.info.levels) if level.downsample <= downsample * 1.001]
-    return max(fine_enough, key=lambda i: reader.info.levels[i].downsample, default=0)
+    levels = reader.info.levels
+    fine_enough = [
+        i for i, level in enumerate(levels) if i not in reader.lost and level.downsample <= downsample * 1.001
+    ]
+    return max(fine_enough, key=lambda i: levels[i].downsample, default=0)
 
 
 def _reduced(reader: SlideReader, level: int, factor: int) -> NDArray[np.uint8]:

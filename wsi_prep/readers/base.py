@@ -44,6 +44,18 @@ class Level:
     downsample: float
 
 
+def steps0(level0: Level, level: Level) -> tuple[float, float]:
+    """Level-0 px that a pixel of `level` covers in x and y.
+
+    A whole number where that fits the sides to a pixel, since writers drop what is left at the right and lower edge;
+    the quotients of the sides elsewhere.
+    """
+    factor = max(1, round(level0.width / level.width))
+    if abs(level0.width / factor - level.width) < 1 and abs(level0.height / factor - level.height) < 1:
+        return float(factor), float(factor)
+    return level0.width / level.width, level0.height / level.height
+
+
 @dataclass(frozen=True)
 class SlideInfo:
     """What is taken from a slide's tags: nothing but these fields ever leaves a reader.
@@ -53,6 +65,10 @@ class SlideInfo:
     the power that the file states, recorded and never computed with. `background` is the RGB colour for what lies
     outside the slide or is transparent. `bounds_x0`, `bounds_y0` are where the scanned part begins, in level-0 px, 0
     where the file does not say: viewers that crop to it count from there.
+
+    `mpp_stated` is what the file says of its scale where that is not understood. `icc_profile` is a mark of the colour
+    profile that the file carries, which is not applied. `tile_px` is the side of the tiles that level 0 is stored in.
+    `notes` are what the slide's row warns of.
     """
 
     reader: str
@@ -66,6 +82,10 @@ class SlideInfo:
     background: tuple[int, int, int] = WHITE
     bounds_x0: int = 0
     bounds_y0: int = 0
+    mpp_stated: str = ""
+    icc_profile: str | None = None
+    tile_px: int = 256
+    notes: tuple[str, ...] = ()
 
     @property
     def width0(self) -> int:
@@ -82,9 +102,16 @@ class SlideReader(Protocol):
     """An open slide. Not safe to share between threads or processes: each opens its own.
 
     `keeps_edges`: what is decoded beyond a rectangle's edge is kept for its neighbours, so small ones cost no more.
+    `lost`: reduced levels that are not to be made use of.
     """
 
     keeps_edges: bool
+    lost: set[int]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What had to be done without, so far, for the slide's row."""
+        ...
 
     @property
     def info(self) -> SlideInfo:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
 
+import cv2
 import numpy as np
 import openslide
 from numpy.typing import NDArray
 
+from wsi_prep.dicom import is_ycc_called_rgb
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
 from wsi_prep.private import reason
 from wsi_prep.readers.base import Level, SlideInfo, blank, is_reduced, parse_colour
 from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
+from wsi_prep.readers.tiff_facts import profile_mark
 
 _UNSORTED = ("aperio", "generic-tiff")
-"""Formats in which OpenSlide takes every picture stored in tiles for a level."""
+"""Formats in which OpenSlide takes every picture stored in tiles for a level, a label's too."""
+
+_SCALE_TAGS = ("openslide.mpp-x", "openslide.mpp-y", "aperio.MPP", "tiff.XResolution")
+_WHOLE = 1e-3
+_USUAL_TILE_PX = 256
+_MOST_TILE_PX = 2048
 
 
 def detect_vendor(path: str) -> str | None:
@@ -28,7 +38,8 @@ class OpenSlideReader:
 
     keeps_edges = False
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, files: Sequence[str] = ()) -> None:
+        """`files` are those of a DICOM series, where they are several."""
         self._path = path
         try:
             self._slide = openslide.OpenSlide(path)
@@ -36,13 +47,21 @@ class OpenSlideReader:
             raise UnreadableSlide("OpenSlide knows no such format") from error
         except (openslide.OpenSlideError, OSError) as error:
             raise UnreadableSlide(f"OpenSlide cannot open it ({reason(error, path)})") from error
-        self._levels = _levels(self._slide)
-        self._info = _describe(self._slide, self._levels)
+        levels = _levels(self._slide)
+        self._levels = list(levels)
+        self._info = _describe(self._slide, levels)
+        self._is_ycc = _vendor(self._slide) == "dicom" and is_ycc_called_rgb(files or [path])
+        self.lost: set[int] = set()
 
     @property
     def info(self) -> SlideInfo:
         """The slide's facts."""
         return self._info
+
+    @property
+    def warnings(self) -> list[str]:
+        """None: OpenSlide does not say what it does without."""
+        return []
 
     def expect(
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
@@ -72,8 +91,19 @@ class OpenSlideReader:
         except openslide.OpenSlideError as error:
             where = f"x {location0[0]}, y {location0[1]} (level 0)"
             why = reason(error, self._path)
+            self._slide.close()
+            self._slide = openslide.OpenSlide(self._path)  # after an error an open slide refuses everything
             raise DamagedSlide(f"pixels near {where} cannot be read ({why}); copy the slide again") from error
+        if self._is_ycc:
+            rgba = _from_ycc(rgba)
         return _over_background(rgba, self._info.background)
+
+
+def _from_ycc(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(h, w, 4) whose first three are Y, Cb and Cr of JFIF, as RGBA; transparent pixels stay as they are."""
+    luma, blue, red, alpha = cv2.split(rgba)
+    rgb = cv2.cvtColor(cv2.merge([luma, red, blue]), cv2.COLOR_YCrCb2RGB)
+    return np.asarray(cv2.merge([*cv2.split(rgb), alpha]), dtype=np.uint8)
 
 
 def _over_background(rgba: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -100,21 +130,51 @@ def _bounding_box(rectangle: tuple[int, int, int, int], boxes: NDArray[np.int64]
     return left, top, right - left, bottom - top
 
 
-def _levels(slide: openslide.OpenSlide) -> list[int]:
-    """Those of OpenSlide's levels that are the slide."""
-    if slide.properties.get(openslide.PROPERTY_NAME_VENDOR) not in _UNSORTED:
-        return list(range(slide.level_count))
-    return [i for i, sides in enumerate(slide.level_dimensions) if is_reduced(*slide.dimensions, *sides)]
+def _vendor(slide: openslide.OpenSlide) -> str:
+    return str(slide.properties.get(openslide.PROPERTY_NAME_VENDOR, ""))
 
 
-def _describe(slide: openslide.OpenSlide, levels: list[int]) -> SlideInfo:
+def _levels(slide: openslide.OpenSlide) -> dict[int, Level]:
+    """Those of OpenSlide's levels that lie on level 0's grid, by their numbers.
+
+    Where a format says by what a level is reduced, what pads it to the right and below is cut off. Where it does not, a
+    padded level is none: nothing tells how far the picture in it reaches.
+    """
+    width0, height0 = slide.dimensions
+    found = {}
+    for number, (width, height) in enumerate(slide.level_dimensions):
+        downsample = slide.level_downsamples[number]
+        if is_reduced(width0, height0, width, height):
+            found[number] = Level(width, height, downsample)
+        elif abs(downsample - round(downsample)) < _WHOLE:
+            inside = math.ceil(width0 / downsample - _WHOLE), math.ceil(height0 / downsample - _WHOLE)
+            if inside[0] <= width and inside[1] <= height:
+                found[number] = Level(*inside, round(downsample))
+    return found
+
+
+def _notes(slide: openslide.OpenSlide, levels: Mapping[int, Level]) -> tuple[str, ...]:
+    """What the slide's row warns of."""
+    off_grid = slide.level_count - len(levels)
+    if not off_grid or _vendor(slide) in _UNSORTED:
+        return ()
+    return (f"{off_grid} of {slide.level_count} levels do not lie on level 0's grid (padded?) and are not used",)
+
+
+def _tile_px(properties: Mapping[str, str]) -> int:
+    """Side of the tiles that level 0 is stored in, where the format tells."""
+    sides = [parse_number(properties.get(f"openslide.level[0].tile-{side}")) for side in ("width", "height")]
+    return int(min(_MOST_TILE_PX, max(side or _USUAL_TILE_PX for side in sides)))
+
+
+def _describe(slide: openslide.OpenSlide, levels: Mapping[int, Level]) -> SlideInfo:
     properties: Mapping[str, str] = slide.properties
     mpp_x, mpp_y = (
         parse_number(properties.get(key)) for key in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
     )
     known = mpp_x is not None and mpp_y is not None
     bounds_x0, bounds_y0 = _bounds_origin(properties)
-    vendor, scanner = vendor_and_scanner(properties.get(openslide.PROPERTY_NAME_VENDOR, ""), properties)
+    vendor, scanner = vendor_and_scanner(_vendor(slide), properties)
     return SlideInfo(
         reader="openslide",
         vendor=vendor,
@@ -123,14 +183,28 @@ def _describe(slide: openslide.OpenSlide, levels: list[int]) -> SlideInfo:
         mpp_y=mpp_y if known else None,
         mpp_source="openslide" if known else None,
         objective=parse_objective(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)),
-        levels=tuple(
-            Level(slide.level_dimensions[i][0], slide.level_dimensions[i][1], slide.level_downsamples[i])
-            for i in levels
-        ),
+        levels=tuple(levels.values()),
         background=parse_colour(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)),
         bounds_x0=bounds_x0,
         bounds_y0=bounds_y0,
+        mpp_stated=_stated(properties) if not known else "",
+        icc_profile=_icc_profile(slide),
+        tile_px=_tile_px(properties),
+        notes=_notes(slide, levels),
     )
+
+
+def _stated(properties: Mapping[str, str]) -> str:
+    """What the file says of its scale, in OpenSlide's and the vendors' own words; empty where it says nothing."""
+    said = (f"{key} = {properties[key]}" for key in _SCALE_TAGS if properties.get(key))
+    return next(said, "")
+
+
+def _icc_profile(slide: openslide.OpenSlide) -> str | None:
+    with contextlib.suppress(OSError, openslide.OpenSlideError):  # a profile of nonsense
+        profile = slide.color_profile
+        return profile_mark(profile.tobytes()) if profile is not None else None
+    return None
 
 
 def _bounds_origin(properties: Mapping[str, str]) -> tuple[int, int]:

@@ -13,7 +13,9 @@ from wsi_prep.dicom import require_few_nested
 from wsi_prep.errors import BadOption, UnreadableSlide
 from wsi_prep.readers.base import SlideReader
 from wsi_prep.readers.openslide_reader import OpenSlideReader, detect_vendor
-from wsi_prep.readers.tiff_reader import TiffReader, UnsupportedLayout
+from wsi_prep.readers.second import second_opinion
+from wsi_prep.readers.tiff_pictures import UnsupportedLayout
+from wsi_prep.readers.tiff_reader import TiffReader, is_ome_tiff
 from wsi_prep.remote import copy_here, local_path
 from wsi_prep.sources import SlideSource
 
@@ -70,20 +72,40 @@ def open_slide(path: str, reader: str = "auto", crew: Crew | None = None, files:
     if reader == "tiff":
         return TiffReader(path, crew)
     if reader == "openslide":
-        return OpenSlideReader(_required_local(local))
+        if local is not None and is_ome_tiff(local):
+            raise UnreadableSlide("an OME-TIFF, of which OpenSlide would read one plane; leave the reader to auto")
+        return OpenSlideReader(_required_local(local), files)
     vendor = detect_vendor(local) if local is not None else None
     if vendor not in _PLAIN_TILES:
-        return OpenSlideReader(_required_local(local))
+        return OpenSlideReader(_required_local(local), files)
     try:
-        return TiffReader(path, crew)
+        found = TiffReader(path, crew)
     except UnsupportedLayout as error:
         refusal = error
+    else:
+        if vendor is not None and local is not None and not found.is_ome:  # which OpenSlide does not know
+            found.add_notes(second_opinion(found, local))
+        return found
     try:
-        return OpenSlideReader(_required_local(local))
+        other = OpenSlideReader(_required_local(local))
     except UnreadableSlide as error:
         raise UnreadableSlide(
             f"no reader takes this file: {refusal}; {error}. Is it a whole-slide image, and whole?"
         ) from error
+    _require_largest(other, refusal)
+    return other
+
+
+def _require_largest(found: SlideReader, refusal: UnsupportedLayout) -> None:
+    """OpenSlide may take another picture of a TIFF for the slide than the largest, which could not be read."""
+    sides = found.info.width0, found.info.height0
+    if refusal.largest is not None and sides[0] * sides[1] < refusal.largest[0] * refusal.largest[1]:
+        found.close()
+        largest = " x ".join(map(str, refusal.largest))
+        raise UnreadableSlide(
+            f"its largest picture, {largest} px, is not read ({refusal}), and OpenSlide takes one of "
+            f"{sides[0]} x {sides[1]} px for the slide"
+        )
 
 
 def _required_local(local: str | None) -> str:

@@ -50,6 +50,7 @@ _MODEL_PREFIX = re.compile(r"(?:aperio|leica(?: biosystems)?|hamamatsu|3dhistech
 _MODEL = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9 .()/+_-]{1,40}")
 _NUMBERED = re.compile(r"\d{6}|\d{1,4}[-/.:]\d{1,2}[-/.:]\d{1,4}")
 _MAX_OBJECTIVE = 200.0
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+\s*")
 
 
 def vendor_and_scanner(file_format: str, tags: Mapping[str, str]) -> tuple[str, str]:
@@ -69,9 +70,12 @@ def vendor_and_scanner(file_format: str, tags: Mapping[str, str]) -> tuple[str, 
 
 
 def parse_number(text: object) -> float | None:
-    """A tag's text as a finite number, or None."""
+    """A tag's text as a finite number, or None. A comma is a decimal point where it can be nothing else: "0,25"."""
+    plain = str(text)
+    if _DECIMAL_COMMA.fullmatch(plain):
+        plain = plain.replace(",", ".")
     try:
-        number = float(str(text))
+        number = float(plain)
     except ValueError:
         return None
     return number if math.isfinite(number) else None

@@ -1,57 +1,53 @@
 """Tiled TIFF slides (SVS, generic pyramids, OME-TIFF), their compressed tiles taken straight from the file.
 
 tiffslide reads the metadata, tifffile finds and decodes the tiles; the file may be local or any fsspec URL. What this
-reader does not take, it refuses with `UnsupportedLayout`, and OpenSlide is asked instead.
+reader does not take, it refuses with `UnsupportedLayout`, and OpenSlide is asked instead, which knows no OME-TIFF.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import re
 import warnings
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
 import imagecodecs
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from tiffslide import TiffSlide
 
 from wsi_prep.crew import Crew
 from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide
+from wsi_prep.jpeg import is_ycc
 from wsi_prep.private import reason
-from wsi_prep.ranges import ExpectedRanges, Ranges, Span, open_ranges, seekable
-from wsi_prep.readers.base import Level, SlideInfo, blank, is_reduced, parse_colour
-from wsi_prep.readers.bounds import MOST_TILE_PX, coded_size, require_few_directories, require_small_tiles
-from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
+from wsi_prep.ranges import ExpectedRanges, Ranges, open_ranges, seekable
+from wsi_prep.readers.base import SlideInfo, blank
+from wsi_prep.readers.bounds import MOST_TILE_PX, coded_size, require_few_directories
+from wsi_prep.readers.levels import finer_level, from_finer
+from wsi_prep.readers.ome import read_images
+from wsi_prep.readers.tiff_facts import describe
+from wsi_prep.readers.tiff_pictures import JPEG, RGB, Picture, UnsupportedLayout, find_pyramid
 from wsi_prep.remote import local_path
 
 CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
 
-_JPEG = 7
-_COMPRESSIONS = frozenset({1, 5, _JPEG, 8, 32946, 50000, 33005, 34712})
-"""None, LZW, JPEG, Deflate (two codes), Zstandard, JPEG 2000 of RGB (Aperio's code and the common one)."""
-
-_BESIDE_THE_SLIDE = re.compile(r"\s*(label|macro|overview|thumbnail)(\s+image)?\s*", re.IGNORECASE)
-"""Names that OME-TIFFs give to pictures of the whole glass, label and all."""
-
 _TRESTLE = "MedScan"
 """How the software tag of Trestle's slides begins, whose tiles overlap."""
 
-_RGB, _YCBCR = 2, 6  # photometric interpretations
-_UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-
-
-class UnsupportedLayout(UnreadableSlide):
-    """A TIFF, or another file, whose layout this reader leaves to OpenSlide."""
+_Missing = DamagedSlide | None
+"""Why a tile of a reduced level is not there: it does not decode, or the file leaves it out."""
 
 
 class TiffReader:
-    """Reads a tiled 8-bit RGB TIFF pyramid; raises UnsupportedLayout for anything else, DamagedSlide if truncated."""
+    """Reads a tiled 8-bit RGB TIFF pyramid; raises UnsupportedLayout for anything else, DamagedSlide if truncated.
+
+    A tile of a reduced level that the file leaves out, or that does not decode, is made of the next finer level.
+    """
 
     keeps_edges = True
 
@@ -62,9 +58,8 @@ class TiffReader:
         self._bytes = open_ranges(path)
         try:
             self._slide = _open_tiffslide(path, self._bytes)
-            self._pages = _tiled_levels(self._slide)
-            self._require_whole(path)
-            self._info = _describe(self._slide, self._pages)
+            self._info, self._levels = _understand(self._slide)
+            self._require_whole()
         except (SlideError, StoreFailed):
             self._bytes.close()
             raise
@@ -75,11 +70,33 @@ class TiffReader:
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cached = 0
         self._background = blank(0, 0, self._info.background)
+        self.lost: set[int] = set()
+        self._left_out: dict[int, set[int]] = defaultdict(set)
+        self._broken: dict[int, set[int]] = defaultdict(set)
 
     @property
     def info(self) -> SlideInfo:
         """The slide's facts."""
         return self._info
+
+    @property
+    def is_ome(self) -> bool:
+        """Whether the file is an OME-TIFF."""
+        return bool(self._slide.ts_tifffile.is_ome)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Tiles of reduced levels that had to be made of finer ones."""
+        said = ((self._left_out, "are not in the file"), (self._broken, "cannot be decoded"))
+        return [
+            f"{len(tiles)} tiles of the level {self._levels[level].width} px wide {what}, taken from a finer level"
+            for found, what in said
+            for level, tiles in sorted(found.items())
+        ]
+
+    def add_notes(self, notes: Sequence[str]) -> None:
+        """Add to what the slide's row warns of."""
+        self._info = replace(self._info, notes=(*self._info.notes, *notes))
 
     @property
     def cached_bytes(self) -> int:
@@ -90,39 +107,54 @@ class TiffReader:
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
     ) -> NDArray[np.uint8]:
         """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB; see `SlideReader.read`."""
-        page = self._pages[level]
+        picture = self._levels[level]
         rectangle = (x_level, y_level, width, height)
-        wanted = _tiles_touched(page, rectangle, boxes)
-        missing = [i for i in wanted if (level, i) not in self._cache and page.databytecounts[i] > 0]
-        found = dict(zip(missing, self._coming.read(_spans(page, missing)), strict=True))
-        inside = min(x_level, y_level) >= 0 and x_level + width <= page.imagewidth
-        if inside and y_level + height <= page.imagelength:  # tiles cover all of it
+        wanted = _tiles_touched(picture, rectangle, boxes)
+        stored = [i for i in wanted if (level, i) not in self._cache and not picture.is_missing(i)]
+        found = self._fetched(picture, stored)
+        inside = min(x_level, y_level) >= 0 and x_level + width <= picture.width
+        if inside and y_level + height <= picture.height:  # tiles cover all of it
             out = np.empty((height, width, 3), np.uint8)
-            for index in set(_tiles_touched(page, rectangle, None)).difference(wanted):
-                _paste(out, self._bare(page), *self._corner(page, index), x_level, y_level)
+            for index in set(_tiles_touched(picture, rectangle, None)).difference(wanted):
+                _paste(out, self._bare(picture), *picture.corner(index), x_level, y_level)
         else:
             out = blank(height, width, self._info.background)
+        absent: list[tuple[int, _Missing]] = []
         for index in (i for i in wanted if i not in found):
             tile = self._cache.get((level, index), None)
-            _paste(out, self._bare(page) if tile is None else tile, *self._corner(page, index), x_level, y_level)
-            if tile is not None and not self._is_shared(page, index, rectangle):
+            if tile is None and level > 0:
+                absent.append((index, None))
+                continue
+            _paste(out, self._bare(picture) if tile is None else tile, *picture.corner(index), x_level, y_level)
+            if tile is not None and not _is_shared(picture, index, rectangle):
                 self._drop((level, index))
 
-        def decode(indices: Sequence[int]) -> list[tuple[int, NDArray[np.uint8]]]:
+        def decode(indices: Sequence[int]) -> list[tuple[int, NDArray[np.uint8] | DamagedSlide]]:
             """Decode and paste these tiles; returns those that a neighbouring rectangle will want again."""
-            scratch = np.empty((page.tilelength, page.tilewidth, 3), np.uint8)
-            shared = []
+            scratch = np.empty((picture.tile_height, picture.tile_width, 3), np.uint8)
+            shared: list[tuple[int, NDArray[np.uint8] | DamagedSlide]] = []
             for index in indices:
-                again = self._is_shared(page, index, rectangle)
+                again = _is_shared(picture, index, rectangle)
                 # decoded to memory that is still in the processor's cache when it is copied
-                tile = self._decode(page, index, found[index], None if again else scratch)
-                _paste(out, tile, *self._corner(page, index), x_level, y_level)
+                try:
+                    tile = self._decode(picture, index, found[index], None if again else scratch)
+                except DamagedSlide as error:
+                    if level == 0:
+                        raise
+                    shared.append((index, error))
+                    continue
+                _paste(out, tile, *picture.corner(index), x_level, y_level)
                 if again:
                     shared.append((index, tile))
             return shared
 
-        for index, tile in self._crew.share(decode, missing):
-            self._put(level, index, tile)
+        for index, done in self._crew.share(decode, stored):
+            if isinstance(done, DamagedSlide):
+                absent.append((index, done))
+            else:
+                self._put(level, index, done)
+        for index, why in absent:
+            _paste(out, self._made_of_finer(level, index, why), *picture.corner(index), x_level, y_level)
         while self._cached > CACHE_BYTES:
             self._drop(next(iter(self._cache)))
         return out
@@ -131,52 +163,86 @@ class TiffReader:
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
     ) -> None:
         """See `SlideReader.expect`."""
-        page = self._pages[level]
-        wanted = _tiles_touched(page, (x_level, y_level, width, height), boxes)
-        missing = [i for i in wanted if (level, i) not in self._cache and page.databytecounts[i] > 0]
-        self._coming.expect(_spans(page, missing))
+        picture = self._levels[level]
+        wanted = _tiles_touched(picture, (x_level, y_level, width, height), boxes)
+        stored = [i for i in wanted if (level, i) not in self._cache and not picture.is_missing(i)]
+        self._coming.expect([span for i in stored for span in picture.spans(i)])
 
     def close(self) -> None:
         """Let go of the file."""
         self._slide.close()
         self._coming.close()
 
-    def _bare(self, page: Any) -> NDArray[np.uint8]:
+    def _fetched(self, picture: Picture, indices: Sequence[int]) -> dict[int, list[bytes]]:
+        """The compressed data of tiles, a piece for each plane."""
+        planes = len(picture.planes)
+        pieces = self._coming.read([span for i in indices for span in picture.spans(i)])
+        return {index: pieces[n * planes : (n + 1) * planes] for n, index in enumerate(indices)}
+
+    def _made_of_finer(self, level: int, index: int, why: _Missing) -> NDArray[np.uint8]:
+        """A tile of a reduced level, clipped to the picture, out of the next finer level."""
+        picture = self._levels[level]
+        x, y = picture.corner(index)
+        width, height = min(picture.tile_width, picture.width - x), min(picture.tile_height, picture.height - y)
+        if why is None and not self._is_stored_below(level, index):
+            return self._bare(picture)[:height, :width]
+        (self._left_out if why is None else self._broken)[level].add(index)
+        finer = finer_level(level, self.lost)
+        return from_finer(self.read, self._info.levels, finer, level, (x, y, width, height))
+
+    def _is_stored_below(self, level: int, index: int) -> bool:
+        """Whether any finer level has tiles where a tile of this one is: none has them where there is bare glass."""
+        picture = self._levels[level]
+        x, y = picture.corner(index)
+        for finer in self._levels[:level]:
+            scale = finer.width / picture.width
+            rectangle = (x * scale, y * scale, picture.tile_width * scale, picture.tile_height * scale)
+            left, top, width, height = (round(side) for side in rectangle)
+            if not all(map(finer.is_missing, _tiles_touched(finer, (left, top, width, height), None))):
+                return True
+        return False
+
+    def _bare(self, picture: Picture) -> NDArray[np.uint8]:
         """A tile of background, for one that the file leaves out or nobody asks for."""
-        size = page.tilelength, page.tilewidth
+        size = picture.tile_height, picture.tile_width
         if self._background.shape[:2] != size:
             self._background = blank(*size, self._info.background)
         return self._background
 
-    def _decode(self, page: Any, index: int, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-        """The tile, clipped to the picture; in `out`, if that is given and it is a JPEG."""
-        x_tile, y_tile = self._corner(page, index)
-        where = f"the tile at x {x_tile}, y {y_tile} of the level {page.imagewidth} px wide"
-        if page.compression == _JPEG and not (data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") > 0):
+    def _decode(
+        self, picture: Picture, index: int, data: Sequence[bytes], out: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8]:
+        """The tile, clipped to the picture; in `out`, if that is given and it is a JPEG of all three colours."""
+        x_tile, y_tile = picture.corner(index)
+        if len(data) == 1:
+            tile = self._decode_piece(picture.page, index, data[0], (x_tile, y_tile), out)
+        else:
+            pieces = [
+                self._decode_piece(page, first + index, piece, (x_tile, y_tile), None)[..., 0]
+                for (page, first), piece in zip(picture.planes, data, strict=True)
+            ]
+            tile = np.stack(pieces, axis=-1)
+        return tile[: picture.height - y_tile, : picture.width - x_tile]
+
+    def _decode_piece(
+        self, page: Any, index: int, data: bytes, corner: tuple[int, int], out: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8]:
+        """(h, w, samples) of a tile of one page; raises DamagedSlide where it does not decode."""
+        where = f"the tile at x {corner[0]}, y {corner[1]} of the level {page.imagewidth} px wide"
+        if page.compression == JPEG and not (data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") > 0):
             raise DamagedSlide(f"{where} is no whole JPEG; copy the slide again from its source")
         height, width = coded_size(data)
         if height * width > MOST_TILE_PX:
             raise DamagedSlide(f"{where} says that it is {width} x {height} px; copy the slide again from its source")
         try:
-            decoded = _decode_jpeg(page, data, out) if page.compression == _JPEG else None
+            in_colour = page.compression == JPEG and page.samplesperpixel == 3 and page.planarconfig == 1
+            decoded = _decode_jpeg(page, data, out) if in_colour else None
             if decoded is None:
                 decoded = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
         except Exception as error:  # each codec has errors of its own
             why = reason(error, self._path)
             raise DamagedSlide(f"{where} cannot be decoded ({why}); copy the slide again") from error
-        tile: NDArray[np.uint8] = decoded[: page.imagelength - y_tile, : page.imagewidth - x_tile]
-        return tile
-
-    @staticmethod
-    def _corner(page: Any, index: int) -> tuple[int, int]:
-        row, col = divmod(index, -(-page.imagewidth // page.tilewidth))
-        return col * page.tilewidth, row * page.tilelength
-
-    def _is_shared(self, page: Any, index: int, rectangle: tuple[int, int, int, int]) -> bool:
-        """Whether a tile reaches beyond the rectangle's right or lower edge."""
-        x_tile, y_tile = self._corner(page, index)
-        x, y, width, height = rectangle
-        return bool(x_tile + page.tilewidth > x + width or y_tile + page.tilelength > y + height)
+        return np.asarray(decoded, dtype=np.uint8)
 
     def _put(self, level: int, index: int, tile: NDArray[np.uint8]) -> None:
         self._cache[(level, index)] = tile
@@ -187,8 +253,9 @@ class TiffReader:
         if tile is not None:
             self._cached -= tile.nbytes
 
-    def _require_whole(self, path: str) -> None:
-        end = max(max(map(sum, zip(p.dataoffsets, p.databytecounts, strict=True)), default=0) for p in self._pages)
+    def _require_whole(self) -> None:
+        pages = [page for picture in self._levels for page, _ in picture.planes]
+        end = max(max(map(sum, zip(p.dataoffsets, p.databytecounts, strict=True)), default=0) for p in pages)
         size = self._bytes.size
         if end > size:
             raise DamagedSlide(
@@ -198,41 +265,57 @@ class TiffReader:
 
 def _open_tiffslide(path: str, ranges: Ranges) -> Any:
     local = local_path(path)
-    name = PurePosixPath(path).name
     source = local if local is not None else seekable(ranges)
-    options = {} if local is not None else {"name": name}
+    options: dict[str, Any] = {"_multifile": False}  # the files that an OME-TIFF names may be anybody's
+    if local is None:
+        options["name"] = PurePosixPath(path).name
     try:
-        with warnings.catch_warnings():
-            logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
-            warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
-            slide = TiffSlide(source, tifffile_options=options)
-            require_few_directories(slide.ts_tifffile)
-            _ = slide.properties  # they are parsed at first use: now, where errors are caught
-            return slide
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
+        slide = TiffSlide(source, tifffile_options=options)
+        require_few_directories(slide.ts_tifffile)
     except (StoreFailed, UnreadableSlide):
         raise
     except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
         raise UnsupportedLayout(f"not a TIFF slide ({reason(error, path)})") from error
+    return slide
 
 
-def _tiled_levels(slide: Any) -> list[Any]:
-    """The tiled pages of the slide's pyramid, finest first; UnreadableSlide where a label or macro stands first."""
+def is_ome_tiff(path: str) -> bool:
+    """Whether a local file says of itself that it is an OME-TIFF."""
+    try:
+        with (
+            contextlib.closing(open_ranges(path)) as ranges,
+            contextlib.closing(_open_tiffslide(path, ranges)) as slide,
+        ):
+            return bool(slide.ts_tifffile.is_ome)
+    except UnsupportedLayout:
+        return False
+
+
+def _understand(slide: Any) -> tuple[SlideInfo, tuple[Picture, ...]]:
+    """The slide's facts and levels; UnreadableSlide for an OME-TIFF that cannot be read: nobody else knows them."""
     tiff = slide.ts_tifffile
     if not (tiff.is_svs or tiff.is_ome or _is_generic(tiff)):
         raise UnsupportedLayout("a vendor's TIFF that is left to OpenSlide")
-    series = tiff.series[slide.properties["tiffslide.series-index"]]
-    if tiff.is_ome and _BESIDE_THE_SLIDE.fullmatch(str(series.name)):
-        raise UnreadableSlide("its first image is a label or macro image, which is never read; put the slide first")
-    if series.axes != "YXS":
-        raise UnsupportedLayout(f"axes {series.axes}, where one RGB plane (YXS) is needed")
-    pages = [level.pages[0].aspage() for level in series.levels]
-    first = pages[0]
-    require_small_tiles(first)
-    if why := _unsupported(first):
-        raise UnsupportedLayout(why)
-    sides = first.imagewidth, first.imagelength
-    kept = [p for p in pages if not _unsupported(p) and is_reduced(*sides, p.imagewidth, p.imagelength)]
-    return [p for p in kept if p.tilewidth * p.tilelength <= MOST_TILE_PX]
+    try:
+        pyramid = find_pyramid(tiff, read_images(tiff.ome_metadata) if tiff.is_ome else None)
+        return describe(tiff, _properties(slide), pyramid), pyramid.levels
+    except StoreFailed:
+        raise
+    except Exception as error:
+        if tiff.is_ome:
+            why = error if isinstance(error, SlideError) else f"its TIFF directory is damaged ({type(error).__name__})"
+            raise UnreadableSlide(f"an OME-TIFF that cannot be read as a slide: {why}") from error
+        raise
+
+
+def _properties(slide: Any) -> Mapping[str, Any]:
+    """What tiffslide reads of the vendor's tags; nothing of formats that it does not understand."""
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
+        properties: Mapping[str, Any] = slide.properties
+        return properties
+    return {}
 
 
 def _is_generic(tiff: Any) -> bool:
@@ -241,124 +324,34 @@ def _is_generic(tiff: Any) -> bool:
     return not any((tiff.is_ndpi, tiff.is_scn, tiff.is_bif, tiff.is_philips, tiff.is_qpi, tiff.is_stk, tiff.is_lsm))
 
 
-def _unsupported(page: Any) -> str:
-    """Why this reader does not take the page, or an empty text."""
-    if not page.is_tiled:
-        return "not tiled"
-    checks = (
-        (page.dtype == np.uint8 and page.samplesperpixel == 3, "not 8-bit RGB"),
-        (page.planarconfig == 1, "planes stored apart"),
-        (page.compression in _COMPRESSIONS, f"compression {page.compression!r}"),
-        (page.photometric == _RGB or (page.photometric, page.compression) == (_YCBCR, _JPEG), "neither RGB nor JPEG"),
-        (page.imagedepth == 1, "a volume"),
-        (_tile_count(page) == len(page.dataoffsets) == len(page.databytecounts), "its list of tiles is damaged"),
-        (all(_are_places(n) for n in (page.dataoffsets, page.databytecounts)), "its list of tiles is damaged"),
-    )
-    return next((reason for fine, reason in checks if not fine), "")
-
-
-def _are_places(numbers: Sequence[Any]) -> bool:
-    """Whether these are whole numbers of 0 and more: a TIFF may say of what type they are."""
-    found = np.asarray(numbers)
-    return found.dtype.kind in "iu" and not (found < 0).any()
-
-
-def _tile_count(page: Any) -> int:
-    across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
-    return int(across * down)
-
-
-def _describe(slide: Any, pages: list[Any]) -> SlideInfo:
-    properties = slide.properties
-    mpp_x, mpp_y, source = _mpp(slide.ts_tifffile, properties, pages[0])
-    width0 = pages[0].imagewidth
-    vendor, scanner = vendor_and_scanner(*_format_and_tags(slide.ts_tifffile, properties, pages[0]))
-    return SlideInfo(
-        reader="tiff",
-        vendor=vendor,
-        scanner=scanner,
-        mpp_x=mpp_x,
-        mpp_y=mpp_y,
-        mpp_source=source,
-        objective=parse_objective(properties.get("tiffslide.objective-power")),
-        levels=tuple(Level(p.imagewidth, p.imagelength, width0 / p.imagewidth) for p in pages),
-        background=parse_colour(properties.get("tiffslide.background-color")),
-    )
-
-
-def _mpp(tiff: Any, properties: Any, page: Any) -> tuple[float | None, float | None, str | None]:
-    """um/px in x and y and where it stands: the vendor's own tags before TIFF's resolution tags."""
-    if tiff.is_ome:
-        ome = _ome_mpp(tiff)
-        if ome is not None:
-            return *ome, "vendor"
-    mpp_x, mpp_y = (parse_number(properties.get(f"tiffslide.mpp-{axis}")) for axis in "xy")
-    if mpp_x is None or mpp_y is None:
-        return None, None, None
-    if properties.get("tiffslide.vendor"):
-        return mpp_x, mpp_y, "vendor"
-    return mpp_x, mpp_y, "tiff-resolution"
-
-
-def _format_and_tags(tiff: Any, properties: Any, page: Any) -> tuple[str, dict[str, str]]:
-    """OpenSlide's word for the format, and the tags of which a scanner may be named, by OpenSlide's names."""
-    tags = {f"tiff.{name}": str(page.tags[name].value) for name in ("Make", "Model") if name in page.tags}
-    if properties.get("aperio.ScannerType"):
-        tags["aperio.ScannerType"] = str(properties["aperio.ScannerType"])
-    if tiff.is_ome:
-        return "ome", tags | _ome_microscope(tiff)
-    return str(properties.get("tiffslide.vendor") or "generic-tiff"), tags
-
-
-def _ome_microscope(tiff: Any) -> dict[str, str]:
-    """Maker and model of the first instrument of the OME-XML."""
-    try:
-        instrument = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Instrument"]
-        microscope = (instrument[0] if isinstance(instrument, list) else instrument)["Microscope"]
-        given = [name for name in ("Manufacturer", "Model") if name in microscope]
-        return {f"ome.Microscope.{name}": str(microscope[name]) for name in given}
-    except (KeyError, IndexError, TypeError, ValueError, SyntaxError):
-        return {}
-
-
-def _ome_mpp(tiff: Any) -> tuple[float, float] | None:
-    """PhysicalSizeX and PhysicalSizeY of the first image of the OME-XML, in um/px."""
-    try:
-        image = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
-        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
-        sizes = [
-            float(pixels[f"PhysicalSize{axis}"]) * _UM_PER_UNIT[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
-            for axis in "XY"
-        ]
-    except (KeyError, IndexError, TypeError, ValueError, SyntaxError):
-        return None
-    return sizes[0], sizes[1]
-
-
-def _tiles_touched(page: Any, rectangle: tuple[int, int, int, int], boxes: NDArray[np.int64] | None) -> list[int]:
-    """Indices, in file order, of the tiles of `page` under `boxes` (or the whole rectangle), inside the picture."""
+def _is_shared(picture: Picture, index: int, rectangle: tuple[int, int, int, int]) -> bool:
+    """Whether a tile reaches beyond the rectangle's right or lower edge."""
+    x_tile, y_tile = picture.corner(index)
     x, y, width, height = rectangle
-    across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
-    wanted = np.zeros((down, across), bool)
+    return x_tile + picture.tile_width > x + width or y_tile + picture.tile_height > y + height
+
+
+def _tiles_touched(
+    picture: Picture, rectangle: tuple[int, int, int, int], boxes: NDArray[np.int64] | None
+) -> list[int]:
+    """Indices, in file order, of the picture's tiles under `boxes` (or the whole rectangle), inside the picture."""
+    x, y, width, height = rectangle
+    wanted = np.zeros((-(-picture.height // picture.tile_height), picture.across), bool)
     for bx, by, bw, bh in [(x, y, width, height)] if boxes is None else boxes.tolist():
         left, top = max(bx, x, 0), max(by, y, 0)
         right, bottom = min(bx + bw, x + width), min(by + bh, y + height)
         if right > left and bottom > top:
             wanted[
-                top // page.tilelength : -(-bottom // page.tilelength),
-                left // page.tilewidth : -(-right // page.tilewidth),
+                top // picture.tile_height : -(-bottom // picture.tile_height),
+                left // picture.tile_width : -(-right // picture.tile_width),
             ] = True
     return [int(i) for i in np.flatnonzero(wanted)]
 
 
-def _spans(page: Any, indices: Sequence[int]) -> list[Span]:
-    return [(page.dataoffsets[i], page.databytecounts[i]) for i in indices]
-
-
 def _decode_jpeg(page: Any, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
     """A JPEG tile as tifffile decodes it, without what that does around it; None where its size is not the page's."""
-    jfif = data[6:10] == b"JFIF"  # which is YCbCr by definition, whatever the TIFF's tag says: Bio-Formats writes such
-    stored = "RGB" if page.photometric == _RGB and not jfif else "YCBCR"
+    # a tile's own marker counts where the TIFF's tag says RGB: Bio-Formats writes such
+    stored = "RGB" if page.photometric == RGB and not is_ycc(data) else "YCBCR"
     try:
         tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
             data, tables=page.jpegtables, colorspace=stored, outcolorspace="RGB", out=out

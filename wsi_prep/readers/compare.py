@@ -1,0 +1,52 @@
+"""Whether two pictures show the same thing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_PATCH_PX = 8
+"""Pictures are compared in patches of so many pixels a side."""
+
+_COLOUR_APART = 14.0
+"""Grey values by which the mean colours of a patch may differ: levels are sharpened, and compressed anew."""
+
+_STRUCTURE, _CORRELATED = 6.0, 0.3
+"""Where both patches vary by so much (standard deviation of brightness), they must correlate by so much."""
+
+
+def alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """Whether two (h, w, 3) uint8 pictures of one size show the same: each patch by its mean colour and structure."""
+    height, width = one.shape[:2]
+    for top in _patches(height):
+        for left in _patches(width):
+            if not _patch_alike(one[top, left], other[top, left]):
+                return False
+    return True
+
+
+def _patches(length: int) -> list[slice]:
+    """A length in parts of `_PATCH_PX` to nearly twice that."""
+    count = max(1, length // _PATCH_PX)
+    edges = [length * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def _patch_alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    a, b = one.reshape(-1, 3).astype(np.float32), other.reshape(-1, 3).astype(np.float32)
+    if np.abs(a.mean(0) - b.mean(0)).max() > _COLOUR_APART:
+        return False
+    a, b = a.mean(1), b.mean(1)
+    a, b = a - a.mean(), b - b.mean()
+    spread_a, spread_b = float(np.sqrt((a * a).mean())), float(np.sqrt((b * b).mean()))
+    if min(spread_a, spread_b) < _STRUCTURE:
+        return True
+    return float((a * b).mean()) >= _CORRELATED * spread_a * spread_b
+
+
+def resized(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(h, w, 3) at `size` (width, height), by area mean."""
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
