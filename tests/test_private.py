@@ -124,7 +124,7 @@ def test_no_name_survives_and_the_reason_does_where_the_name_is_known(
         assert text == "Q ...: %% && (... vs. ...)"
     else:
         text = bare_text(OSError(f"Q {named}: No such file or directory"), str(path))
-        assert text in ("Q ...: No such file or directory", *(["Q ..."] if "'" in other else []))
+        assert text in ("Q ...: No such file or directory", *(["Q ..."] if "'" in str(named) else []))
     beside = "" if inside or not named.exists() else other
     text = bare_text(OSError(f"Q <{own}> <{beside}> <{folder}> %"), str(path))
     for name in filter(None, (own, beside, folder)):
