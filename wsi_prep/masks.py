@@ -7,7 +7,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import BadMask, BadOption
 from wsi_prep.geojson import bounded_bytes, read_outlines
+from wsi_prep.naming import KnownNames, bare_name, did_you_mean, one_form
 from wsi_prep.place import LocalPlace
 from wsi_prep.polygons import Polygon, filled
 from wsi_prep.readers.base import SlideInfo
@@ -54,27 +55,31 @@ def find_masks(
         raise BadOption(f"MASKS {folder} lies in OUT, where runs remove files; copy it to a folder of its own")
     files = {p.name: p for p in sorted(root.glob("[!.]*")) if p.suffix.lower() in _ENDINGS}
     slides: dict[str, list[str]] = defaultdict(list)
-    wanted = {path.stem for path in files.values()}
+    wanted = {one_form(path.stem) for path in files.values()}
     for source in sources:
-        for name in {source.slide_id, source.name, _bare(source.name)} & wanted:
+        for name in set(map(one_form, (source.slide_id, source.name, bare_name(source.name)))) & wanted:
             slides[name].append(source.slide_id)
     masks: dict[str, MaskFile] = {}
     for path in files.values():
-        found = slides.get(path.stem, [])
+        found = slides.get(one_form(path.stem), [])
         if len(found) > 1:
             raise BadOption(f"MASKS {path.name} fits {len(found)} slides; name it after one's id, as in {found[0]}")
         for slide_id in found:
             if slide_id in masks:
                 raise BadOption(f"MASKS {path.name} and {Path(masks[slide_id].path).name} are of one slide; keep one")
             masks[slide_id] = MaskFile(str(path), _digest(path), slide_id if private else path.name)
-    strays = [name for name, path in files.items() if path.stem not in slides]
-    return masks, _notes(len(masks), len(sources), strays, private)
+    strays = [path for path in files.values() if one_form(path.stem) not in slides]
+    return masks, _notes(len(masks), sources, strays, private)
 
 
-def _notes(masks: int, slides: int, strays: list[str], private: bool) -> list[str]:
-    notes = [f"{masks} of {slides} slides take their tissue from MASKS"]
+def _notes(masks: int, slides: Sequence[SlideSource], strays: list[Path], private: bool) -> list[str]:
+    notes = [f"{masks} of {len(slides)} slides take their tissue from MASKS"]
     if strays:
-        shown = "" if private else ": " + ", ".join(strays[:5]) + (", ..." if len(strays) > 5 else "")
+        shown = ""
+        if not private:
+            known = KnownNames(source.name for source in slides)
+            names = [f"{path.name}{did_you_mean(known.meant(path.stem))}" for path in strays[:5]]
+            shown = ": " + ", ".join(names) + (", ..." if len(strays) > 5 else "")
         notes.append(f"MASKS holds {len(strays)} files named after no slide{shown}")
     return notes
 
@@ -96,12 +101,6 @@ def _outlined(data: bytes, info: SlideInfo, thumbnail: Thumbnail) -> NDArray[np.
     grid = thumbnail.pixels.shape[:2], thumbnail.step_x0, thumbnail.step_y0
     tissue: NDArray[np.bool_] = filled(outlines.kept, *grid) & ~filled(outlines.cut, *grid)
     return tissue
-
-
-def _bare(name: str) -> str:
-    """A file name without its ending, .ome.tif counting as one."""
-    stem = PurePosixPath(name).stem
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
 def _digest(path: Path) -> str:
