@@ -12,8 +12,8 @@ MPP_LIMITS = (0.05, 40.0)
 """Plausible um/px of a level-0 pixel: beyond them a value is a mistake (72 dpi, a zero, a unit mixed up)."""
 
 _POWERS = frozenset({10, 20, 40, 60, 63, 100})
-"""Of objectives that scan slides. As um/px they are no slide's, and the lower ones are coarser than every magnification:
-such a number was written in the wrong column, or by somebody who was asked for the magnification.
+"""Of objectives that scan slides. As um/px they are no slide's, and the lower ones are coarser than any magnification:
+such a number was written where the power should stand.
 """
 
 _UM_PER_PIXEL = "write um per pixel, as in 0.25"
