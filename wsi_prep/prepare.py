@@ -295,12 +295,13 @@ def _make_tiles(
     row.update({f"tiles_{m.name}": plan.count(m) for m in MAGNIFICATIONS})
     row["tiles_filtered"] = len(wanted) - len(plan)
     lost = say_lost(filters, failures, len(wanted) - len(plan), len(wanted)) if len(wanted) > len(plan) else ""
-    row.update(_verdict(row, plan, settings.plan, lost))
+    no_tissue = f"the given mask {task.mask.called} is empty" if task.mask else "no tissue was found"
+    row.update(_verdict(row, plan, settings.plan, lost, no_tissue))
     return tiles
 
 
-def _verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings, lost: str) -> dict[str, Any]:
-    """How the slide went; `lost` says what the filter left out, if it did."""
+def _verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings, lost: str, no_tissue: str) -> dict[str, Any]:
+    """How the slide went; `lost` says what the filter left out, where it did, and `no_tissue` why there may be none."""
     if lost and not len(plan):
         return {"status": "empty", "error": lost}
     if row["tiles_filtered"] > len(plan):
@@ -313,7 +314,7 @@ def _verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings, lost: 
         reason = f"none of {' '.join(settings.magnifications)} can be made: the slide's finest is {finest}"
         return {"status": SlideExcluded.status, "error_type": "TooCoarse", "error": reason}
     if not row["tissue_mm2"]:
-        return {"status": "empty", "error": "no tissue was found"}
+        return {"status": "empty", "error": no_tissue}
     return {"status": "empty", "error": f"no tile inside the slide has {settings.tissue_threshold:.0%} tissue"}
 
 
