@@ -265,7 +265,7 @@ BAD = {
     "transparent tissue": (with_alpha(HALF * 255, 255 - HALF * 255), "some of its tissue is transparent"),
     "colours": (
         palette((255, 0, 0), (0, 255, 0)),
-        "it is in colours, as red, green, blue of 255, 0, 0; save it in grey",
+        "it is in colours, as red, green, blue of 0, 255, 0; save it in grey",
     ),
     "a dark colour": (palette((0, 0, 0), (0, 128, 0)), "it is in colours, as red, green, blue of 0, 128, 0; "),
 }
