@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +41,7 @@ class DicomHeader:
 
 def dicom_header(path: str) -> DicomHeader | None:
     """The header of a DICOM file; None of any other, and of one whose tags make no sense. StoreFailed goes on."""
-    import pydicom  # noqa: PLC0415 - half a second that only DICOM should cost
-
+    pydicom = _quiet_pydicom()
     seen = itertools.count()
 
     def enough(tag: Any, *_: Any) -> bool:
@@ -65,6 +66,15 @@ def dicom_header(path: str) -> DicomHeader | None:
         raise
     except Exception:  # no DICOM after all: its reader will say so
         return None
+
+
+def _quiet_pydicom() -> Any:
+    """pydicom, whose warnings quote values of tags and never reach anybody: what matters becomes a slide's reason."""
+    import pydicom  # noqa: PLC0415 - half a second that only DICOM should cost
+
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="pydicom")  # each time: whoever restored the filters took it away
+    return pydicom
 
 
 def require_few_nested(path: str, files: Sequence[str] = ()) -> None:
