@@ -28,6 +28,7 @@ PICTURE_ENDINGS = frozenset((*_SCANNERS, *_PICTURES, *_PACKED))
 """Of pictures, and of archives that may hold some. What else lies beside slides (.txt, .xml, .dat) is no picture."""
 
 _SHOWN = 6
+_REMEDY = "convert what is a slide (docs/operations.md)"
 
 
 def ending(path: str) -> str:
@@ -51,7 +52,17 @@ def why_left_out(path: str) -> str:
 
 
 def left_out_note(paths: Iterable[str]) -> list[str]:
-    """One line, by endings, of all files that were left out; none where there are none."""
+    """One line of all files that were left out, and what can be done; none where there are none."""
+    return [f"{count}; the formats that are read are {' '.join(SLIDE_ENDINGS)}: {_REMEDY}" for count in _counts(paths)]
+
+
+def only_left_out(paths: Iterable[str]) -> str:
+    """The same where no slide was found, to put behind what says so."""
+    return "".join(f"; {count}: {_REMEDY}" for count in _counts(paths))
+
+
+def _counts(paths: Iterable[str]) -> list[str]:
+    """How many files were left out, by ending, in one text; none where there are none."""
     counts = Counter(_kind(path) for path in paths).most_common()
     if not counts:
         return []
@@ -59,9 +70,7 @@ def left_out_note(paths: Iterable[str]) -> list[str]:
     shown = [f"{count:,} {kind}" for kind, count in counts[:_SHOWN]]
     if counts[_SHOWN:]:
         shown.append(f"{sum(count for _, count in counts[_SHOWN:]):,} of {len(counts) - _SHOWN} other kinds")
-    were = "file was" if total == 1 else "files were"
-    known = f"the formats that are read are {' '.join(SLIDE_ENDINGS)}"
-    return [f"{total:,} {were} left out: {', '.join(shown)}; {known}: convert what is a slide (docs/operations.md)"]
+    return [f"{total:,} {'file was' if total == 1 else 'files were'} left out: {', '.join(shown)}"]
 
 
 def _kind(path: str) -> str:

@@ -19,8 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.dicom import DicomHeader, dicom_header
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
-from wsi_prep.formats import SLIDE_ENDINGS, is_left_out, left_out_note
-from wsi_prep.naming import KnownNames, as_stored, bare_name, did_you_mean, one_form
+from wsi_prep.formats import SLIDE_ENDINGS, is_left_out, only_left_out
+from wsi_prep.naming import KnownNames, as_stored, did_you_mean, one_form, safe_stem
 from wsi_prep.place import OBJECT_STORES
 from wsi_prep.private import keyed_slide_id
 from wsi_prep.remote import file_system, files_in, is_elsewhere
@@ -87,7 +87,7 @@ def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | 
     else:
         raise NoSlides(f"SLIDES {slides} does not exist; name a folder, a slide, a glob or a .csv list")
     if not groups:
-        raise NoSlides("; ".join([nothing, *left_out_note(pictures)]))
+        raise NoSlides(f"{nothing}{only_left_out(pictures)}")
     return Found(_sources(groups, id_root, id_key), tuple(pictures))
 
 
@@ -135,12 +135,6 @@ def _size_and_version(fs: Any, inner: str) -> tuple[int, str]:
         return int(fs.size(inner)), ""
     info = fs.info(inner)
     return int(info["size"]), f"{info.get('e_tag') or info.get('ETag') or ''}{info.get('version') or ''}"
-
-
-def safe_stem(name: str) -> str:
-    """A file name without its endings, as ASCII letters, digits, dot, dash and underscore, at most 64 of them."""
-    plain = unicodedata.normalize("NFKD", bare_name(name)).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]", "_", plain).lstrip(".")[:64] or "slide"
 
 
 @dataclass(frozen=True)
@@ -367,7 +361,10 @@ def _companions(path: str) -> tuple[str, ...]:
 
 def _named_in(fs: Any, index: str) -> set[str]:
     """Names of the files that a VMS or VMU slide's index gives."""
-    return {line.partition("=")[2].strip() for line in fs.cat_file(index).decode("latin-1").splitlines()}
+    try:
+        return {line.partition("=")[2].strip() for line in fs.cat_file(index).decode("latin-1").splitlines()}
+    except OSError:  # its reader will say so
+        return set()
 
 
 def _sources(groups: Sequence[_Group], id_root: str | None, id_key: bytes | None) -> list[SlideSource]:
