@@ -7,11 +7,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 from real_tiles import prepared
 
 from pipelines.shards import build_parser, build_request, main
 from wsi_prep.errors import BadOption
-from wsi_prep.filters import TileFilter, parse_filters
+from wsi_prep.filters import TileFilter, parse_filters, say_lost
+from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.jpeg import decode_tile
 from wsi_prep.plan import PlanSettings
 from wsi_prep.prepare import PrepareSettings
@@ -86,11 +89,58 @@ def test_a_slide_that_loses_all_is_empty_and_leaves_no_store(he_slide, tmp_path)
     settings = PrepareSettings(plan=COARSE, filters=parse_filters("focus>=1"))
     row, tiles = prepared(he_slide, tmp_path, settings)
     assert (row["status"], tiles, row["bytes"]) == ("empty", [], 0)
-    assert row["error"] == f"{row['tiles_filtered']} of {row['tiles_filtered']} tiles with tissue do not pass " + (
-        "the filter focus>=1.0"
-    )
+    assert row["error"] == f"all {row['tiles_filtered']} tiles with tissue fail focus>=1.0"
     assert not list(tmp_path.glob("stores/*"))
     assert list(tmp_path.glob("overlays/*.jpg"))
+
+
+def test_of_several_conditions_each_says_how_many_tiles_fail_it(he_slide, tmp_path, unfiltered):
+    tiles = unfiltered[2]
+    sharp = float(np.quantile([t["focus"] for t in tiles if t["magnification"] == "20x"], 0.9))
+    white = middle(tiles, "20x", "white")
+    failing = {
+        f"white>{white!r}": sum(not t["white"] > white for t in tiles),
+        f"focus@20x>={sharp!r}": sum(t["magnification"] == "20x" and not t["focus"] >= sharp for t in tiles),
+    }
+    lost = sum(not t["white"] > white or (t["magnification"] == "20x" and not t["focus"] >= sharp) for t in tiles)
+    assert len(tiles) / 2 < lost < len(tiles)
+    each = ", ".join(f"{n} fail {name}" for name, n in sorted(failing.items(), key=lambda item: -item[1]))
+    text = f"focus@20x>={sharp!r} white>{white!r} pen<=1"
+    row, kept = prepared(he_slide, tmp_path, PrepareSettings(plan=COARSE, filters=parse_filters(text)))
+    assert len(kept) == len(tiles) - lost
+    names = f"focus@20x>={sharp!r} white>{white!r} pen<=1.0"
+    assert row["warning"] == f"{lost} of {len(tiles)} tiles with tissue do not pass the filter {names}: {each}"
+
+
+def test_the_condition_that_empties_a_slide_is_named():
+    one, other = parse_filters("focus@40x>=0.2 pen<=0.02")
+    assert say_lost((one,), [1234], 1234, 1234) == "all 1,234 tiles with tissue fail focus@40x>=0.2"
+    both = (one, other)
+    assert say_lost(both, [0, 1234], 1234, 1234) == "all 1,234 tiles with tissue fail pen<=0.02"
+    assert say_lost(both, [30, 1234], 1234, 1234) == (
+        "all 1,234 tiles with tissue fail pen<=0.02, 30 fail focus@40x>=0.2 too"
+    )
+    assert say_lost(both, [1200, 40], 1234, 1234) == (
+        "all 1,234 tiles with tissue fail the filter: 1,200 fail focus@40x>=0.2, 40 fail pen<=0.02"
+    )
+
+
+VALUES = st.one_of(st.sampled_from([0.0, 0.1, 0.2, math.nan]), st.floats(0, 1, width=32))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["40x", "20x", "10x", "5x"]), VALUES), max_size=20),
+    st.sampled_from([">=", "<=", ">", "<"]),
+    st.sampled_from([None, "40x", "5x"]),
+    st.sampled_from([0.1, 0.2, 0.5]),
+)
+def test_failures_are_the_tiles_that_do_not_pass(tiles, sign, magnification, limit):
+    condition = TileFilter("pen", sign, limit, magnification)
+    measures = np.zeros((len(tiles), len(MEASURES)), np.float32)
+    measures[:, MEASURES.index("pen")] = [value for _, value in tiles]
+    mag = np.array([[m.name for m in MAGNIFICATIONS].index(name) for name, _ in tiles], np.int8)
+    passing = [condition.passes(row.tolist(), name) for row, (name, _) in zip(measures, tiles, strict=True)]
+    assert condition.failures(measures, mag) == passing.count(False)
 
 
 def test_without_a_filter_the_settings_are_as_before():

@@ -1,6 +1,16 @@
-import pytest
+import string
 
+import numpy as np
+import pydicom
+import pytest
+from dicom_wsi import write_dicom_slide
+from hypothesis import given
+from hypothesis import strategies as st
+from mrxs_wsi import write_mrxs
+
+from wsi_prep.errors import UnreadableSlide
 from wsi_prep.private import bare_text, key_check, keyed_patient, keyed_slide_id, reason
+from wsi_prep.readers.select import open_slide
 from wsi_prep.sources import find_slides
 
 KEY, OTHER = b"a secret that is long enough", b"another secret that is long enough"
@@ -20,6 +30,24 @@ PATH = "/data/DOE JANE/S19-0044721 left.svs"
         ("not a TIFF file: header=b'DOE '", "not a TIFF file: header=..."),
         ('a "DOE JANE" and a `DOE JANE\' and ‘DOE', "a ... and a ... and ..."),
         ("Can't load file: Invalid key name: [DOE JANE", "Can't load file: Invalid key name: ..."),
+        ("Reading /data/DOE JANE/other 12.svs: Permission denied", "Reading ...: Permission denied"),
+        (
+            "Couldn't open /home/roe/x/y: z.dat: No such file or directory",
+            "Couldn't open ...: No such file or directory",
+        ),
+        ("cannot get s3://bucket/ROE JOHN/x.svs now", "cannot get ..."),
+        ("Unrecognized image format: DOE JANE", "Unrecognized image format: ..."),
+        (
+            "Unsupported photometric interpretation DOE for 1.2.840.10008.1",
+            "Unsupported photometric interpretation ...",
+        ),
+        (
+            "Unsupported photometric interpretation MONOCHROME2 for 1.2.840.10008.1",
+            "Unsupported photometric interpretation MONOCHROME2 for ...",
+        ),
+        ("opening it: SOP instance UID 1.2.826.0.1 matches 1.2.3.", "opening it: SOP instance UID ... matches ...."),
+        ("an offset of 0.25 at 1/2, JPEG/RGB", "an offset of 0.25 at 1/2, JPEG/RGB"),
+        ("slides of DOE JANE, here", "slides of ..., here"),
         ("two\nlines", "two lines"),
         ("a bell \x07 and half a letter \udcff", "a bell ? and half a letter ?"),
         ("", ""),
@@ -29,6 +57,78 @@ def test_what_a_library_quotes_or_names_is_left_out_of_its_error(text, left):
     assert bare_text(ValueError(text), PATH) == left
     assert bare_text(ValueError(text), f"memory://{PATH}") == left
     assert reason(ValueError(text), PATH) == (f"ValueError: {left}" if left else "ValueError")
+
+
+PIXELS = np.full((512, 512, 3), 200, np.uint8)
+
+
+def refusal(path):
+    with pytest.raises(UnreadableSlide) as raised:
+        open_slide(str(path))
+    return str(raised.value)
+
+
+def change(path, **tags):
+    data = pydicom.dcmread(path)
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.save_as(path)
+
+
+def test_the_reason_of_a_dicom_series_survives_the_name_of_its_file(tmp_path):
+    first, second, _ = write_dicom_slide(tmp_path / "S19-004 DOE", [PIXELS, PIXELS], 0.25)
+    second.rename(second.with_name("ROE: JOHN.dcm"))
+    said = "OpenSlideError: Reading ...: Slide contains unexpected image (... vs. ...)"
+    assert refusal(first) == f"OpenSlide cannot open it ({said})"
+    second.with_name("ROE: JOHN.dcm").unlink()
+    for tags, why in (
+        ({"BitsAllocated": 16}, "Attribute BitsAllocated value 16 != 8"),
+        (
+            {"BitsAllocated": 8, "PhotometricInterpretation": "MONOCHROME2"},
+            "Unsupported photometric interpretation MONOCHROME2 for ...",
+        ),
+    ):
+        change(first, **tags)
+        assert refusal(first) == f"OpenSlide cannot open it (OpenSlideError: Reading ...: {why})"
+
+
+def test_the_reason_of_a_mirax_slide_survives_the_names_of_its_files(tmp_path):
+    slide = write_mrxs(tmp_path / "S19 DOE.mrxs", PIXELS, 0.25, 0, 0, 2, 2)
+    ini, data = slide.with_suffix("") / "Slidedat.ini", slide.with_suffix("") / "Data0000.dat"
+    data.write_bytes(data.read_bytes()[:30])
+    assert "Short read of file ...: " in refusal(slide)
+    ini.write_text(ini.read_text().replace("FILE_0 = Data0000.dat", "FILE_0 = ROE: JOHN.dat"))
+    assert refusal(slide).endswith("Couldn't open ...: No such file or directory)")
+
+
+NAMES = st.text(string.ascii_letters + string.digits + " :.-_,()'éß", min_size=3, max_size=20).filter(
+    lambda name: name == name.strip() and "  " not in name and not name.startswith(".") and not name.isalpha()
+)
+
+
+@given(folder=NAMES, own=NAMES, other=NAMES, there=st.booleans(), inside=st.booleans())
+def test_no_name_survives_and_the_reason_does_where_the_name_is_known(
+    tmp_path_factory, folder, own, other, there, inside
+):
+    base = tmp_path_factory.mktemp("p") / folder
+    base.mkdir()
+    path = base / own
+    path.write_bytes(b"")
+    named = (path.with_name(f"{own}x.d") if inside else base) / other
+    if inside:
+        named.parent.mkdir()
+    if there and named != path:
+        named.write_bytes(b"")
+    if named.is_file():
+        text = bare_text(OSError(f"Q {named}: %% && (1.2.840.1 vs. 'DOE')"), str(path))
+        assert text == "Q ...: %% && (... vs. ...)"
+    else:
+        text = bare_text(OSError(f"Q {named}: No such file or directory"), str(path))
+        assert text in ("Q ...: No such file or directory", *(["Q ..."] if "'" in str(named) else []))
+    beside = "" if inside or not named.exists() else other
+    text = bare_text(OSError(f"Q <{own}> <{beside}> <{folder}> %"), str(path))
+    for name in filter(None, (own, beside, folder)):
+        assert name not in text
 
 
 def test_a_long_path_is_taken_out_before_the_text_is_cut():

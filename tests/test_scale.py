@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from wsi_prep.errors import BadOption, ImplausibleMpp, MissingMpp
+from wsi_prep.errors import BadOption, ImplausibleMpp, MissingMpp, TooCoarse
 from wsi_prep.readers.base import Level, SlideInfo
 from wsi_prep.scale import check_assumed_mpp, resolve_scale
 
@@ -63,3 +63,24 @@ def test_only_what_scales_are_made_of_is_quoted():
 def test_no_value_is_said_only_where_there_is_none():
     with pytest.raises(MissingMpp, match="no micron-per-pixel value in the file"):
         resolve_scale(info(), None, None)
+
+
+@pytest.mark.parametrize(
+    ("power", "error"), [(10, TooCoarse), (20, TooCoarse), (40, TooCoarse), (60, ImplausibleMpp), (100, ImplausibleMpp)]
+)
+def test_an_objectives_power_in_place_of_a_scale_is_called_so(power, error):
+    said = f"mpp {power} looks like an objective's power"
+    write = "write um per pixel, as in 0.25"
+    with pytest.raises(error, match=f"^the manifest's {said}; correct the manifest: {write}$"):
+        resolve_scale(info(0.25), float(power), None)
+    with pytest.raises(error, match=f"^the file's {said}; give the right mpp in the manifest: {write}$"):
+        resolve_scale(info(float(power)), None, 0.25)
+    with pytest.raises(BadOption, match=f"^assumed {said}; {write}$"):
+        check_assumed_mpp(float(power))
+    assert resolve_scale(info(float(power)), 0.25, None).mpp_x == 0.25
+
+
+@pytest.mark.parametrize("mpp", [0.1, 0.25, 1.0, 2.0, 2.5, 5.0, 9.99, 10.5, 39.0])
+def test_the_scale_of_an_overview_is_no_power(mpp):
+    assert resolve_scale(info(mpp), None, None).mpp_x == mpp
+    assert check_assumed_mpp(mpp) == mpp

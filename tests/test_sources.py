@@ -11,7 +11,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide
-from wsi_prep.sources import find_slides, fingerprint, safe_stem
+from wsi_prep.naming import safe_stem
+from wsi_prep.sources import find_slides, fingerprint
 
 WSI = "1.2.840.10008.5.1.4.1.1.77.1.6"
 

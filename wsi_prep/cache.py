@@ -7,7 +7,6 @@ that ends; so what belongs to no live process is told without clocks, and remove
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import IO
 from uuid import uuid4
 
 from wsi_prep.errors import BadOption, NoRoom
+from wsi_prep.locks import CannotLock, try_lock, wait_for_lock
 from wsi_prep.place import remove_tree
 from wsi_prep.time_limit import HUNG
 
@@ -69,7 +69,10 @@ class Room:
         if self._folder is None:
             root = self._settings.root()
             _sweep(root)
-            self._mark, self._folder = self._stack.enter_context(_claimed(root))
+            try:
+                self._mark, self._folder = self._stack.enter_context(_claimed(root))
+            except CannotLock as error:
+                raise NoRoom(f"the cache {root} cannot be locked: {error}, or name another with CACHE") from error
         return self._folder
 
     def reserve(self, nbytes: int) -> None:
@@ -112,7 +115,12 @@ def _claimed(root: Path) -> Iterator[tuple[IO[str], Path]]:
     while True:
         mark = root / f"{uuid4().hex}{_MARK}"
         file = mark.open("a+")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            wait_for_lock(file)
+        except CannotLock:
+            mark.unlink()
+            file.close()
+            raise
         if mark.exists():  # nobody swept it between the two
             break
         file.close()
@@ -133,10 +141,8 @@ def _marks(root: Path) -> list[Path]:
 def _sweep(root: Path) -> None:
     """Remove what belongs to no live process, but for what says where a slide hung: the next try of it asks."""
     for mark in (*_marks(root), *root.glob(f"*{HUNG}")):
-        with contextlib.suppress(FileNotFoundError), mark.open("r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        with contextlib.suppress(FileNotFoundError, CannotLock), mark.open("r+") as file:
+            if not try_lock(file):
                 continue
             if mark.suffix == HUNG and mark.stat().st_size:
                 continue
@@ -154,5 +160,5 @@ def _reserved(mark: Path) -> int:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for_lock(file)
         yield

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +50,7 @@ class DicomHeader:
 
 def dicom_header(path: str) -> DicomHeader | None:
     """The header of a DICOM file; None of any other, and of one whose tags make no sense. StoreFailed goes on."""
-    import pydicom  # noqa: PLC0415 - half a second that only DICOM should cost
-
+    pydicom = _quiet_pydicom()
     seen = itertools.count()
 
     def enough(tag: Any, *_: Any) -> bool:
@@ -92,8 +93,7 @@ def is_ycc_called_rgb(files: Sequence[str]) -> bool:
 
 def _tag_and_marker(path: str) -> tuple[str, bool | None] | None:
     """PhotometricInterpretation, and what the first JPEG frame says; None of a label and the like, and of no JPEG."""
-    import pydicom  # noqa: PLC0415
-
+    pydicom = _quiet_pydicom()
     try:
         with contextlib.closing(open_ranges(path)) as ranges:
             file = seekable(ranges, _COLOUR_HEADER_BYTES)
@@ -110,6 +110,15 @@ def _tag_and_marker(path: str) -> tuple[str, bool | None] | None:
     except Exception:  # OpenSlide will say what is wrong with it
         return None
     return (tag, is_ycc(frame)) if frame[:2] == b"\xff\xd8" else None
+
+
+def _quiet_pydicom() -> Any:
+    """pydicom, whose warnings quote values of tags and never reach anybody: what matters becomes a slide's reason."""
+    import pydicom  # noqa: PLC0415 - half a second that only DICOM should cost
+
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="pydicom")  # each time: whoever restored the filters took it away
+    return pydicom
 
 
 def require_few_nested(path: str, files: Sequence[str] = ()) -> None:

@@ -8,8 +8,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wsi_prep.errors import BadOption
-from wsi_prep.geometry import magnification
+from wsi_prep.geometry import MAGNIFICATIONS, magnification
 from wsi_prep.quality import MEASURES
 
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -47,6 +50,28 @@ class TileFilter:
         if self.magnification not in (None, name):
             return True
         return bool(_COMPARE[self.sign](measures[MEASURES.index(self.measure)], self.limit))
+
+    def failures(self, measures: NDArray[np.float32], mag: NDArray[np.int8]) -> int:
+        """How many tiles are not kept, of (n, m) MEASURES and (n,) places in MAGNIFICATIONS."""
+        values = measures[:, MEASURES.index(self.measure)].astype(np.float64)  # the limit is not rounded to float32
+        passing: NDArray[np.bool_] = _COMPARE[self.sign](values, self.limit)
+        if self.magnification is not None:
+            passing |= mag != MAGNIFICATIONS.index(magnification(self.magnification))
+        return int((~passing).sum())
+
+
+def say_lost(filters: Sequence[TileFilter], failures: Sequence[int], lost: int, tiles: int) -> str:
+    """Why `lost` of a slide's `tiles` are left out; `failures` are how many fail each condition, one or several."""
+    by_count = sorted(zip(failures, map(str, filters), strict=True), key=lambda said: -said[0])
+    each = ", ".join(f"{count:,} fail {condition}" for count, condition in by_count if count)
+    if lost < tiles:
+        said = f"{lost:,} of {tiles:,} tiles with tissue do not pass the filter {' '.join(map(str, filters))}"
+        return said if len(filters) == 1 else f"{said}: {each}"
+    if by_count[0][0] == lost:
+        return f"all {lost:,} tiles with tissue fail {by_count[0][1]}" + "".join(
+            f", {count:,} fail {condition} too" for count, condition in by_count[1:] if count
+        )
+    return f"all {lost:,} tiles with tissue fail the filter: {each}"
 
 
 def parse_filters(text: str) -> tuple[TileFilter, ...]:

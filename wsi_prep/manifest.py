@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from wsi_prep.errors import BadManifest
+from wsi_prep.formats import why_left_out
+from wsi_prep.naming import KnownNames, did_you_mean, one_form
 from wsi_prep.remote import file_system
 from wsi_prep.sources import SlideSource, read_csv
 from wsi_prep.stain import STAINS
@@ -16,6 +18,7 @@ from wsi_prep.stain import STAINS
 COLUMNS = ("slide", "mpp", "stain", "institution", "tissue", "patient")
 _STAIN_SPELLINGS = {"H&E": "HE", "H & E": "HE", "H+E": "HE"}
 _MAX_CELL = 1000
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,26 @@ EMPTY_ROW = ManifestRow()
 
 @dataclass(frozen=True)
 class Matched:
-    """Manifest rows by slide_id, and the manifest's entries that fit no slide found, with their lines."""
+    """Manifest rows by slide_id, and the manifest's entries that fit no slide found.
+
+    Of these, their lines too, and what else can be said of each: `hints` with names, `bare_hints` without.
+    """
 
     rows: dict[str, ManifestRow]
     unknown: tuple[str, ...]
     unknown_lines: tuple[int, ...] = ()
+    hints: tuple[str, ...] = ()
+    bare_hints: tuple[str, ...] = ()
+
+    def notes(self, *, private: bool) -> list[str]:
+        """What a user should know of the entries that fit no slide, in a line; `private`: without names."""
+        if not self.unknown:
+            return []
+        names = [f"line {line}" for line in self.unknown_lines] if private else self.unknown
+        hints = self.bare_hints if private else self.hints
+        entries = [f"{name}{hint}" for name, hint in zip(names, hints, strict=True)][:_SHOWN]
+        shown = ", ".join(entries) + (", ..." if len(names) > _SHOWN else "")
+        return [f"the manifest names {len(names)} slides that were not found: {shown}"]
 
 
 @dataclass(frozen=True)
@@ -56,20 +74,21 @@ class Manifest:
     where: str
     entries: tuple[_Entry, ...]
 
-    def match(self, sources: Sequence[SlideSource]) -> Matched:
-        """Find each entry's slide by its name, or by as much of its path as the entry gives.
+    def match(self, sources: Sequence[SlideSource], left_out: Sequence[str] = ()) -> Matched:
+        """Find each entry's slide by its name, or by as much of its path as the entry gives, in any Unicode form.
 
-        Raises BadManifest for an entry that fits several slides.
+        `left_out` are files that were found and are not read. Raises BadManifest for an entry that fits several slides.
         """
         by_name: dict[str, list[SlideSource]] = defaultdict(list)
         for source in sources:
-            by_name[source.name].append(source)
-            if PurePosixPath(source.path).name != source.name:
-                by_name[PurePosixPath(source.path).name].append(source)
+            for name in {source.name, PurePosixPath(source.path).name}:
+                by_name[one_form(name)].append(source)
         chosen: dict[str, _Entry] = {}
         unknown = []
         for entry in self.entries:
-            fits = [s for s in by_name.get(entry.parts[-1], []) if _ends_with(s, entry.parts)]
+            fits = [s for s in by_name.get(one_form(entry.parts[-1]), []) if _ends_with(s, entry.parts, one_form)]
+            if len(fits) > 1:  # of names that differ in their form alone, the one that is written
+                fits = [s for s in fits if _ends_with(s, entry.parts, str)] or fits
             if not fits:
                 unknown.append(entry)
                 continue
@@ -80,7 +99,9 @@ class Manifest:
                 )
             self._choose(chosen, fits[0].slide_id, entry)
         rows = {slide_id: entry.row for slide_id, entry in chosen.items()}
-        return Matched(rows, tuple(entry.cell for entry in unknown), tuple(entry.line for entry in unknown))
+        cells, lines = tuple(entry.cell for entry in unknown), tuple(entry.line for entry in unknown)
+        hints = _hints(unknown, sources, left_out)
+        return Matched(rows, cells, lines, tuple(hint for hint, _ in hints), tuple(hint for _, hint in hints))
 
     def _choose(self, chosen: dict[str, _Entry], slide_id: str, entry: _Entry) -> None:
         before = chosen.get(slide_id)
@@ -164,8 +185,26 @@ def _stain(where: str, cell: str) -> str | None:
     return stain
 
 
-def _ends_with(source: SlideSource, parts: tuple[str, ...]) -> bool:
-    if parts == (source.name,):
+def _ends_with(source: SlideSource, parts: tuple[str, ...], form: Callable[[str], str]) -> bool:
+    wanted = tuple(map(form, parts))
+    if wanted == (form(source.name),):
         return True
-    path = tuple(part for part in source.path.split("/") if part)
-    return path[-len(parts) :] == parts
+    path = tuple(part for part in form(source.path).split("/") if part)
+    return path[-len(wanted) :] == wanted
+
+
+def _hints(unknown: Sequence[_Entry], sources: Sequence[SlideSource], left_out: Sequence[str]) -> list[tuple[str, str]]:
+    """What to put behind each entry that fits no slide, with names and without."""
+    if not unknown:
+        return []
+    known = KnownNames(name for source in sources for name in (source.name, PurePosixPath(source.path).name))
+    not_read = {one_form(PurePosixPath(path).name): path for path in left_out}
+    hints = []
+    for entry in unknown:
+        name = entry.parts[-1]
+        path, meant = not_read.get(one_form(name)), known.meant(name)
+        if path is not None:
+            hints.append((f" ({why_left_out(path)})",) * 2)
+        else:
+            hints.append((did_you_mean(meant), " (a slide's name but for case or ending)" if meant else ""))
+    return hints

@@ -7,7 +7,8 @@ import struct
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import BadMask, BadOption
 from wsi_prep.geojson import bounded_bytes, read_outlines
+from wsi_prep.naming import KnownNames, bare_name, did_you_mean, one_form
 from wsi_prep.place import LocalPlace
 from wsi_prep.polygons import Polygon, filled
 from wsi_prep.readers.base import SlideInfo
@@ -24,7 +26,13 @@ from wsi_prep.thumbnail import Thumbnail
 _ENDINGS = (".geojson", ".json", ".png")
 
 _MOST_PIXELS = 128 * 2**20
+_MOST_BYTES = 2**29
+_CHANNELS = {0: 1, 2: 3, 3: 4, 4: 4, 6: 4}
+"""Of a decoded PNG by its colour type (PNG, third edition, 11.2.1): grey, RGB, palette, grey and RGB with alpha."""
+
 _ASPECT_TOLERANCE = 0.02
+_GREY_TOLERANCE = 0.1
+"""Of the full range: what the channels of a grey pixel may differ by, after it was a JPEG."""
 
 
 @dataclass(frozen=True)
@@ -54,27 +62,31 @@ def find_masks(
         raise BadOption(f"MASKS {folder} lies in OUT, where runs remove files; copy it to a folder of its own")
     files = {p.name: p for p in sorted(root.glob("[!.]*")) if p.suffix.lower() in _ENDINGS}
     slides: dict[str, list[str]] = defaultdict(list)
-    wanted = {path.stem for path in files.values()}
+    wanted = {one_form(path.stem) for path in files.values()}
     for source in sources:
-        for name in {source.slide_id, source.name, _bare(source.name)} & wanted:
+        for name in set(map(one_form, (source.slide_id, source.name, bare_name(source.name)))) & wanted:
             slides[name].append(source.slide_id)
     masks: dict[str, MaskFile] = {}
     for path in files.values():
-        found = slides.get(path.stem, [])
+        found = slides.get(one_form(path.stem), [])
         if len(found) > 1:
             raise BadOption(f"MASKS {path.name} fits {len(found)} slides; name it after one's id, as in {found[0]}")
         for slide_id in found:
             if slide_id in masks:
                 raise BadOption(f"MASKS {path.name} and {Path(masks[slide_id].path).name} are of one slide; keep one")
             masks[slide_id] = MaskFile(str(path), _digest(path), slide_id if private else path.name)
-    strays = [name for name, path in files.items() if path.stem not in slides]
-    return masks, _notes(len(masks), len(sources), strays, private)
+    strays = [path for path in files.values() if one_form(path.stem) not in slides]
+    return masks, _notes(len(masks), sources, strays, private)
 
 
-def _notes(masks: int, slides: int, strays: list[str], private: bool) -> list[str]:
-    notes = [f"{masks} of {slides} slides take their tissue from MASKS"]
+def _notes(masks: int, slides: Sequence[SlideSource], strays: list[Path], private: bool) -> list[str]:
+    notes = [f"{masks} of {len(slides)} slides take their tissue from MASKS"]
     if strays:
-        shown = "" if private else ": " + ", ".join(strays[:5]) + (", ..." if len(strays) > 5 else "")
+        shown = ""
+        if not private:
+            known = KnownNames(source.name for source in slides)
+            names = [f"{path.name}{did_you_mean(known.meant(path.stem))}" for path in strays[:5]]
+            shown = ": " + ", ".join(names) + (", ..." if len(strays) > 5 else "")
         notes.append(f"MASKS holds {len(strays)} files named after no slide{shown}")
     return notes
 
@@ -96,12 +108,6 @@ def _outlined(data: bytes, info: SlideInfo, thumbnail: Thumbnail) -> NDArray[np.
     grid = thumbnail.pixels.shape[:2], thumbnail.step_x0, thumbnail.step_y0
     tissue: NDArray[np.bool_] = filled(outlines.kept, *grid) & ~filled(outlines.cut, *grid)
     return tissue
-
-
-def _bare(name: str) -> str:
-    """A file name without its ending, .ome.tif counting as one."""
-    stem = PurePosixPath(name).stem
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
 def _digest(path: Path) -> str:
@@ -139,24 +145,69 @@ def _require_on_slide(polygons: Sequence[Polygon], info: SlideInfo) -> None:
 
 
 def _picture(data: bytes, info: SlideInfo, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """A PNG over the slide's whole extent, 255 where tissue is."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
+    """A PNG over the slide's whole extent, 255 (of 16 bits 65535) where tissue is."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 26:
         raise BadMask("it is no PNG")
-    width, height = struct.unpack(">II", data[16:24])
-    if not 0 < width * height <= _MOST_PIXELS:
+    width, height, depth, kind = struct.unpack(">IIBB", data[16:26])
+    if not 0 < width * height <= _MOST_PIXELS or width * height * _CHANNELS.get(kind, 4) * depth > 8 * _MOST_BYTES:
         raise BadMask(f"it has {width} x {height} px, where a mask at 8 um/px is enough")
     off = width / height * info.height0 / info.width0 - 1
     if abs(off) > _ASPECT_TOLERANCE + 1 / min(width, height):
         raise BadMask(f"{width} x {height} px are not the proportions of the slide, {info.width0} x {info.height0}")
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         pixels = None
     if pixels is None:
         raise BadMask("its PNG cannot be decoded")
-    if 0 < pixels.max() < 128:
-        raise BadMask(f"its highest value is {pixels.max()}, where tissue is 255")
+    grey = _grey(np.asarray(pixels))
     smaller = width > shape[1] or height > shape[0]
-    resized = cv2.resize(pixels, shape[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    resized = cv2.resize(grey, shape[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
     tissue: NDArray[np.bool_] = resized > 127
+    if not tissue.any() and (grey > 127).any():
+        raise BadMask("all that it draws is smaller than a pixel of 8 um, at which tissue is kept")
     return tissue
+
+
+def _grey(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """(h, w) uint8 of a mask of 8 or 16 bits: grey, BGR, or either with an alpha channel that adds nothing."""
+    alpha = _eight_bits(pixels[..., 3]) if pixels.ndim == 3 and pixels.shape[2] == 4 else None
+    colour = pixels if pixels.ndim == 2 else pixels[..., :3]
+    if alpha is not None and alpha.min() < alpha.max() and (colour == colour[:1, :1]).all():
+        raise BadMask("its shape is in the alpha channel alone; save it as grey values, 255 where tissue is")
+    plain = colour if colour.ndim == 2 else _of_colour(colour)
+    _require_full_values(plain)
+    grey = _eight_bits(plain)
+    if alpha is not None and ((alpha < 128) & (grey > 127)).any():
+        raise BadMask("some of its tissue is transparent; save it without an alpha channel")
+    return grey
+
+
+def _eight_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    eight: NDArray[np.uint8] = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
+    return eight
+
+
+def _of_colour(colour: NDArray[Any]) -> NDArray[Any]:
+    """The brightest channel of a mask that is grey, or black and one full colour; BadMask for other colours."""
+    bright, dark = colour.max(axis=2), colour.min(axis=2)
+    if (bright - dark > np.iinfo(colour.dtype).max * _GREY_TOLERANCE).any():
+        first = colour[np.unravel_index(int((bright - dark).argmax()), bright.shape)]
+        black = (colour == 0).all(axis=2)
+        if not (black | (colour == first).all(axis=2)).all() or first.max() < np.iinfo(colour.dtype).max:
+            said = ", ".join(str(value) for value in first[::-1])
+            raise BadMask(f"it is in colours, as red, green, blue of {said}; save it in grey, 255 where tissue is")
+    return np.asarray(bright)
+
+
+def _require_full_values(grey: NDArray[Any]) -> None:
+    """A mask of labels or of other bits than its values are of must not pass as one without tissue."""
+    highest, most = int(grey.max()), int(np.iinfo(grey.dtype).max)
+    if not 0 < highest <= most // 2:
+        return
+    values = np.flatnonzero(np.bincount(grey.ravel(), minlength=highest + 1))
+    said = " and ".join(map(str, values)) if len(values) <= 2 else f"{values[0]} to {values[-1]}"
+    full = "255" if most == 255 else f"{most} (255 in 8 bits)"
+    raise BadMask(
+        f"its {8 * grey.itemsize}-bit values are {said}: its highest value is {highest}, where tissue is {full}"
+    )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
 from wsi_prep.errors import BadOption, BadOutput
+from wsi_prep.locks import CannotLock, try_lock
 from wsi_prep.shards import sync_folder
 
 LOCK = ".lock"
@@ -158,11 +158,9 @@ class LocalPlace:
     @contextlib.contextmanager
     def locked(self, token: str, *, take_over: bool) -> Iterator[None]:
         """See Place. The lock ends with the process that holds it, however that ends."""
-        with (self._folder / LOCK).open("ab", buffering=0) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise BadOutput(f"another run is writing to {self.where}; wait for it, or name another OUT") from error
+        with self._lock_file("ab") as lock:
+            if not self._try(lock):
+                raise BadOutput(f"another run is writing to {self.where}; wait for it, or name another OUT")
             try:
                 lock.truncate(0)
                 lock.write(token.encode())
@@ -177,12 +175,22 @@ class LocalPlace:
         if not (self._folder / LOCK).exists():  # a copy may come without it
             yield
             return
-        with (self._folder / LOCK).open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError as error:
-                raise BadOutput(f"a run is writing to {self.where}; look at it when that is through") from error
+        with self._lock_file("rb") as lock:
+            if not self._try(lock, shared=True):
+                raise BadOutput(f"a run is writing to {self.where}; look at it when that is through")
             yield
+
+    def _lock_file(self, mode: str) -> IO[bytes]:
+        try:
+            return (self._folder / LOCK).open(mode, buffering=0)
+        except OSError as error:
+            raise BadOutput(f"{self._folder / LOCK} cannot be opened ({error.strerror}); mend that") from error
+
+    def _try(self, lock: IO[bytes], *, shared: bool = False) -> bool:
+        try:
+            return try_lock(lock, shared=shared)
+        except CannotLock as error:
+            raise BadOutput(f"{self.where} cannot be locked: {error}, or name a folder on another disk") from error
 
     def dismiss_workers(self) -> None:
         """See Place."""

@@ -32,7 +32,7 @@ from wsi_prep.errors import (
     TooCoarse,
     WriteFailed,
 )
-from wsi_prep.filters import TileFilter
+from wsi_prep.filters import TileFilter, say_lost
 from wsi_prep.geometry import MAGNIFICATIONS, Grid
 from wsi_prep.institution import UNKNOWN
 from wsi_prep.jpeg import JpegSettings
@@ -307,26 +307,26 @@ def _make_tiles(
     settings = task.settings
     give_back_freed_memory()  # of a large slide's mask and what it was made of
     clock.enter("tiles")
-    plan, tiles = write_tiles(stage / "store.zarr", slide_id, reader, wanted, settings.jpeg, settings.filters, crew)
+    store, jpeg, filters = stage / "store.zarr", settings.jpeg, settings.filters
+    plan, tiles, failures = write_tiles(store, slide_id, reader, wanted, jpeg, filters, crew)
     clock.enter("tissue")
     (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, plan, task.source.name))
     clock.enter("publish")
     row.update(_publish(task, place, stage))
     row.update({f"tiles_{m.name}": plan.count(m) for m in MAGNIFICATIONS})
     row["tiles_filtered"] = len(wanted) - len(plan)
-    row.update(_verdict(row, plan, settings))
+    lost = say_lost(filters, failures, len(wanted) - len(plan), len(wanted)) if len(wanted) > len(plan) else ""
+    no_tissue = f"the given mask {task.mask.called} is empty" if task.mask else "no tissue was found"
+    row.update(_verdict(row, plan, settings.plan, lost, no_tissue))
     return tiles
 
 
-def _verdict(row: dict[str, Any], plan: TilePlan, all_settings: PrepareSettings) -> dict[str, Any]:
-    settings, filtered = all_settings.plan, row["tiles_filtered"]
-    if filtered:
-        conditions = " ".join(map(str, all_settings.filters))
-        lost = f"{filtered:,} of {filtered + len(plan):,} tiles with tissue do not pass the filter {conditions}"
-        if not len(plan):
-            return {"status": "empty", "error": lost}
-        if filtered > len(plan):
-            row["warning"] = warned(row["warning"], lost)
+def _verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings, lost: str, no_tissue: str) -> dict[str, Any]:
+    """How the slide went; `lost` says what the filter left out, where it did, and `no_tissue` why there may be none."""
+    if lost and not len(plan):
+        return {"status": "empty", "error": lost}
+    if row["tiles_filtered"] > len(plan):
+        row["warning"] = warned(row["warning"], lost)
     if len(plan):
         return {"status": "ok"}
     wanted = set(settings.magnifications) & {m.name for m in plan.grid.magnifications}
@@ -335,7 +335,7 @@ def _verdict(row: dict[str, Any], plan: TilePlan, all_settings: PrepareSettings)
         reason = f"none of {' '.join(settings.magnifications)} can be made: the slide's finest is {finest}"
         return {"status": SlideExcluded.status, "error_type": "TooCoarse", "error": reason}
     if not row["tissue_mm2"]:
-        return {"status": "empty", "error": "no tissue was found"}
+        return {"status": "empty", "error": no_tissue}
     return {"status": "empty", "error": f"no tile inside the slide has {settings.tissue_threshold:.0%} tissue"}
 
 

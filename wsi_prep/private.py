@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import hmac
 import io
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from wsi_prep.errors import BadOption
@@ -19,8 +21,20 @@ _QUOTED = re.compile(
     r"""(?<!\w)b?(?:'(?:\\.|[^'\\])*(?:'|$)|"(?:\\.|[^"\\])*(?:"|$)|“[^”]*(?:”|$)|‘[^’]*(?:’|$)|`[^`']*(?:[`']|$))"""
 )
 
-_QUOTED_BARE = re.compile(r"(Invalid (?:key|group) name:) .*")
-"""What GLib, which OpenSlide reads its index files with, says without a quotation mark."""
+_BARE_VALUE = re.compile(
+    r"(Invalid (?:key|group) name:|Unrecognized image format:|Unsupported associated image format:|unknown image flavor"
+    r"|Couldn't parse (?:image dimensions|focal plane indices):|tile ID|Unexpected tile join:"
+    r"|photometric interpretation(?! (?:MONOCHROME[12]|PALETTE COLOR|RGB|YBR_\w+) )) .*"
+)
+"""What OpenSlide, and GLib with which it reads index files, says of a file's values without a quotation mark."""
+
+_UID = re.compile(r"(?<![\w.])\d+(?:\.\d+){2,}(?![\w.]*\w)")
+"""DICOM's identifiers (PS3.5, 9), and dates that look like one."""
+
+_PATH_START = re.compile(r"""(?<![^\s(\[{<:='"“‘`|,])(?:[A-Za-z0-9+]+://|/)(?=[^\s/])""")
+_PATH_END = re.compile(r"""$|[:,;)\]}'"”’`]|\s|\.(?=\s|$)""")
+_NOT_THERE = os.strerror(errno.ENOENT)
+_SYSTEM_WORDS = [f": {os.strerror(number)}" for number in errno.errorcode]
 
 
 def keyed_slide_id(key: bytes, identity: str) -> str:
@@ -103,20 +117,74 @@ def reason(error: BaseException, path: str) -> str:
 
 
 def bare_text(error: BaseException, path: str) -> str:
-    """A library's error in one line, without what it quotes and without the slide's path, folder or name.
+    """A library's error in one line, without what it quotes and without paths, UIDs, and names of the slide's folder.
 
-    Libraries quote what they could not parse, which may be any tag of the file, and they name files in full.
+    Libraries quote what they could not parse, which may be any tag of the file, and they name files in full. What is
+    said after the name of a file stays where it is known where that name ends.
     """
     inner = PurePosixPath(path.rpartition("://")[2])
-    text = _one_line(_QUOTED.sub("...", _one_line(error).replace(_one_line(inner), "...")))
-    text = _QUOTED_BARE.sub(r"\1 ...", text)
-    for word in (_one_line(inner.name), _one_line(inner.stem)):
-        if len(word) >= _SHORTEST_NAME:
-            text = re.sub(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", "...", text, flags=re.IGNORECASE)
     folder = _one_line(inner.parent)
-    if len(folder) > 1 and folder in text:  # what follows names the file, or one beside it
-        text = text.partition(folder)[0] + "..."
-    return text[:_MAX_REASON]
+    text = _without_known_paths(_one_line(error), _one_line(inner), folder)
+    text = _one_line(_QUOTED.sub("...", text))
+    text = _without_other_paths(text, folder)
+    text = _BARE_VALUE.sub(r"\1 ...", text)
+    for word in (_one_line(inner.name), _one_line(inner.stem)):
+        text = _without_word(text, word, re.IGNORECASE)
+    for word in _names_around(inner):
+        text = _without_word(text, word)
+    return _UID.sub("...", text)[:_MAX_REASON]
+
+
+def _without_known_paths(text: str, own: str, folder: str) -> str:
+    """Without paths of the slide and of files that are there in its folder: where such a path ends is certain."""
+    if text.endswith(_NOT_THERE):
+        return text
+    at = text.find(f"{folder}/") if len(folder) > 1 else -1
+    while at >= 0:
+        ends = [end for end in _ends(text[at:]) if _is_file(text[at : at + end], own)]
+        if ends:
+            text = f"{text[:at]}...{text[at + max(ends) :]}"
+        at = text.find(f"{folder}/", at + (0 if ends else len(folder)))
+    return text
+
+
+def _is_file(path: str, own: str) -> bool:
+    return path == own or (os.path.lexists(path) and not os.path.isdir(path))  # noqa: PTH112 - it raises nothing
+
+
+def _ends(text: str) -> Iterator[int]:
+    """Where a path with which the text begins may end; a space is an end after a name that has an ending."""
+    for match in _PATH_END.finditer(text):
+        if not match[0].isspace() or PurePosixPath(text[: match.start()]).suffix:
+            yield match.start()
+
+
+def _without_other_paths(text: str, folder: str) -> str:
+    """Without any other path: nobody knows where it ends, so of what follows only the system's own words stay."""
+    starts = [match.start() for match in _PATH_START.finditer(text)]
+    if len(folder) > 1 and folder in text:
+        starts.append(text.index(folder))
+    if not starts:
+        return text
+    said = max((words for words in _SYSTEM_WORDS if text.endswith(words)), key=len, default="")
+    return f"{text[: min(starts)]}...{said}"
+
+
+def _names_around(path: PurePosixPath) -> Iterator[str]:
+    """Names of the slide's folders and of what lies beside it, but for those that a library may use as a word."""
+    yield _one_line(path.parent.name)
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [file.name for file in Path(path.parent).iterdir()] if path.is_absolute() else []
+    for name in (*path.parts, *beside, *(PurePosixPath(name).stem for name in beside)):
+        if not (name.isalpha() and name.islower()):
+            yield _one_line(name)
+
+
+def _without_word(text: str, word: str, flags: int = 0) -> str:
+    if len(word) < _SHORTEST_NAME or (word not in text and not flags):
+        return text
+    return re.sub(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", "...", text, flags=flags)
 
 
 def _one_line(text: object) -> str:

@@ -20,6 +20,7 @@ from wsi_prep.catalog import Catalog
 from wsi_prep.cluster_options import ClusterOptions
 from wsi_prep.errors import OtherConfiguration, StoreFailed
 from wsi_prep.forget import leave_forgotten, read_tombstone
+from wsi_prep.formats import left_out_note
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.institution import UNKNOWN, InstitutionPattern, Origin, find_origin
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks, threads_a_task
@@ -39,7 +40,7 @@ from wsi_prep.prepare import (
 )
 from wsi_prep.private import add_names, check_names_file, key_check, keyed_patient
 from wsi_prep.runlog import RunLog
-from wsi_prep.sources import SlideSource, find_slides, fingerprint, paths_below
+from wsi_prep.sources import Found, SlideSource, fingerprint, look_for_slides, paths_below
 
 _NAMED_AS = {"manifest": "a manifest", "masks": "masks", "institution_pattern": "an institution pattern"}
 _LOOKED_AT = (
@@ -136,16 +137,17 @@ class Watcher(Protocol):
 def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     """Do one call of `make shards`; raises UsageError before anything is touched, never for a slide's own error."""
     started = time.perf_counter()
-    sources = find_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
+    found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
+    sources = found.sources
     place = open_place(request.out)
     _require_named_again(request, place)
     _require_same_key(request, place)
-    manifest, warnings = _manifest_rows(request, sources)
+    manifest, warnings = _manifest_rows(request, found)
     masks, mask_notes = find_masks(
         request.masks, local_folder(request.out), sources, private=request.id_key is not None
     )
     origins = _origins(request, sources, manifest)
-    notes = [*warnings, *mask_notes, *_origin_notes(request, origins)]
+    notes = [*left_out_note(found.left_out), *warnings, *mask_notes, *_origin_notes(request, origins)]
     summary = RunSummary(found=len(sources), warnings=notes)
     token = uuid.uuid4().hex
     tasks = [
@@ -218,15 +220,11 @@ def _require_same_key(request: RunRequest, place: Place) -> None:
     raise OtherConfiguration(f"OUT {request.out} was made with another ID_KEY; name that one, or another OUT")
 
 
-def _manifest_rows(request: RunRequest, sources: Sequence[SlideSource]) -> tuple[dict[str, ManifestRow], list[str]]:
+def _manifest_rows(request: RunRequest, found: Found) -> tuple[dict[str, ManifestRow], list[str]]:
     if request.manifest_path is None:
         return {}, []
-    matched = read_manifest(request.manifest_path).match(sources)
-    if not matched.unknown:
-        return dict(matched.rows), []
-    entries = [f"line {n}" for n in matched.unknown_lines] if request.id_key is not None else matched.unknown
-    shown = ", ".join(entries[:5]) + (", ..." if len(entries) > 5 else "")
-    return dict(matched.rows), [f"the manifest names {len(entries)} slides that were not found: {shown}"]
+    matched = read_manifest(request.manifest_path).match(found.sources, found.left_out)
+    return dict(matched.rows), matched.notes(private=request.id_key is not None)
 
 
 def _origins(request: RunRequest, sources: Sequence[SlideSource], manifest: Mapping[str, ManifestRow]) -> list[Origin]:

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from wsi_prep.errors import BadOption, ImplausibleMpp, MissingMpp
+from wsi_prep.errors import BadOption, ImplausibleMpp, MissingMpp, TooCoarse
 from wsi_prep.readers.base import SlideInfo
 
 MPP_LIMITS = (0.05, 40.0)
@@ -14,6 +14,13 @@ MPP_LIMITS = (0.05, 40.0)
 
 _UM_PER_INCH = 25400.0
 _SCALE_TEXT = re.compile(r"[\w .,=+/\N{MICRO SIGN}-]{1,80}")
+
+_POWERS = frozenset({10, 20, 40, 60, 63, 100})
+"""Of objectives that scan slides. As um/px they are no slide's, and the lower ones are coarser than any magnification:
+such a number was written where the power should stand.
+"""
+
+_UM_PER_PIXEL = "write um per pixel, as in 0.25"
 
 DISAGREEMENT = 0.05
 """Relative difference between manifest and file above which the row carries a warning."""
@@ -32,8 +39,9 @@ class Scale:
 def resolve_scale(info: SlideInfo, manifest_mpp: float | None, assumed_mpp: float | None) -> Scale:
     """The scale of a slide: the manifest's value, else the file's, else what the user chose to assume.
 
-    Objective power is never taken for it. Raises ImplausibleMpp for a value outside `MPP_LIMITS`, and MissingMpp where
-    nothing states one or what does is not understood.
+    Objective power is never taken for it. Raises ImplausibleMpp for a value outside `MPP_LIMITS`, TooCoarse for one
+    within them that can only be an objective's power, and MissingMpp where nothing states one, or what does is not
+    understood.
     """
     if manifest_mpp is not None:
         _require_plausible(manifest_mpp, "the manifest's mpp", "correct the manifest")
@@ -71,6 +79,8 @@ def _passed_over(info: SlideInfo) -> str:
 
 def check_assumed_mpp(value: float) -> float:
     """`value`, or BadOption where it is no plausible um/px."""
+    if value in _POWERS:
+        raise BadOption(f"assumed mpp {value:g} looks like an objective's power; {_UM_PER_PIXEL}")
     if not _plausible(value):
         raise BadOption(f"assumed mpp {value:g} is not between {MPP_LIMITS[0]} and {MPP_LIMITS[1]:g} um/px")
     return value
@@ -81,6 +91,9 @@ def _plausible(mpp: float) -> bool:
 
 
 def _require_plausible(mpp: float, what: str, remedy: str) -> None:
+    if mpp in _POWERS:
+        error = TooCoarse if _plausible(mpp) else ImplausibleMpp
+        raise error(f"{what} {mpp:g} looks like an objective's power; {remedy}: {_UM_PER_PIXEL}")
     if not _plausible(mpp):
         low, high = MPP_LIMITS
         raise ImplausibleMpp(f"{what} is {mpp:g}, not between {low} and {high:g} um/px; {remedy}")

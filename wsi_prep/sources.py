@@ -19,14 +19,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.dicom import DicomHeader, dicom_header
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
+from wsi_prep.formats import SLIDE_ENDINGS, is_left_out, only_left_out
+from wsi_prep.naming import KnownNames, as_stored, did_you_mean, one_form, safe_stem
+from wsi_prep.place import OBJECT_STORES
 from wsi_prep.private import keyed_slide_id
 from wsi_prep.remote import file_system, files_in, is_elsewhere
 
-SLIDE_ENDINGS = (
-    *(".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"),
-)
-"""Of OpenSlide's formats, OME-TIFF and DICOM; compared without regard to case."""
-
+_INDEXES = (".vms", ".vmu")
+_DICOM_INDEX = "DICOMDIR"
 _DICOM_STARTS = 128  # bytes, before which a file may hold anything
 _LOOK_AT_ONCE = 16
 _EDGE_BYTES, _SAMPLE_BYTES, _SAMPLES, _MAX_EXTRA_FILES = 65536, 4096, 16, 64
@@ -47,28 +47,48 @@ class SlideSource:
     files: tuple[str, ...] = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Found:
+    """Slides sorted by path, and the files beside them that are pictures too and are not read."""
+
+    sources: list[SlideSource]
+    left_out: tuple[str, ...] = ()
+
+
 def find_slides(slides: str, *, id_root: str | None = None, id_key: bytes | None = None) -> list[SlideSource]:
-    """The slides that `slides` names, sorted by path: a folder, a file, a glob, a .csv list, or any of these as a URL.
+    """The slides that `look_for_slides` finds."""
+    return look_for_slides(slides, id_root=id_root, id_key=id_key).sources
+
+
+def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | None = None) -> Found:
+    """What `slides` names: a folder, a file, a glob, a .csv list, or any of these as a URL.
 
     Ids hash the absolute path, or with `id_root` the path relative to that folder; with `id_key` they are keyed hashes
     and hold nothing of the name. Raises NoSlides where nothing is found and BadManifest for a list that cannot be used.
     """
     fs, inner = _filesystem(slides)
+    pictures: list[str] = []
+    nothing = ""
     if slides.lower().endswith(".csv"):
-        groups = _grouped(_listed(slides, fs, inner), named=True)
+        groups, _ = _grouped(_listed(slides, fs, inner), named=True)
     elif glob.has_magic(inner) and not fs.exists(inner):
         matches = _matches(fs, inner)
-        groups = _grouped([_full(fs, p) for p in matches if _looks_like_slide(p, fs)], named=False)
-        _require(groups, f"{slides} matches {len(matches)} files, none of them a slide")
+        pictures = [_full(fs, p) for p in matches if is_left_out(p)]
+        groups, others = _grouped([_full(fs, p) for p in matches if _looks_like_slide(p, fs)], named=False)
+        pictures += others
+        nothing = f"{slides} matches {len(matches)} files, none of them a slide"
     elif fs.isdir(inner):
-        paths, seen = _walk(fs, inner)
-        groups = _grouped(paths, named=False)
-        _require(groups, f"{slides} holds no slide among {seen} files; known endings are {' '.join(SLIDE_ENDINGS)}")
+        paths, pictures, seen = _walk(fs, inner)
+        groups, others = _grouped(paths, named=False)
+        pictures += others
+        nothing = f"{slides} holds no slide among {seen} files; known endings are {' '.join(SLIDE_ENDINGS)}"
     elif fs.exists(inner):
-        groups = _grouped([_full(fs, inner)], named=True)
+        groups, _ = _grouped([_full(fs, inner)], named=True)
     else:
         raise NoSlides(f"SLIDES {slides} does not exist; name a folder, a slide, a glob or a .csv list")
-    return _sources(groups, id_root, id_key)
+    if not groups:
+        raise NoSlides(f"{nothing}{only_left_out(pictures)}")
+    return Found(_sources(groups, id_root, id_key), tuple(pictures))
 
 
 def paths_below(sources: Sequence[SlideSource], slides: str, id_root: str | None = None) -> list[str]:
@@ -117,14 +137,6 @@ def _size_and_version(fs: Any, inner: str) -> tuple[int, str]:
     return int(info["size"]), f"{info.get('e_tag') or info.get('ETag') or ''}{info.get('version') or ''}"
 
 
-def safe_stem(name: str) -> str:
-    """A file name without its endings, as ASCII letters, digits, dot, dash and underscore, at most 64 of them."""
-    stem = PurePosixPath(name).stem
-    stem = stem[:-4] if stem.lower().endswith(".ome") else stem
-    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]", "_", plain).lstrip(".")[:64] or "slide"
-
-
 @dataclass(frozen=True)
 class _Group:
     """Files that make one slide; `identity` is what its id is made from."""
@@ -153,17 +165,14 @@ def _matches(fs: Any, pattern: str) -> list[str]:
     return sorted(str(p) for p, info in fs.glob(pattern, detail=True).items() if info["type"] == "file")
 
 
-def _require(groups: Sequence[_Group], message: str) -> None:
-    if not groups:
-        raise NoSlides(message)
-
-
-def _walk(fs: Any, root: str) -> tuple[list[str], int]:
-    """Paths of slide files under `root`, and how many files were seen; our own outputs and companions are passed by."""
+def _walk(fs: Any, root: str) -> tuple[list[str], list[str], int]:
+    """Slide files under `root`, other pictures, and how many files were seen; our outputs, companions are passed by."""
     paths: list[str] = []
+    pictures: list[str] = []
     seen = 0
     walker = os.walk(root) if isinstance(fs, LocalFileSystem) else fs.walk(root)
     for folder, folders, files in walker:
+        at = str(folder).rstrip("/")
         names = sorted(files)
         seen += len(names)
         if "run.json" in names and "catalog" in folders:
@@ -171,13 +180,17 @@ def _walk(fs: Any, root: str) -> tuple[list[str], int]:
             continue
         companions = {PurePosixPath(n).stem for n in names if n.lower().endswith(".mrxs")}
         keep = [d for d in folders if not d.startswith(".") and d not in companions and not d.endswith(".zarr")]
+        pictures += [_full(fs, f"{at}/{d}") for d in folders if is_left_out(d) and d.endswith(".zarr")]
         if isinstance(folders, list):
             folders[:] = sorted(keep)
+        parts = set().union(*(_named_in(fs, f"{at}/{n}") for n in names if n.lower().endswith(_INDEXES)))
         for name in names:
-            path = f"{str(folder).rstrip('/')}/{name}"
+            path = f"{at}/{name}"
             if _looks_like_slide(path, fs):
                 paths.append(_full(fs, path))
-    return paths, seen
+            elif is_left_out(name) and name not in parts:
+                pictures.append(_full(fs, path))
+    return paths, pictures, seen
 
 
 def _looks_like_slide(path: str, fs: Any) -> bool:
@@ -202,31 +215,42 @@ def _listed(slides: str, fs: Any, inner: str) -> list[str]:
         raise NoSlides(f"SLIDES {slides} does not exist")
     base = PurePosixPath(inner).parent
     lines: dict[str, int] = {}
-    cells_of: dict[str, str] = {}
+    written: list[tuple[int, str, str]] = []
     header, rows = read_csv(slides, fs.cat_file(inner))
     if "slide" not in header:
         raise BadManifest(f"{slides} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
     column = header.index("slide")
     for line, cell in ((line, cells[column]) for line, cells in rows if len(cells) > column and cells[column]):
-        path = _resolved(slides, line, cell, base, fs)
+        written.append((line, cell, _resolved(slides, line, cell, base, fs)))
+    with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
+        stored = list(pool.map(_stored, (path for _, _, path in written)))
+    missing = [(line, cell, path) for (line, cell, path), there in zip(written, stored, strict=True) if there is None]
+    if missing:
+        said = "; ".join(f"line {line}: {cell}{did_you_mean(_near(path))}" for line, cell, path in missing[:3])
+        raise BadManifest(f"{slides} names {len(missing)} slides that do not exist ({said})")
+    for (line, cell, _), path in zip(written, filter(None, stored), strict=True):
         if path in lines:
             raise BadManifest(f"{slides} names {cell} twice, in lines {lines[path]} and {line}; keep one")
         lines[path] = line
-        cells_of[path] = cell
-    with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
-        there = list(pool.map(_exists, lines))
-    missing = [
-        f"line {line}: {cells_of[path]}" for (path, line), found in zip(lines.items(), there, strict=True) if not found
-    ]
-    if missing:
-        raise BadManifest(f"{slides} names {len(missing)} slides that do not exist ({'; '.join(missing[:3])})")
     _require_any(lines, slides)
     return list(lines)
 
 
-def _exists(path: str) -> bool:
-    fs, inner = _filesystem(path)
-    return bool(fs.exists(inner))
+def _stored(path: str) -> str | None:
+    """The path as it is there, its name perhaps in another Unicode form; None where it is not."""
+    for form in dict.fromkeys((path, one_form(path), unicodedata.normalize("NFD", path))):
+        fs, inner = _filesystem(form)
+        if fs.exists(inner):
+            return form
+    return as_stored(inner) if isinstance(fs, LocalFileSystem) else None
+
+
+def _near(path: str) -> str | None:
+    """The name of a file in its folder that a path may mean."""
+    if is_elsewhere(path) and not path.startswith(OBJECT_STORES):
+        return None
+    names = (PurePosixPath(file).name for file in files_in(path.rpartition("/")[0]))
+    return KnownNames(names).meant(PurePosixPath(path).name)
 
 
 def _require_any(lines: dict[str, int], slides: str) -> None:
@@ -262,12 +286,14 @@ def _resolved(slides: str, line: int, cell: str, base: PurePosixPath, fs: Any) -
     return _full(fs, path)
 
 
-def _grouped(paths: Iterable[str], *, named: bool) -> list[_Group]:
-    """Paths as slides: a DICOM series is one, an MRXS brings its folder along.
+def _grouped(paths: Iterable[str], *, named: bool) -> tuple[list[_Group], list[str]]:
+    """Paths as slides: a DICOM series is one, an MRXS brings its folder along. And DICOM files that are no slide's.
 
-    `named`: each path was named by itself, so a DICOM file stands for its whole series.
+    `named`: each path was named by itself, so a DICOM file stands for its whole series, and what is no slide's is for
+    its reader to refuse.
     """
     groups: list[_Group] = []
+    others: list[str] = []
     dicom: dict[tuple[str, str], list[tuple[str, DicomHeader]]] = defaultdict(list)
     per_folder: dict[str, set[str]] = defaultdict(set)
     paths = list(paths)
@@ -276,7 +302,7 @@ def _grouped(paths: Iterable[str], *, named: bool) -> list[_Group]:
         headers = dict(zip(may_be, pool.map(dicom_header, may_be), strict=True))
     for path in paths:
         header = headers.get(path)
-        if header is None:
+        if header is None or (named and not header.is_slide):
             groups.append(_Group(path, PurePosixPath(path).name, path, _companions(path)))
         elif header.is_slide:
             folder, series = path.rpartition("/")[0] or "/", header.series
@@ -286,8 +312,10 @@ def _grouped(paths: Iterable[str], *, named: bool) -> list[_Group]:
                 members += [m for m in _siblings(folder, series) if m[0] not in {p for p, _ in members}]
             else:
                 members.append((path, header))
+        elif PurePosixPath(path).name != _DICOM_INDEX:
+            others.append(path)
     groups += [_dicom_group(key, members, len(per_folder[key[0]])) for key, members in dicom.items()]
-    return sorted(groups, key=lambda group: group.path)
+    return sorted(groups, key=lambda group: group.path), others
 
 
 def _odd(path: str) -> tuple[str, ...]:
@@ -325,11 +353,18 @@ def _companions(path: str) -> tuple[str, ...]:
     ending = PurePosixPath(path).suffix.lower()
     if ending == ".mrxs":
         return (path, *files_in(path[: -len(ending)]))
-    if ending in (".vms", ".vmu") and is_elsewhere(path):
-        fs, inner = _filesystem(path)
-        named = {line.partition("=")[2].strip() for line in fs.cat_file(inner).decode("latin-1").splitlines()}
+    if ending in _INDEXES and is_elsewhere(path):
+        named = _named_in(*_filesystem(path))
         return (path, *(f for f in files_in(path.rpartition("/")[0]) if PurePosixPath(f).name in named))
     return (path,)
+
+
+def _named_in(fs: Any, index: str) -> set[str]:
+    """Names of the files that a VMS or VMU slide's index gives."""
+    try:
+        return {line.partition("=")[2].strip() for line in fs.cat_file(index).decode("latin-1").splitlines()}
+    except OSError:  # its reader will say so
+        return set()
 
 
 def _sources(groups: Sequence[_Group], id_root: str | None, id_key: bytes | None) -> list[SlideSource]:

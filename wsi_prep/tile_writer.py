@@ -32,10 +32,11 @@ def write_tiles(
     jpeg: JpegSettings,
     filters: Sequence[TileFilter],
     crew: Crew,
-) -> tuple[TilePlan, pa.Table]:
+) -> tuple[TilePlan, pa.Table, list[int]]:
     """Write those tiles of `plan` that pass all `filters` into the folder `store`, none where none does.
 
-    The crew measures and encodes side by side. Returns the plan of these tiles, and their rows in TILE_SCHEMA.
+    The crew measures and encodes side by side. Returns the plan of these tiles, their rows in TILE_SCHEMA,
+    and how many tiles of `plan` fail each filter.
     """
     attributes = {"slide_id": slide_id, "mpp": {m.name: plan.grid.mpp(m) for m in plan.grid.magnifications}}
     locations: list[TileLocation] = []
@@ -53,8 +54,9 @@ def write_tiles(
                 if data is not None:
                     kept[index] = True
                     locations.append(writer.append(name, data))
+    failures = [condition.failures(measures, plan.mag) for condition in filters]
     plan = plan.only(kept)
-    return plan, _rows(slide_id, plan, measures[kept], locations)
+    return plan, _rows(slide_id, plan, measures[kept], locations), failures
 
 
 def _make(

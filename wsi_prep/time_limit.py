@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from wsi_prep.errors import TimedOut
+from wsi_prep.locks import CannotLock, wait_for_lock
 
 HUNG = ".hung"
 """Ending of the files that say where a slide hung; empty, and locked, while it is worked on."""
@@ -26,7 +26,8 @@ def time_limit(trace: Path, seconds: float) -> Iterator[Callable[[], None]]:
         raise TimedOut(f"took longer than {seconds:g} s; look at the slide, or give it more with TIME_LIMIT")
     trace.parent.mkdir(exist_ok=True)
     with trace.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # by which others see that it is in use
+        with contextlib.suppress(CannotLock):  # who sees by it that the file is in use could not lock it either
+            wait_for_lock(file)
 
         def start() -> None:
             faulthandler.dump_traceback_later(seconds, exit=True, file=file)

@@ -11,6 +11,7 @@ from wsi_prep.cache import Room
 from wsi_prep.crew import Crew
 from wsi_prep.dicom import require_few_nested
 from wsi_prep.errors import BadOption, UnreadableSlide
+from wsi_prep.readers.advice import advice
 from wsi_prep.readers.base import SlideReader
 from wsi_prep.readers.openslide_reader import OpenSlideReader, detect_vendor
 from wsi_prep.readers.second import second_opinion
@@ -89,9 +90,7 @@ def open_slide(path: str, reader: str = "auto", crew: Crew | None = None, files:
     try:
         other = OpenSlideReader(_required_local(local))
     except UnreadableSlide as error:
-        raise UnreadableSlide(
-            f"no reader takes this file: {refusal}; {error}. Is it a whole-slide image, and whole?"
-        ) from error
+        raise UnreadableSlide(f"no reader takes this file: {refusal}; {error}. {advice(path)}") from error
     _require_largest(other, refusal)
     return other
 
