@@ -34,6 +34,7 @@ from wsi_prep.errors import (
 )
 from wsi_prep.filters import TileFilter, say_lost
 from wsi_prep.geometry import MAGNIFICATIONS, Grid
+from wsi_prep.glass import Glass
 from wsi_prep.institution import UNKNOWN
 from wsi_prep.jpeg import JpegSettings
 from wsi_prep.manifest import ManifestRow
@@ -50,11 +51,11 @@ from wsi_prep.records import FORMAT_VERSION, SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.scale import Scale, check_assumed_mpp, resolve_scale
 from wsi_prep.sources import SlideSource, fingerprint
 from wsi_prep.stages import StageClock
-from wsi_prep.stain import StainCall, classify_glow, classify_stain, stain_columns
+from wsi_prep.stain import StainCall, classify_glow, classify_stain, colour_warning, stain_columns
 from wsi_prep.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.tile_writer import write_tiles
 from wsi_prep.time_limit import HUNG, time_limit
-from wsi_prep.tissue import MASK_MPP, Glass, TissueSettings, check_bright_field, detect_tissue
+from wsi_prep.tissue import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
 from wsi_prep.trusted import TrustedLevels
 from wsi_prep.warning import warned
 
@@ -269,6 +270,8 @@ def _prepare_open(
         tissue = detect_tissue(thumbnail.pixels, thumbnail.mpp, task.settings.tissue, glass)
     row["tissue_mm2"] = float(tissue.sum()) * _mask_pixel_mm2(thumbnail, scale)
     seen = classify_stain(thumbnail.pixels, tissue, glass)
+    no_colour = colour_warning(thumbnail.pixels, tissue, glass)
+    row["warning"] = warned(row["warning"], None if task.mask else glass.warning, no_colour)
     row.update(stain_columns(task.manifest.stain, seen, row["warning"]))
     return _make_tiles(task, row, place, stage, clock, crew, reader, scale, thumbnail, tissue)
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import hed_from_rgb
 
+from wsi_prep.glass import Glass
+from wsi_prep.picture import brightest, darkest
 from wsi_prep.stain_features import stain_features
 from wsi_prep.stain_model import CLASSES, packaged_model
-from wsi_prep.tissue import Glass, brightest, darkest
 from wsi_prep.warning import told, warned
 
 STAINS = ("HE", "IHC", "SPECIAL", "FLUORESCENCE", "UNKNOWN")
@@ -26,6 +27,13 @@ DISAGREES = 0.9
 """Confidence from which pixels that say another stain than the manifest are worth a warning."""
 
 _LOOKED_AT_PX = 20_000
+_SURELY_COLOURED, _COLOURLESS = 8.0, 3.0
+"""Levels between the channels, the glass taken as grey: of pixels, and of means of 5 x 5, which have no noise."""
+
+_NO_COLOUR = (
+    "the picture has no colour, so its stain is unknown and dark tissue may be taken for ink: "
+    "give the slide as it was scanned in colour, or a mask of the tissue (MASKS=)"
+)
 _WARNING = "the pixels look like "
 
 
@@ -65,8 +73,9 @@ def classify_stain(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glas
     Some 20,000 pixels of tissue are looked at. `glass`: the picture's, where it is known. docs/stain.md has how often
     this is right, and what it was fitted to.
     """
+    glass = glass or Glass.of(thumbnail)
     features = tissue_features(thumbnail, tissue, glass)
-    if features is None:
+    if features is None or colour_warning(thumbnail, tissue, glass):
         return StainCall("UNKNOWN", 0.0)
     probabilities = packaged_model().probabilities(features)
     best = int(probabilities.argmax())
@@ -74,12 +83,35 @@ def classify_stain(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glas
     return StainCall(CLASSES[best] if confidence >= SURE else "UNKNOWN", confidence)
 
 
+def colour_warning(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: Glass) -> str | None:
+    """What a slide's row says where nine tenths of its tissue have no colour, as in a grey picture; else None."""
+    if not tissue.any():
+        return None
+    step = _step(tissue)
+    where = tissue[::step, ::step]
+    if np.median(_colour(thumbnail[::step, ::step][where], glass)) > _SURELY_COLOURED:
+        return None
+    even = np.asarray(cv2.blur(thumbnail, (5, 5)), dtype=np.uint8)[::step, ::step][where]
+    return _NO_COLOUR if np.quantile(_colour(even, glass), 0.9) <= _COLOURLESS else None
+
+
+def _colour(pixels: NDArray[np.uint8], glass: Glass) -> NDArray[np.float64]:
+    """(n,): how far apart the channels of (n, 3) pixels are, in levels, where glass is grey."""
+    balanced = pixels * (glass.colour.mean() / glass.colour)
+    return np.asarray(balanced.max(axis=1) - balanced.min(axis=1))
+
+
+def _step(tissue: NDArray[np.bool_]) -> int:
+    """Every how many rows and columns are looked at."""
+    return max(1, math.ceil(math.sqrt(np.count_nonzero(tissue) / _LOOKED_AT_PX)))
+
+
 def tissue_features(
     thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: Glass | None = None
 ) -> NDArray[np.float32] | None:
     """What `classify_stain` judges by: `stain_features` of the tissue; None where it is too little."""
     glass = glass or Glass.of(thumbnail)
-    step = max(1, math.ceil(math.sqrt(np.count_nonzero(tissue) / _LOOKED_AT_PX)))
+    step = _step(tissue)
     density = glass.density(np.ascontiguousarray(thumbnail[::step, ::step]))
     return stain_features(density[tissue[::step, ::step]])
 

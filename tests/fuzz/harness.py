@@ -19,6 +19,7 @@ import numpy as np
 from wsi_prep import errors
 from wsi_prep.errors import UsageError
 from wsi_prep.geometry import TILE_PX
+from wsi_prep.glass import Glass
 from wsi_prep.jobs import WorkerDied
 from wsi_prep.manifest import EMPTY_ROW
 from wsi_prep.place import LOCK
@@ -28,7 +29,6 @@ from wsi_prep.records import STATUSES
 from wsi_prep.resample import area_resample
 from wsi_prep.sources import find_slides
 from wsi_prep.stain import classify_stain
-from wsi_prep.tissue import Glass
 from wsi_prep.verify_slide import SlideCheck, check_slide
 
 cv2.setNumThreads(1)  # a pool of threads does not survive a fork

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wsi_prep.errors import NotBrightField, UsageError
+from wsi_prep.glass import Glass
 from wsi_prep.readers.select import open_slide
 from wsi_prep.scale import resolve_scale
 from wsi_prep.sources import read_csv
@@ -20,7 +21,7 @@ from wsi_prep.stain import tissue_features
 from wsi_prep.stain_fit.examples import REAL, Example, Tissue, mosaic
 from wsi_prep.stain_fit.recolour import MAP_MPP, Map, stain_vectors, tissue_maps
 from wsi_prep.thumbnail import Thumbnail, read_thumbnail
-from wsi_prep.tissue import MASK_MPP, Glass, check_bright_field, detect_tissue
+from wsi_prep.tissue import MASK_MPP, check_bright_field, detect_tissue
 
 TILE_MPP = 1.0
 """um per pixel at which tiles are kept."""

@@ -1,0 +1,126 @@
+"""What of a slide's picture is no tissue by its look alone: quiet background, and flat parts that nobody scanned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_DARK = 60
+"""Brightness (0 to 255) below which nothing is looked at: borders, dark filling."""
+
+_BLOCK_PX, _LARGE_PX = 8, 1_000_000
+_QUIET_SHARE, _LEAST_QUIET = 0.01, 1.25
+"""Of its brightness, how much a block of glass may differ from its neighbours; levels, which rounding alone may."""
+
+_LEVELS_AROUND = 4
+_LEAST_SHARE, _LEAST_PINK_SHARE, _PINK = 0.01, 0.1, 0.025
+"""Share of the picture that must be quiet and of one brightness; where it is pink (log10 of the lesser of red and blue
+over green), as tissue is and glass hardly ever, it must be more."""
+
+_ABOVE, _MOST_ABOVE = 6, 0.25
+"""Of the background's share, how much may be brighter by so many levels."""
+
+_EXACT_SPREAD = 0.35
+_LEAST_FLAT_SHARE, _MOST_FLATS = 0.01, 4
+_STRAIGHT, _LEAST_BORDER_SHARE = 0.75, 0.05
+"""Share of a flat part's edge that runs along rows and columns: a disc has 0.4, glass around tissue 0.3 to 0.65."""
+
+_FAR_LEVELS = 8
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A `colour` that large straight-edged parts of a picture have exactly; `outer`: they reach the picture's edge."""
+
+    colour: tuple[int, int, int]
+    outer: bool
+
+    def shown(self, picture: NDArray[np.uint8], within: int = 1) -> NDArray[np.bool_]:
+        """(h, w): where the picture has this colour, give or take `within` levels."""
+        least, most = (np.clip(np.add(self.colour, by), 0, 255) for by in (-within, within))
+        return np.asarray(cv2.inRange(picture, least, most), dtype=np.bool_)
+
+    def darkens(self, glass: NDArray[np.float64]) -> bool:
+        """Whether it would pass for tissue on such glass."""
+        return max(self.colour) >= _DARK and bool((glass - self.colour).max() > _FAR_LEVELS)
+
+
+def flat_parts(sample: NDArray[np.uint8], spread: NDArray[np.float32]) -> list[Flat]:
+    """Colours that scanners and converters fill with what was not scanned, in a sample of a picture's pixels.
+
+    `spread` is the standard deviation of brightness around each. Bare glass after strong JPEG is flat too, but goes
+    around the tissue, where filling has straight edges.
+    """
+    exact = sample[spread <= _EXACT_SPREAD].astype(np.int64) @ [65536, 256, 1]
+    packed, counts = np.unique(exact, return_counts=True)
+    found: list[Flat] = []
+    for at in counts.argsort()[::-1][:_MOST_FLATS]:
+        if counts[at] < _LEAST_FLAT_SHARE * spread.size:
+            break
+        value = int(packed[at])
+        flat = Flat((value >> 16, value >> 8 & 255, value & 255), True)
+        shown = flat.shown(sample)
+        edge = np.concatenate([shown[0], shown[-1], shown[:, 0], shown[:, -1]])
+        if _straightness(shown) >= _STRAIGHT:
+            found.append(Flat(flat.colour, bool(edge.mean() >= _LEAST_BORDER_SHARE)))
+    return found
+
+
+def _straightness(shown: NDArray[np.bool_]) -> float:
+    """Share of a mask's edge that goes on straight along its row or column; 0 where it has none."""
+    even = np.asarray(cv2.blur(shown.astype(np.float32), (5, 5)) > 0.5, dtype=np.bool_)
+    across, down = even[:, 1:] != even[:, :-1], even[1:] != even[:-1]
+    straight = np.count_nonzero(across[1:] & across[:-1]) + np.count_nonzero(down[:, 1:] & down[:, :-1])
+    edge = int(np.count_nonzero(across) + np.count_nonzero(down))
+    return float(straight) / max(1, edge)
+
+
+def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np.float64] | None:
+    """(3,) the colour of the brightest large part of the picture that is as even as bare glass; None where none is.
+
+    Neighbouring blocks of glass hardly differ, whatever its colour and the noise of single pixels; those of tissue do.
+    Parts of a flat colour do not count, nor does what a good share of the picture outshines.
+    """
+    mean, differs = _blocks(picture)
+    top = mean.max(axis=2)
+    scanned = top >= _DARK
+    for flat in flats:
+        scanned &= np.abs(mean - np.array(flat.colour, np.float32)).max(axis=2) > 1.5
+    quiet = scanned & (differs <= np.maximum(_LEAST_QUIET, _QUIET_SHARE * top))
+    level = np.rint(mean.mean(axis=2)).astype(np.int64)
+    total = max(1, int(np.count_nonzero(scanned)))
+    around = np.ones(2 * _LEVELS_AROUND + 1)
+    share = np.convolve(np.bincount(level[quiet], minlength=256), around, mode="same") / total
+    outshone = np.bincount(level[scanned], minlength=256)[::-1].cumsum()[::-1] / total
+    above = np.append(outshone[_ABOVE + 1 :], np.zeros(_ABOVE + 1))
+    good = np.flatnonzero((share >= _LEAST_SHARE) & (above <= _MOST_ABOVE * share))
+    if not len(good):
+        return None
+    first = good[good >= good[-1] - 2 * _LEVELS_AROUND]
+    best = first[share[first].argmax()]
+    colour = np.median(mean[quiet & (np.abs(level - best) <= _LEVELS_AROUND)], axis=0).astype(np.float64)
+    pink = math.log10(min(colour[0], colour[2]) / max(colour[1], 1.0)) > _PINK
+    return None if pink and share[best] < _LEAST_PINK_SHARE else colour
+
+
+def _blocks(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(rows, cols, 3) means of blocks of a picture, and (rows, cols) how far each is from its neighbours at most.
+
+    The blocks of a small picture overlap, so that there are enough of them.
+    """
+    height, width = picture.shape[:2]
+    step = min(_BLOCK_PX if height * width > _LARGE_PX else 2, height, width)
+    rows, cols = height // step, width // step
+    small = cv2.resize(picture[: rows * step, : cols * step], (cols, rows), interpolation=cv2.INTER_AREA)
+    side = max(1, _BLOCK_PX // step)
+    mean = np.asarray(cv2.blur(small.astype(np.float32), (side, side)), dtype=np.float32)
+    padded = cv2.copyMakeBorder(mean, side, side, side, side, cv2.BORDER_REPLICATE)
+    differs = np.zeros((rows, cols), np.float32)
+    for y, x in ((0, side), (2 * side, side), (side, 0), (side, 2 * side)):
+        apart = cv2.absdiff(padded[y : y + rows, x : x + cols], mean)
+        cv2.max(differs, apart.max(axis=2), dst=differs)
+    return mean, differs

@@ -1,0 +1,36 @@
+"""Plain measures of a picture, quick and in little memory, that the finding of glass, tissue and stains share."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_ROWS_AT_ONCE = 256
+
+
+def bands(height: int) -> list[slice]:
+    """The rows of a picture, some at a time."""
+    return [slice(at, at + _ROWS_AT_ONCE) for at in range(0, height, _ROWS_AT_ONCE)]
+
+
+def brightest(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(h, w): the highest of the three channels; several times as fast as a reduction over the last axis."""
+    red, green, blue = cv2.split(picture)
+    return np.asarray(cv2.max(cv2.max(red, green), blue), dtype=np.uint8)
+
+
+def darkest(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(h, w): the lowest of the three channels."""
+    red, green, blue = cv2.split(picture)
+    return np.asarray(cv2.min(cv2.min(red, green), blue), dtype=np.uint8)
+
+
+def deviation(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Standard deviation within `side` x `side` pixels of each."""
+    mean = np.asarray(cv2.blur(picture, (side, side)), dtype=np.float32)
+    square = np.asarray(cv2.sqrBoxFilter(picture, cv2.CV_32F, (side, side)), dtype=np.float32)
+    square -= np.multiply(mean, mean, out=mean)
+    cv2.max(square, 0.0, dst=square)
+    cv2.sqrt(square, dst=square)
+    return square
