@@ -56,7 +56,7 @@ def find_masks(
     slides: dict[str, list[str]] = defaultdict(list)
     wanted = {path.stem for path in files.values()}
     for source in sources:
-        for name in {source.slide_id, source.name, _bare(source.name)} & wanted:
+        for name in {source.slide_id, source.former_id, source.name, _bare(source.name)} & wanted:
             slides[name].append(source.slide_id)
     masks: dict[str, MaskFile] = {}
     for path in files.values():

@@ -161,6 +161,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
         _add_names(request, place, tasks)
         catalog = begin(place, terms)
         with writing(place):
+            tasks = _known_before(place, tasks, catalog)
             tasks, forgotten = leave_forgotten(place, tasks, catalog)
             for row in forgotten:
                 summary.done_before += 1
@@ -196,6 +197,22 @@ def _add_names(request: RunRequest, place: Place, tasks: Sequence[SlideTask]) ->
     kept = read_tombstone(place).without(tasks)
     if request.names is not None:
         add_names(request.names, {task.source.slide_id: task.source.path for task in kept})
+
+
+def _known_before(place: Place, tasks: Sequence[SlideTask], catalog: Catalog) -> list[SlideTask]:
+    """The tasks, those that OUT knows by an earlier version's id under that: none is made twice or though forgotten."""
+    other = {task.source.former_id for task in tasks if task.source.former_id != task.source.slide_id}
+    if not other:
+        return list(tasks)
+    tombstone = read_tombstone(place)
+    known = other.intersection(row["slide_id"] for row in catalog.slides(["slide_id"]))
+    known |= {former_id for former_id in other if tombstone.has(former_id)}
+    return [
+        replace(task, source=replace(task.source, slide_id=task.source.former_id))
+        if task.source.former_id in known
+        else task
+        for task in tasks
+    ]
 
 
 def _manifest_rows(request: RunRequest, sources: Sequence[SlideSource]) -> tuple[dict[str, ManifestRow], list[str]]:
