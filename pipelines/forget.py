@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from wsi_prep.private import check_names_file, keyed_patient
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_NOT_FOUND, EXIT_INTERRUPTED = 0, 2, 3, 130
 _SHOWN = 50
+_DASHED_ID = re.compile(r"-[A-Za-z0-9._-]*-[0-9a-f]{10}")
 
 EPILOG = """exit codes: 0 forgotten, or listed; 2 the call is wrong, nothing was done; 3 nobody was found, nothing was
 done; 130 interrupted, the same call goes on."""
@@ -28,7 +30,7 @@ for other tools, other copies, backups and older versions of these folders, and 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse_args(_dashed_ids_last(sys.argv[1:] if arguments is None else arguments))
     errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
     try:
         found = _look_up(options)
@@ -51,6 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     console.print(" ".join(BEYOND.split()), soft_wrap=True)
     return EXIT_OK
+
+
+def _dashed_ids_last(arguments: list[str]) -> list[str]:
+    """The same arguments, with ids that begin with a dash, as earlier versions made them, so that none is an option."""
+    dashed = [text for text in arguments if _DASHED_ID.fullmatch(text)]
+    return [text for text in arguments if text not in dashed] + [f"--slide={text}" for text in dashed]
 
 
 def _look_up(options: argparse.Namespace) -> list[Forgetting]:
@@ -107,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--shards", required=True, nargs="+", metavar="OUT", help="folders or URLs that make shards has filled")
     add("--patient", metavar="ID", help="the patient as manifest, barcode or pattern named them")
     add("--patient-key", type=Path, metavar="FILE", help=f"secret of make shards (or ${PATIENT_KEY_VARIABLE})")
-    add("--slide", nargs="+", default=[], metavar="SLIDE_ID", help="slides by their ids")
+    add("--slide", nargs="*", action="extend", default=[], metavar="SLIDE_ID", help="slides by their ids")
     add("--names", type=Path, metavar="CSV", help="the names file of private output, to take their lines out of")
     add("--take-over", action="store_true", help="object store: the run that holds the lock is gone for good")
     add("--dry", action="store_true", help="only list what would be deleted")

@@ -26,6 +26,7 @@ from pretrain.errors import BadFilter, BadShards
 from pretrain.sources import ShardSource
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, TILES_PER_SHARD
+from wsi_prep.slide_ids import is_slide_id
 
 INDEX_VERSION = 1
 STRATUM_LEVELS = ("stain", "institution", "tissue")
@@ -41,7 +42,6 @@ SLIDE = np.dtype([("id_hash", "<u8"), ("split", "<f8"), ("by_patient", "<u4"), *
 _NAMES = [m.name for m in MAGNIFICATIONS]
 _NEEDED = ("slide_id", "magnification", "mpp", "shard", "index", "offset", "nbytes", "crc32")
 _LARGEST_JPEG = 1 << 24
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
 class TileRows:
@@ -207,7 +207,7 @@ def _matching(table: pa.Table, where: str) -> pa.Array:
 
 def _check_slides(source: ShardSource, name: str, slides: pa.Table) -> None:
     for slide_id in slides["slide_id"].to_pylist():
-        if not _SAFE_ID.match(slide_id):
+        if not is_slide_id(slide_id):
             raise BadShards(f"{source.where}/catalog: {name} names a slide {slide_id!r}, which is no slide id")
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretrain.errors import BadShards
+from wsi_prep.records import is_table_file
 
 _OPEN_FILES = 512
 _RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
@@ -68,7 +69,7 @@ class LocalFolder:
 
     def files(self, table: str) -> list[CatalogFile]:
         """See ShardSource."""
-        found = sorted((self._folder / "catalog" / table).glob("[!.]*.parquet"))
+        found = sorted(p for p in (self._folder / "catalog" / table).glob("*") if is_table_file(p.name))
         stats = [(p.name, p.stat()) for p in found]
         return [CatalogFile(name, f"{s.st_size} {s.st_mtime_ns} {s.st_ino}") for name, s in stats]
 
@@ -130,7 +131,7 @@ class ObjectStore:
             (
                 CatalogFile(name, f"{meta['size']} {meta['e_tag']} {meta['last_modified']}")
                 for name, meta in named
-                if name.endswith(".parquet") and not name.startswith(".")
+                if is_table_file(name)
             ),
             key=lambda file: file.name,
         )

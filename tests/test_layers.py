@@ -20,7 +20,10 @@ ONLY_IN = {
     "dask_jobqueue": {"wsi_prep/jobs.py"},
     "torch.distributed": {"pretrain/distributed.py"},
 }
-SHARED_WITH_TRAINING = {"wsi_prep.records", "wsi_prep.jpeg", "wsi_prep.codec", "wsi_prep.errors", "wsi_prep.geometry"}
+SHARED_WITH_TRAINING = {
+    *("wsi_prep.records", "wsi_prep.jpeg", "wsi_prep.codec", "wsi_prep.errors", "wsi_prep.geometry"),
+    "wsi_prep.slide_ids",
+}
 PURE = {"numpy", "hashlib", "math", "collections", "dataclasses", "typing", "__future__", "wsi_prep"}
 
 

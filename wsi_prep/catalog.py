@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from wsi_prep.errors import BadCatalog
 from wsi_prep.memory import give_back_freed_memory
 from wsi_prep.place import Place, open_place
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
 
 PART_NAME = re.compile(r"part-(\d{5})\.parquet")
 """No slide's own file has such a name: its id ends in more digits, whatever its stem."""
@@ -152,8 +152,8 @@ class Catalog:
 
     def _names(self, table: str, *, parts: bool) -> list[str]:
         """A table's files, sorted: the parts, or those of single slides."""
-        names = [name for name in self._place.names(_FOLDERS[table]) if name.endswith(".parquet")]
-        return [n for n in names if not n.startswith(".") and (PART_NAME.fullmatch(n) is not None) == parts]
+        names = filter(is_table_file, self._place.names(_FOLDERS[table]))
+        return [name for name in names if (PART_NAME.fullmatch(name) is not None) == parts]
 
     def _tile_counts(self, names: list[str]) -> dict[str, int]:
         """How many tiles the slide of each of these files has."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
 from wsi_prep.place import Place, aside, open_place, write_atomically
 from wsi_prep.polygons import QUPATH_FRAME, feature_collection
 from wsi_prep.query import open_catalog
+from wsi_prep.slide_ids import require_slide_id
 
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,79}\Z")
 _WIDEST = 1e6  # level-0 px of a tile
 _MAGNIFICATIONS = {m.name for m in MAGNIFICATIONS}
 
@@ -44,8 +43,7 @@ class Written:
 
 def require_names(slide_id: Any, magnification: Any) -> None:
     """Raise BadCatalog unless both are safe as parts of file names."""
-    if not isinstance(slide_id, str) or not _SAFE_ID.match(slide_id):
-        raise BadCatalog(f"the catalog names a slide {str(slide_id)[:60]!r}, which is no slide id")
+    require_slide_id(slide_id)
     if magnification not in _MAGNIFICATIONS:
         raise BadCatalog(
             f"the catalog has tiles of {slide_id} at {str(magnification)[:20]!r}, which is no magnification"
@@ -63,7 +61,7 @@ def write_qupath(out: str, where: str, to: Path) -> Written:
     written = Written()
     to.mkdir(parents=True, exist_ok=True)
     for slide in slides:
-        require_names(slide["slide_id"], "5x")
+        require_slide_id(slide["slide_id"])
         try:
             document = _for_qupath(place, slide)
         except BadMask as error:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import BadMask, BadOption
 from wsi_prep.geojson import bounded_bytes, read_outlines
-from wsi_prep.naming import KnownNames, bare_name, did_you_mean, one_form
+from wsi_prep.naming import KnownNames, did_you_mean, one_form
 from wsi_prep.place import LocalPlace
 from wsi_prep.polygons import Polygon, filled
 from wsi_prep.readers.base import SlideInfo
+from wsi_prep.slide_ids import bare_name
 from wsi_prep.sources import SlideSource
 from wsi_prep.thumbnail import Thumbnail
 
@@ -64,7 +65,8 @@ def find_masks(
     slides: dict[str, list[str]] = defaultdict(list)
     wanted = {one_form(path.stem) for path in files.values()}
     for source in sources:
-        for name in set(map(one_form, (source.slide_id, source.name, bare_name(source.name)))) & wanted:
+        names = {source.slide_id, source.former_id, *map(one_form, (source.name, bare_name(source.name)))}
+        for name in names & wanted:
             slides[name].append(source.slide_id)
     masks: dict[str, MaskFile] = {}
     for path in files.values():

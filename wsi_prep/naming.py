@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
+
+from wsi_prep.slide_ids import bare_name
 
 
 def one_form(text: str) -> str:
     """The text in NFC: macOS gives file names in NFD, keyboards and spreadsheets write NFC."""
     return unicodedata.normalize("NFC", text)
-
-
-def bare_name(name: str) -> str:
-    """A file name without its ending, .ome.tif counting as one."""
-    stem = PurePosixPath(name).stem
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
-
-
-def safe_stem(name: str) -> str:
-    """A file name without its endings, as ASCII letters, digits, dot, dash and underscore, at most 64 of them."""
-    plain = unicodedata.normalize("NFKD", bare_name(name)).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]", "_", plain).lstrip(".")[:64] or "slide"
 
 
 def as_stored(path: str) -> str | None:

@@ -20,6 +20,7 @@ from wsi_prep.errors import BadOutput
 from wsi_prep.object_store import ahead, ask, failed, open_store
 from wsi_prep.place import LOCK, Span
 from wsi_prep.process import ProcessMark
+from wsi_prep.records import is_table_file
 
 _FILES_AT_ONCE, _PIECES_AT_ONCE = 4, 4  # of uploads: pieces of 5 MB, each of which has its minute
 _REQUEST_BYTES = 8 * 2**20
@@ -141,8 +142,7 @@ class ObjectPlace:
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Place."""
-        names = [n for n in self.names(folder) if n.endswith(".parquet") and not n.startswith(".")]
-        sources = self.sources(f"{folder}/{name}" for name in names)
+        sources = self.sources(f"{folder}/{name}" for name in self.names(folder) if is_table_file(name))
         tables = [pq.read_table(source, schema=schema, columns=columns) for source in sources]
         empty = schema.empty_table()
         return pa.concat_tables([empty if columns is None else empty.select(columns), *tables])

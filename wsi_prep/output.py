@@ -9,36 +9,39 @@ from collections.abc import Iterator
 from typing import Any
 
 from wsi_prep.catalog import Catalog
-from wsi_prep.errors import BadOutput, OtherConfiguration
+from wsi_prep.errors import BadOutput
 from wsi_prep.place import Place, remove_tree
 from wsi_prep.prepare import output_places
+from wsi_prep.terms import Terms
 
 _RUN = "run.json"
 
 
 @contextlib.contextmanager
-def open_output(
-    place: Place, settings: dict[str, Any], token: str, *, redo: bool, take_over: bool = False
-) -> Iterator[Catalog]:
-    """The catalog of `place`, which is made if missing, locked against a second run, and swept of half-made slides.
+def held_output(place: Place, terms: Terms, token: str, *, take_over: bool = False) -> Iterator[None]:
+    """Around a run: `place`, made if missing, is locked against a second one; what it holds is not changed by this.
 
     Raises BadOutput where the folder cannot be written, holds something else or is in use, and OtherConfiguration where
-    it was made with other settings and `redo` is not given.
+    it was made on other terms.
     """
     _require_ours(place)
     place.create()
     with place.locked(token, take_over=take_over):
+        terms.require_kept(place.where, read_run(place))
+        yield
+
+
+def begin(place: Place, terms: Terms) -> Catalog:
+    """While it is held: the catalog of `place`, swept of half-made slides, and the terms in its run.json."""
+    catalog = Catalog(place)
+    with writing(place):
         before = read_run(place)
-        if before and not redo:
-            _require_same(place, before.get("settings", {}), settings)
-        catalog = Catalog(place)
-        with writing(place):
-            if not before or redo:
-                write_run(place, {**before, "settings": settings})
-            catalog.create()
-            catalog.recover()
-            sweep(place, catalog)
-        yield catalog
+        settings = terms.settings if not before or terms.redo else before.get("settings", {})
+        write_run(place, {**before, "settings": settings, **terms.named})
+        catalog.create()
+        catalog.recover()
+        sweep(place, catalog)
+    return catalog
 
 
 @contextlib.contextmanager
@@ -102,24 +105,3 @@ def _require_ours(place: Place) -> None:
     names = place.names("")
     if _RUN not in names and any(not name.startswith(".") for name in names):
         raise BadOutput(f"OUT {place.where} holds other files and no {_RUN}; name a new or an empty folder")
-
-
-def _require_same(place: Place, before: dict[str, Any], now: dict[str, Any]) -> None:
-    old, new = _flat(before), _flat(now)
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    if changed:
-        shown = "; ".join(f"{name} was {old.get(name)}, now {new.get(name)}" for name in changed[:3])
-        raise OtherConfiguration(
-            f"OUT {place.where} was made with other settings ({shown}); name another OUT, "
-            "or add REDO=1 to do its slides again with the new ones"
-        )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

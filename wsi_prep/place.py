@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 
 from wsi_prep.errors import BadOption, BadOutput
 from wsi_prep.locks import CannotLock, try_lock
+from wsi_prep.records import is_table_file
 from wsi_prep.shards import sync_folder
 
 LOCK = ".lock"
@@ -81,7 +82,7 @@ class Place(Protocol):
         """Names of the files and folders in a folder, sorted, hidden ones too; none where there is no folder."""
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-        """The rows of all Parquet files in a folder that are not hidden."""
+        """The rows of all of a folder's files that records.is_table_file takes."""
 
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """The rows of these Parquet files in order, of some files at once; columns that a file lacks are null."""
@@ -236,7 +237,9 @@ class LocalPlace:
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Place."""
-        return ds.dataset(self._folder / folder, schema=schema, format="parquet").to_table(columns=columns)
+        files = [str(self._folder / folder / name) for name in self.names(folder) if is_table_file(name)]
+        rows = ds.dataset(files, schema=schema, format="parquet") if files else ds.dataset(schema.empty_table())
+        return rows.to_table(columns=columns)
 
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """See Place."""

@@ -89,3 +89,8 @@ TILE_SCHEMA = pa.schema(
         ("crc32", pa.uint32()),  # of the JPEG, as zlib computes it
     ]
 )
+
+
+def is_table_file(name: str) -> bool:
+    """Whether a file of catalog/slides or catalog/tiles holds rows: a dot alone hides what is unfinished."""
+    return name.endswith(".parquet") and not name.startswith(".")

@@ -18,7 +18,7 @@ from wsi_prep import __version__
 from wsi_prep.cache import CacheSettings
 from wsi_prep.catalog import Catalog
 from wsi_prep.cluster_options import ClusterOptions
-from wsi_prep.errors import OtherConfiguration, StoreFailed
+from wsi_prep.errors import StoreFailed
 from wsi_prep.forget import leave_forgotten, read_tombstone
 from wsi_prep.formats import left_out_note
 from wsi_prep.geometry import MAGNIFICATIONS
@@ -27,7 +27,7 @@ from wsi_prep.jobs import cluster, dashboard_link, run_tasks, threads_a_task
 from wsi_prep.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.masks import MaskFile, find_masks
 from wsi_prep.merging import Merger
-from wsi_prep.output import catalog_counts, open_output, read_run, require_held, sweep, write_run, writing
+from wsi_prep.output import begin, catalog_counts, held_output, read_run, require_held, sweep, write_run, writing
 from wsi_prep.place import Place, local_folder, open_place
 from wsi_prep.prepare import (
     DEFAULT_TIME_LIMIT,
@@ -41,8 +41,8 @@ from wsi_prep.prepare import (
 from wsi_prep.private import add_names, check_names_file, key_check, keyed_patient
 from wsi_prep.runlog import RunLog
 from wsi_prep.sources import Found, SlideSource, fingerprint, look_for_slides, paths_below
+from wsi_prep.terms import Terms
 
-_NAMED_AS = {"manifest": "a manifest", "masks": "masks", "institution_pattern": "an institution pattern"}
 _LOOKED_AT = (
     *("slide_id", "file", "status", "error_type", "error", "warning", "fingerprint", "config_hash", "patient_key"),
     *("institution", "institution_source", "tissue", "stain", "stain_confidence", "stain_source"),
@@ -140,8 +140,10 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
     sources = found.sources
     place = open_place(request.out)
-    _require_named_again(request, place)
-    _require_same_key(request, place)
+    terms = _terms(request)
+    terms.require_kept(place.where, read_run(place))
+    if request.names is not None:
+        check_names_file(request.names, local_folder(request.out))
     manifest, warnings = _manifest_rows(request, found)
     masks, mask_notes = find_masks(
         request.masks, local_folder(request.out), sources, private=request.id_key is not None
@@ -154,18 +156,14 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
         _task(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
         for source, origin in zip(sources, origins, strict=True)
     ]
-    if request.names is not None:
-        kept = read_tombstone(place).without(tasks)
-        add_names(request.names, {task.source.slide_id: task.source.path for task in kept})
-    settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
-    if request.id_key is not None:
-        settings["private"] = key_check(request.id_key)
     with (
-        open_output(place, settings, token, redo=request.redo, take_over=request.take_over) as catalog,
+        held_output(place, terms, token, take_over=request.take_over),
         RunLog(request.log, token[:8]) as log,
     ):
+        _add_names(request, place, tasks)
+        catalog = begin(place, terms)
         with writing(place):
-            write_run(place, {**read_run(place), **_named(request)})
+            tasks = _known_before(place, tasks, catalog)
             tasks, forgotten = leave_forgotten(place, tasks, catalog)
             for row in forgotten:
                 summary.done_before += 1
@@ -184,40 +182,39 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     return summary
 
 
-def _named(request: RunRequest) -> dict[str, bool]:
-    """What was said of slides beside their files, by the names that run.json has for it."""
-    return {
+def _terms(request: RunRequest) -> Terms:
+    settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
+    if request.id_key is not None:
+        settings["private"] = key_check(request.id_key)
+    named = {
         "manifest": request.manifest_path is not None,
         "masks": request.masks is not None,
         "institution_pattern": request.institution_pattern is not None,
     }
+    return Terms(settings, named, request.redo)
 
 
-def _require_named_again(request: RunRequest, place: Place) -> None:
-    """A manifest or pattern that was given once and is forgotten now would undo what it said of every slide."""
-    before = read_run(place)
-    for name, given in _named(request).items():
-        if before.get(name) and not given and not request.redo:
-            raise OtherConfiguration(
-                f"OUT {request.out} was made with {_NAMED_AS[name]}; name it again with {name.upper()}=, "
-                "or add REDO=1 to go by the files alone"
-            )
-
-
-def _require_same_key(request: RunRequest, place: Place) -> None:
-    """Names and keyed ids never share a folder, nor do ids of two keys; whatever else may be done anew."""
+def _add_names(request: RunRequest, place: Place, tasks: Sequence[SlideTask]) -> None:
+    """Before OUT holds an id, the names file leads back from it: a run that is killed leaves none without its name."""
+    kept = read_tombstone(place).without(tasks)
     if request.names is not None:
-        check_names_file(request.names, local_folder(request.out))
-    before = read_run(place)
-    was = before.get("settings", {}).get("private")
-    now = key_check(request.id_key) if request.id_key is not None else None
-    if not before or was == now:
-        return
-    if was is None:
-        raise OtherConfiguration(f"OUT {request.out} was made without PRIVATE=1 and holds names; name another OUT")
-    if now is None:
-        raise OtherConfiguration(f"OUT {request.out} was made with PRIVATE=1; give it again, with the same ID_KEY")
-    raise OtherConfiguration(f"OUT {request.out} was made with another ID_KEY; name that one, or another OUT")
+        add_names(request.names, {task.source.slide_id: task.source.path for task in kept})
+
+
+def _known_before(place: Place, tasks: Sequence[SlideTask], catalog: Catalog) -> list[SlideTask]:
+    """The tasks, those that OUT knows by an earlier version's id under that: none is made twice or though forgotten."""
+    other = {task.source.former_id for task in tasks if task.source.former_id != task.source.slide_id}
+    if not other:
+        return list(tasks)
+    tombstone = read_tombstone(place)
+    known = other.intersection(row["slide_id"] for row in catalog.slides(["slide_id"]))
+    known |= {former_id for former_id in other if tombstone.has(former_id)}
+    return [
+        replace(task, source=replace(task.source, slide_id=task.source.former_id))
+        if task.source.former_id in known
+        else task
+        for task in tasks
+    ]
 
 
 def _manifest_rows(request: RunRequest, found: Found) -> tuple[dict[str, ManifestRow], list[str]]:

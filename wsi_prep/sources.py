@@ -20,10 +20,11 @@ from fsspec.implementations.local import LocalFileSystem
 from wsi_prep.dicom import DicomHeader, dicom_header
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
 from wsi_prep.formats import SLIDE_ENDINGS, is_left_out, only_left_out
-from wsi_prep.naming import KnownNames, as_stored, did_you_mean, one_form, safe_stem
+from wsi_prep.naming import KnownNames, as_stored, did_you_mean, one_form
 from wsi_prep.place import OBJECT_STORES
 from wsi_prep.private import keyed_slide_id
 from wsi_prep.remote import file_system, files_in, is_elsewhere
+from wsi_prep.slide_ids import former_slide_id, make_slide_id
 
 _INDEXES = (".vms", ".vmu")
 _DICOM_INDEX = "DICOMDIR"
@@ -37,14 +38,15 @@ class SlideSource:
     """One slide as found.
 
     `slide_id` is unique and safe as a file name and object key; `path` is what a reader opens (local absolute path or
-    URL); `name` is the file's name as given, no folder; `files` are all files that the slide consists of. Its text,
-    which a cluster may log, is the id alone.
+    URL); `name` is the file's name as given, no folder; `files` are all files that the slide consists of. `former_id`
+    is what earlier versions may have called it. Its text, which a cluster may log, is the id alone.
     """
 
     slide_id: str
     path: str = field(repr=False)
     name: str = field(repr=False)
     files: tuple[str, ...] = field(repr=False)
+    former_id: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -370,19 +372,21 @@ def _named_in(fs: Any, index: str) -> set[str]:
 def _sources(groups: Sequence[_Group], id_root: str | None, id_key: bytes | None) -> list[SlideSource]:
     by_id: dict[str, SlideSource] = {}
     for group in groups:
-        slide_id = _slide_id(group.name, _relative(group.identity, id_root), id_key)
+        slide_id, former_id = _ids(group.name, _relative(group.identity, id_root), id_key)
         name = os.fsencode(group.name).decode(errors="replace")  # a name of bytes that are no text is still a slide's
-        source = SlideSource(slide_id, group.path, name, group.files)
-        if source.slide_id in by_id:
-            raise UsageError(f"{by_id[source.slide_id].path} and {source.path} get the same id; rename one of them")
-        by_id[source.slide_id] = source
+        source = SlideSource(slide_id, group.path, name, group.files, former_id)
+        before = by_id.setdefault(slide_id.lower(), source)  # many a disk takes two cases of a name for one file
+        if before is not source:
+            raise UsageError(f"{before.path} and {source.path} get the same id; rename one of them")
     return list(by_id.values())
 
 
-def _slide_id(name: str, identity: str, id_key: bytes | None) -> str:
+def _ids(name: str, identity: str, id_key: bytes | None) -> tuple[str, str]:
+    """A slide's id, and the one of earlier versions."""
     if id_key is not None:
-        return keyed_slide_id(id_key, identity)
-    return f"{safe_stem(name)}-{hashlib.blake2b(os.fsencode(identity), digest_size=5).hexdigest()}"
+        keyed = keyed_slide_id(id_key, identity)
+        return keyed, keyed
+    return make_slide_id(name, identity), former_slide_id(name, identity)
 
 
 def _relative(path: str, id_root: str | None) -> str:

@@ -14,6 +14,7 @@ from wsi_prep.jobs import cluster, run_tasks
 from wsi_prep.output import catalog_counts, read_run, sweep, write_run, writing
 from wsi_prep.place import Place, open_place
 from wsi_prep.prepare import output_places
+from wsi_prep.records import is_table_file
 from wsi_prep.verify_catalog import CatalogFile, Fault, check_catalog_file, slide_rows, twice
 from wsi_prep.verify_slide import SlideCheck, SlideReport, check_slide
 
@@ -158,7 +159,7 @@ def _find_strays(place: Place, found: Verified) -> None:
     for folder in ("catalog", "catalog/slides", "catalog/tiles"):
         for name in place.names(folder):
             table = folder == "catalog" and name in ("slides", "tiles", ".journal.json")
-            rows = folder != "catalog" and name.endswith(".parquet") and not name.startswith(".")
+            rows = folder != "catalog" and is_table_file(name)
             if not table and not rows:
                 _stray(found, f"{folder}/{name}")
 
@@ -171,7 +172,7 @@ def _stray(found: Verified, path: str) -> None:
 def _repair(place: Place, found: Verified) -> None:
     """Through the catalog's own steps, so that a repair that is killed is finished by the next."""
     catalog = Catalog(place)
-    before = sum(len(file.statuses) for file in found.files)
+    before = frozenset[str]().union(*(file.ids for file in found.files))
     for file in found.files:
         if file.damaged:
             catalog.discard(file.name)
@@ -188,4 +189,4 @@ def _repair(place: Place, found: Verified) -> None:
     if run:
         write_run(place, {**run, **catalog_counts(catalog)})
     found.removed = len(found.strays)
-    found.undone = before - len(catalog.slides(["slide_id"]))
+    found.undone = len(before - {str(row["slide_id"]) for row in catalog.slides(["slide_id"])})

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from wsi_prep.catalog import PART_NAME
 from wsi_prep.errors import BadCatalog, StoreFailed
-from wsi_prep.interchange import require_names
 from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
+from wsi_prep.slide_ids import require_slide_id
 
 SLIDE_COLUMNS = ["slide_id", "status", "width", "height", "tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"]
 """What a slide is checked by."""
@@ -56,11 +56,12 @@ KINDS = {
 class CatalogFile:
     """What a catalog's files of one name hold: ids by status, and what is wrong with them.
 
-    `damaged`: the files are of no use. `broken`: slides to be done again. `orphans`: ids that have tiles alone, or that
-    are no ids.
+    `ids`: whatever the slides' rows name, as far as they can be read. `damaged`: the files are of no use. `broken`:
+    slides to be done again. `orphans`: ids that have tiles alone, or that are no ids.
     """
 
     name: str
+    ids: frozenset[str] = frozenset()
     statuses: dict[str, str] = field(default_factory=dict)
     damaged: bool = False
     broken: list[str] = field(default_factory=list)
@@ -73,10 +74,11 @@ def check_catalog_file(task: tuple[str, str]) -> CatalogFile:
     place, name = open_place(task[0]), task[1]
     found = CatalogFile(name)
     slides = _read(place, "slides", name, found)
+    found.ids = frozenset(map(str, slides["slide_id"].to_pylist() if slides is not None else ()))
     tile_ids = _tile_ids(place, name, found)
     if found.faults:
         found.damaged = True
-        known = {*(slides["slide_id"].to_pylist() if slides is not None else ()), *tile_ids}
+        known = found.ids | tile_ids
         if known:
             what = f"{found.faults[0].what}; it has rows of {len(known):,} slides"
             found.faults[0] = Fault("catalog", found.faults[0].where, what)
@@ -93,7 +95,7 @@ def check_catalog_file(task: tuple[str, str]) -> CatalogFile:
 
 def _take_row(found: CatalogFile, slide_id: Any, status: Any) -> None:
     try:
-        require_names(slide_id, "5x")
+        require_slide_id(slide_id)
     except BadCatalog as error:
         found.orphans.append(str(slide_id))
         found.faults.append(Fault("rows", f"catalog/slides/{found.name}", str(error)))

@@ -1,0 +1,127 @@
+"""A call that is refused for what OUT was made with, or for who is at work there, changes neither OUT nor NAMES."""
+
+import shutil
+from functools import partial
+
+import pytest
+
+from pipelines.shards import main
+from sample_slides.make import make_synthetic, nompp_tiff
+from wsi_prep.errors import OtherConfiguration
+from wsi_prep.output import held_output, read_run
+from wsi_prep.place import LOCK, LocalPlace
+from wsi_prep.terms import Terms
+
+PATTERN = ("--institution-pattern", "(?P<institution>[a-z]+)")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with private shards of one slide in it, made with all there is, and a second slide beside the first."""
+    here = tmp_path_factory.mktemp("private")
+    (here / "slides").mkdir()
+    (here / "masks").mkdir()
+    make_synthetic(here / "slides/one.tiff", partial(nompp_tiff, width=600, height=700))
+    (here / "manifest.csv").write_text("slide,stain\none.tiff,HE\n")
+    for name in ("key", "other"):
+        (here / name).write_text(f"a secret that is long enough: {name}")
+    assert call(here) == 0
+    assert len((here / "names.csv").read_text().splitlines()) == 2
+    shutil.copy(here / "slides/one.tiff", here / "slides/two.tiff")
+    return here
+
+
+def call(here, *more, without=()):
+    options = {
+        "--manifest": (here / "manifest.csv",),
+        "--masks": (here / "masks",),
+        PATTERN[0]: PATTERN[1:],
+        "--private": (),
+        "--id-key": (here / "key",),
+        "--names": (here / "names.csv",),
+    }
+    given = [text for name, values in options.items() if name not in without for text in (name, *values)]
+    fixed = [
+        "--slides",
+        here / "slides",
+        "--out",
+        here / "out",
+        "--mags",
+        "20x",
+        "--assume-mpp",
+        "0.5",
+        "--workers",
+        "1",
+    ]
+    return main([str(text) for text in (*fixed, *given, *more)])
+
+
+def contents(here):
+    """Every file of OUT, and NAMES, by path; the lock, which says who looked last, aside."""
+    files = [path for path in (here / "out").rglob("*") if path.is_file() and path.name != LOCK]
+    return {path: path.read_bytes() for path in [*files, here / "names.csv"]}
+
+
+@pytest.mark.parametrize(
+    ("more", "without", "says"),
+    [
+        (["--id-key", "{here}/other"], [], "made with another ID_KEY"),
+        ([], ["--private", "--id-key", "--names"], "made with PRIVATE=1"),
+        ([], ["--manifest"], "made with a manifest"),
+        ([], ["--masks"], "made with masks"),
+        ([], ["--institution-pattern"], "made with an institution pattern"),
+        (["--quality", "70"], [], "made with other settings"),
+        (["--id-root", "{here}"], [], "ids_below_root was False, now True"),
+        (["--names", "{here}/out/names.csv"], [], "lies inside OUT"),
+        (["--names", "{here}/manifest.csv"], [], "holds something else"),
+        (["--log", "{here}/out"], [], "LOG="),
+    ],
+)
+def test_a_refused_call_changes_nothing(made, capsys, more, without, says):
+    before = contents(made)
+    assert call(made, *(text.format(here=made) for text in more), without=without) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert contents(made) == before
+    assert (made / "manifest.csv").read_text().startswith("slide,stain")
+
+
+def test_a_call_while_another_run_works_changes_nothing(made, capsys):
+    before = contents(made) | {made / "out" / LOCK: b"of the other run"}
+    with LocalPlace(made / "out").locked("of the other run", take_over=False):
+        assert call(made) == 2
+    assert "another run is writing" in capsys.readouterr().err
+    assert contents(made) | {made / "out" / LOCK: (made / "out" / LOCK).read_bytes()} == before
+
+
+def test_a_tombstone_that_cannot_be_read_is_found_before_anything_is_written(made, tmp_path, capsys):
+    for name in ("slides", "out", "masks"):
+        shutil.copytree(made / name, tmp_path / name)
+    for name in ("names.csv", "key", "manifest.csv"):
+        shutil.copy(made / name, tmp_path / name)
+    (tmp_path / "out/forgotten.json").write_text("{")
+    before = contents(tmp_path)
+    assert call(tmp_path) == 2
+    assert "forgotten.json cannot be read" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_an_output_whose_names_cannot_be_kept_is_not_begun(made, capsys):
+    out, names = made / "new", made / "nowhere" / "names.csv"
+    assert call(made, "--out", out, "--names", names) == 2
+    assert "names.csv cannot be written" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [LOCK]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named", "says"),
+    [({"quality": 70}, True, "quality was 90, now 70"), ({"quality": 90}, False, "a manifest"), ({}, True, "settings")],
+)
+def test_what_another_call_made_meanwhile_is_seen_under_the_lock(tmp_path, settings, named, says):
+    place = LocalPlace(tmp_path)
+    place.write("run.json", b'{"settings": {"quality": 90}, "manifest": true}')
+    terms = Terms(settings, {"manifest": named}, redo=False)
+    with pytest.raises(OtherConfiguration, match=says), held_output(place, terms, "token"):
+        pytest.fail("it is held on other terms")
+    assert read_run(place) == {"settings": {"quality": 90}, "manifest": True}

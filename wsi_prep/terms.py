@@ -1,0 +1,74 @@
+"""What an output was made with, and what a later call must ask for again; a call that does not is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wsi_prep.errors import OtherConfiguration
+
+_NAMED_AS = {"manifest": "a manifest", "masks": "masks", "institution_pattern": "an institution pattern"}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one call makes slides with.
+
+    `settings` are those that run.json keeps, in private output with `private`, the mark of its key. `named`: whether a
+    manifest, masks and an institution pattern are given. With `redo` slides may be done again.
+    """
+
+    settings: Mapping[str, Any]
+    named: Mapping[str, bool]
+    redo: bool
+
+    def require_kept(self, where: str, before: Mapping[str, Any]) -> None:
+        """Raise OtherConfiguration where the output `where`, of which run.json says `before`, was made otherwise.
+
+        Names and keyed ids never share a folder, nor do ids of two keys, whatever else may be done again. A manifest or
+        pattern that was given once and is forgotten now would undo what it said of every slide.
+        """
+        self._require_named_again(where, before)
+        if before:
+            self._require_same_key(where, before.get("settings", {}))
+        if before and not self.redo:
+            self._require_same(where, before.get("settings", {}))
+
+    def _require_named_again(self, where: str, before: Mapping[str, Any]) -> None:
+        for name, given in self.named.items():
+            if before.get(name) and not given and not self.redo:
+                raise OtherConfiguration(
+                    f"OUT {where} was made with {_NAMED_AS[name]}; name it again with {name.upper()}=, "
+                    "or add REDO=1 to go by the files alone"
+                )
+
+    def _require_same_key(self, where: str, before: Mapping[str, Any]) -> None:
+        was, now = before.get("private"), self.settings.get("private")
+        if was == now:
+            return
+        if was is None:
+            raise OtherConfiguration(f"OUT {where} was made without PRIVATE=1 and holds names; name another OUT")
+        if now is None:
+            raise OtherConfiguration(f"OUT {where} was made with PRIVATE=1; give it again, with the same ID_KEY")
+        raise OtherConfiguration(f"OUT {where} was made with another ID_KEY; name that one, or another OUT")
+
+    def _require_same(self, where: str, before: Mapping[str, Any]) -> None:
+        old, new = _flat(before), _flat(self.settings)
+        changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+        if changed:
+            shown = "; ".join(f"{name} was {old.get(name)}, now {new.get(name)}" for name in changed[:3])
+            raise OtherConfiguration(
+                f"OUT {where} was made with other settings ({shown}); name another OUT, "
+                "or add REDO=1 to do its slides again with the new ones"
+            )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
