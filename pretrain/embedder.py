@@ -23,6 +23,8 @@ from pretrain.tiles import Tiles
 import timm  # isort: skip - backbone has made it importable
 from timm.data.config import resolve_model_data_config  # isort: skip
 
+_READING = 2  # changes when the same files become other pixels
+
 
 @dataclass(frozen=True)
 class Embedder:
@@ -101,7 +103,7 @@ def cached(folder: Path | None, who: str, tiles: Tiles, px: int, make: Callable[
     """Features (n, F) of these tiles by `who`, from the folder where they are there, else made and kept there."""
     if folder is None:
         return make()
-    key = hashlib.blake2b(f"{who}\n{tiles.stamp}\n{px}".encode(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(f"{_READING}\n{who}\n{tiles.stamp}\n{px}".encode(), digest_size=16).hexdigest()
     file = folder / f"{key}.safetensors"
     try:
         features = load_file(file)["features"]

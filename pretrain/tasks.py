@@ -261,6 +261,7 @@ def _limited(labels: Ints, side: Ints, limit: int, seed: int) -> Ints:
 def _images(path: Path, file: pq.ParquetFile, rows: Ints, px: int) -> EncodedTiles:
     """The encoded tiles of these rows, whose headers are looked at."""
     images: list[bytes] = []
+    wanted = rows
     for part in file.iter_batches(1024, columns=["image"]):
         images += part.column(0).take(rows[rows < len(part)]).to_pylist()
         rows = rows[rows >= len(part)] - len(part)
@@ -272,4 +273,4 @@ def _images(path: Path, file: pq.ParquetFile, rows: Ints, px: int) -> EncodedTil
         raise BadTask(
             f"{path}: tiles are of several sizes, {sorted(sizes)} px; make them one size, or ask for one by --px"
         )
-    return EncodedTiles(images)
+    return EncodedTiles(images, str(path), wanted)
