@@ -118,6 +118,9 @@ def run(
         slow = slow_precision(world.device, recipe.compute.precision)
         for line in [*index.warnings, *sampler.warnings, *slow, *loaded, *_write_run(call, index, trainer)]:
             reporter.note(line)
+        for task in tasks:
+            for line in task.notes:
+                reporter.note(f"{task.name}: {line}")
     watcher = _Watcher(call, trainer, reporter, tasks)
     outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)
     watcher.close()

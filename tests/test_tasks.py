@@ -131,17 +131,52 @@ def test_bad_tables_are_refused_in_one_line(tmp_path):
     good = {"label": list("abab") * 3, "group": list("ppqq") * 3}
     refused(table(path, **good) + ":grade", "grade", "label")
     refused(table(path, **good), "limit of 1", limit=1)
-    refused(table(path, label=["a"] * 6), "fewer than 2 classes")
-    refused(table(path, label=pa.nulls(6, pa.string())), "fewer than 2 classes")
-    refused(table(path, label=list("aabb"), group=list("ppqq")), "fewer than 2 classes")
     refused(table(path, **good, split=["train", "dev"] * 6), "dev")
     refused(table(path, **good, split=["train", None] * 6), "None")
     refused(table(path, **good, split=["train", "test"] * 6), "2 groups")
+    refused(table(path, label=list("abab"), group=["p", "p", None, "q"]), "group is null in 1 rows")
     refused(table(path, **good, image=[b"text"] * 12), "image")
     refused(table(path, **good, image=[noise(0)] * 11 + [None]), "image")
     refused(table(path, **good, image=[noise(0)] * 11 + [noise(0, 18)]), "sizes", "(18, 16)", "(18, 18)")
     pq.write_table(pa.table(good), path)
     refused(str(path), "no column image")
+
+
+TWO = {"label": list("abab")}
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"label": []}, "the table has no rows"),
+        ({"label": pa.nulls(6, pa.string())}, "label is null in every row"),
+        ({"label": [float("nan")] * 6}, "label is null in every row"),
+        ({"label": ["a"] * 6}, "all 6 tiles are of class a"),
+        ({**TWO, "split": ["train"] * 4}, "all 4 tiles are of split train: nothing to judge on"),
+        ({**TWO, "split": ["test"] * 4}, "all 4 tiles are of split test: nothing to learn from"),
+        ({**TWO, "split": ["val"] * 4}, "all 4 tiles are of split valid: nothing to learn from, nothing to judge on"),
+        ({**TWO, "split": ["val", "val", "test", "test"]}, "no tile is of split train: nothing to learn from"),
+        ({**TWO, "split": ["val", "val", "train", "train"]}, "no tile is of split test: nothing to judge on"),
+        ({**TWO, "split": ["train", "test"] * 2}, "in both splits: train has a, test has b"),
+        ({**TWO, "group": ["p"] * 4}, "all 4 tiles are of one slide or case"),
+        ({"label": list("aabb"), "group": list("ppqq")}, "a is in 1, b is in 1"),
+        ({"label": list("aabb"), "group": list("ppqr")}, "a is in 1, b is in 2"),
+    ],
+)
+def test_a_table_that_cannot_be_judged_is_refused_with_the_true_reason(tmp_path, columns, reason):
+    refused(table(tmp_path / "t.parquet", **columns), reason)
+
+
+def test_what_is_left_out_and_what_is_not_known_is_said(tmp_path):
+    path = tmp_path / "t.parquet"
+    told = load_task(table(path, label=list("aabbc") * 4, group=list("pqpqr") * 4)).notes
+    assert told == ("left out, since they are on one side alone: c (4 tiles)",)
+    (told,) = load_task(table(path, label=list("ab") * 9)).notes
+    assert "is not known" in told
+    assert "add a column group" in told
+    assert load_task(table(path, label=list("ab") * 9, group=list("pqr") * 6), 4).notes == (
+        "8 of 18 tiles, by the limit of 4 a side",
+    )
 
 
 @pytest.mark.skipif(not TILES.is_dir(), reason="needs ../shared/tiles, which is not part of the repository")
