@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         errors.print(f"embed: cannot be read: {name}: {reason}", markup=False, soft_wrap=True)
     for note in _notes(done, options.to):
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    console.print(_what_was_done(done, options.to, time.monotonic() - began), markup=False, soft_wrap=True)
+    seconds = time.monotonic() - began
+    console.print(_what_was_done(done, options.to, seconds, device.type), markup=False, soft_wrap=True)
     return EXIT_BAD_TILES if done.unreadable else EXIT_OK
 
 
@@ -69,11 +70,11 @@ def _notes(done: Embedded, to: Path) -> list[str]:
     return found
 
 
-def _what_was_done(done: Embedded, to: Path, seconds: float) -> str:
+def _what_was_done(done: Embedded, to: Path, seconds: float, device: str) -> str:
     if not done.slides:
         return f"nothing to do: the features of all {done.before:,} slides are in {to}"
     before = f" ({done.before} slides were there before)" if done.before else ""
-    rate = f"{seconds:.0f} s, {done.tiles / max(seconds, 1e-9):,.0f} tiles/s"
+    rate = f"{seconds:.0f} s, {done.tiles / max(seconds, 1e-9):,.0f} tiles/s on {device}"
     return f"{done.tiles:,} tiles of {done.slides:,} slides{before}, {rate}: {to}"
 
 

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         where = error.filename or options.to or options.cache
         Console(stderr=True, highlight=False).print(
-            f"evaluate: {where}: {error.strerror}", markup=False, soft_wrap=True
+            f"evaluate: {where}: {error.strerror or error}", markup=False, soft_wrap=True
         )
         return 2
     console.print(_table(rows, like))

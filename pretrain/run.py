@@ -124,8 +124,10 @@ def run(
     watcher = _Watcher(call, trainer, reporter, tasks)
     outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)
     watcher.close()
-    drawn = trainer.drawn()
+    drawn, bad = trainer.drawn(), trainer.bad_tiles()
     if world.first:
+        if bad:
+            reporter.note(bad)
         (call.folder / "drawn.json").write_text(json.dumps(drawn, indent=1) + "\n")
         if watcher.last:
             draw_curves([call.folder], call.folder / "curves.png")

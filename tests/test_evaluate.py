@@ -201,6 +201,18 @@ def test_curves_are_drawn_of_one_run_and_of_several(finished, tmp_path):
     assert blue > 100
 
 
+def test_runs_of_one_name_are_lines_of_their_own(finished, tmp_path, monkeypatch):
+    from pretrain import curves
+
+    shutil.copytree(finished, tmp_path / finished.name)
+    drawn = []
+    monkeypatch.setattr(curves.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    monkeypatch.setattr(curves.Path, "replace", lambda *_: None)
+    curves.draw_curves([finished, tmp_path / finished.name], tmp_path / "both.png")
+    labels = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert labels == [str(finished), str(tmp_path / finished.name)]
+
+
 def test_curves_of_nothing_are_one_clear_line(tmp_path, capsys):
     from pipelines.curves import main as curves
 
