@@ -93,8 +93,10 @@ def of_timm(name: str) -> Embedder:
         pooled: Tensor = model.forward_head(found, pre_logits=True)
         return pooled
 
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
-    fixed = 0 if getattr(model, "dynamic_img_size", False) or not prefix else int(config["input_size"][-1])
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", (1, 1))
+    strict = prefix or getattr(embed, "strict_img_size", False)
+    fixed = int(config["input_size"][-1]) if strict and not getattr(model, "dynamic_img_size", False) else 0
     about = f"{type(model).__name__} {mean.flatten().tolist()} {std.flatten().tolist()} {prefix}"
     return Embedder(model, features, int(patch[0]), fixed, about)
 

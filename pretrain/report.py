@@ -99,7 +99,7 @@ def _of_task(task: str, rows: Sequence[Judged], notes: Sequence[str]) -> str:
     about += "".join(f"<br>{html.escape(note)}" for note in notes)
     lines = []
     for row in rows:
-        spread = f" ± {row.sd:.3f}" if row.folds > 1 else ""
+        spread = f" ± {row.sd:.3f}" if row.folds > 1 and not math.isnan(row.sd) else ""
         cells = f"<td>{html.escape(row.features)}</td><td>{row.judge}</td><td>{row.metric}</td>"
         ends = _ends(row)
         lines.append(
@@ -143,7 +143,7 @@ def summary_lines(rows: Sequence[Judged]) -> list[tuple[str, ...]]:
         main = found.get((LINEAR, _BALANCED)) or next(iter(found.values()))
         others = [found.get(key) for key in ((LINEAR, _F1), (NEIGHBOURS, _BALANCED), (FEW, _BALANCED))]
         cells = [_number(row.value) if row else "" for row in others]
-        spread = f" ± {main.sd:.3f}" if main.folds > 1 else ""
+        spread = f" ± {main.sd:.3f}" if main.folds > 1 and not math.isnan(main.sd) else ""
         ends = f" ({_ends(main)})" if _ends(main) else ""
         kind = "r " if main.judge == RIDGE else ""
         shared = next((_number(row.value) for (judge, _), row in found.items() if judge == ALIKE), "")

@@ -14,8 +14,9 @@ from training import make_shards
 
 from pipelines.evaluate import main
 from pretrain.errors import BadRun
-from pretrain.evaluate import folds, load_run, untrained
+from pretrain.evaluate import folds, judge, load_run, remarks, untrained
 from pretrain.metrics import read_metrics
+from pretrain.report import summary_lines, write_page
 from pretrain.tasks import load_tasks
 
 
@@ -119,8 +120,8 @@ def test_exported_weights_are_judged_as_their_run(finished, tiles, tmp_path):
 
     assert export(["--folder", str(finished), "--to", str(tmp_path / "model")]) == 0
     rows = evaluated([finished, tmp_path / "model", f"local-dir:{tmp_path / 'model'}"], [tiles], tmp_path)
-    for judge in ("linear", "kNN", "10-shot"):
-        figures = [rows[who, judge]["value"] for who in ("run, step 4", "model", f"local-dir:{tmp_path / 'model'}")]
+    for by in ("linear", "kNN", "10-shot"):
+        figures = [rows[who, by]["value"] for who in ("run, step 4", "model", f"local-dir:{tmp_path / 'model'}")]
         assert len(set(figures)) == 1
 
 
@@ -172,6 +173,23 @@ def test_a_pattern_for_no_folder_and_two_tasks_of_one_name_are_refused(finished,
     assert "none of TASKS is one" in capsys.readouterr().err
     assert main([*command, str(tiles)]) == 2
     assert "two tasks are named 'colour'" in capsys.readouterr().err
+
+
+def test_features_that_are_not_finite_are_said(tiles, tmp_path):
+    (task,) = load_tasks(str(tiles))
+    rows = judge(task, "made", torch.full((48, 3), torch.nan))
+    ((_, _, linear, f1, *_),) = summary_lines(rows)
+    assert linear == "not finite"
+    assert f1 == ""
+    write_page(rows, tmp_path / "page.html", {"colour": ["1 < 2"]})
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("not finite") == len(rows)
+    assert "1 &lt; 2" in page
+
+
+def test_fewer_shots_than_ten_are_said(tiles):
+    (task,) = load_tasks(str(tiles), limit=8)
+    assert remarks(task) == [*task.notes, "10-shot takes fewer, for want of tiles to learn from: blue (4), red (4)"]
 
 
 def test_another_model_of_the_same_name_is_not_taken_for_it(finished, tiles, tmp_path, capsys):
