@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from pretrain.embed import EmbedSettings, embed_shards
+from pretrain.embed import Embedded, EmbedSettings, embed_shards
 from pretrain.evaluate import load_model
 from pretrain.recipe import PRECISIONS
 from pretrain.train import DTYPES
@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
                 settings,
                 device,
                 lambda slide, tiles: bar.update(task, advance=tiles, description=slide),
+                options.model.resolve().name,
+                options.redo,
             )
     except UsageError as error:
         errors.print(f"embed: {error}", markup=False, soft_wrap=True)
@@ -52,12 +54,28 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_WRONG_CALL
     for name, reason in list(done.unreadable.items())[:20]:
         errors.print(f"embed: cannot be read: {name}: {reason}", markup=False, soft_wrap=True)
+    for note in _notes(done, options.to):
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     seconds = time.monotonic() - began
-    before = f" ({done.before} slides were there before)" if done.before else ""
-    rate = f"{seconds:.0f} s, {done.tiles / max(seconds, 1e-9):,.0f} tiles/s"
-    what = f"{done.tiles:,} tiles of {done.slides:,} slides{before}"
-    console.print(f"{what}, {rate}: {options.to}", markup=False, soft_wrap=True)
+    console.print(_what_was_done(done, options.to, seconds, device.type), markup=False, soft_wrap=True)
     return EXIT_BAD_TILES if done.unreadable else EXIT_OK
+
+
+def _notes(done: Embedded, to: Path) -> list[str]:
+    found = []
+    if done.doubled:
+        found.append(f"{done.doubled} slides are in two places of these shards; the first counts")
+    if done.elsewhere:
+        found.append(f"{to} also holds features of {done.elsewhere} slides that are not among these tiles")
+    return found
+
+
+def _what_was_done(done: Embedded, to: Path, seconds: float, device: str) -> str:
+    if not done.slides:
+        return f"nothing to do: the features of all {done.before:,} slides are in {to}"
+    before = f" ({done.before} slides were there before)" if done.before else ""
+    rate = f"{seconds:.0f} s, {done.tiles / max(seconds, 1e-9):,.0f} tiles/s on {device}"
+    return f"{done.tiles:,} tiles of {done.slides:,} slides{before}, {rate}: {to}"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,7 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
     add("--model", required=True, type=Path, metavar="FOLDER", help="a run, or a folder that make export has written")
-    add("--to", required=True, type=Path, metavar="FOLDER", help="where the features go; slides that are there stay")
+    add("--to", required=True, type=Path, metavar="FOLDER", help="where the features go; slides that are done stay")
+    add("--redo", action="store_true", help="delete the features that are there, and make all anew")
     add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"magnification = '20x'\"")
     add("--px", type=int, default=0, help="embed the middle of a tile, so many px a side (default: all of it)")
     add("--batch", type=int, default=64, help="tiles at once (default: %(default)s)")

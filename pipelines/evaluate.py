@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pretrain.class_folders import GroupPattern
 from pretrain.datasets import DATASETS, AnyTask, read_tasks
 from pretrain.embedder import Embedder, cached, features_of, of_backbone, of_timm
-from pretrain.evaluate import Judged, alike, judge, load_model, load_run, untrained
+from pretrain.evaluate import Judged, alike, judge, load_model, load_run, remarks, untrained
 from pretrain.probe import colour_statistics
 from pretrain.report import summary_lines, write_page, write_parquet
 from wsi_prep.errors import BadOption, UsageError
@@ -24,7 +25,7 @@ COLOURS = "colours alone"
 _WIDTH = 160  # of the table in a file
 EPILOG = (
     f"TASKS: {', '.join(f'{name}:FOLDER' for name in DATASETS)}, file.parquet, file.parquet:labels, or a folder of "
-    "CLASS/*.png; docs/evaluation.md says where each comes from."
+    "CLASS/*.png or CLASS/SLIDE/*.png; docs/evaluation.md says where each comes from."
 )
 
 
@@ -38,7 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if min(options.limit, options.px) < 0 or min(options.batch, options.threads) < 1:
             raise BadOption("--limit and --px must be at least 0, --batch and --threads at least 1")
-        tasks = [task for spec in options.tasks for task in read_tasks(spec, options.limit, 0, options.px)]
+        pattern = _pattern(options)
+        tasks = [task for spec in options.tasks for task in read_tasks(spec, options.limit, 0, options.px, pattern)]
+        notes = {task.name: remarks(task) for task in tasks}
+        if len(notes) < len(tasks):
+            twice = next(task.name for task in tasks if sum(task.name == other.name for other in tasks) > 1)
+            raise BadOption(f"two tasks are named {twice!r}; rename a file or folder, so that the table can tell them")
         names = [name for name in options.models if name != options.like]
         models = _models([*names, options.like] if options.like else names)
         like = list(models)[-1] if options.like else None  # of a run, what it has become
@@ -46,20 +52,30 @@ def main(arguments: list[str] | None = None) -> int:
         if options.to:
             options.to.mkdir(parents=True, exist_ok=True)
             write_parquet(rows, options.to / "figures.parquet")
-            write_page(rows, options.to / "figures.html")
+            write_page(rows, options.to / "figures.html", notes)
     except UsageError as error:
         Console(stderr=True, highlight=False).print(f"evaluate: {error}", markup=False, soft_wrap=True)
         return 2
     except OSError as error:
         where = error.filename or options.to or options.cache
         Console(stderr=True, highlight=False).print(
-            f"evaluate: {where}: {error.strerror}", markup=False, soft_wrap=True
+            f"evaluate: {where}: {error.strerror or error}", markup=False, soft_wrap=True
         )
         return 2
     console.print(_table(rows, like))
+    for name, note in ((name, note) for name, of_task in notes.items() for note in of_task):
+        console.print(f"note: {name}: {note}", markup=False, soft_wrap=True)
     if options.to:
         console.print(f"look at {options.to}: figures.html, figures.parquet", markup=False, soft_wrap=True)
     return 0
+
+
+def _pattern(options: argparse.Namespace) -> GroupPattern | None:
+    if options.group_pattern is None:
+        return None
+    if not any(Path(spec).is_dir() for spec in options.tasks):
+        raise BadOption("a group pattern is for folders of CLASS/*.png, and none of TASKS is one; leave it out")
+    return GroupPattern(options.group_pattern)
 
 
 def _models(names: list[str]) -> dict[str, Embedder]:
@@ -134,7 +150,7 @@ class _Advance:
 
 
 def _table(rows: list[Judged], like: str | None) -> Table:
-    title = "balanced accuracy on held-out groups; r: Pearson's"
+    title = "balanced accuracy on what is held out; r: Pearson's"
     headers = ["task", "features", "linear (95 % interval)", "weighted F1", "kNN", "10-shot", "folds"]
     if like is not None:
         headers.append("alike")
@@ -159,6 +175,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--like", metavar="MODEL", help="show how far each sees the same tiles as neighbours as this one does")
     add("--limit", type=int, default=0, metavar="N", help="most tiles on either side of a task (default: all)")
     add("--px", type=int, default=0, help="resize tiles of tables and folders to so many px (default: as they are)")
+    add(
+        "--group-pattern", metavar="REGEX", help="slides of tiles in folders, by their paths, as (?P<group>[^/]+)_x\\d+"
+    )
     add("--to", type=Path, metavar="FOLDER", help="write figures.parquet and figures.html here")
     add("--cache", type=Path, default=default_cache(), metavar="FOLDER", help="where features are kept")
     add("--batch", type=int, default=64, help="tiles at once (default: %(default)s)")

@@ -12,6 +12,7 @@ from pipelines.progress import index_progress
 from pretrain.colour import ColourSettings
 from pretrain.crops import CropSettings
 from pretrain.index import default_folder, open_index
+from pretrain.look import save_picture
 from pretrain.peek import PeekSettings, contact_sheet
 from pretrain.sampler import Sampler, SamplingSettings
 from wsi_prep.errors import UsageError
@@ -36,13 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
             ColourSettings(),
             PeekSettings(options.strata, options.seed),
         )
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(options.out)
+        save_picture(sheet, options.out)
     except UsageError as error:
         errors.print(f"peek: {error}", markup=False, soft_wrap=True)
         return EXIT_WRONG_CALL
     except OSError as error:
-        errors.print(f"peek: {options.out} cannot be written: {error.strerror}", markup=False, soft_wrap=True)
+        errors.print(f"peek: {options.out} cannot be written: {error.strerror or error}", markup=False, soft_wrap=True)
         return EXIT_WRONG_CALL
     for line in [*index.warnings, *sampler.warnings, *(f"cannot be read: {name}" for name in bad)]:
         errors.print(f"peek: {line}", markup=False, soft_wrap=True)

@@ -22,7 +22,8 @@ from pretrain.errors import BadRun, CheckpointFailed
 from pretrain.recipe import SavingSettings
 
 CHECKPOINT_VERSION = 2
-_PREFIX, _PARTIAL, _STATE = "step-", ".partial-", "state.json"
+STATE = "state.json"
+_PREFIX, _PARTIAL = "step-", ".partial-"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Checkpoints:
         """Fill the tensors in place, and return what else was saved. Raises BadRun."""
         folder = self._path(step)
         try:
-            state: dict[str, Any] = json.loads((folder / _STATE).read_text())
+            state: dict[str, Any] = json.loads((folder / STATE).read_text())
             _check_sizes(folder, state["files"])
             distributed.load(tensors, folder)
         except Exception as error:  # of json, safetensors and torch, each with errors of its own
@@ -92,7 +93,7 @@ class Checkpoints:
         if self._world.first:
             aside = self._folder / f"{_PARTIAL}{pending.step:08d}"
             files = {file.name: file.stat().st_size for file in aside.iterdir()}
-            (aside / _STATE).write_text(json.dumps({**pending.state, "files": files}) + "\n")
+            (aside / STATE).write_text(json.dumps({**pending.state, "files": files}) + "\n")
             for file in aside.iterdir():
                 _sync(file)
             aside.rename(self._path(pending.step))
@@ -102,7 +103,7 @@ class Checkpoints:
     def _thin_out(self) -> None:
         """Keep the newest few, and of the others the first of every so many hours."""
         steps = _steps(self._folder)
-        times = {step: json.loads((self._path(step) / _STATE).read_text())["time"] for step in steps}
+        times = {step: json.loads((self._path(step) / STATE).read_text())["time"] for step in steps}
         for step in superseded(times, self._settings.keep, self._settings.keep_hours):
             gone = self._path(step).rename(self._folder / f"{_PARTIAL}{step:08d}")
             shutil.rmtree(gone)

@@ -20,7 +20,10 @@ _ACROSS = 3
 
 def draw_curves(runs: Sequence[Path], file: Path) -> None:
     """Draw metrics.jsonl of RUN folders into a PNG, a line a run and a panel a metric. Raises BadRun."""
-    found = {run.name: _read(run) for run in runs}
+    names_of = [run.resolve().name for run in runs]
+    found = {
+        name if names_of.count(name) == 1 else str(run): _read(run) for name, run in zip(names_of, runs, strict=True)
+    }
     names = {name for rows in found.values() for row in rows for name in row}
     panels = [name for name in _FIRST if name in names]
     panels[1:1] = sorted(name for name in names if name.startswith("loss_"))

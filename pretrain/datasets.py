@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.class_folders import GroupPattern, image_files
 from pretrain.errors import BadTask
-from pretrain.tasks import Regression, Task, image_files, load_tasks, make_task, numbered
+from pretrain.tasks import OFFICIAL, Regression, Task, load_tasks, make_task, numbered
 from pretrain.tiles import H5Tiles, Regions, TileFiles, open_h5
 
 MODEL_PX = 224  # smaller tiles are enlarged to what the paper's models take
@@ -33,16 +34,18 @@ class Dataset:
     source: str
 
 
-def read_tasks(spec: str, limit: int = 0, seed: int = 0, px: int = 0) -> list[AnyTask]:
+def read_tasks(
+    spec: str, limit: int = 0, seed: int = 0, px: int = 0, pattern: GroupPattern | None = None
+) -> list[AnyTask]:
     """The tasks of `name:folder` for a data set of DATASETS, or of a table or folder as tasks.load_tasks takes them.
 
-    `limit` and `seed` as there. Raises BadTask, with where to get it, for a data set that is not in the folder.
+    The others as there. Raises BadTask, with where to get it, for a data set that is not in the folder.
     """
     name, found, rest = spec.partition(":")
     if not found or name not in DATASETS:
         if not found and name in DATASETS:
             raise BadTask(f"{name}: name its folder, as {name}:/data/{name}; it is to be had from {_source(name)}")
-        return list(load_tasks(spec, limit, seed, px))
+        return list(load_tasks(spec, limit, seed, px, pattern))
     folder, _, option = rest.partition(":")
     if not Path(folder).is_dir():
         raise BadTask(f"{name}: there is no folder {folder}; get the data from {_source(name)}")
@@ -89,7 +92,8 @@ def _inside(folder: Path, name: str, of: Path) -> Path:
 def _pcam(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     """PatchCamelyon: three files of tiles and three of labels; slides from the third, where they are there."""
     del option
-    tiles, labels, groups, split = [], [], [], []
+    tiles, labels, split = [], [], []
+    groups, unknown = [], []
     for side in ("train", "valid", "test"):
         name = f"camelyonpatch_level_2_split_{side}"
         tiles.append(_first("pcam", folder / f"{name}_x.h5", folder / f"{name}_x.h5.gz"))
@@ -101,17 +105,23 @@ def _pcam(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
         split += [side] * len(of_side)
         about = folder / f"{name}_meta.csv"
         slides = [row["wsi"] for row in _rows(about, "wsi")] if about.exists() else []
-        groups += slides if len(slides) == len(of_side) else [f"{side} {n}" for n in range(len(of_side))]
+        if about.exists() and len(slides) != len(of_side):
+            raise BadTask(f"{about}: has {len(slides)} rows for {len(of_side)} tiles; download it again")
+        groups += slides
+        unknown += [] if about.exists() else [about.name]
     pixels = H5Tiles.of(tiles, "x")
     if len(pixels) != len(labels):
         raise BadTask(f"{folder}: holds {len(pixels)} tiles with {len(labels)} labels; download it again")
-    return [_official("pcam", folder, pixels, labels, groups, split, limit, seed)]
+    hint = f"{OFFICIAL}; slides are told by {', '.join(unknown)}"
+    return [_official("pcam", folder, pixels, labels, None if unknown else groups, split, limit, seed, hint=hint)]
 
 
 def _official(
-    name: str, folder: Path, tiles: Any, labels: list[str], groups: Any, split: Any, limit: int, seed: int
+    name: str, folder: Path, tiles: Any, *sides: Any, notes: Sequence[str] = (), hint: str = OFFICIAL
 ) -> Task:
-    return make_task(name, folder, tiles, labels, groups, split, limit, seed, MODEL_PX, official=True)
+    """`sides`: labels, groups and split; then limit and seed."""
+    labels, groups, split, limit, seed = sides
+    return make_task(name, folder, tiles, labels, groups, split, limit, seed, MODEL_PX, True, notes, hint)
 
 
 def _crc(train: str, name: str) -> Callable[[Path, str, int, int], list[AnyTask]]:
@@ -218,7 +228,8 @@ def _midog(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     tiles = Regions(files, at[order], centres[order], MODEL_PX)
     labels = [events[n][1] for n in order]
     sides = None if split is None else [split[n] for n in order]
-    return [_official("midog", folder, tiles, labels, at[order].tolist(), sides, limit, seed)]
+    notes = () if cases else ("datasets_xvalidation.csv is not there: divided here, a third of the images held out",)
+    return [_official("midog", folder, tiles, labels, at[order].tolist(), sides, limit, seed, notes=notes)]
 
 
 def _first_or_none(*paths: Path) -> Path | None:
@@ -246,14 +257,17 @@ def _dlbcl(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     files: list[Path] = []
     labels: list[str] = []
     patients: list[str] = []
-    for patient in sorted(path for path in stains[chosen].iterdir() if path.is_dir()):
-        if (label := told.get(_number(patient.name))) is not None:
-            of_patient = image_files(patient)
-            files += of_patient
-            labels += [label] * len(of_patient)
-            patients += [patient.name] * len(of_patient)
+    there = sorted(path for path in stains[chosen].iterdir() if path.is_dir())
+    labelled = [patient for patient in there if _number(patient.name) in told]
+    for patient in labelled:
+        of_patient = image_files(patient)
+        files += of_patient
+        labels += [told[_number(patient.name)]] * len(of_patient)
+        patients += [patient.name] * len(of_patient)
     name = "dlbcl" if not option else f"dlbcl:{option}"
-    return [_official(name, root, TileFiles(files), labels, patients, None, limit, seed)]
+    missing = len(there) - len(labelled)
+    notes = (f"{missing} patients without {column} are left out",) if missing else ()
+    return [_official(name, root, TileFiles(files), labels, patients, None, limit, seed, notes=notes)]
 
 
 def _number(text: str) -> str:
@@ -269,11 +283,18 @@ _ORGANS = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "HCC", "LUNG"
 
 def _hest(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     """HEST-Benchmark: log of the counts of 50 genes from the tile around each spot, by its folds; an organ a task."""
-    del limit, seed
+    del seed
     wanted = option.split(",") if option else [name for name in _ORGANS if (folder / name).is_dir()]
     if not wanted:
         _need(folder / _ORGANS[0], "hest")
-    return [_organ(_need(folder / name, "hest")) for name in wanted]
+    notes = (
+        []
+        if len(wanted) == len(_ORGANS)
+        else [f"the paper's figure is of {len(_ORGANS)} organs, here of {len(wanted)}"]
+    )
+    notes += ["the limit does not hold for it"] if limit else []
+    tasks = [_organ(_need(folder / name, "hest")) for name in wanted]
+    return [replace(tasks[0], notes=tuple(notes)), *tasks[1:]]
 
 
 def _organ(folder: Path) -> Regression:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,8 +21,10 @@ from numpy.typing import NDArray
 from pretrain.backbone import Backbone
 from pretrain.colour import normalise
 from pretrain.devices import send
-from pretrain.errors import BadShards
+from pretrain.embedder import backbone_digest
+from pretrain.errors import BadFilter, BadShards
 from pretrain.index import TileAddress
+from pretrain.kept_features import FeatureFolder, FeatureRecord, counts, partial, tiles_stamp
 from pretrain.loader import UNREADABLE, read_tile
 from pretrain.parts import check_filter, matching_tiles
 from pretrain.sources import ShardSource, open_source
@@ -51,14 +54,25 @@ class EmbedSettings:
         if self.batch < 1 or self.threads < 1:
             raise BadOption("batch and threads must be at least 1")
 
+    def side(self, patch_px: int) -> int:
+        """How many px of a tile's middle are embedded: whole patches. Raises BadOption where there is none."""
+        side = (self.px or TILE_PX) // patch_px * patch_px
+        if not side:
+            raise BadOption(f"px {self.px} holds no patch of {patch_px} px")
+        return side
+
 
 @dataclass
 class Embedded:
-    """What was done: slides and tiles, slides that were there before, and tiles that cannot be read, by name."""
+    """What was done: slides and tiles; slides that were there before, and of these shards or not; slides that are in
+    two places, of which the first counts; and tiles that cannot be read, by name.
+    """
 
     slides: int = 0
     tiles: int = 0
     before: int = 0
+    elsewhere: int = 0
+    doubled: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
@@ -70,34 +84,57 @@ def embed_shards(
     settings: EmbedSettings,
     device: torch.device,
     progress: Progress = lambda slide, tiles: None,
+    named: str = "the model",
+    redo: bool = False,
 ) -> Embedded:
     """Write `out`/parquet/<slide_id>.parquet and `out`/h5/<magnification>/<slide_id>.h5 of every slide not yet there.
 
     Parquet: the catalog's place of each tile, and `features`, a list of 2 D float32. h5: `features` (n, 2 D) float32,
     and `coords` (n, 2) int64, upper left corners in level-0 px, as tools for multiple-instance learning read them. A
-    tile that cannot be read is left out. Raises BadShards and BadFilter.
+    tile that cannot be read is left out. `named`: what people call the backbone. `redo`: delete the features that
+    `out` holds first. Raises BadShards, BadFilter, and OtherFeatures where `out` holds what is not of this call.
     """
+    where = (where or "").strip() or None
     if where:
         check_filter(where)
+    side = settings.side(backbone.settings.patch_px)
+    precision = str(settings.autocast or torch.float32).removeprefix("torch.")
+    folder = FeatureFolder(out, FeatureRecord(backbone_digest(backbone), side, where, precision))
+    found = _all_slides(list(map(open_source, shards)), where)
+    if (first := next(found, None)) is None:
+        left = f"the filter {where!r} leaves no tile" if where else "the shards hold no tile"
+        raise BadFilter(f"{left}; see status and error in their catalog/slides")
+    folder.claim(named, redo)
     done = Embedded()
     backbone = backbone.to(device).eval()
+    seen: set[str] = set()
     with ThreadPoolExecutor(settings.threads, "read") as readers:
-        for source in map(open_source, shards):
-            for slide_id, tiles in _slides(source, where):
-                file = out / "parquet" / f"{slide_id}.parquet"
-                if file.exists():
-                    done.before += 1
-                    continue
-                kept, features = _embed(source, tiles, backbone, settings, device, readers, done)
-                _write(out, file, slide_id, tiles.take(pa.array(kept)), features)
-                done.slides += 1
-                done.tiles += len(kept)
-                progress(slide_id, len(kept))
+        for source, slide_id, tiles, stamp in itertools.chain([first], found):
+            if slide_id in seen:
+                done.doubled += 1
+                continue
+            seen.add(slide_id)
+            if folder.is_done(slide_id, stamp, counts(tiles)):
+                done.before += 1
+                continue
+            kept, features = _embed(source, tiles, backbone, settings, device, readers, done)
+            said = folder.stamp(stamp, len(tiles) - len(kept))
+            _write(folder, slide_id, tiles.take(pa.array(kept)), features, said)
+            done.slides += 1
+            done.tiles += len(kept)
+            progress(slide_id, len(kept))
+    done.elsewhere = len(folder.slides() - seen)
     return done
 
 
-def _slides(source: ShardSource, where: str | None) -> Iterator[tuple[str, pa.Table]]:
-    """Each slide's tiles that pass the filter; a catalog holds a slide's tiles one after another."""
+def _all_slides(sources: Sequence[ShardSource], where: str | None) -> Iterator[tuple[ShardSource, str, pa.Table, str]]:
+    for source in sources:
+        for slide_id, tiles, stamp in _slides(source, where):
+            yield source, slide_id, tiles, stamp
+
+
+def _slides(source: ShardSource, where: str | None) -> Iterator[tuple[str, pa.Table, str]]:
+    """Each slide's tiles that pass the filter, and their stamp; a catalog holds a slide's tiles one after another."""
     seen: set[str] = set()
     with_tiles = {file.name for file in source.files("tiles")}
     for catalog in source.files("slides"):
@@ -109,7 +146,7 @@ def _slides(source: ShardSource, where: str | None) -> Iterator[tuple[str, pa.Ta
             if slide_id in seen:
                 raise BadShards(f"{source.where}/catalog: {slide_id} is in two places; run make shards on it again")
             seen.add(slide_id)
-            yield slide_id, table
+            yield slide_id, table, tiles_stamp(table, slides.slice(table["slide"][0].as_py(), 1).to_pylist()[0])
 
 
 def _runs(source: ShardSource, name: str, slides: pa.Table, where: str | None) -> Iterator[tuple[str, pa.Table]]:
@@ -140,7 +177,7 @@ def _embed(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Rows of the tiles that could be read, and (n, 2 D) float32."""
     kept, features = [np.empty(0, np.int64)], [np.empty((0, 2 * backbone.settings.width), np.float32)]
-    side = (settings.px or TILE_PX) // backbone.settings.patch_px * backbone.settings.patch_px
+    side = settings.side(backbone.settings.patch_px)
     begin = (TILE_PX - side) // 2
     cast = torch.autocast(device.type, settings.autocast, enabled=settings.autocast is not None)
     for rows, pixels in _read(source, tiles, settings, readers, done):
@@ -182,25 +219,27 @@ def _tile(address: TileAddress) -> NDArray[np.uint8] | Exception:
         return error
 
 
-def _write(out: Path, file: Path, slide_id: str, tiles: pa.Table, features: NDArray[np.float32]) -> None:
+def _write(
+    folder: FeatureFolder, slide_id: str, tiles: pa.Table, features: NDArray[np.float32], said: dict[bytes, bytes]
+) -> None:
     """The h5 files first, the Parquet file last, each aside and renamed: a slide with a Parquet file is done."""
-    for magnification in sorted(set(tiles["magnification"].to_pylist())):
+    made = counts(tiles)
+    for magnification in sorted(made):
         rows = np.flatnonzero(pc.equal(tiles["magnification"], magnification).to_numpy())
         of = tiles.take(pa.array(rows))
-        h5 = out / "h5" / magnification / f"{slide_id}.h5"
+        h5 = folder.h5(magnification, slide_id)
         h5.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(_aside(h5), "w") as opened:
+        with h5py.File(partial(h5), "w") as opened:
             opened["features"] = features[rows]
             opened["coords"] = np.stack([of["x0"].to_numpy(), of["y0"].to_numpy()], axis=1)
             opened["coords"].attrs["patch_size_level0"] = float(of["span0"][0].as_py())
             opened["coords"].attrs["patch_size"] = TILE_PX
             opened["coords"].attrs["mpp"] = float(of["mpp"][0].as_py())
-        _aside(h5).replace(h5)
+        partial(h5).replace(h5)
+    folder.remove_h5(slide_id, made)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+    file = folder.parquet(slide_id)
     file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(tiles.select(_KEPT).append_column("features", lists), _aside(file))
-    _aside(file).replace(file)
-
-
-def _aside(file: Path) -> Path:
-    return file.with_name(f".{file.name}.partial")
+    table = tiles.select(_KEPT).append_column("features", lists)
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **said}), partial(file))
+    partial(file).replace(file)

@@ -23,33 +23,52 @@ from pretrain.tiles import Tiles
 import timm  # isort: skip - backbone has made it importable
 from timm.data.config import resolve_model_data_config  # isort: skip
 
+_READING = 2  # changes when the same files become other pixels
+
 
 @dataclass(frozen=True)
 class Embedder:
     """`features` of (b, 3, h, w) float32 tiles in [0, 1], on the module's device; h and w are multiples of `patch_px`.
 
-    `px`: the only side that it takes, 0 for any. `module` holds the weights.
+    `px`: the only side that it takes, 0 for any. `module` holds the weights, `about` says what else features depend on.
     """
 
     module: nn.Module
     features: Callable[[Tensor], Tensor]
     patch_px: int
     px: int = 0
+    about: str = ""
 
     @property
     def stamp(self) -> str:
-        """Another one where the weights are others."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(self.module.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return f"{digest.hexdigest()} {self.patch_px} {self.px}"
+        """Another one where the features are others."""
+        return f"{weights_digest(self.module, self.about)} {self.patch_px} {self.px}"
+
+
+def weights_digest(module: nn.Module, about: str = "") -> str:
+    """Another one where a weight differs, or what `about` says of the rest."""
+    digest = hashlib.blake2b(about.encode(), digest_size=16)
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def backbone_digest(backbone: Backbone) -> str:
+    """Of what makes the features of a backbone of ours; the same for a run's and for what was exported of it."""
+    return weights_digest(backbone.vit, _about(backbone))
+
+
+def _about(backbone: Backbone) -> str:
+    """What no weight's name or shape tells."""
+    return f"{backbone.settings.heads} heads"
 
 
 def of_backbone(backbone: Backbone) -> Embedder:
     """Class token and mean patch token of a backbone of ours."""
     backbone.eval()
-    return Embedder(backbone, lambda tiles: backbone([normalise(tiles)])[0].embedding, backbone.settings.patch_px)
+    patch_px, about = backbone.settings.patch_px, _about(backbone)
+    return Embedder(backbone, lambda tiles: backbone([normalise(tiles)])[0].embedding, patch_px, about=about)
 
 
 def of_timm(name: str) -> Embedder:
@@ -74,16 +93,19 @@ def of_timm(name: str) -> Embedder:
         pooled: Tensor = model.forward_head(found, pre_logits=True)
         return pooled
 
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
-    fixed = 0 if getattr(model, "dynamic_img_size", False) or not prefix else int(config["input_size"][-1])
-    return Embedder(model, features, int(patch[0]), fixed)
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", (1, 1))
+    strict = prefix or getattr(embed, "strict_img_size", False)
+    fixed = int(config["input_size"][-1]) if strict and not getattr(model, "dynamic_img_size", False) else 0
+    about = f"{type(model).__name__} {mean.flatten().tolist()} {std.flatten().tolist()} {prefix}"
+    return Embedder(model, features, int(patch[0]), fixed, about)
 
 
 def cached(folder: Path | None, who: str, tiles: Tiles, px: int, make: Callable[[], Tensor]) -> Tensor:
     """Features (n, F) of these tiles by `who`, from the folder where they are there, else made and kept there."""
     if folder is None:
         return make()
-    key = hashlib.blake2b(f"{who}\n{tiles.stamp}\n{px}".encode(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(f"{_READING}\n{who}\n{tiles.stamp}\n{px}".encode(), digest_size=16).hexdigest()
     file = folder / f"{key}.safetensors"
     try:
         features = load_file(file)["features"]

@@ -25,6 +25,10 @@ class BadWeights(UsageError):
     """A file of weights cannot be read, or does not fit the recipe's backbone."""
 
 
+class OtherFeatures(UsageError):
+    """A folder of features holds those of another model, size or filter."""
+
+
 class BadTask(UsageError):
     """A table of labelled tiles cannot be used to probe with."""
 

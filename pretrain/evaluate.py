@@ -18,7 +18,7 @@ from pretrain.checkpoint import latest_step, step_folder
 from pretrain.errors import BadRun
 from pretrain.initial import initialise
 from pretrain.network import Network
-from pretrain.probe import few_shot, knn, linear, ridge, shared_neighbours
+from pretrain.probe import SHOTS, few_shot, knn, linear, ridge, shared_neighbours
 from pretrain.scores import METRICS, Figure, figures, interval, weighed
 from pretrain.tasks import Ints, Regression, Task
 from pretrain.weights import released_backbone
@@ -36,7 +36,8 @@ class Judged:
     `judge`: linear, kNN, 10-shot, or ridge for a regression; alike for a comparison with another model. `metric`:
     balanced accuracy or weighted F1, Pearson r, or the model whose neighbours are shared.
     `value`: the mean over `folds`, `sd` its standard deviation over them, `low` and `high` the ends of a 95 % interval
-    over groups. `train`, `test`: tiles of the first fold.
+    over groups; both NaN where there are fewer than two. `train`, `test`: tiles of the first fold. `groups`: slides or
+    cases that are judged on, in all folds, 0 where they are not known.
     """
 
     task: str
@@ -50,6 +51,7 @@ class Judged:
     folds: int
     train: int
     test: int
+    groups: int = 0
 
 
 def load_run(folder: Path, step: int | None = None) -> tuple[Backbone, int]:
@@ -118,6 +120,7 @@ def judge(task: Task | Regression, name: str, features: Tensor) -> list[Judged]:
     if isinstance(task, Regression):
         return [_regressed(task, name, features)]
     divided = folds(task)
+    judged_on = np.unique(np.concatenate([fold.groups[fold.test] for fold in divided]))
     sides = (len(divided), int(divided[0].train.sum()), int(divided[0].test.sum()))
     rows = []
     for by, guess in _JUDGES.items():
@@ -130,10 +133,22 @@ def judge(task: Task | Regression, name: str, features: Tensor) -> list[Judged]:
             found = figures(judged, len(task.classes))
         else:
             found = dict.fromkeys(METRICS, Figure(*[math.nan] * 4))
-        rows += [
-            Judged(task.name, name, by, metric, f.value, f.sd, f.low, f.high, *sides) for metric, f in found.items()
-        ]
+        for metric, f in found.items():
+            ends, groups = ((f.low, f.high), len(judged_on)) if task.grouped else ((math.nan, math.nan), 0)
+            rows.append(Judged(task.name, name, by, metric, f.value, f.sd, *ends, *sides, groups))
     return rows
+
+
+def remarks(task: Task | Regression) -> list[str]:
+    """What a user should know of a task's figures."""
+    if isinstance(task, Regression):
+        return list(task.notes)
+    least = np.bincount(task.labels[task.train], minlength=len(task.classes))
+    few = [f"{name} ({count})" for name, count in zip(task.classes, least.tolist(), strict=True) if count < SHOTS]
+    return [
+        *task.notes,
+        *([f"10-shot takes fewer, for want of tiles to learn from: {', '.join(few[:4])}"] if few else []),
+    ]
 
 
 def alike(task: Task | Regression, name: str, features: Tensor, other: str, others: Tensor) -> Judged:
@@ -149,5 +164,6 @@ def _regressed(task: Regression, name: str, features: Tensor) -> Judged:
     low, high = interval(resampled)
     first, held = task.folds[0]
     value, sd = float(by_fold.mean()), float(by_fold.std())
-    sides = (len(by_fold), int(first.sum()), int(held.sum()))
+    judged_on = np.unique(np.concatenate([task.groups[test] for _, test in task.folds]))
+    sides = (len(by_fold), int(first.sum()), int(held.sum()), len(judged_on))
     return Judged(task.name, name, RIDGE, PEARSON, value, sd, low, high, *sides)

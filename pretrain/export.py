@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from pretrain import recipe as recipes
 from pretrain.backbone import Backbone, BackboneSettings
+from pretrain.checkpoint import STATE, step_folder
 from pretrain.colour import MEAN, STD
 from pretrain.errors import BadRun
 from pretrain.evaluate import load_run
@@ -107,11 +108,11 @@ def model_card(run: Path, backbone: Backbone, step: int, licence: str) -> str:
         "",
         "## What it was shown",
         "",
-        *_drawn(run),
+        *_drawn(run, step),
         "",
         "## How it went",
         "",
-        *_figures(run),
+        *_figures(run, step),
         "",
         "## Recipe",
         "",
@@ -122,12 +123,12 @@ def model_card(run: Path, backbone: Backbone, step: int, licence: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _drawn(run: Path) -> list[str]:
-    """Tiles drawn, by each property of their strata; institutions are counted, not named."""
+def _drawn(run: Path, step: int) -> list[str]:
+    """Tiles drawn up to the step, by each property of their strata; institutions are counted, not named."""
     try:
-        rows = json.loads((run / "drawn.json").read_text())
-    except (OSError, ValueError):
-        return ["What was drawn is not known: the run has no drawn.json yet."]
+        rows = json.loads((step_folder(run / "checkpoints", step) / STATE).read_text())["drawn"]
+    except (OSError, ValueError, KeyError):
+        return ["What was drawn is not known: the checkpoint does not say it."]
     total = max(sum(row["drawn"] for row in rows), 1)
     lines = ["| property | share of the tiles drawn |", "| --- | --- |"]
     institutions = {row["institution"] for row in rows if "institution" in row}
@@ -142,10 +143,10 @@ def _drawn(run: Path) -> list[str]:
     return lines
 
 
-def _figures(run: Path) -> list[str]:
-    """The last losses and probes."""
+def _figures(run: Path, step: int) -> list[str]:
+    """The last losses and probes up to the step."""
     try:
-        rows = read_metrics(run)
+        rows = [row for row in read_metrics(run) if row["step"] < step + ("loss" not in row)]
     except (OSError, ValueError):
         return ["No metrics were kept."]
     last: dict[str, Any] = {}

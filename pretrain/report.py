@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ PAPER: dict[str, tuple[float, ...]] = {
     "UNI": (0.935, 0.967, 0.954, 0.983, 0.946, 0.848, 0.584, 0.759, 0.334),
 }
 _BALANCED, _F1 = METRICS
+_NO_ENDS = {0: "no slides or cases known", 1: "one slide or case"}  # why there is no interval
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0 2rem}
@@ -39,10 +41,13 @@ def write_parquet(rows: Sequence[Judged], file: Path) -> None:
     pq.write_table(pa.table({name: [getattr(row, name) for row in rows] for name in names}), file)
 
 
-def write_page(rows: Sequence[Judged], file: Path) -> None:
-    """A page that needs nothing else: the public tasks beside the paper's rows, then every figure with its interval."""
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    parts = [_beside_the_paper(rows), *(_of_task(task, [row for row in rows if row.task == task]) for task in tasks)]
+def write_page(rows: Sequence[Judged], file: Path, notes: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
+    """A page that needs nothing else: the public tasks beside the paper's rows, then every figure with its interval.
+
+    `notes`: what there is to know of each task, by its name.
+    """
+    tasks = {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
+    parts = [_beside_the_paper(rows), *(_of_task(task, of, notes.get(task, ())) for task, of in tasks.items())]
     file.write_text(
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Evaluation</title><style>{_STYLE}</style>"
         f"<h1>Evaluation</h1>{''.join(parts)}</html>\n"
@@ -84,17 +89,21 @@ def _line(name: str, values: Sequence[float], kind: str) -> str:
     return f"<tr{kind}><td>{html.escape(name)}</td>{cells}</tr>"
 
 
-def _of_task(task: str, rows: Sequence[Judged]) -> str:
+def _of_task(task: str, rows: Sequence[Judged], notes: Sequence[str]) -> str:
     first = rows[0]
     folds = f", {first.folds} folds" if first.folds > 1 else ""
-    about = f"{first.train:,} tiles to learn from, {first.test:,} held out{folds}; bars are 95 % intervals over groups"
+    ends = (
+        f"bars are 95 % intervals over {first.groups:,} slides or cases" if first.groups > 1 else _NO_ENDS[first.groups]
+    )
+    about = f"{first.train:,} tiles to learn from, {first.test:,} held out{folds}; {ends}"
+    about += "".join(f"<br>{html.escape(note)}" for note in notes)
     lines = []
     for row in rows:
-        spread = f" ± {row.sd:.3f}" if row.folds > 1 else ""
+        spread = f" ± {row.sd:.3f}" if row.folds > 1 and not math.isnan(row.sd) else ""
         cells = f"<td>{html.escape(row.features)}</td><td>{row.judge}</td><td>{row.metric}</td>"
-        ends = f"{_number(row.low)} to {_number(row.high)}" if not math.isnan(row.low) else ""
+        ends = _ends(row)
         lines.append(
-            f"<tr>{cells}<td class=n>{_number(row.value)}{spread}</td><td class=n>{ends}</td><td>{_bar(row)}</td></tr>"
+            f"<tr>{cells}<td class=n>{_value(row)}{spread}</td><td class=n>{ends}</td><td>{_bar(row)}</td></tr>"
         )
     head = "".join(f"<th>{name}</th>" for name in ("features", "judge", "metric", "", "interval", "0 to 1"))
     return f"<h2>{html.escape(task)}</h2><p class=note>{about}</p><table><tr>{head}</tr>{''.join(lines)}</table>"
@@ -115,6 +124,17 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3f}"
 
 
+def _value(row: Judged) -> str:
+    return "not finite" if math.isnan(row.value) else _number(row.value)
+
+
+def _ends(row: Judged) -> str:
+    """The interval, or why there is none."""
+    if row.judge == ALIKE or math.isnan(row.value):
+        return ""
+    return _NO_ENDS[row.groups] if math.isnan(row.low) else f"{_number(row.low)} to {_number(row.high)}"
+
+
 def summary_lines(rows: Sequence[Judged]) -> list[tuple[str, ...]]:
     """For the terminal: task, features, linear with interval, its weighted F1, kNN, 10-shot (or r), folds, alike."""
     lines = []
@@ -123,9 +143,9 @@ def summary_lines(rows: Sequence[Judged]) -> list[tuple[str, ...]]:
         main = found.get((LINEAR, _BALANCED)) or next(iter(found.values()))
         others = [found.get(key) for key in ((LINEAR, _F1), (NEIGHBOURS, _BALANCED), (FEW, _BALANCED))]
         cells = [_number(row.value) if row else "" for row in others]
-        spread = f" ± {main.sd:.3f}" if main.folds > 1 else ""
-        ends = f" ({_number(main.low)} to {_number(main.high)})" if not math.isnan(main.low) else ""
+        spread = f" ± {main.sd:.3f}" if main.folds > 1 and not math.isnan(main.sd) else ""
+        ends = f" ({_ends(main)})" if _ends(main) else ""
         kind = "r " if main.judge == RIDGE else ""
         shared = next((_number(row.value) for (judge, _), row in found.items() if judge == ALIKE), "")
-        lines.append((task, features, f"{kind}{_number(main.value)}{spread}{ends}", *cells, str(main.folds), shared))
+        lines.append((task, features, f"{kind}{_value(main)}{spread}{ends}", *cells, str(main.folds), shared))
     return lines

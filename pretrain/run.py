@@ -18,6 +18,7 @@ import torch
 
 from pretrain import distributed
 from pretrain import recipe as recipes
+from pretrain.caveats import caveats
 from pretrain.curves import draw_curves
 from pretrain.devices import slow_precision
 from pretrain.errors import BadRun
@@ -116,13 +117,17 @@ def run(
         recipes.save(recipe, call.folder / "recipe.json")
         loaded = trainer.loaded.lines() if trainer.loaded and not start else []
         slow = slow_precision(world.device, recipe.compute.precision)
-        for line in [*index.warnings, *sampler.warnings, *slow, *loaded, *_write_run(call, index, trainer)]:
+        of_tasks = [f"{task.name}: {line}" for task in tasks for line in task.notes]
+        notes = [*index.warnings, *sampler.warnings, *caveats(recipe, sampler), *slow, *loaded, *of_tasks]
+        for line in [*notes, *_write_run(call, index, trainer, notes)]:
             reporter.note(line)
     watcher = _Watcher(call, trainer, reporter, tasks)
     outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)
     watcher.close()
-    drawn = trainer.drawn()
+    drawn, bad = trainer.drawn(), trainer.bad_tiles()
     if world.first:
+        if bad:
+            reporter.note(bad)
         (call.folder / "drawn.json").write_text(json.dumps(drawn, indent=1) + "\n")
         if watcher.last:
             draw_curves([call.folder], call.folder / "curves.png")
@@ -141,7 +146,7 @@ def _open(call: RunCall, world: distributed.World, progress: Callable[[int, int]
     return index
 
 
-def _write_run(call: RunCall, index: Index, trainer: Trainer) -> list[str]:
+def _write_run(call: RunCall, index: Index, trainer: Trainer, notes: list[str]) -> list[str]:
     """Write run.json; returns what a user should know of its change."""
     known = {
         "version": RUN_VERSION,
@@ -154,6 +159,7 @@ def _write_run(call: RunCall, index: Index, trainer: Trainer) -> list[str]:
         "parameters_backbone": sum(p.numel() for p in trainer.backbone.parameters()),
         "flops_a_tile_dense": trainer.flops.dense,
         "flops_a_tile_executed": trainer.flops.executed,
+        "notes": notes,
         "versions": {name: version(name) for name in ("torch", "timm", "mixed-magnification")},
     }
     file = call.folder / "run.json"

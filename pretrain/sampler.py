@@ -25,6 +25,7 @@ SPLITS = ("train", "held out", "all")
 _NAMES = [m.name for m in MAGNIFICATIONS]
 _DRAW, _REPLACE = 1, 2  # purposes of random numbers
 _TRIES_IN_STRATUM, _TRIES = 8, 24
+_NAMED = 20  # strata in warnings
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,11 @@ class Sampler:
             named.append(row)
         return named
 
+    @property
+    def slides(self) -> int:
+        """Slides that tiles can be drawn of."""
+        return len(np.unique(self._slide[self._probability[self._stratum_of_cell] > 0]))
+
     def magnification_of(self, stratum: NDArray[np.int64]) -> NDArray[np.int64]:
         """Numbers into geometry.MAGNIFICATIONS of strata."""
         return self._magnification[stratum]
@@ -193,12 +199,15 @@ class Sampler:
             found.append(f"no tile at {' '.join(missing)}: the other magnifications take their share of the mix")
         asked = self._probability * self.settings.batch
         strata = self.strata
-        for number in np.flatnonzero(asked > self._stratum_tiles)[:20]:
+        short = np.flatnonzero(asked > self._stratum_tiles)
+        for number in short[:_NAMED]:
             words = [str(v) for k, v in strata[number].items() if k not in ("tiles", "slides", "target")]
             found.append(
                 f"{' / '.join(words)} has {self._stratum_tiles[number]} tiles where a batch asks for "
                 f"{asked[number]:.0f}: it falls short of its share"
             )
+        if len(short) > _NAMED:
+            found.append(f"so do {len(short) - _NAMED} more strata")
         return found
 
     def _strata_at(self, u: NDArray[np.float64], tempered: bool) -> NDArray[np.int64]:

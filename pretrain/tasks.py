@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from pretrain.class_folders import SIDES, GroupPattern, holds_images, read_classes
 from pretrain.errors import BadTask
 from pretrain.randomness import uniforms
 from pretrain.tiles import EncodedTiles, TileFiles, Tiles
@@ -24,19 +25,21 @@ from wsi_prep.geometry import MAGNIFICATIONS
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _LIMIT, _GROUPS = 10, 11  # purposes of random numbers
 _HELD_OUT = 1 / 3
-_SIDES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+_SHOWN = 4  # names in a message
+OFFICIAL = "the division is its authors'"
+UNKNOWN = "which slide or case a tile is of is not known, so that one may be on both sides"
 
 
 @dataclass(frozen=True)
 class Task:
     """Tiles of n labels.
 
-    `labels`: (n,) int64 numbers into `classes`. `groups`: (n,) int64, the slide or case. `train`: (n,) bool; `valid`:
-    (n,) bool, what choices are made on, None for a part of `train` that the judge holds out. The rest is judged on.
-    `divided`: the data's own split, not one made here. `px`: the side that tiles are resized to, 0 for their own.
+    `labels`: (n,) int64 numbers into `classes`. `groups`: (n,) int64, the slide or case; where they are not known,
+    `grouped` is false and each tile is a group. `train`: (n,) bool; `valid`: (n,) bool, what choices are made on, None
+    for a part of `train` that the judge holds out. The rest is judged on. `divided`: the data's own split, not one made
+    here. `px`: the side that tiles are resized to, 0 for their own. `notes`: what a user should know of all this.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Task:
     valid: Bools | None = None
     divided: bool = False
     px: int = 0
+    grouped: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def test(self) -> Bools:
@@ -66,9 +71,12 @@ class Regression:
     groups: Ints
     folds: tuple[tuple[Bools, Bools], ...]
     px: int = 0
+    notes: tuple[str, ...] = ()
 
 
-def load_tasks(spec: str, limit: int = 0, seed: int = 0, px: int = 0) -> list[Task]:
+def load_tasks(
+    spec: str, limit: int = 0, seed: int = 0, px: int = 0, pattern: GroupPattern | None = None
+) -> list[Task]:
     """The tasks of a table or a folder of labelled tiles.
 
     `path.parquet`, or `path.parquet:labels` for labels that are not in `label`. `labels`: a column, or an expression
@@ -76,14 +84,14 @@ def load_tasks(spec: str, limit: int = 0, seed: int = 0, px: int = 0) -> list[Ta
     `atlas.parquet:if(stain = 'HE', organ, null) as organ`. Columns: `image` (encoded bytes), labels, and if there
     `group` (else each tile is one), `split` ("train", "valid" or "test"; else groups with about a third of the tiles
     are held out), `magnification` (a task each, where there are several).
-    A folder: `CLASS/*.png` (or .jpg, .tif), `SPLIT/CLASS/*.png`, or a folder or Parquet file of these named by a
+    A folder: as class_folders.read_classes takes it, with `pattern`, or a folder or Parquet file of these named by a
     magnification (`20x/`, `10x.parquet`), a task each.
     Classes that cannot be on both sides are left out. `limit`: most tiles a side, drawn by `seed` in every class; 0 for
     all. `px`: the side that tiles are resized to, 0 for their own, which is then one size. Raises BadTask.
     """
     path, column = _names(spec)
     if column is None and path.is_dir():
-        return _folder_tasks(path, limit, seed, px)
+        return _folder_tasks(path, limit, seed, px, pattern)
     return _table_tasks(path, column or "label", limit, seed, px)
 
 
@@ -98,12 +106,16 @@ def make_task(
     seed: int = 0,
     px: int = 0,
     official: bool = False,
+    notes: Sequence[str] = (),
+    hint: str = "add a column group",
 ) -> Task:
     """A task of all tiles, by a label and a slide or case for each, and a side where the data say it.
 
-    Raises BadTask, naming `path`, where sides share a group (in an `official` split they may), or fewer than two
-    classes are on both.
+    `hint`: how a user would say which slide or case a tile is of. Raises BadTask, naming `path`, where sides share a
+    group (in an `official` split they may), or fewer than two classes are on both.
     """
+    if not len(labels):
+        raise BadTask(f"{path}: {name} has no tile with a label; name other labels")
     names, numbers = np.unique(np.asarray(labels), return_inverse=True)
     group = numbered(groups if groups is not None else range(len(numbers)))
     valid = None
@@ -114,12 +126,20 @@ def make_task(
     test = ~train if valid is None else ~(train | valid)
     both = np.intersect1d(numbers[train], numbers[test])
     if len(both) < 2:
-        raise BadTask(f"{path}: fewer than 2 classes of {name} are on both sides; add groups, or name other labels")
+        raise BadTask(f"{path}: {name}: {_too_few(names, numbers, group, train, test, split is not None)}")
     if limit and limit < len(both):
         raise BadTask(f"{path}: a limit of {limit} tiles is less than one of each of {len(both)} classes; allow more")
     keep = np.flatnonzero(np.isin(numbers, both))
     side = np.where(train, 1, np.where(test, 0, 2))
-    keep = keep[_limited(numbers[keep], side[keep], limit or len(keep), seed)]
+    told = [*notes, *_on_one_side(names, numbers, both)]
+    if groups is None:
+        told.append(f"{UNKNOWN}: figures may be too high, and have no interval; {hint}")
+    elif official and (shared := len(np.intersect1d(group[train], group[test]))):
+        told.append(f"{_count(shared, 'slide or case', 'slides or cases')} are on both sides; {OFFICIAL}")
+    limited = keep[_limited(numbers[keep], side[keep], limit or len(keep), seed)]
+    if len(limited) < len(keep):
+        told.append(f"{len(limited):,} of {len(keep):,} tiles, by the limit of {limit} a side")
+    keep = limited
     return Task(
         name,
         tiles.take(keep),
@@ -130,7 +150,51 @@ def make_task(
         None if valid is None else valid[keep],
         split is not None,
         px,
+        groups is not None,
+        tuple(told),
     )
+
+
+def _on_one_side(names: NDArray[Any], numbers: Ints, both: Ints) -> list[str]:
+    """Which classes are left out."""
+    if not len(gone := np.setdiff1d(np.arange(len(names)), both)):
+        return []
+    said = [f"{names[n]} ({_count(int((numbers == n).sum()), 'tile')})" for n in gone]
+    return [f"left out, since they are on one side alone: {_some(said)}"]
+
+
+def _too_few(names: NDArray[Any], numbers: Ints, group: Ints, train: Bools, test: Bools, divided: bool) -> str:
+    """Why fewer than two classes are on both sides."""
+    every = _count(len(numbers), "tile")
+    learn, judge = "nothing to learn from", "nothing to judge on"
+    for is_so, where in (
+        (train.all(), f"all {every} are of split train: {judge}"),
+        (test.all(), f"all {every} are of split test: {learn}"),
+        (not (train | test).any(), f"all {every} are of split valid: {learn}, {judge}"),
+        (not test.any(), f"no tile is of split test: {judge}"),
+        (not train.any(), f"no tile is of split train: {learn}"),
+    ):
+        if divided and is_so:
+            return where
+    few = "fewer than 2 classes"
+    if len(names) == 1:
+        return f"{few}: all {every} are of class {names[0]}; name other labels"
+    if divided:
+        there = [_some([str(names[n]) for n in np.unique(numbers[side])]) for side in (train, test)]
+        return f"{few} are in both splits: train has {there[0]}, test has {there[1]}; divide otherwise"
+    if len(np.unique(group)) == 1:
+        return f"{few} can be on both sides: all {every} are of one slide or case; add others"
+    counts = [len(np.unique(group[numbers == n])) for n in range(len(names))]
+    said = _some([f"{name} is in {count}" for name, count in zip(names, counts, strict=True)])
+    return f"{few} are in two slides or cases, one for each side: {said}; add others, or name other labels"
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:_SHOWN]) + (f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else "")
+
+
+def _count(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def numbered(names: Sequence[Any]) -> Ints:
@@ -158,33 +222,23 @@ def hold_out(groups: Ints, labels: Ints) -> Bools:
     return held[np.lexsort((miss, -both))[0]][group]  # type: ignore[no-any-return]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images of a folder, in order of their names, without links that lead elsewhere."""
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGES and not file.is_symlink())
-
-
 def _names(spec: str) -> tuple[Path, str | None]:
     name, found, column = spec.partition(".parquet:")
     return (Path(f"{name}.parquet"), column) if found else (Path(spec), None)
 
 
-def _folder_tasks(folder: Path, limit: int, seed: int, px: int) -> list[Task]:
+def _folder_tasks(folder: Path, limit: int, seed: int, px: int, pattern: GroupPattern | None) -> list[Task]:
     by_name = {m.name: folder / m.name for m in MAGNIFICATIONS}
     by_name |= {n: f.with_suffix(".parquet") for n, f in by_name.items() if f.with_suffix(".parquet").is_file()}
     if found := [(name, path) for name, path in by_name.items() if path.exists()]:
-        tasks = [task for _, path in found for task in load_tasks(str(path), limit, seed, px)]
-        return [replace(task, name=f"{folder.name}:{task.name}") for task in tasks]
-    files, labels, split = [], [], []
-    named = {part.name: _SIDES[part.name] for part in folder.iterdir() if part.is_dir() and part.name in _SIDES}
-    for side, parent in [(named[n], folder / n) for n in sorted(named)] or [("", folder)]:
-        for kind in sorted(part for part in parent.iterdir() if part.is_dir()):
-            of_kind = image_files(kind)
-            files += of_kind
-            labels += [kind.name] * len(of_kind)
-            split += [side] * len(of_kind)
-    if not files:
-        raise BadTask(f"{folder}: holds no CLASS/*.png, SPLIT/CLASS/*.png or 20x/...; see docs/evaluation.md")
-    return [make_task(folder.name, folder, TileFiles(files), labels, None, split if named else None, limit, seed, px)]
+        tasks = [task for _, path in found for task in load_tasks(str(path), limit, seed, px, pattern)]
+        others = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p.name not in by_name and holds_images(p)]
+        beside = (f"left out, since it is named by no magnification: {_some(others)}",) if others else ()
+        return [replace(task, name=f"{folder.name}:{task.name}", notes=(*task.notes, *beside)) for task in tasks]
+    read = read_classes(folder, pattern)
+    hint = "put tiles into CLASS/SLIDE/, or give a group pattern"
+    tiles, sides = TileFiles(read.files), (read.labels, read.groups, read.split)
+    return [make_task(folder.name, folder, tiles, *sides, limit, seed, px, notes=read.notes, hint=hint)]
 
 
 def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int) -> list[Task]:
@@ -194,12 +248,20 @@ def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int) -> lis
         expression, column = named.groups()
     else:
         expression = column
+    if not len(whole):
+        raise BadTask(f"{path}: the table has no rows")
     labels = _labels(path, expression, whole)
-    rows = np.flatnonzero([label is not None for label in labels])
+    rows = np.flatnonzero([label is not None and label == label for label in labels])  # noqa: PLR0124 - NaN
+    if not len(rows):
+        raise BadTask(
+            f"{path}: {expression} is null in every row, so there are fewer than 2 classes; name other labels"
+        )
     table: dict[str, list[Any]] = {"labels": [labels[row] for row in rows]}
     for name in {"group", "split", "magnification"} & set(whole.column_names):
         values = whole[name].to_pylist()
         table[name] = [values[row] for row in rows]
+    if nulls := sum(value is None for value in table.get("group", [])):
+        raise BadTask(f"{path}: column group is null in {nulls} rows; name a slide or case in every row")
     images = _images(path, file, rows, px)
     name = path.stem if column == "label" else f"{path.stem}:{column}"
     by = np.array([str(value) for value in table.get("magnification", [""] * len(rows))])
@@ -210,7 +272,7 @@ def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int) -> lis
         of_one = name if len(several) == 1 else f"{name}:{one}"
         sides = (part["labels"], part.get("group"), part.get("split"))
         tasks.append(make_task(of_one, path, images.take(at), *sides, limit, seed, px))
-    return tasks or [make_task(name, path, images, [], None, None)]
+    return tasks
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -239,13 +301,13 @@ def _labels(path: Path, labels: str, table: pa.Table) -> list[Any]:
 
 def _sides(path: Path, split: Sequence[Any], groups: Ints | None) -> tuple[Bools, Bools | None]:
     """Which rows are trained on, and which choices are made on; no group is on two sides."""
-    if unknown := {str(side) for side in split if side not in _SIDES}:
+    if unknown := {str(side) for side in split if side not in SIDES}:
         raise BadTask(f"{path}: column split holds {sorted(unknown)}; write train, valid or test in every row")
-    side = np.array([_SIDES[s] for s in split])
+    side = np.array([SIDES[s] for s in split])
     train, valid = side == "train", side == "valid"
     for one, other in (("train", "test"), ("valid", "test"), ("train", "valid")):
         if groups is not None and (shared := len(np.intersect1d(groups[side == one], groups[side == other]))):
-            raise BadTask(f"{path}: column split has {one} and {other} in {shared} groups; put each group on one side")
+            raise BadTask(f"{path}: split has {one} and {other} in {shared} groups; put each group on one side")
     return train, valid if valid.any() else None
 
 
@@ -261,6 +323,7 @@ def _limited(labels: Ints, side: Ints, limit: int, seed: int) -> Ints:
 def _images(path: Path, file: pq.ParquetFile, rows: Ints, px: int) -> EncodedTiles:
     """The encoded tiles of these rows, whose headers are looked at."""
     images: list[bytes] = []
+    wanted = rows
     for part in file.iter_batches(1024, columns=["image"]):
         images += part.column(0).take(rows[rows < len(part)]).to_pylist()
         rows = rows[rows >= len(part)] - len(part)
@@ -272,4 +335,4 @@ def _images(path: Path, file: pq.ParquetFile, rows: Ints, px: int) -> EncodedTil
         raise BadTask(
             f"{path}: tiles are of several sizes, {sorted(sizes)} px; make them one size, or ask for one by --px"
         )
-    return EncodedTiles(images)
+    return EncodedTiles(images, str(path), wanted)

@@ -27,6 +27,8 @@ Pixels = NDArray[np.uint8]
 _AHEAD = 3  # batches that are read while one is computed
 _OPEN = 4  # larger images that are kept decoded
 _MOST_PX = 1 << 28  # of one, which Pillow refuses beyond twice that
+_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")  # Pillow's, that tell colours
+_BITS, _PHOTOMETRIC = 258, 262  # TIFF tags
 
 
 class Tiles(Protocol):
@@ -47,20 +49,24 @@ class Tiles(Protocol):
 
 @dataclass(frozen=True)
 class EncodedTiles:
-    """Files in memory, each a JPEG or PNG."""
+    """Files in memory, each a JPEG or PNG; where they are from a table, its name `of` and their `rows` (n,) in it."""
 
     images: Sequence[bytes]
+    of: str = ""
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def read(self, number: int) -> Pixels:
         """See Tiles."""
-        return decode(self.images[number], f"tile {number}")
+        name = f"tile {number}" if self.rows is None else f"{self.of}: column image, row {self.rows[number]},"
+        return decode(self.images[number], name)
 
     def take(self, numbers: NDArray[np.int64]) -> EncodedTiles:
         """See Tiles."""
-        return EncodedTiles([self.images[n] for n in numbers])
+        rows = None if self.rows is None else self.rows[numbers]
+        return EncodedTiles([self.images[n] for n in numbers], self.of, rows)
 
     @property
     def stamp(self) -> str:
@@ -184,7 +190,7 @@ class Regions:
                 file = self.files[image]
                 try:
                     with _large_images():
-                        self._held[image] = np.asarray(Image.open(file).convert("RGB"))
+                        self._held[image] = as_rgb(Image.open(file), str(file))
                 except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                     raise BadTask(f"{file}: cannot be read as an image ({error}); download it again") from error
                 while len(self._held) > _OPEN:
@@ -219,11 +225,46 @@ def open_h5(file: Path, *keys: str) -> Iterator[Any]:
 def decode(image: bytes, name: str) -> Pixels:
     """(h, w, 3) uint8 RGB of an encoded image; BadTask, with this name for it, where it is none."""
     try:
-        if image[:2] == b"\xff\xd8":
-            return imagecodecs.jpeg8_decode(image, outcolorspace="RGB")
-        return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
+        return _of_jpeg(image, name) if image[:2] == b"\xff\xd8" else as_rgb(Image.open(io.BytesIO(image)), name)
+    except BadTask:
+        raise
     except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadTask(f"{name} is no readable image; write it anew, or leave it out") from error
+
+
+def _of_jpeg(image: bytes, name: str) -> Pixels:
+    if image.rfind(b"\xff\xd9") < image.rfind(b"\xff\xda"):  # libjpeg would make the rest grey
+        raise BadTask(f"{name} is a JPEG whose end is missing; write it anew, or leave it out")
+    if (mode := Image.open(io.BytesIO(image)).mode) not in _MODES:
+        raise _no_colours(name, mode)
+    return imagecodecs.jpeg8_decode(image, outcolorspace="RGB")
+
+
+def as_rgb(image: Image.Image, name: str) -> Pixels:
+    """(h, w, 3) uint8 RGB; what is transparent is white, 16 bits become 8. BadTask where pixels are no colours."""
+    if image.mode.startswith("I;16"):
+        return _grey16(image)
+    if image.mode not in _MODES:
+        raise _no_colours(name, image.mode)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _grey16(image: Image.Image) -> Pixels:
+    """Pillow cuts 16 bits off at 255. Of a TIFF's tags, that it has fewer of them, and that its 0 is white."""
+    tags = getattr(image, "tag_v2", {})
+    most = (1 << tags.get(_BITS, (16,))[0]) - 1
+    grey = (np.asarray(image).astype(np.uint32) * 255 + most // 2) // most
+    grey = 255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey
+    return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _no_colours(name: str, mode: str) -> BadTask:
+    kind = {"I": "a grey image of 32 bits", "F": "an image of floating-point numbers"}.get(mode, f"a {mode} image")
+    return BadTask(f"{name} is {kind}, whose numbers do not tell which colours are meant; write it as 8-bit RGB")
 
 
 def resized(pixels: Pixels, px: int) -> Pixels:

@@ -227,6 +227,13 @@ class Trainer:
         counts = distributed.all_sum(torch.from_numpy(self.loader.drawn.counts.copy())).numpy()
         return [row for row in self.loader.drawn.table(counts) if row["drawn"]]
 
+    def bad_tiles(self) -> str:
+        """A line on the tiles of this call that no process could read, empty without any; every process must ask."""
+        own = self.loader.bad
+        bad, read = distributed.all_sum(torch.tensor([own.bad, own.read])).tolist()
+        first = next((f", as {name} ({why})" for name, why in own.named.items()), "")
+        return f"{bad:,} of {read:,} tiles cannot be read{first}; others of their strata stood in" if bad else ""
+
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that changes, by name; parameters are named alike whether they are in shards or not."""
         objective = self.objective

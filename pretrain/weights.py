@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain.backbone import Backbone, BackboneSettings
+from pretrain.colour import MEAN, STD
 from pretrain.errors import BadWeights
 
 import timm  # isort: skip - backbone has made it importable
@@ -35,6 +37,8 @@ _HUGGING_FACE = (  # transformers' Dinov2Model and Dinov2WithRegistersModel
     (r"\.mlp\.weights_out\.", ".mlp.fc2."),
     (r"^layernorm\.", "norm."),
 )
+_OF_FEATURES = ("blocks.", "norm_pre.", "patch_embed.", "norm.")  # names without which features are others
+_TIMM = "make evaluate takes it as local-dir:FOLDER, by timm"
 _QKV = re.compile(r"(blocks\.\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
 
 
@@ -62,15 +66,44 @@ class Loaded:
 
 
 def released_backbone(where: Path) -> Backbone:
-    """The backbone of a folder with weights and the config.json that timm or transformers wrote. Raises BadWeights."""
+    """The backbone of a folder with weights and the config.json that timm or transformers wrote.
+
+    Raises BadWeights, also where this backbone would not compute what the weights were made for.
+    """
     file = _file(where)
     weights = _rename(_read(file))
     told = settings_of(weights, file)
+    if "pos_embed" not in weights:
+        raise BadWeights(f"{file} holds no ViT that is known here (pos_embed is not in it)")
     _, side = _grid(weights["pos_embed"], 1 + int(told["registers"]), file)
     settings = BackboneSettings(heads=_heads(file.parent, file), image_px=side * told["patch_px"], **told)
     backbone = Backbone(settings)
-    load_backbone(backbone, file)
+    loaded = load_backbone(backbone, file)
+    new = [
+        name for name in loaded.missing if name != "mask_token" and not name.endswith(".attn.qkv.bias")
+    ]  # both are 0
+    strange = [name for name in loaded.unused if name.startswith(_OF_FEATURES)]
+    if wrong := new + strange:
+        what = "lacks" if new else "holds"
+        raise BadWeights(f"{file} {what} {wrong[0]}, so that it is of another ViT than is known here; {_TIMM}")
+    _check_colours(file.parent)
     return backbone
+
+
+def _check_colours(folder: Path) -> None:
+    """Tiles are normalised as in training; BadWeights where the folder says that its model wants it otherwise."""
+    for name, keys in (("config.json", ("mean", "std")), ("preprocessor_config.json", ("image_mean", "image_std"))):
+        try:
+            told = json.loads((folder / name).read_text())
+            told = told.get("pretrained_cfg", told)
+            wanted = [told.get(key) for key in keys]
+        except (OSError, ValueError, AttributeError):
+            continue
+        for values, ours in zip(wanted, (MEAN, STD), strict=True):
+            if values is not None and not np.allclose(values, ours, atol=1e-3):
+                raise BadWeights(
+                    f"{folder / name} asks for colours normalised by {values}, not by {list(ours)}; {_TIMM}"
+                )
 
 
 def _heads(folder: Path, file: Path) -> int:

@@ -71,8 +71,23 @@ def test_pcam(tmp_path, meta):
     assert sides(task) == ["train"] * 20 + ["valid"] * 8 + ["test"] * 6
     assert named(task) == ["normal", "tumour"] * 17
     assert len(np.unique(task.groups)) == (5 + 2 + 2 if meta else 34)
+    assert task.grouped == meta
+    assert bool(task.notes) != meta
     assert task.divided
     assert task.px == 224
+
+
+def test_pcam_of_which_a_side_has_no_slides_or_too_few_is_said(tmp_path):
+    pcam(tmp_path)
+    file = tmp_path / "camelyonpatch_level_2_split_valid_meta.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]))
+    with pytest.raises(BadTask, match="has 7 rows for 8 tiles"):
+        read_tasks(f"pcam:{tmp_path}")
+    file.unlink()
+    (task,) = read_tasks(f"pcam:{tmp_path}")
+    assert not task.grouped
+    assert "slides are told by camelyonpatch_level_2_split_valid_meta.csv" in task.notes[0]
 
 
 def test_pcam_that_is_still_packed_is_said(tmp_path):
@@ -97,6 +112,7 @@ def test_crc_learns_from_one_archive_and_is_judged_on_the_other(tmp_path, name, 
     assert numbers(task) == [*range(first, first + 12), *range(200, 212)]
     assert named(task) == (["ADI"] * 4 + ["MUC"] * 4 + ["TUM"] * 4) * 2
     assert sides(task) == ["train"] * 12 + ["test"] * 12
+    assert not task.grouped
 
 
 def test_wilds_divides_by_hospital_and_not_by_its_column(tmp_path):
@@ -195,6 +211,7 @@ def test_midog_without_a_table_of_cases_is_divided_by_image(tmp_path):
     midog(tmp_path, cases=False)
     (task,) = read_tasks(f"midog:{tmp_path}")
     assert not task.divided
+    assert "datasets_xvalidation.csv is not there" in task.notes[0]
     assert not set(task.groups[task.train]) & set(task.groups[task.test])
 
 
@@ -222,6 +239,7 @@ def test_dlbcl_tells_a_clinical_column_from_a_stain(tmp_path):
     assert not set(task.groups[task.train]) & set(task.groups[task.test])
     (task,) = read_tasks(f"dlbcl:{tmp_path}:HANS@BCL6")
     assert task.name == "dlbcl:HANS@BCL6"
+    assert task.notes == ("4 patients without HANS are left out",)
     assert numbers(task) == [100 + 2 * patient + n for patient in range(12) if patient % 3 < 2 for n in range(2)]
     with pytest.raises(BadTask, match="no CD10, only BCL6, HE"):
         read_tasks(f"dlbcl:{tmp_path}:HANS@CD10")
@@ -275,6 +293,7 @@ def test_hest_takes_counts_by_barcode_and_gene(tmp_path, sparse):
     samples = hest(tmp_path, sparse, np.random.default_rng(0))
     (task,) = read_tasks(f"hest:{tmp_path}")
     assert task.name == "hest:IDC"
+    assert task.notes == ("the paper's figure is of 10 organs, here of 1",)
     assert numbers(task) == list(range(60))
     np.testing.assert_allclose(task.targets, np.log1p(np.concatenate([samples[n] for n in range(3)])), rtol=1e-6)
     group = np.arange(60) // 20

@@ -1,11 +1,15 @@
 """Features of shards: the backbone's own, of the right tiles at the right places, once; for Parquet and h5 readers."""
 
+import json
+
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from shard_folders import add_slide, grey
 from test_train import run
 from training import make_shards
@@ -14,6 +18,7 @@ from pipelines.embed import EXIT_BAD_TILES, main
 from pipelines.export import main as export
 from pretrain.colour import normalise
 from pretrain.evaluate import load_run
+from wsi_prep.jpeg import JpegSettings, encode_tile
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +96,152 @@ def test_a_tile_that_cannot_be_read_is_left_out_and_named(model, tmp_path, capsy
     with (shards / tile["shard"]).open("r+b") as file:
         file.seek(tile["offset"] + tile["nbytes"] // 2)
         file.write(b"\0" * 8)
-    assert call(shards, model, tmp_path / "to") == EXIT_BAD_TILES
-    assert tile["slide_id"] in capsys.readouterr().err
-    assert len(table(tmp_path / "to")) == 53
+    for _ in range(2):  # nor is such a slide taken for done
+        assert call(shards, model, tmp_path / "to") == EXIT_BAD_TILES
+        assert tile["slide_id"] in capsys.readouterr().err
+        assert len(table(tmp_path / "to")) == 53
+    jpeg = encode_tile(np.full((392, 392, 3), grey(1, tile["magnification"], 3), np.uint8), JpegSettings())
+    with (shards / tile["shard"]).open("r+b") as file:
+        file.seek(tile["offset"])
+        file.write(jpeg)
+    assert call(shards, model, tmp_path / "to") == 0
+    assert "(2 slides were there before)" in capsys.readouterr().out
+    assert len(table(tmp_path / "to")) == 54
 
 
 @pytest.mark.parametrize("more", [["--where", "nonsense >"], ["--px", "500"], ["--batch", "0"]])
 def test_a_wrong_call_is_one_clear_line(shards, model, tmp_path, capsys, more):
     assert call(shards, model, tmp_path / "to", *more) == 2
     assert "\n" not in capsys.readouterr().err.strip()
+    assert not (tmp_path / "to").exists()
+
+
+# the folder holds features of one model, size and filter
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    assert export(["--folder", str(model), "--to", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def other(exported, tmp_path):
+    """The same network but for one bias."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "config.json").write_text((exported / "config.json").read_text())
+    weights = load_file(exported / "model.safetensors")
+    weights["norm.bias"] += 1
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def contents(to):
+    return {path: path.read_bytes() for path in to.rglob("*") if path.is_file()}
+
+
+def refused(capsys, *arguments):
+    capsys.readouterr()
+    assert call(*arguments) == 2
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line
+    assert "name another TO, or give REDO=1" in line
+    return line
+
+
+ONE = ("--where", "magnification = '10x'")
+
+
+def test_features_of_another_call_are_refused_by_what_differs(shards, model, other, tmp_path, capsys):
+    to = tmp_path / "to"
+    assert call(shards, model, to, *ONE, "--px", "112") == 0
+    before = contents(to)
+    assert "model: run (weights " in refused(capsys, shards, other, to, *ONE, "--px", "112")
+    assert "(px: 112 -> 392)" in refused(capsys, shards, model, to, *ONE)
+    assert "(where: magnification = '10x' -> all tiles)" in refused(capsys, shards, model, to, "--px", "112")
+    line = refused(capsys, shards, model, to, *ONE, "--px", "112", "--precision", "bf16")
+    assert "(precision: float32 -> bfloat16)" in line
+    assert contents(to) == before
+
+
+def test_the_same_call_does_nothing_and_says_so_whatever_the_model_lies_in(shards, model, exported, tmp_path, capsys):
+    to = tmp_path / "to"
+    assert call(shards, model, to, *ONE, "--px", "112") == 0
+    before = contents(to)
+    for same, px in ((model, "112"), (exported, "117")):  # of 117 px, 16 patches of 7
+        assert call(shards, same, to, *ONE, "--px", px) == 0
+        assert f"nothing to do: the features of all 3 slides are in {to}" in capsys.readouterr().out
+    assert contents(to) == before
+
+
+def test_redo_leaves_nothing_of_the_model_before(shards, model, other, tmp_path):
+    to, fresh = tmp_path / "to", tmp_path / "fresh"
+    assert call(shards, model, to) == 0
+    assert call(shards, other, to, *ONE, "--redo") == 0
+    assert call(shards, other, fresh, *ONE) == 0
+    found, wanted = ({path.relative_to(at) for path in contents(at)} for at in (to, fresh))
+    assert found == wanted
+    assert table(to).equals(table(fresh))
+
+
+def test_features_that_nobody_knows_the_model_of_are_refused(shards, model, tmp_path, capsys):
+    to = tmp_path / "to"
+    assert call(shards, model, to, *ONE) == 0
+    record = (to / "features.json").read_text()
+    (to / "features.json").unlink()
+    assert "no features.json" in refused(capsys, shards, model, to, *ONE)
+    (to / "features.json").write_text(record[:20])
+    assert "features.json cannot be read" in refused(capsys, shards, model, to, *ONE)
+    assert call(shards, model, to, *ONE, "--redo") == 0
+    assert json.loads((to / "features.json").read_text()) == json.loads(record)
+    assert len(table(to)) == 18
+
+
+def change_slide(shards, slide_id, **values):
+    for file in (shards / "catalog/slides").glob("*.parquet"):
+        rows = pq.read_table(file)
+        changed = [row | (values if row["slide_id"] == slide_id else {}) for row in rows.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(changed, rows.schema), file)
+
+
+@pytest.mark.parametrize("what", ["config_hash", "fingerprint"])
+def test_a_slide_that_was_made_anew_is_embedded_anew(model, tmp_path, capsys, what):
+    shards = make_shards(tmp_path / "out")
+    assert call(shards, model, tmp_path / "to", *ONE) == 0
+    change_slide(shards, "slide2-00000002", **{what: "other"})
+    assert call(shards, model, tmp_path / "to", *ONE) == 0
+    assert "6 tiles of 1 slides (2 slides were there before)" in capsys.readouterr().out
+
+
+def test_what_is_half_there_is_made_anew(shards, model, tmp_path, capsys):
+    to = tmp_path / "to"
+    assert call(shards, model, to, *ONE) == 0
+    whole = table(to)
+    parquet, h5 = sorted((to / "parquet").iterdir()), sorted((to / "h5/10x").iterdir())
+    for spoil in (
+        lambda: parquet[0].write_bytes(parquet[0].read_bytes()[:-9]),
+        lambda: parquet[0].write_bytes(parquet[1].read_bytes()),
+        lambda: h5[0].write_bytes(h5[0].read_bytes()[:-9]),
+        h5[0].unlink,
+    ):
+        spoil()
+        capsys.readouterr()
+        assert call(shards, model, to, *ONE) == 0
+        assert "6 tiles of 1 slides (2 slides were there before)" in capsys.readouterr().out
+        assert table(to).equals(whole)
+
+
+def test_features_of_other_slides_are_said(shards, model, tmp_path, capsys):
+    more = make_shards(tmp_path / "more", first=5)
+    assert call(more, model, tmp_path / "to", *ONE) == 0
+    assert "note" not in capsys.readouterr().out
+    assert call(shards, model, tmp_path / "to", *ONE) == 0
+    assert "also holds features of 3 slides that are not among these tiles" in capsys.readouterr().out
+
+
+def test_a_filter_that_leaves_nothing_is_one_clear_line(shards, model, tmp_path, capsys):
+    assert call(shards, model, tmp_path / "to", "--where", "stain = 'GOLD'") == 2
+    assert "leaves no tile" in capsys.readouterr().err
     assert not (tmp_path / "to").exists()

@@ -14,8 +14,9 @@ from training import make_shards
 
 from pipelines.evaluate import main
 from pretrain.errors import BadRun
-from pretrain.evaluate import folds, load_run, untrained
+from pretrain.evaluate import folds, judge, load_run, remarks, untrained
 from pretrain.metrics import read_metrics
+from pretrain.report import summary_lines, write_page
 from pretrain.tasks import load_tasks
 
 
@@ -95,9 +96,10 @@ def test_labels_may_be_an_expression(tiles):
     assert task.classes == ("False", "True")
 
 
-def evaluated(models, tasks, to):
+def evaluated(models, tasks, to, *more):
     """The rows that the command writes, by features and judge, of balanced accuracy."""
-    assert main(["--models", *map(str, models), "--tasks", *map(str, tasks), "--to", str(to), "--cache", str(to)]) == 0
+    command = ["--models", *map(str, models), "--tasks", *map(str, tasks), "--to", str(to), "--cache", str(to)]
+    assert main([*command, *more]) == 0
     rows = pq.read_table(to / "figures.parquet").to_pylist()
     return {(row["features"], row["judge"]): row for row in rows if row["metric"] == "balanced accuracy"}
 
@@ -118,8 +120,8 @@ def test_exported_weights_are_judged_as_their_run(finished, tiles, tmp_path):
 
     assert export(["--folder", str(finished), "--to", str(tmp_path / "model")]) == 0
     rows = evaluated([finished, tmp_path / "model", f"local-dir:{tmp_path / 'model'}"], [tiles], tmp_path)
-    for judge in ("linear", "kNN", "10-shot"):
-        figures = [rows[who, judge]["value"] for who in ("run, step 4", "model", f"local-dir:{tmp_path / 'model'}")]
+    for by in ("linear", "kNN", "10-shot"):
+        figures = [rows[who, by]["value"] for who in ("run, step 4", "model", f"local-dir:{tmp_path / 'model'}")]
         assert len(set(figures)) == 1
 
 
@@ -130,6 +132,64 @@ def test_a_model_is_compared_with_another(finished, tiles, tmp_path, capsys):
     (row,) = [row for row in pq.read_table(tmp_path / "figures.parquet").to_pylist() if row["judge"] == "alike"]
     assert (row["features"], row["metric"]) == ("run, untrained", "neighbours shared with run, step 4")
     assert 10 / 47 < row["value"] < 1
+
+
+def coloured_folder(folder):
+    """Two classes in six slides, each of a colour of its own, which tells the slide and not the class."""
+    rng = np.random.default_rng(0)
+    colours = [(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1)]
+    for slide, colour in enumerate(colours):
+        for n in range(6):
+            kind = folder / "ab"[slide // 3]
+            kind.mkdir(parents=True, exist_ok=True)
+            pixels = np.clip(50 + 150 * np.array(colour) + rng.integers(-3, 4, (56, 56, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(kind / f"slide{slide}_{n}.png")
+    return folder
+
+
+def test_tiles_of_unknown_slides_have_no_interval_and_this_is_said(finished, tmp_path, capsys):
+    folder = coloured_folder(tmp_path / "mine")
+    rows = evaluated([finished], [folder], tmp_path / "flat")
+    said, page = capsys.readouterr().out, (tmp_path / "flat/figures.html").read_text()
+    assert rows["colours alone", "kNN"]["value"] == 1  # it knows the slides
+    assert all(row["groups"] == 0 and np.isnan([row["low"], row["high"]]).all() for row in rows.values())
+    for text in (said, page):
+        assert "no slides or cases known" in text
+        assert "which slide or case a tile is of is not known" in text
+        assert "intervals over" not in text
+
+    pattern = ("--group-pattern", r"(?P<group>slide\d+)_")
+    rows = evaluated([finished], [folder], tmp_path / "grouped", *pattern)
+    said, page = capsys.readouterr().out, (tmp_path / "grouped/figures.html").read_text()
+    assert rows["colours alone", "kNN"]["value"] < 0.9
+    assert all(row["groups"] == 6 and row["low"] <= row["value"] <= row["high"] for row in rows.values())
+    assert "intervals over 6 slides or cases" in page
+    assert "note: mine: slides are what the group pattern finds: 6, as slide0 in a/slide0_0.png" in said
+
+
+def test_a_pattern_for_no_folder_and_two_tasks_of_one_name_are_refused(finished, tiles, tmp_path, capsys):
+    command = ["--models", str(finished), "--cache", str(tmp_path), "--tasks", str(tiles)]
+    assert main([*command, "--group-pattern", "(?P<group>x)"]) == 2
+    assert "none of TASKS is one" in capsys.readouterr().err
+    assert main([*command, str(tiles)]) == 2
+    assert "two tasks are named 'colour'" in capsys.readouterr().err
+
+
+def test_features_that_are_not_finite_are_said(tiles, tmp_path):
+    (task,) = load_tasks(str(tiles))
+    rows = judge(task, "made", torch.full((48, 3), torch.nan))
+    ((_, _, linear, f1, *_),) = summary_lines(rows)
+    assert linear == "not finite"
+    assert f1 == ""
+    write_page(rows, tmp_path / "page.html", {"colour": ["1 < 2"]})
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("not finite") == len(rows)
+    assert "1 &lt; 2" in page
+
+
+def test_fewer_shots_than_ten_are_said(tiles):
+    (task,) = load_tasks(str(tiles), limit=8)
+    assert remarks(task) == [*task.notes, "10-shot takes fewer, for want of tiles to learn from: blue (4), red (4)"]
 
 
 def test_another_model_of_the_same_name_is_not_taken_for_it(finished, tiles, tmp_path, capsys):
@@ -157,6 +217,18 @@ def test_curves_are_drawn_of_one_run_and_of_several(finished, tmp_path):
     picture = np.asarray(Image.open(tmp_path / "both.png").convert("RGB"))
     blue = (np.abs(picture.astype(int) - (31, 119, 180)).sum(2) < 30).sum()  # the first line's colour
     assert blue > 100
+
+
+def test_runs_of_one_name_are_lines_of_their_own(finished, tmp_path, monkeypatch):
+    from pretrain import curves
+
+    shutil.copytree(finished, tmp_path / finished.name)
+    drawn = []
+    monkeypatch.setattr(curves.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    monkeypatch.setattr(curves.Path, "replace", lambda *_: None)
+    curves.draw_curves([finished, tmp_path / finished.name], tmp_path / "both.png")
+    labels = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert labels == [str(finished), str(tmp_path / finished.name)]
 
 
 def test_curves_of_nothing_are_one_clear_line(tmp_path, capsys):

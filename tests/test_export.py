@@ -10,6 +10,7 @@ from training import make_shards
 from pipelines.export import main
 from pretrain.backbone import VisionTransformer
 from pretrain.evaluate import load_run
+from pretrain.metrics import read_metrics
 
 import timm  # isort: skip - pretrain has made it importable
 from timm.layers import SwiGLUPacked  # isort: skip
@@ -74,6 +75,23 @@ def test_the_card_says_what_the_run_knows(exported):
     assert "slide1" not in card
     assert str(exported) not in card
     assert json.loads((exported / "model/config.json").read_text())["model_args"]["embed_dim"] == 32
+
+
+def test_the_card_of_an_earlier_step_says_what_was_known_then(tmp_path):
+    shards = make_shards(tmp_path / "out")
+    changes = ("schedule.steps=4", "saving.every=2", "saving.keep=4")
+    assert run(shards, tmp_path / "run", *changes) == 0
+    cards = []
+    for step in (2, 4):
+        to = tmp_path / f"model-{step}"
+        assert main(["--folder", str(tmp_path / "run"), "--to", str(to), "--step", str(step)]) == 0
+        cards.append((to / "README.md").read_text())
+    rows = {row["step"]: row for row in read_metrics(tmp_path / "run")}
+    for card, last in zip(cards, (1, 3), strict=True):
+        assert f"| loss | {rows[last]['loss']:.4g} |" in card
+    drawn = json.loads((tmp_path / "run/checkpoints/step-00000002/state.json").read_text())["drawn"]
+    shares = [sum(row["drawn"] for row in drawn if row["magnification"] == m) / 16 for m in ("20x", "10x")]
+    assert all(f"{mag} {share:.1%}" in cards[0] for mag, share in zip(("20x", "10x"), shares, strict=True))
 
 
 def test_a_folder_with_something_in_it_is_left_alone(exported, capsys):

@@ -51,3 +51,10 @@ def test_training_commands_need_no_slide_library_and_no_dask():
     code = "import sys, pipelines.peek; print([m for m in ('openslide', 'dask', 'cv2', 'zarr') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_sheet_is_a_png_by_any_name(tmp_path):
+    out = tmp_path / "out"
+    add_slide(out, 1, {"20x": 3}, patient_key="p")
+    assert main(["--shards", str(out), "--out", str(tmp_path / "sheet"), "--index", str(tmp_path / "index")]) == 0
+    assert Image.open(tmp_path / "sheet").format == "PNG"

@@ -1,6 +1,7 @@
 """What judges features agrees with references written another way."""
 
 import io
+import json
 import math
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from labelled_tiles import CPU, accuracy, encoded, gaussians, noise, small_backbone, table, task_of
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
@@ -17,11 +19,13 @@ from sklearn.neighbors import NearestNeighbors
 
 from pretrain import probe
 from pretrain.colour import MEAN, STD
-from pretrain.embedder import features_of, of_backbone
+from pretrain.embedder import features_of, of_backbone, of_timm
 from pretrain.errors import BadTask
 from pretrain.scores import balanced_accuracy
 from pretrain.tasks import load_tasks
 from pretrain.tiles import EncodedTiles
+
+import timm  # isort: skip - pretrain has made it importable
 
 
 def test_colour_of_flat_tiles_and_of_a_ramp():
@@ -304,6 +308,36 @@ def test_features_are_kept_and_made_anew_where_anything_changed(tmp_path):
     with torch.no_grad():
         backbone.mask_token += 1  # any weight is another model
     assert features()[1]
+
+
+def timm_folder(folder, mean=0.5, **arguments):
+    """A narrow ViT of timm's, fixed at 32 px."""
+    folder.mkdir()
+    arguments |= {"img_size": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    torch.manual_seed(3)
+    model = timm.create_model("vit_small_patch16_224", num_classes=0, **arguments)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    asked = {"input_size": [3, 32, 32], "mean": [mean] * 3, "std": [0.5] * 3, "num_classes": 0}
+    config = {"architecture": "vit_small_patch16_224", "num_classes": 0, "model_args": arguments}
+    asked |= {"first_conv": "patch_embed.proj", "classifier": "head"}
+    (folder / "config.json").write_text(json.dumps(config | {"pretrained_cfg": asked}))
+    return of_timm(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize("pooled", [{}, {"class_token": False, "global_pool": "avg"}])
+def test_a_network_of_one_size_gets_its_size(tmp_path, pooled):
+    found = features_of(
+        timm_folder(tmp_path / "model", **pooled), EncodedTiles([noise(n, 48, 48) for n in range(3)]), 0, CPU
+    )
+    assert found.shape == (3, 32 if pooled else 64)
+
+
+def test_other_colours_asked_for_are_another_model(tmp_path):
+    tiles = EncodedTiles([noise(n, 32, 32) for n in range(3)])
+    one, other = (timm_folder(tmp_path / str(mean), mean) for mean in (0.5, 0.4))
+    kept, again, others = (features_of(model, tiles, 0, CPU, tmp_path / "kept") for model in (one, one, other))
+    assert torch.equal(kept, again)
+    assert not torch.allclose(kept, others, atol=1e-3)
 
 
 def test_shared_neighbours_are_those_that_scikit_learn_finds():

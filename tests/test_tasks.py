@@ -3,10 +3,12 @@
 import io
 import itertools
 
+import imagecodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import torch
 from labelled_tiles import TILES, encoded, noise, table
 from PIL import Image
@@ -129,17 +131,52 @@ def test_bad_tables_are_refused_in_one_line(tmp_path):
     good = {"label": list("abab") * 3, "group": list("ppqq") * 3}
     refused(table(path, **good) + ":grade", "grade", "label")
     refused(table(path, **good), "limit of 1", limit=1)
-    refused(table(path, label=["a"] * 6), "fewer than 2 classes")
-    refused(table(path, label=pa.nulls(6, pa.string())), "fewer than 2 classes")
-    refused(table(path, label=list("aabb"), group=list("ppqq")), "fewer than 2 classes")
     refused(table(path, **good, split=["train", "dev"] * 6), "dev")
     refused(table(path, **good, split=["train", None] * 6), "None")
     refused(table(path, **good, split=["train", "test"] * 6), "2 groups")
+    refused(table(path, label=list("abab"), group=["p", "p", None, "q"]), "group is null in 1 rows")
     refused(table(path, **good, image=[b"text"] * 12), "image")
     refused(table(path, **good, image=[noise(0)] * 11 + [None]), "image")
     refused(table(path, **good, image=[noise(0)] * 11 + [noise(0, 18)]), "sizes", "(18, 16)", "(18, 18)")
     pq.write_table(pa.table(good), path)
     refused(str(path), "no column image")
+
+
+TWO = {"label": list("abab")}
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"label": []}, "the table has no rows"),
+        ({"label": pa.nulls(6, pa.string())}, "label is null in every row"),
+        ({"label": [float("nan")] * 6}, "label is null in every row"),
+        ({"label": ["a"] * 6}, "all 6 tiles are of class a"),
+        ({**TWO, "split": ["train"] * 4}, "all 4 tiles are of split train: nothing to judge on"),
+        ({**TWO, "split": ["test"] * 4}, "all 4 tiles are of split test: nothing to learn from"),
+        ({**TWO, "split": ["val"] * 4}, "all 4 tiles are of split valid: nothing to learn from, nothing to judge on"),
+        ({**TWO, "split": ["val", "val", "test", "test"]}, "no tile is of split train: nothing to learn from"),
+        ({**TWO, "split": ["val", "val", "train", "train"]}, "no tile is of split test: nothing to judge on"),
+        ({**TWO, "split": ["train", "test"] * 2}, "in both splits: train has a, test has b"),
+        ({**TWO, "group": ["p"] * 4}, "all 4 tiles are of one slide or case"),
+        ({"label": list("aabb"), "group": list("ppqq")}, "a is in 1, b is in 1"),
+        ({"label": list("aabb"), "group": list("ppqr")}, "a is in 1, b is in 2"),
+    ],
+)
+def test_a_table_that_cannot_be_judged_is_refused_with_the_true_reason(tmp_path, columns, reason):
+    refused(table(tmp_path / "t.parquet", **columns), reason)
+
+
+def test_what_is_left_out_and_what_is_not_known_is_said(tmp_path):
+    path = tmp_path / "t.parquet"
+    told = load_task(table(path, label=list("aabbc") * 4, group=list("pqpqr") * 4)).notes
+    assert told == ("left out, since they are on one side alone: c (4 tiles)",)
+    (told,) = load_task(table(path, label=list("ab") * 9)).notes
+    assert "is not known" in told
+    assert "add a column group" in told
+    assert load_task(table(path, label=list("ab") * 9, group=list("pqr") * 6), 4).notes == (
+        "8 of 18 tiles, by the limit of 4 a side",
+    )
 
 
 @pytest.mark.skipif(not TILES.is_dir(), reason="needs ../shared/tiles, which is not part of the repository")
@@ -176,6 +213,81 @@ def test_jpegs_are_decoded_as_pillow_does():
         assert tiles_of([encoded(grey, kind)], 16).shape == (1, 3, 16, 16)
 
 
+def saved(pixels, kind, mode=None, **options):
+    """A file of any of Pillow's modes, None for the one that the numbers themselves are."""
+    image = (
+        Image.fromarray(pixels) if mode is None else Image.frombytes(mode, (16, 16), pixels.astype(np.uint8).tobytes())
+    )
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def tiff(pixels, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **options)
+    return file.getvalue()
+
+
+def pixels_of(image):
+    return EncodedTiles([image]).read(0)
+
+
+def grey_rgb(grey):
+    return np.repeat(np.asarray(grey)[:, :, None], 3, axis=2)
+
+
+def test_sixteen_bits_become_eight():
+    deep = np.arange(65536).astype(np.uint16).reshape(256, 256)
+    right = grey_rgb((np.arange(65536) * 255 / 65535 + 0.5).astype(int).reshape(256, 256))
+    for image in (
+        imagecodecs.png_encode(deep),
+        tiff(deep, photometric="minisblack"),
+        tiff(deep.astype(">u2"), photometric="minisblack", byteorder=">"),
+        tiff(65535 - deep, photometric="miniswhite"),
+    ):
+        np.testing.assert_array_equal(pixels_of(image), right)
+    few = tiff(deep[:16] % 4096, photometric="minisblack", bitspersample=12)
+    np.testing.assert_array_equal(pixels_of(few)[:, :, 0].ravel(), (np.arange(4096) * 255 / 4095 + 0.5).astype(int))
+    for many in (3, 4):  # Pillow takes the upper byte of colours
+        image = imagecodecs.png_encode(np.stack([deep, deep, deep, np.full_like(deep, 65535)][:many], axis=2))
+        assert np.abs(pixels_of(image).astype(int) - right).max() <= 1
+
+
+def test_what_is_transparent_is_white_and_the_rest_is_its_colour():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    alpha = np.where(np.arange(256).reshape(16, 16) % 3, 255, 0).astype(np.uint8)
+    white = np.where(alpha, grey, 255)
+    colours = np.stack([grey, grey[::-1], grey.T, alpha], axis=2)
+    seen = np.where(alpha[:, :, None] > 0, colours[:, :, :3], 255)
+    np.testing.assert_array_equal(pixels_of(saved(colours, "PNG", "RGBA")), seen)
+    np.testing.assert_array_equal(pixels_of(saved(np.stack([grey, alpha], axis=2), "PNG", "LA")), grey_rgb(white))
+    half = np.stack([grey, grey, grey, np.full_like(grey, 51)], axis=2)  # a fifth of the colour, four of white
+    assert np.abs(pixels_of(saved(half, "PNG", "RGBA")).astype(int) - grey_rgb(grey / 5 + 204)).max() <= 1
+    key = np.where(grey == 7, 255, grey)
+    np.testing.assert_array_equal(pixels_of(saved(grey, "PNG", transparency=7)), grey_rgb(key))
+
+
+def test_palettes_and_single_bits_are_their_colours():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(grey, "L").convert("P")
+    palette = np.random.default_rng(0).integers(0, 256, (256, 3), np.uint8)
+    image.putpalette(palette.tobytes())
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    np.testing.assert_array_equal(pixels_of(file.getvalue()), palette[np.asarray(image)])
+    np.testing.assert_array_equal(pixels_of(saved(grey > 99, "PNG")), grey_rgb(np.where(grey > 99, 255, 0)))
+
+
+def test_a_tile_that_cannot_be_read_is_named_by_its_table_and_row(tmp_path):
+    path = tmp_path / "t.parquet"
+    images = [noise(n) for n in range(11)] + [noise(11)[:300]]
+    spec = table(path, label=[None, *"ab" * 5, "a"], image=images)
+    task = load_task(spec)
+    with pytest.raises(BadTask, match=r"t\.parquet: column image, row 11, is no readable image"):
+        [task.tiles.read(n) for n in range(len(task.tiles))]
+
+
 @pytest.mark.parametrize(
     ("images", "word"),
     [
@@ -183,6 +295,12 @@ def test_jpegs_are_decoded_as_pillow_does():
         ([b"text"], "readable"),
         ([noise(0)[:300]], "readable"),
         ([b"\xff\xd8text"], "readable"),
+        ([noise(0, kind="JPEG")[:-40]], "end is missing"),
+        ([saved(np.full((16, 16, 4), 9), "JPEG", "CMYK")], "CMYK"),
+        ([saved(np.full((16, 16, 4), 9), "TIFF", "CMYK")], "CMYK"),
+        ([saved(np.full((16, 16, 3), 9), "TIFF", "LAB")], "LAB"),
+        ([saved(np.full((16, 16), 9, np.int32), "TIFF")], "32 bits"),
+        ([saved(np.full((16, 16), 0.5, np.float32), "TIFF")], "floating-point"),
         ([noise(0)], "18 x 16"),
     ],
 )

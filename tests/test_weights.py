@@ -1,5 +1,7 @@
 """Released weights: whatever their layout, the backbone says what the model that they are from says."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -7,7 +9,7 @@ from training import make_shards
 
 from pretrain.backbone import Backbone, BackboneSettings, VisionTransformer
 from pretrain.errors import BadWeights
-from pretrain.weights import load_backbone
+from pretrain.weights import load_backbone, released_backbone
 
 
 def released(registers=0, px=56, **options):
@@ -129,6 +131,57 @@ def test_damaged_files_are_one_clear_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadWeights, match=name) as caught:
         load_backbone(backbone(), tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+CONFIG = {"architecture": "vit_small_patch14_dinov2", "model_args": {"num_heads": 2}}
+
+
+def folder_of(folder, weights, files):
+    save_file(weights, folder / "model.safetensors")
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def without(name):
+    return {key: value for key, value in released().state_dict().items() if key != name}
+
+
+def test_a_folder_that_is_whole_is_what_it_was(tmp_path):
+    vit = released()
+    config = CONFIG | {"pretrained_cfg": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}
+    agree(released_backbone(folder_of(tmp_path, vit.state_dict(), {"config.json": config})).eval(), vit)
+
+
+def test_weights_without_biases_of_queries_are_those_with_zeros(tmp_path):
+    vit = released()
+    with torch.no_grad():
+        for block in vit.blocks:
+            block.attn.qkv.bias.zero_()
+    weights = {name: value for name, value in vit.state_dict().items() if not name.endswith("attn.qkv.bias")}
+    agree(released_backbone(folder_of(tmp_path, weights, {"config.json": CONFIG})).eval(), vit)
+
+
+@pytest.mark.parametrize(
+    ("weights", "files", "reason"),
+    [
+        (without("norm.weight"), {}, r"lacks norm\.weight"),
+        (without("blocks.1.norm2.bias"), {}, r"lacks blocks\.1\.norm2\.bias"),
+        (without("pos_embed"), {}, "pos_embed is not in it"),
+        (without("") | {"blocks.0.attn.rel_pos": torch.zeros(2)}, {}, r"holds blocks\.0\.attn\.rel_pos"),
+        (without("") | {"norm_pre.weight": torch.zeros(32)}, {}, r"holds norm_pre\.weight"),
+        (
+            without(""),
+            {"config.json": CONFIG | {"pretrained_cfg": {"mean": [0.5, 0.5, 0.5]}}},
+            r"by \[0\.5, 0\.5, 0\.5\]",
+        ),
+        (without(""), {"preprocessor_config.json": {"image_std": [0.2, 0.2, 0.2]}}, r"by \[0\.2, 0\.2, 0\.2\]"),
+    ],
+)
+def test_a_folder_that_would_give_other_features_than_its_model_is_refused(tmp_path, weights, files, reason):
+    with pytest.raises(BadWeights, match=reason) as caught:
+        released_backbone(folder_of(tmp_path, weights, {"config.json": CONFIG} | files))
     assert "\n" not in str(caught.value)
 
 
