@@ -41,13 +41,18 @@ def main(words: list[str] | None = None) -> int:
     os.chdir(ROOT if name in _AT_ROOT else start)
     try:
         check(call)
-        commands = [] if checking else plan(call, name)
+        # before the environment is set up, too; a later target may need what an earlier one makes
+        commands = plan(call, name) if not checking or (len(call.goals) == 1 and TARGETS[name].module) else []
     except WrongCall as error:
         print(f"make {name}: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_WRONG_CALL
-    if note and commands:
+    except ImportError:  # what looks into a catalog may not be set up yet; then this is asked again
+        if not checking:
+            raise
+        return EXIT_OK
+    if note and commands and not checking:
         print(f"make {name}: {note}", file=sys.stderr)
-    return _run(commands)
+    return EXIT_OK if checking else _run(commands)
 
 
 def check(call: Call) -> None:
@@ -67,11 +72,12 @@ def standing(environment: Mapping[str, str]) -> tuple[Path, str]:
     """The folder that relative paths are taken from, and words on it where it is not the plain one.
 
     With `make -C` it is where the user called. That make moved is seen by its flag w, which -s and
-    --no-print-directory take away; then it is the Makefile's own folder.
+    --no-print-directory take away, and which every make that another one calls has; then it is the Makefile's folder.
     """
     here = Path.cwd()
     stood = environment.get("CALL_FROM", "")
-    if not stood or not Path(stood).is_dir() or Path(stood).samefile(here):
+    called_by_make = environment.get("MAKELEVEL", "1") != "1"
+    if called_by_make or not stood or not Path(stood).is_dir() or Path(stood).samefile(here):
         return here, ""
     flags = environment.get("MAKEFLAGS", "").partition(" -- ")[0]
     letters = "" if flags.startswith((" ", "-")) or "=" in flags.split(" ")[0] else flags.split(" ")[0]

@@ -7,17 +7,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 WORST = 'it\'s & (that)$HOME; touch pwned `touch pwned` $(touch pwned) "#" 100%'
 
-_SET_UP = [word for stamp in ("shards", "train", "test", "bench") for word in ("-o", f".venv/.{stamp}")]
+_NO_SET_UP = [word for stamp in ("shards", "train", "test", "bench") for word in ("-o", f".venv/.{stamp}")]
 
 
-def make(*words, cwd=ROOT, **environment) -> subprocess.CompletedProcess[str]:
-    """One call of make in `cwd`, by the environment that is there: it is never set up anew."""
+def make(*words, cwd=ROOT, set_up=False, **environment) -> subprocess.CompletedProcess[str]:
+    """One call of make in `cwd`; unless told to, it never sets the environment up, which is the tests' own."""
     surrounding = {
         k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
     }
     surrounding = {k: v for k, v in surrounding.items() if not k.startswith("CALL_")}
     surrounding |= {"PWD": str(cwd), "OMP_NUM_THREADS": "1"} | environment
-    call = ["make", *_SET_UP, *map(str, words)]
+    call = ["make", *([] if set_up else _NO_SET_UP), *map(str, words)]
     return subprocess.run(call, cwd=cwd, env=surrounding, capture_output=True, text=True, check=False, timeout=300)
 
 
