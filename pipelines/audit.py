@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.console import printable
+from pipelines.options import Options
 from wsi_prep.audit import Audit, balance
 from wsi_prep.audit_catalog import count, open_catalogs
 from wsi_prep.audit_page import extent, render_page, significant
@@ -56,9 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     return EXIT_PICTURES_MISSING if lost else EXIT_OK
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.audit", description=__doc__, epilog=EPILOG)
+    parser = Options(prog="python -m pipelines.audit", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="OUT", help="folders or URLs that make shards has filled")
     add("--to", type=Path, default=Path("audit.html"), metavar="HTML", help="the page (default: %(default)s)")

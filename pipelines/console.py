@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from wsi_prep.errors import BadOption
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.run import RunSummary
 
 _SHOWN = 50
+
+
+def agreed(what: str, yes: bool) -> bool:
+    """Whether to go on with what cannot be undone: with `yes`, or as the person at the terminal says.
+
+    `what` is said in the question. Raises BadOption where there is no terminal to ask at.
+    """
+    if yes:
+        return True
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        raise BadOption(f"nothing was done: to {what} takes YES=1 (--yes) where there is no terminal to ask at")
+    sys.stderr.write(f"{what}? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 class SlideProgress:

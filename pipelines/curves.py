@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from pipelines.options import Options
 from pretrain.curves import draw_curves
 from wsi_prep.errors import UsageError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.curves", description=__doc__)
+    parser = Options(prog="python -m pipelines.curves", description=__doc__)
     parser.add_argument("--runs", required=True, nargs="+", type=Path, metavar="RUN", help="folders of make pretrain")
     parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="PNG", help="default: %(default)s")
     options = parser.parse_args(arguments)

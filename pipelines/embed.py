@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from pipelines.options import Options
 from pretrain.embed import Embedded, EmbedSettings, embed_shards
 from pretrain.evaluate import load_model
 from pretrain.recipe import PRECISIONS
@@ -78,9 +78,9 @@ def _what_was_done(done: Embedded, to: Path, seconds: float, device: str) -> str
     return f"{done.tiles:,} tiles of {done.slides:,} slides{before}, {rate}: {to}"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.embed", description=__doc__, epilog=EPILOG)
+    parser = Options(prog="python -m pipelines.embed", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
     add("--model", required=True, type=Path, metavar="FOLDER", help="a run, or a folder that make export has written")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipelines.options import Options
 from pretrain.class_folders import GroupPattern
 from pretrain.datasets import DATASETS, AnyTask, read_tasks
 from pretrain.embedder import Embedder, cached, features_of, of_backbone, of_timm
@@ -166,9 +167,9 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixed-magnification" / "features"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.evaluate", description=__doc__, epilog=EPILOG)
+    parser = Options(prog="python -m pipelines.evaluate", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--models", required=True, nargs="+", metavar="MODEL", help="runs, folders of weights, or timm's names")
     add("--tasks", required=True, nargs="+", metavar="TASK", help="data sets, tables or folders, see below")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from pipelines.options import Options
 from pretrain.export import export
 from wsi_prep.errors import UsageError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.export", description=__doc__)
+    parser = Options(prog="python -m pipelines.export", description=__doc__)
     add = parser.add_argument
     add("--folder", required=True, type=Path, metavar="RUN", help="a folder that make pretrain has filled")
     add("--to", required=True, type=Path, metavar="FOLDER", help="a new folder")

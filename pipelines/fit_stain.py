@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
+from pipelines.options import Options
 from wsi_prep.errors import WsiPrepError
 from wsi_prep.stain_fit.cohort import Cohort, read_slides, read_tiles
 from wsi_prep.stain_fit.examples import Example, changed, recoloured
@@ -64,9 +64,9 @@ def unseen(examples: list[Example], names: list[str], seed: int) -> Judged:
     return hold_out_cases(by_name, [example for example in by_name if example.name in names], seed)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.fit_stain", description=__doc__)
+    parser = Options(prog="python -m pipelines.fit_stain", description=__doc__)
     add = parser.add_argument
     add("--tiles", nargs="+", type=Path, default=[], metavar="FILE", help="Parquet of image, group, mpp, slide, stain")
     add("--slides", type=Path, metavar="FOLDER", help="slides beside a manifest.csv that gives their stain and patient")

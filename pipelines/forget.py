@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.console import printable
+from pipelines.console import agreed, printable
+from pipelines.options import Options
 from pipelines.shards import PATIENT_KEY_VARIABLE, read_key
 from pipelines.verify import output_named
 from wsi_prep.errors import BadOption, UsageError
@@ -42,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dry:
             console.print("nothing was deleted: DRY=1")
             return EXIT_OK
+        slides = sum(len(each.rows) for each in found)
+        if not agreed(f"delete {slides:,} slides of {len(found):,} outputs for good", options.yes):
+            raise BadOption("nothing was deleted")
         for each in found:
             forget(each, options.names, take_over=options.take_over)
             _told(console, each)
@@ -108,9 +112,9 @@ def _told(console: Console, found: Forgetting) -> None:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.forget", description=__doc__, epilog=EPILOG)
+    parser = Options(prog="python -m pipelines.forget", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="OUT", help="folders or URLs that make shards has filled")
     add("--patient", metavar="ID", help="the patient as manifest, barcode or pattern named them")
@@ -118,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--slide", nargs="*", action="extend", default=[], metavar="SLIDE_ID", help="slides by their ids")
     add("--names", type=Path, metavar="CSV", help="the names file of private output, to take their lines out of")
     add("--take-over", action="store_true", help="object store: the run that holds the lock is gone for good")
+    add("--yes", action="store_true", help="delete without a question")
     add("--dry", action="store_true", help="only list what would be deleted")
     return parser
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.console import printable
+from pipelines.options import Options
 from pipelines.verify import output_named
 from wsi_prep.errors import UsageError
 from wsi_prep.interchange import Written, write_clam, write_qupath, write_trident
@@ -56,9 +57,9 @@ def write(options: argparse.Namespace) -> Written:
     return writers[options.kind](shards, options.where, options.to)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.interchange", description=__doc__, epilog=EPILOG)
+    parser = Options(prog="python -m pipelines.interchange", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--shards", required=True, metavar="OUT", help="a folder or object-store URL that make shards has filled")
     add("--kind", required=True, choices=KINDS, help="for which tool")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from pipelines.options import Options
 from pipelines.progress import index_progress
 from pretrain.colour import ColourSettings
 from pretrain.crops import CropSettings
@@ -51,9 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     return EXIT_BAD_TILES if bad else EXIT_OK
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.peek", description=__doc__, epilog=EPILOG)
+    parser = Options(prog="python -m pipelines.peek", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
     add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.3\"")

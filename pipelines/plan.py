@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, fields
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.console import printable
+from pipelines.options import Options
 from pipelines.verify import output_named
 from wsi_prep.errors import UsageError
 from wsi_prep.estimate import Assumptions, Estimate, Interval, estimate, read_sample
@@ -99,9 +99,9 @@ def number(value: float) -> str:
     return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:,.3g}"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.plan", description=__doc__, epilog=EPILOG)
+    parser = Options(prog="python -m pipelines.plan", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--slides", required=True, type=int, metavar="N", help="slides of the cohort")
     add("--sample", required=True, metavar="OUT", help="shards of a random choice of them")

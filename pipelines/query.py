@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.console import printable
+from pipelines.options import Options
 from wsi_prep.errors import UsageError
 from wsi_prep.query import head, open_catalog, write
 
@@ -77,9 +77,9 @@ def _cell(value: object) -> str:
     return "" if value is None else printable(str(value))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.query", description=__doc__, epilog=EPILOG)
+    parser = Options(prog="python -m pipelines.query", description=__doc__, epilog=EPILOG, may_be_empty=("--sql",))
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
     add("--sql", required=True, metavar="SELECT", help="one statement over the views slides and tiles")

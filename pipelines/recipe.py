@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import torch
 from rich.console import Console
 
+from pipelines.options import Options
 from pretrain.backbone import make_vit
 from pretrain.flops import step_flops
 from pretrain.recipe import changed, flat
@@ -17,7 +17,7 @@ from wsi_prep.errors import UsageError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.recipe", description=__doc__)
+    parser = Options(prog="python -m pipelines.recipe", description=__doc__)
     parser.add_argument("--recipe", default="debug", metavar="NAME", help=", ".join(RECIPES))
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes, as in schedule.rate=0.002")
     options = parser.parse_args(arguments)

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.console import SlideProgress, show_summary
+from pipelines.options import Options
 from wsi_prep.cache import CacheSettings
 from wsi_prep.cluster_options import ClusterOptions, read_slurm_config, tls_files
 from wsi_prep.errors import BadOption, ClusterLost, UsageError
@@ -53,9 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     return EXIT_SOME_FAILED if summary.failed else EXIT_OK
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.shards", description=__doc__, epilog=EPILOG)
+    parser = Options(prog="python -m pipelines.shards", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--slides", required=True, metavar="WHERE", help="a folder, a slide, a glob, or a .csv with a column 'slide'")
     add(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines.options import Options
 from pipelines.progress import index_progress
 from pretrain import distributed
 from pretrain.errors import CheckpointFailed, NonFinite, TooManyBadTiles
@@ -113,9 +113,9 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.train", description=__doc__, epilog=EPILOG)
+    parser = Options(prog="python -m pipelines.train", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
     add("--folder", required=True, type=Path, metavar="FOLDER", help="where the run is kept, and gone on with")

@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.console import printable
+from pipelines.console import agreed, printable
+from pipelines.options import Options
 from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.place import local_folder
 from wsi_prep.verify import Verified, verify
@@ -29,8 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
     faults = 0
     try:
-        for where in options.shards:
-            found = _verify_one(console, output_named(where), options)
+        outs = [output_named(where) for where in options.shards]
+        if options.repair and not agreed(
+            f"delete what is broken or belongs to no slide in {', '.join(outs)}", options.yes
+        ):
+            raise BadOption("nothing was looked at and nothing deleted; without REPAIR=1 it only looks")
+        for out in outs:
+            found = _verify_one(console, out, options)
             show(console, found)
             faults += len(found.faults)
     except UsageError as error:
@@ -106,12 +112,13 @@ def _verdict(found: Verified) -> str:
     return f"{len(found.faults):,} faults; REPAIR=1 drops what is broken, so that make shards does it again"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Options:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.verify", description=__doc__, epilog=EPILOG)
+    parser = Options(prog="python -m pipelines.verify", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="OUT", help="folders or URLs that make shards has filled")
     add("--repair", action="store_true", help="drop broken slides, for make shards to do again, and remove strays")
+    add("--yes", action="store_true", help="repair without a question")
     add("--take-over", action="store_true", help="object store: the run that holds the lock is gone for good")
     add("--workers", type=int, metavar="N", help="worker processes (default: one a core)")
     return parser

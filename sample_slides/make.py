@@ -98,7 +98,8 @@ def make_missing(folder: Path, names: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 1 after an error that a line on stderr explains."""
-    parser = argparse.ArgumentParser(prog="python -m sample_slides.make", description="Make the sample slides.")
+    name, about = "python -m sample_slides.make", "Make the sample slides."
+    parser = argparse.ArgumentParser(prog=name, description=about, allow_abbrev=False)
     parser.add_argument("--to", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--only", nargs="+", choices=[*SYNTHETIC, CMU], metavar="NAME", help="of: %(choices)s")
     options = parser.parse_args(arguments)

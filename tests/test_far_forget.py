@@ -60,7 +60,7 @@ def server(object_server, made):
 
 
 def call(folder, *more):
-    return ["--patient-key", str(folder / "key"), "--patient", "p7", "--shards", AT, *more]
+    return ["--patient-key", str(folder / "key"), "--patient", "p7", "--shards", AT, "--yes", *more]
 
 
 def rows(objects, table="slides"):

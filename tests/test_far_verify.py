@@ -155,7 +155,7 @@ def test_a_store_that_does_not_answer_is_no_broken_slide(server, made, capsys):
             check_catalog_file((AT, PART))
     server.faults.clear()
     server.fail("GET", SHARD, 403)
-    assert verify(["--shards", AT, "--workers", "1", "--repair"]) == 2
+    assert verify(["--shards", AT, "--workers", "1", "--repair", "--yes"]) == 2
     assert "cannot be used" in capsys.readouterr().err
     server.faults.clear()
     assert without_lock(server.objects(PREFIX)) == without_lock(made[1])
@@ -188,7 +188,7 @@ def test_damage_is_told_repaired_and_made_again(server, made, scheduler, capsys)
         assert told in printed
     assert server.objects(PREFIX) == broken  # not even the lock is touched
 
-    assert verify(["--shards", AT + "/", "--workers", "1", "--repair"]) == 3
+    assert verify(["--shards", AT + "/", "--workers", "1", "--repair", "--yes"]) == 3
     assert "repaired: 3 slides are undone and 5 strays removed" in capsys.readouterr().out
     mended = server.objects(PREFIX)
     assert not mended.keys() & {*strays}
@@ -211,7 +211,7 @@ def test_a_damaged_part_of_the_catalog_undoes_its_slides(server, made, table, ca
     whole = made[1][key]
     put(server, key, whole[:4] + bytes(1000) + whole[1004:] if table == "slides" else whole[:-100])
     put(server, "catalog/.journal.json", json.dumps({"part": PART, "singles": []}).encode())
-    assert verify(["--shards", AT, "--workers", "1", "--repair"]) == 3
+    assert verify(["--shards", AT, "--workers", "1", "--repair", "--yes"]) == 3
     printed = capsys.readouterr().out
     assert key in printed
     assert "it has rows of 4 slides" in printed
@@ -222,7 +222,7 @@ def test_while_a_run_is_at_work_nothing_is_looked_at(server, capsys):
     with open_place(AT).locked("somebody", take_over=False):
         assert verify(["--shards", AT]) == 2
         assert f"a run (process {os.getpid()} on " in capsys.readouterr().err
-        assert verify(["--shards", AT, "--repair"]) == 2
+        assert verify(["--shards", AT, "--repair", "--yes"]) == 2
         assert "another run" in capsys.readouterr().err
 
 

@@ -65,7 +65,7 @@ def folder(made, tmp_path):
 
 
 def forget(folder, *more):
-    return main([str(word) for word in ("--patient-key", folder / "key", *more)])
+    return main([str(word) for word in ("--patient-key", folder / "key", "--yes", *more)])
 
 
 def test_a_dry_call_lists_and_changes_nothing(folder, capsys):
@@ -137,7 +137,7 @@ def test_names_go_with_them_and_do_not_come_back(folder):
 def test_one_slide_can_be_forgotten_by_its_id(folder):
     out = folder / "named"
     gone, *left = sorted(row["slide_id"] for row in rows(out))
-    assert main(["--slide", gone, "--shards", str(out)]) == 0
+    assert main(["--slide", gone, "--shards", str(out), "--yes"]) == 0
     assert sorted(row["slide_id"] for row in rows(out)) == left
     assert read_tombstone(open_place(out)) == Tombstone(frozenset(), frozenset({id_hash(gone)}))
 

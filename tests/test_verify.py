@@ -208,7 +208,7 @@ def test_a_repaired_store_is_completed_by_the_next_run(made, tmp_path, capsys):
         assert told in printed
     assert all(path.exists() for path in strays)  # nothing is changed without REPAIR
 
-    assert main(["--shards", str(out), "--workers", "1", "--repair"]) == 3
+    assert main(["--shards", str(out), "--workers", "1", "--repair", "--yes"]) == 3
     assert "repaired: 3 slides are undone and 5 strays removed" in capsys.readouterr().out
     assert not any(path.exists() for path in strays)
     assert [row["file"] for row in rows(out)] == ["d.tiff"]
@@ -233,7 +233,7 @@ def test_slides_of_a_damaged_part_are_undone(made, store, table, damage, capsys)
     assert remake(made[0], store) == (2 if table == "slides" else 0)
     if table == "slides":
         assert "is damaged; make verify with REPAIR=1" in capsys.readouterr().err
-    assert main(["--shards", str(store), "--workers", "1", "--repair"]) == 3
+    assert main(["--shards", str(store), "--workers", "1", "--repair", "--yes"]) == 3
     printed = capsys.readouterr().out
     assert f"catalog/{table}/{PART}" in printed
     assert "it has rows of 4 slides" in printed
@@ -268,7 +268,7 @@ def test_a_merge_that_was_interrupted_is_finished_not_undone(store, capsys):
     (store / "catalog/.journal.json").write_text(json.dumps({"part": PART, "singles": []}))
     assert main(["--shards", str(store), "--workers", "1"]) == 3
     assert "a merge was interrupted" in capsys.readouterr().out
-    assert main(["--shards", str(store), "--workers", "1", "--repair"]) == 0
+    assert main(["--shards", str(store), "--workers", "1", "--repair", "--yes"]) == 0
     assert len(rows(store)) == 4
 
 
@@ -277,7 +277,7 @@ def test_wrong_calls_take_one_line(store, tmp_path, capsys):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["--shards", str(store)]) == 2
         assert "a run is writing to" in capsys.readouterr().err
-        assert main(["--shards", str(store), "--repair"]) == 2
+        assert main(["--shards", str(store), "--repair", "--yes"]) == 2
         assert "another run is writing to" in capsys.readouterr().err
     for where, said in (("https://b/x", "of no object store that is known"), (tmp_path / "none", "is no folder")):
         assert main(["--shards", str(where)]) == 2

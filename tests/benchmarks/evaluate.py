@@ -26,7 +26,7 @@ _SECONDS = 60
 
 def main() -> None:
     """Measure, print the figures, and write them as Markdown if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--shards", help="not used")
     parser.add_argument("--quick", action="store_true", help="small and once: does it run?")
     parser.add_argument("--markdown", type=Path, help="write the table here")

@@ -16,7 +16,7 @@ from tests.benchmarks.measure import Figure, machine, markdown, table
 
 def main() -> None:
     """Run the chosen parts, print their figures, and write them as Markdown if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--shards", default="shards", help="an OUT folder whose JPEG tiles make the cohort")
     parser.add_argument("--only", default="local cores remote crops scale", help="which parts")
     parser.add_argument("--quick", action="store_true", help="small and once: does it run?")

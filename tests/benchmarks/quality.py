@@ -26,7 +26,7 @@ _FOUND = 0.02
 
 def main() -> None:
     """Print three Markdown tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--shards", type=Path, required=True, help="a folder that make shards has made")
     parser.add_argument("--tiles", type=int, default=60, help="most tiles of a slide at a magnification")
     given = parser.parse_args()

@@ -31,7 +31,7 @@ QUALIFY row_number() OVER (PARTITION BY stain, institution, tissue ORDER BY hash
 
 def main() -> None:
     """Measure, print the figures, and write them as Markdown if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--shards", help="not used")
     parser.add_argument("--quick", action="store_true", help="small and once: does it run?")
     parser.add_argument("--markdown", type=Path, help="write the table here")

@@ -28,7 +28,7 @@ _MILLISECONDS, _SECONDS, _FILES = 5.0, 300.0, 10_000
 
 def main() -> None:
     """Measure, print the figures, and write them as Markdown if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--shards", help="not used")
     parser.add_argument("--slides", type=int, nargs="+", default=[10_000, 100_000], help="how many, one run each")
     parser.add_argument("--tiles", type=int, default=64, help="tiles a slide")

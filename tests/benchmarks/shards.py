@@ -51,7 +51,7 @@ _STAGES = {
 
 def main() -> None:
     """Measure every layout, print the figures, and write them as Markdown if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--shards", help="not used")
     parser.add_argument("--only", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="layouts")
     parser.add_argument("--side", type=int, default=30_000, help="px a side of the slides (default: %(default)s)")

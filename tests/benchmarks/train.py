@@ -34,7 +34,7 @@ _ON_CPU = {"debug": ""}
 
 def main() -> None:
     """Measure the chosen recipes, print the figures, and write them as Markdown if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--shards", default="shards", help="an OUT folder with the real tiles")
     parser.add_argument("--only", help="recipes (default: virchow2 virchow2g on a GPU, debug on a CPU)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes to all of them")

@@ -40,7 +40,7 @@ class _Watch:
 
 def main() -> None:
     """Measure the parts, print the figures, and write them as Markdown if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--shards", help="not used")
     parser.add_argument("--only", nargs="+", choices=_PARTS, default=list(_PARTS), help="parts")
     parser.add_argument("--side", type=int, default=30_000, help="px a side of a slide (default: %(default)s)")

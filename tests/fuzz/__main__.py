@@ -17,7 +17,7 @@ _REPEATED_S = 10
 
 def main(arguments: list[str] | None = None) -> int:
     """Run cases until the time is up; returns 0, or 3 where one broke a rule."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--seconds", type=float, default=600, metavar="S", help="how long to go on (default: %(default)g)")
     add("--seed", type=int, default=0, metavar="N", help="number of the first case (default: %(default)s)")
