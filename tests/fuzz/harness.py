@@ -159,19 +159,27 @@ def _child(path: Path, out: Path, limit_s: float, pipe: int, work: Work) -> None
 
 
 def _prepare(path: Path, out: Path, limit_s: float, told: Told) -> None:
+    prepare(path, out, limit_s, told, PrepareSettings())
+
+
+def prepare(path: Path, out: Path, limit_s: float, told: Told, settings: PrepareSettings) -> list[dict]:
+    """The slides at `path` as `make shards` makes them; returns their rows and adds to `told` what breaks a rule."""
     try:
         sources = find_slides(str(path))
     except UsageError as error:
         told["statuses"].append("refused")
         told["kinds"].append(type(error).__name__)
-        return
+        return []
+    rows = []
     for source in sources:
-        row = prepare_slide(SlideTask(source, EMPTY_ROW, None, PrepareSettings(), str(out), "fuzz", limit_s))
+        row = prepare_slide(SlideTask(source, EMPTY_ROW, None, settings, str(out), "fuzz", limit_s))
         told["statuses"].append(row["status"])
         told["kinds"].append(row["error_type"] or "")
         told["faults"] += _row_faults(row)
         report = check_slide(SlideCheck(str(out), row, f"{source.slide_id}.parquet"))
         told["faults"] += [f"unsound: {fault.kind}: {fault.what}" for fault in report.faults]
+        rows.append(row)
+    return rows
 
 
 def _row_faults(row: dict) -> list[str]:
