@@ -133,11 +133,11 @@ def _outline(truth, bounds, row, out):
     painted = max(1, truth.tissue.sum())
     found = []
     for what, share in (
-        ("painted tissue is left out of", (bounds.inner & ~mask).sum() / painted),
-        ("as much as the painted tissue is wrongly in", (mask & ~bounds.outer).sum() / painted),
+        ("lacks {:.0%} of the painted tissue", (bounds.inner & ~mask).sum() / painted),
+        ("takes in glass, {:.0%} of the painted tissue", (mask & ~bounds.outer).sum() / painted),
     ):
         if share > _SLACK:
-            found.append(f"wrong: {share:.0%} of {what} the outline")
+            found.append(f"wrong: the outline {what.format(share)}")
     true = painted * STEP**2 * truth.mpp_x * truth.mpp_y * 1e-6
     traced = mask.sum() * STEP**2 * truth.mpp_x * truth.mpp_y * 1e-6
     if abs(row["tissue_mm2"] - traced) > 0.05 * max(traced, true):

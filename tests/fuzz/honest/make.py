@@ -98,8 +98,9 @@ class _Sound:
 
 
 def _look(rng, case):
-    for _ in range(int(rng.choice((0, 0, 0, 1, 1, 2)))):
-        case.truth, told = pick(rng, _LOOKS)(case.truth, rng)
+    looks = [pick(rng, _LOOKS) for _ in range(int(rng.choice((0, 0, 0, 1, 1, 2))))]
+    for look in sorted(looks, key=lambda one: one is greyed):  # what is without colour gets none later
+        case.truth, told = look(case.truth, rng)
         if case.truth.coloured:
             case.tell(told, soft=_GLASS)
         else:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.fuzz.honest.case import Case, chance, pick
 from tests.fuzz.honest.coding import SOUND, Coding
-from tests.fuzz.honest.painting import Picture, base, glowing, macro, resized
+from tests.fuzz.honest.painting import glowing, macro, resized, smaller_scene
 from tests.fuzz.honest.pyramid import reduced_levels
 from tests.fuzz.honest.slides import ABOUT_PICTURES, coding, pyramid
 from tests.fuzz.honest.tiff import Page, write_pages
@@ -28,6 +28,8 @@ _LEGAL = {
 }
 _COMMON = {"μm": 1.0, "micron": 1.0, "microns": 1.0, "um": 1.0, "inch": 1 / 25400, "Micrometer": 1.0}
 _NO_LENGTH = ("pixel", "reference frame", "", "furlong")
+_RGBA = {"r": -16776961, "g": 16711935, "b": 65535}
+"""The attribute Color of a channel that is red, green or blue."""
 ABOUT_CHANNELS = r"channel|grey|gray|RGB|colou?r|plane|axes|sample|bit|fluoresc|dark|bright"
 
 
@@ -40,6 +42,7 @@ class _Image:
     channels: str
     size_c: int
     kind: str = "uint8"
+    order: str = "XYCZT"
     interleaved: bool = True
     size: str = ""
 
@@ -50,6 +53,7 @@ def ome(rng, case: Case, folder: Path) -> None:
     image = _LAYOUTS[way](rng, case)
     image.name = pick(rng, ("slide", "Image:0", "", "20x_01", "Label-free H&E"))
     image.size = _scale(rng, case, image.pages[0])
+    image.order = pick(rng, ("XYCZT", "XYCZT", "XYZCT", "XYCTZ", "XYTZC"))
     images = [image]
     if chance(rng, 0.3):
         _put_beside(rng, case, images)
@@ -152,10 +156,13 @@ def _channels(rng, pixels, names):
         page = Page(np.ascontiguousarray(pixels[..., channel]), Coding(coding_of, "minisblack"))
         page.sub = [Page(resized(page.pixels, width // f, height // f), page.coding) for f in factors]
         pages.append(page)
-    told = "".join(
-        f'<Channel ID="Channel:0:{i}" SamplesPerPixel="1"{f" Name={quoteattr(name)}" if name else ""}/>'
-        for i, name in enumerate(names)
-    )
+    coloured = chance(rng, 0.3)
+    told = ""
+    for number, name in enumerate(names):
+        colour = _RGBA.get((name.split() or "?")[-1][0].lower()) if coloured else None
+        told += f'<Channel ID="Channel:0:{number}" SamplesPerPixel="1"'
+        told += f" Name={quoteattr(name)}" if name else ""
+        told += f' Color="{colour}"/>' if colour else "/>"
     return _Image(pages, "", told, len(names), interleaved=False)
 
 
@@ -179,9 +186,7 @@ def _put_beside(rng, case, images):
 
 def _other_scene(rng, case, images):
     """Another piece of tissue on the same glass, scanned by itself, smaller than the slide."""
-    whole = base(case.base)
-    pixels, tissue = (np.ascontiguousarray(part[-n:, -n:]) for part, n in ((whole.pixels, 1600), (whole.tissue, 200)))
-    part = Picture(pixels, tissue, case.truth.mpp_x, case.truth.mpp_y)
+    part = smaller_scene(case.base, case.truth)
     image = _Image(
         [Page(part.pixels)], "scene 2", '<Channel ID="Channel:2:0" SamplesPerPixel="3"/>', 3, size=images[0].size
     )
@@ -228,7 +233,7 @@ def _xml(images):
         )
         ifd += len(image.pages)
         out.append(
-            f'<Image ID="Image:{number}"{named}><Pixels ID="Pixels:{number}" DimensionOrder="XYCZT" '
+            f'<Image ID="Image:{number}"{named}><Pixels ID="Pixels:{number}" DimensionOrder="{image.order}" '
             f'Type="{image.kind}" SizeX="{width}" SizeY="{height}" SizeC="{image.size_c}" SizeZ="1" SizeT="1" '
             f"{image.size} "
             f'Interleaved="{str(image.interleaved).lower()}">'

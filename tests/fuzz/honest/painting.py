@@ -71,6 +71,13 @@ def another_slide(name: str) -> np.ndarray:
     return np.ascontiguousarray(base(name).pixels[::-1, ::-1])
 
 
+def smaller_scene(name: str, like: Picture) -> Picture:
+    """A corner of the slide named, at the scale of `like`, as if it were another piece of tissue."""
+    whole = base(name)
+    pixels, tissue = (np.ascontiguousarray(part[-n:, -n:]) for part, n in ((whole.pixels, 1600), (whole.tissue, 200)))
+    return Picture(pixels, tissue, like.mpp_x, like.mpp_y)
+
+
 def _oval(x, y, piece, reach):
     u, v = np.abs(x - piece[0]) / piece[2], np.abs(y - piece[1]) / piece[3]
     return (1 - (u[None, :] ** 3 + v[:, None] ** 3) ** (1 / 3)) * reach

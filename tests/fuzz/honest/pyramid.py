@@ -1,9 +1,11 @@
 """Reduced levels: sound ones of every size, and those that scanners and converters get wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from tests.fuzz.honest.case import Case, chance, pick
-from tests.fuzz.honest.painting import Picture, another_slide, resized
+from tests.fuzz.honest.painting import STEP, Picture, another_slide, resized
 from tests.fuzz.honest.tiff import BLACK, CUT, GARBLED, SPARSE, WHITE, Page
 
 _FACTORS = (
@@ -56,6 +58,19 @@ def shuffled(rng, case: Case, pages: list[Page]) -> list[Page]:
     if order != sorted(order):
         case.tell(f"levels in the order {order}", warning=ABOUT_LEVEL)
     return [pages[i] for i in order]
+
+
+def bare_glass_left_out(case: Case, page: Page) -> None:
+    """Level 0 without the tiles that show nothing but glass, which reads as white there."""
+    pixels, side = case.truth.pixels.copy(), page.tile
+    for index in range(_count(page)):
+        row, col = divmod(index, page.grid[1])
+        y, x = row * side, col * side
+        if not case.truth.tissue[y // STEP : (y + side) // STEP + 1, x // STEP : (x + side) // STEP + 1].any():
+            page.lies[index] = SPARSE
+            pixels[y : y + side, x : x + side] = 255
+    case.truth = replace(case.truth, pixels=pixels)
+    case.tell(f"level 0 lacks {len(page.lies)} of {_count(page)} tiles, of glass alone")
 
 
 def _count(page):

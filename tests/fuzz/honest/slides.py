@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tests.fuzz.honest.case import Case, chance, pick
 from tests.fuzz.honest.coding import ABOUT_COLOUR, LIES, SOUND, Coding
-from tests.fuzz.honest.painting import macro, resized
-from tests.fuzz.honest.pyramid import lie_of_levels, reduced_levels, shuffled, twice
+from tests.fuzz.honest.painting import macro, resized, smaller_scene
+from tests.fuzz.honest.pyramid import bare_glass_left_out, lie_of_levels, reduced_levels, shuffled, twice
 from tests.fuzz.honest.tiff import Page, write_pages
 
 ABOUT_PICTURES = r"picture|image|label|macro|overview|thumbnail|scene|series|first|page"
@@ -42,7 +42,7 @@ def generic(rng, case: Case, folder: Path) -> None:
     for level in levels:
         level.reduced = 1
         if level0.unit in (_CM, _INCH) and chance(rng, 0.5):
-            factor = level0.pixels.shape[1] / level.pixels.shape[1]
+            factor = pick(rng, (level.factor, level0.pixels.shape[1] / level.pixels.shape[1]))
             level.resolution, level.unit = (level0.resolution[0] / factor, level0.resolution[1] / factor), level0.unit
     if chance(rng, 0.2) and levels:  # SubIFDs, as newer libvips writes them
         case.tell("levels in SubIFDs")
@@ -52,6 +52,8 @@ def generic(rng, case: Case, folder: Path) -> None:
         pages = shuffled(rng, case, pages)
     for _ in range(int(rng.choice((0, 0, 0, 1, 2)))):
         _put_beside(rng, case, pages)
+    if chance(rng, 0.06):
+        _other_scene(rng, case, pages)
     ending = pick(rng, (".tif", ".tiff", ".TIF"))
     write_pages(folder / f"slide{ending}", pages, rng, big=chance(rng, 0.3))
     case.path = folder / f"slide{ending}"
@@ -60,14 +62,18 @@ def generic(rng, case: Case, folder: Path) -> None:
 def pyramid(rng, case: Case, sound: tuple[Coding, ...]) -> tuple[Page, list[Page]]:
     """Level 0 and the reduced levels, these perhaps with lies; `sound` are the codings to choose from."""
     how, tile = coding(rng, case, sound), int(pick(rng, (256, 256, 240, 512)))
-    levels = [Page(pixels, how, tile) for pixels in reduced_levels(rng, case.truth)]
+    level0 = Page(case.truth.pixels, how, tile)
+    if chance(rng, 0.08):
+        bare_glass_left_out(case, level0)
+    width = case.truth.size[0]
+    levels = [Page(small, how, tile, factor=width / small.shape[1]) for small in reduced_levels(rng, case.truth)]
     for _ in range(int(rng.choice((0, 0, 1, 1, 2)))):
         levels = lie_of_levels(rng, case, levels)
     if chance(rng, 0.06):
         levels = twice(rng, case, levels)
     if chance(rng, 0.06):
         levels = shuffled(rng, case, levels)
-    return Page(case.truth.pixels, how, tile), levels
+    return level0, levels
 
 
 def coding(rng, case: Case, sound: tuple[Coding, ...]) -> Coding:
@@ -116,6 +122,17 @@ def _like_a_level(rng, case, named):
     case.tell(f"{named} in tiles, of the slide's proportions, 1/{factor} of its size", "", ABOUT_PICTURES)
     picture = macro(case.truth, width // factor, height // factor)
     return Page(picture, description=f"{named}", reduced=int(pick(rng, (0, 1))))
+
+
+def _other_scene(rng, case, pages):
+    """Another piece of tissue, scanned by itself, with a level of its own."""
+    part = smaller_scene(case.base, case.truth)
+    width, height = part.size
+    scene = [Page(part.pixels), Page(resized(part.pixels, width // 4, height // 4), reduced=1)]
+    first = chance(rng, 0.4)
+    case.tell(f"another scene {'first' if first else 'last'}", ABOUT_PICTURES, ABOUT_PICTURES)
+    case.scenes.append(part)
+    pages[:] = [*scene, *pages] if first else [*pages, *scene]
 
 
 def _put_beside(rng, case, pages):

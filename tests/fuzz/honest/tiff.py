@@ -16,7 +16,7 @@ class Page:
     """One picture of a file, (h, w, 3), or (h, w) where grey, or planes (n, h, w) that lie apart.
 
     `lies`: what a tile, by its number, is instead: one of the words above, or the number of another tile. `tile` 0:
-    stored in strips. `sub`: pages in its SubIFDs.
+    stored in strips. `factor`: level-0 px along one of its pixels. `sub`: pages in its SubIFDs.
     """
 
     pixels: np.ndarray
@@ -28,6 +28,7 @@ class Page:
     unit: int | None = None
     reduced: int = 0
     planes_apart: bool = False
+    factor: float = 1.0
     sub: list["Page"] = field(default_factory=list)
 
     @property
