@@ -96,7 +96,7 @@ bench: $(VENV)/.bench ## speed, against limits measured in the same run: BENCH=f
 	@test -e '$(OUT)' || $(MAKE) --no-print-directory shards
 	@$(BIN)/python -m tests.benchmarks.$(or $(BENCH),feed) --shards '$(OUT)' $(ARGS)
 
-fuzz: $(VENV)/.test ## slides broken in every way, for SECONDS=600: ARGS="--seed 0 --limit-mb 1500 --keep folder"
+fuzz: $(VENV)/.test ## slides broken in every way, for SECONDS=600: ARGS="--class honest --seed 0 --limit-mb 1500 --keep folder"
 	@$(BIN)/python -m tests.fuzz --seconds '$(or $(SECONDS),600)' $(ARGS)
 
 test: $(VENV)/.test check ## every test, after ruff and mypy

@@ -23,9 +23,9 @@ def made(tmp_path_factory):
     for name in ("catalog/slides", "catalog/tiles"):
         (out / name).mkdir(parents=True)
     (out / LOCK).write_text("fuzz")
-    told = {"statuses": [], "kinds": [], "faults": []}
+    told = {"statuses": [], "kinds": [], "said": [], "faults": []}
     (row,) = prepare(case.given, out, 120, told, case.settings)
-    assert told == {"statuses": ["ok"], "kinds": [""], "faults": []}
+    assert told == {"statuses": ["ok"], "kinds": [""], "said": [], "faults": []}
     return case, row, out
 
 

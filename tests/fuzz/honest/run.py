@@ -23,7 +23,8 @@ def run_honest(options, folder: Path) -> int:
         counts[" ".join([*outcome.statuses, *filter(None, outcome.kinds)])] += 1
         counts.update({fault.partition(":")[0] for fault in outcome.faults})
         if options.verbose or outcome.faults:
-            print(f"seed {seed}  {case.words}: {'; '.join(outcome.faults) or ' '.join(outcome.statuses)}", flush=True)
+            told = "; ".join(outcome.faults) or " ".join([*outcome.statuses, *outcome.said])
+            print(f"seed {seed}  {case.words}: {told}", flush=True)
         if outcome.faults:
             found += 1
             if options.keep:
