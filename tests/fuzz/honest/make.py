@@ -15,7 +15,7 @@ from tests.fuzz.honest.slides import aperio, generic
 from wsi_prep.plan import PlanSettings
 from wsi_prep.prepare import PrepareSettings
 
-_GLASS = r"glass|background|bright|dark|tissue|tint|colou?r"
+_GLASS = r"glass|background|illuminat|bright|dark|tint|outline|filled"
 _LOOKS = (tinted, tinted, dimmed, dimmed, noisy, filled, filled, greyed)
 _NAMES = (
     "slide",

@@ -58,7 +58,7 @@ def ome(rng, case: Case, folder: Path) -> None:
     if chance(rng, 0.3):
         _put_beside(rng, case, images)
     if chance(rng, 0.1) and way == "yxs":
-        _other_scene(rng, case, images)
+        _other_scene(rng, case, images, image.size)
     pages = [page for one in images for page in one.pages]
     pages[0].description = _xml(images).encode()
     ending = pick(rng, (".ome.tif", ".ome.tiff", ".tif"))
@@ -109,8 +109,9 @@ def _bgr(rng, case):
 
 def _glow(rng, case, names=("DAPI", "FITC", "Cy3")):
     case.must_refuse = True
-    case.tell(f"fluorescence {', '.join(names)}", ABOUT_CHANNELS)
-    pixels = glowing(case.truth)
+    dark = chance(rng, 0.6)
+    case.tell(f"fluorescence {', '.join(names)}{'' if dark else ', bright'}", ABOUT_CHANNELS)
+    pixels = glowing(case.truth) if dark else case.truth.pixels
     if len(names) == 4:
         pixels = np.concatenate([pixels, 255 - pixels[..., 1:2] // 2], axis=2)
     return _channels(rng, pixels, names)
@@ -181,16 +182,16 @@ def _put_beside(rng, case, images):
     told = f"{name or 'an image without a name'} {'first' if first else 'last'}"
     case.tell(f"{told}, of the slide's proportions" if like else told, ABOUT_PICTURES if first else "", ABOUT_PICTURES)
     image = _Image([page], name, '<Channel ID="Channel:1:0" SamplesPerPixel="3"/>', 3)
+    if chance(rng, 0.6):  # its scale is not the slide's
+        image.size = 'PhysicalSizeX="20" PhysicalSizeXUnit="µm" PhysicalSizeY="20" PhysicalSizeYUnit="µm"'
     images.insert(0 if first else len(images), image)
 
 
-def _other_scene(rng, case, images):
+def _other_scene(rng, case, images, size):
     """Another piece of tissue on the same glass, scanned by itself, smaller than the slide."""
     part = smaller_scene(case.base, case.truth)
-    image = _Image(
-        [Page(part.pixels)], "scene 2", '<Channel ID="Channel:2:0" SamplesPerPixel="3"/>', 3, size=images[0].size
-    )
-    image.size = next(one.size for one in images if one.size)
+    told = '<Channel ID="Channel:2:0" SamplesPerPixel="3"/>'
+    image = _Image([Page(part.pixels)], "scene 2", told, 3, size=size)
     first = chance(rng, 0.5)
     case.tell(f"another scene {'first' if first else 'last'}", ABOUT_PICTURES, ABOUT_PICTURES)
     case.scenes.append(part)

@@ -70,7 +70,7 @@ def bare_glass_left_out(case: Case, page: Page) -> None:
             page.lies[index] = SPARSE
             pixels[y : y + side, x : x + side] = 255
     case.truth = replace(case.truth, pixels=pixels)
-    case.tell(f"level 0 lacks {len(page.lies)} of {_count(page)} tiles, of glass alone")
+    case.tell(f"level 0 lacks {len(page.lies)} of {_count(page)} tiles, of glass alone", warning=ABOUT_LEVEL)
 
 
 def _count(page):
@@ -143,6 +143,8 @@ def _skewed(rng, case, page, which):
 def _shifted(rng, case, page, which):
     height, width = page.pixels.shape[:2]
     right, down = (int(n * pick(rng, (0.0, 0.01, 0.04, -0.04, 0.1))) for n in (width, height))
+    if not right and not down:
+        return
     page.pixels = np.roll(page.pixels, (down, right), (0, 1))
     case.tell(f"{which} is shifted by {right}, {down} px", ABOUT_LEVEL, ABOUT_LEVEL)
 

@@ -53,7 +53,7 @@ def generic(rng, case: Case, folder: Path) -> None:
     for _ in range(int(rng.choice((0, 0, 0, 1, 2)))):
         _put_beside(rng, case, pages)
     if chance(rng, 0.06):
-        _other_scene(rng, case, pages)
+        _other_scene(rng, case, pages, {"resolution": level0.resolution, "unit": level0.unit})
     ending = pick(rng, (".tif", ".tiff", ".TIF"))
     write_pages(folder / f"slide{ending}", pages, rng, big=chance(rng, 0.3))
     case.path = folder / f"slide{ending}"
@@ -124,11 +124,11 @@ def _like_a_level(rng, case, named):
     return Page(picture, description=f"{named}", reduced=int(pick(rng, (0, 1))))
 
 
-def _other_scene(rng, case, pages):
+def _other_scene(rng, case, pages, scale):
     """Another piece of tissue, scanned by itself, with a level of its own."""
     part = smaller_scene(case.base, case.truth)
     width, height = part.size
-    scene = [Page(part.pixels), Page(resized(part.pixels, width // 4, height // 4), reduced=1)]
+    scene = [Page(part.pixels, **scale), Page(resized(part.pixels, width // 4, height // 4), reduced=1)]
     first = chance(rng, 0.4)
     case.tell(f"another scene {'first' if first else 'last'}", ABOUT_PICTURES, ABOUT_PICTURES)
     case.scenes.append(part)
@@ -145,6 +145,8 @@ def _put_beside(rng, case, pages):
         )
     else:
         page = Page(macro(case.truth, 900, 400), tile=tile, description=named or None, reduced=int(pick(rng, (0, 1))))
+    if chance(rng, 0.5):  # its scale is not the slide's
+        page.resolution, page.unit = (1e4 / 20, 1e4 / 20), _CM
     at = int(pick(rng, (0, len(pages) // 2, len(pages), len(pages))))
     where = "first" if at == 0 else "last" if at == len(pages) else "between"
     told = f"{named or 'a picture without a name'} {where}, {'in tiles' if tile else 'in strips'}"
