@@ -10,12 +10,11 @@ import numpy as np
 from tests.fuzz.honest.case import Case, chance, pick
 from tests.fuzz.honest.ome import ome
 from tests.fuzz.honest.others import dicom, mirax
-from tests.fuzz.honest.painting import BASES, base, dimmed, filled, greyed, noisy, stretched, tinted
+from tests.fuzz.honest.painting import ABOUT_GLASS, BASES, base, dimmed, filled, greyed, noisy, stretched, tinted
 from tests.fuzz.honest.slides import aperio, generic
 from wsi_prep.plan import PlanSettings
 from wsi_prep.prepare import PrepareSettings
 
-_GLASS = r"glass|background|illuminat|bright|dark|tint|outline|filled"
 _LOOKS = (tinted, tinted, dimmed, dimmed, noisy, filled, filled, greyed)
 _NAMES = (
     "slide",
@@ -60,7 +59,7 @@ def make_case(seed: int, folder: Path, bases: tuple[str, ...] = BASES, *, plain:
     if kind not in ("aperio",) and not plain and chance(rng, 0.08):
         factor = pick(rng, (2.0, 1.25, 0.8, 1.1))
         case.truth = stretched(case.truth, factor)
-        case.tell(f"pixels {factor:g} times as high as wide")
+        case.tell(f"pixels {factor:g} times as high as wide", warning=r"mpp|um/px|square|high|wide")
     folder.mkdir(parents=True)
     _WRITERS[kind](_Sound(rng) if plain else rng, case, folder)
     case.told.insert(0, f"{kind}, {name}")
@@ -102,7 +101,7 @@ def _look(rng, case):
     for look in sorted(looks, key=lambda one: one is greyed):  # what is without colour gets none later
         case.truth, told = look(case.truth, rng)
         if case.truth.coloured:
-            case.tell(told, soft=_GLASS)
+            case.tell(told, soft=ABOUT_GLASS)
         else:
             case.tell(told, r"colou?r|grey|gray", soft=r"colou?r|grey|gray|stain")
 

@@ -30,6 +30,7 @@ _COMMON = {"μm": 1.0, "micron": 1.0, "microns": 1.0, "um": 1.0, "inch": 1 / 254
 _NO_LENGTH = ("pixel", "reference frame", "", "furlong")
 _RGBA = {"r": -16776961, "g": 16711935, "b": 65535}
 """The attribute Color of a channel that is red, green or blue."""
+_ABOUT_SCALE = r"micron-per-pixel|mpp|um/px|unit|resolution|PhysicalSize"
 ABOUT_CHANNELS = r"channel|grey|gray|RGB|colou?r|plane|axes|sample|bit|fluoresc|dark|bright"
 
 
@@ -77,7 +78,7 @@ def _interleaved(rng, case):
 
 def _planes(rng, case):
     """Red, green and blue planes of one image (PlanarConfiguration 2)."""
-    case.tell("planes apart")
+    case.tell("planes apart", warning=ABOUT_CHANNELS)
     page = _lossless(rng, np.ascontiguousarray(case.truth.pixels.transpose(2, 0, 1)), "rgb")
     page.planes_apart = True
     page.sub = [
@@ -92,7 +93,7 @@ def _named(rng, case):
     names = pick(
         rng, (("Red", "Green", "Blue"), ("R", "G", "B"), ("red", "green", "blue"), ("TL Red", "TL Green", "TL Blue"))
     )
-    case.tell(f"grey channels {', '.join(names)}")
+    case.tell(f"grey channels {', '.join(names)}", warning=ABOUT_CHANNELS)
     return _channels(rng, case.truth.pixels, names)
 
 
@@ -206,19 +207,20 @@ def _scale(rng, case, page):
         page.resolution, page.unit = (1e4 / truth.mpp_x, 1e4 / truth.mpp_y), 3
     elif tags == "dpi":
         page.resolution, page.unit = (72.0, 72.0), 2
+        case.warnings.append(_ABOUT_SCALE)
     way = rng.choice(("legal", "common", "default", "no length"), p=(0.6, 0.2, 0.1, 0.1))
     if way == "default":
-        case.tell("PhysicalSize without a unit")
+        case.tell("PhysicalSize without a unit", warning=_ABOUT_SCALE)
         return f'PhysicalSizeX="{truth.mpp_x}" PhysicalSizeY="{truth.mpp_y}"'
     units = {"legal": tuple(_LEGAL), "common": tuple(_COMMON), "no length": _NO_LENGTH}[way]
     unit = pick(rng, units)
     per_um = _LEGAL.get(unit) or _COMMON.get(unit) or 1.0
     if way == "common":
-        case.tell(f"unit {unit!r}", r"micron-per-pixel|mpp|um/px|unit", r"mpp|um/px|unit")
+        case.tell(f"unit {unit!r}", _ABOUT_SCALE, _ABOUT_SCALE)
     elif way == "no length" and tags != "true":
         case.no_scale(f"unit {unit!r}, TIFF tags: {tags}")
     elif way == "no length" or unit != "µm":
-        case.tell(f"unit {unit!r}, TIFF tags: {tags}", "", r"mpp|um/px|unit" if way == "no length" else "")
+        case.tell(f"unit {unit!r}, TIFF tags: {tags}", "", _ABOUT_SCALE if way == "no length" else "")
     x, y = (f"{mpp * per_um:.9g}" for mpp in (truth.mpp_x, truth.mpp_y))
     return f'PhysicalSizeX="{x}" PhysicalSizeXUnit="{unit}" PhysicalSizeY="{y}" PhysicalSizeYUnit="{unit}"'
 

@@ -13,7 +13,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from tests.fuzz.corpus import ROOT
 from tests.fuzz.honest.case import Case, chance, pick
 from tests.fuzz.honest.coding import ABOUT_COLOUR, Coding
-from tests.fuzz.honest.painting import STEP, another_slide, macro, padded, resized
+from tests.fuzz.honest.painting import ABOUT_GLASS, STEP, another_slide, macro, padded, resized
 from tests.fuzz.honest.pyramid import ABOUT_LEVEL, reduced_levels, whole_tiles
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -39,7 +39,7 @@ def dicom(rng, case: Case, folder: Path) -> None:
         level = pick(rng, (255, 243))
         (right, below) = (-n % dicom_wsi.TILE for n in case.truth.size)
         case.truth = padded(case.truth, right, below, (level,) * 3)
-        case.tell("level 0 is padded to whole tiles")
+        case.tell("level 0 is padded to whole tiles", warning=ABOUT_LEVEL)
     truth = case.truth
     levels = reduced_levels(rng, truth)
     true_factors = [truth.size[0] / level.shape[1] for level in levels]
@@ -163,5 +163,5 @@ def mirax(rng, case: Case, folder: Path) -> None:
         text.replace("MICROMETER_PER_PIXEL_Y = " + str(truth.mpp_x), f"MICROMETER_PER_PIXEL_Y = {truth.mpp_y}")
     )
     case.truth = replace(truth, pixels=pixels, tissue=tissue)
-    case.tell(f"MIRAX, {level} fills {left}, {top}, {right}, {below} tiles around")
+    case.tell(f"MIRAX, {level} fills {left}, {top}, {right}, {below} tiles around", soft=ABOUT_GLASS)
     case.path = path

@@ -13,6 +13,7 @@ from sample_slides.texture import he_stain
 STEP = 8
 """Level-0 px along the side of a pixel of the known tissue masks."""
 
+ABOUT_GLASS = r"glass|background|illuminat|bright|dark|tint|outline|filled"
 _GLASS = np.array([243.5, 243.0, 244.0])
 
 # width, height in px, um/px, seed, and the tissue: centre x, centre y, half width, half height as shares of the slide

@@ -9,7 +9,7 @@ from tests.fuzz.honest.painting import macro, resized, smaller_scene
 from tests.fuzz.honest.pyramid import bare_glass_left_out, lie_of_levels, reduced_levels, shuffled, twice
 from tests.fuzz.honest.tiff import Page, write_pages
 
-ABOUT_PICTURES = r"picture|image|label|macro|overview|thumbnail|scene|series|first|page"
+ABOUT_PICTURES = r"levels?\b|picture|image|label|macro|overview|thumbnail|scene|series|first|page"
 _INCH, _CM = 2, 3
 
 
@@ -82,7 +82,7 @@ def coding(rng, case: Case, sound: tuple[Coding, ...]) -> Coding:
     if how.lie:
         case.tell(how.told, ABOUT_COLOUR, ABOUT_COLOUR)
     elif how.told:
-        case.tell(how.told)
+        case.tell(how.told, warning=ABOUT_COLOUR if "tagged" in how.told else "")
     return how
 
 
