@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.fuzz.corpus import make_corpus
 from tests.fuzz.harness import Outcome, run_case, warm_up
+from tests.fuzz.honest.run import run_honest
 from tests.fuzz.lies import LARGE, break_slide
 
 _REPEATED_S = 10
@@ -26,13 +27,26 @@ def main(arguments: list[str] | None = None) -> int:
     add("--limit-seconds", type=float, default=30, metavar="S", help="time limit of a slide (default: %(default)g)")
     add("--limit-mb", type=float, default=1500, metavar="MB", help="memory of a worker (default: %(default)g)")
     add("--keep", type=Path, default=Path("fuzz-found"), metavar="FOLDER", help="where slides that broke a rule go")
+    add(
+        "--class",
+        dest="kind",
+        choices=("broken", "honest"),
+        default="broken",
+        help="slides that are broken, or honest "
+        "ones that mislead, which are compared with what was painted (default: %(default)s)",
+    )
+    add("--plain", action="store_true", help="of honest slides: those that do not mislead")
+    add(
+        "--bases", type=int, default=3, metavar="N", help="of honest slides: how many pictures they are made of, 1 to 3"
+    )
+    add("--verbose", action="store_true", help="of honest slides: name each")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        return _run(options, Path(folder))
+        warm_up()
+        return (run_honest if options.kind == "honest" else _run)(options, Path(folder))
 
 
 def _run(options: argparse.Namespace, folder: Path) -> int:
-    warm_up()
     corpus = make_corpus(folder / "corpus", real=not options.made_only)
     for number, path in enumerate([] if options.cases == 1 else corpus):  # each must be sound before it is broken
         sound = run_case(path, folder / "out", options.limit_seconds * 4, options.limit_mb)

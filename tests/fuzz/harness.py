@@ -51,12 +51,14 @@ _NEVER = ("subprocess.Popen", "os.system", "socket.connect", "os.exec", "os.posi
 class Outcome:
     """How a case went.
 
-    `faults` in words: a hang, too much memory, a write outside of OUT, a bad row, an exception. A process that `died`
-    of a signal breaks no rule, since in a run it becomes a failed row (WorkerDied), but it is worth a look.
+    `said`: errors and warnings of its rows. `faults` in words: a hang, too much memory, a write outside of OUT, a bad
+    row, an exception. A process that `died` of a signal breaks no rule, since in a run it becomes a failed row
+    (WorkerDied), but it is worth a look.
     """
 
     statuses: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
     hung_at: list[tuple[str, str]] = field(default_factory=list)
     died: str = ""
     faults: list[str] = field(default_factory=list)
@@ -130,7 +132,7 @@ def _watch(child: int, started: float, limit_s: float, limit_mb: float, outcome:
 def _judge(outcome: Outcome, status: int, said: bytes, out: Path) -> None:
     if said:
         told = json.loads(said)
-        outcome.statuses, outcome.kinds = told["statuses"], told["kinds"]
+        outcome.statuses, outcome.kinds, outcome.said = told["statuses"], told["kinds"], told["said"]
         outcome.faults += told["faults"]
     elif traces := [file.read_text() for file in (out / ".staging").glob("*.hung") if file.stat().st_size]:
         outcome.statuses, outcome.kinds = ["failed"], ["TimedOut"]
@@ -142,7 +144,7 @@ def _judge(outcome: Outcome, status: int, said: bytes, out: Path) -> None:
 
 def _child(path: Path, out: Path, limit_s: float, pipe: int, work: Work) -> None:
     """Never returns. What it finds goes through the pipe as JSON."""
-    told: Told = {"statuses": [], "kinds": [], "faults": []}
+    told: Told = {"statuses": [], "kinds": [], "said": [], "faults": []}
     try:
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -159,19 +161,28 @@ def _child(path: Path, out: Path, limit_s: float, pipe: int, work: Work) -> None
 
 
 def _prepare(path: Path, out: Path, limit_s: float, told: Told) -> None:
+    prepare(path, out, limit_s, told, PrepareSettings())
+
+
+def prepare(path: Path, out: Path, limit_s: float, told: Told, settings: PrepareSettings) -> list[dict]:
+    """The slides at `path` as `make shards` makes them; returns their rows and adds to `told` what breaks a rule."""
     try:
         sources = find_slides(str(path))
     except UsageError as error:
         told["statuses"].append("refused")
         told["kinds"].append(type(error).__name__)
-        return
+        return []
+    rows = []
     for source in sources:
-        row = prepare_slide(SlideTask(source, EMPTY_ROW, None, PrepareSettings(), str(out), "fuzz", limit_s))
+        row = prepare_slide(SlideTask(source, EMPTY_ROW, None, settings, str(out), "fuzz", limit_s))
         told["statuses"].append(row["status"])
         told["kinds"].append(row["error_type"] or "")
+        told["said"] += [text for text in (row["error"], row["warning"]) if text]
         told["faults"] += _row_faults(row)
         report = check_slide(SlideCheck(str(out), row, f"{source.slide_id}.parquet"))
         told["faults"] += [f"unsound: {fault.kind}: {fault.what}" for fault in report.faults]
+        rows.append(row)
+    return rows
 
 
 def _row_faults(row: dict) -> list[str]:
