@@ -95,7 +95,11 @@ def four_channels():
 
 
 @pytest.mark.parametrize(
-    "order", [("small", "slide"), ("slide", "small"), ("Overview 1", "slide"), ("label_2", "slide")]
+    "order",
+    [
+        *(("small", "slide"), ("slide", "small"), ("Overview 1", "slide"), ("label_2", "slide")),
+        *(("macro photo of the slide", "slide"), ("Label 77-1234 Doe", "slide")),
+    ],
 )
 def test_the_largest_scene_of_an_ome_tiff_is_the_slide(tmp_path, painted, order):
     small = np.ascontiguousarray(painted[0][1000:2500, 500:2600])
@@ -110,6 +114,18 @@ def test_the_largest_scene_of_an_ome_tiff_is_the_slide(tmp_path, painted, order)
     assert (made.row["width"], made.row["height"]) == (3600, 3400)
     told = "1 more picture of tissue size (2100 x 1500 px), left out"
     assert (told in (made.row["warning"] or "")) == ("small" in order)
+
+
+def test_a_word_within_a_name_does_not_make_a_label(tmp_path, painted):
+    path = write_ome(tmp_path / "in/s.ome.tif", painted[0], metadata={"Name": "Label-free H&E"})
+    require_right(prepare(path, tmp_path / "out"), painted)
+
+
+@pytest.mark.parametrize("name", ["label", "Label_1", "label.png", "Slide label image", "barcode", "Macro"])
+def test_a_picture_that_is_named_a_label_is_never_read(tmp_path, name):
+    path = write_ome(tmp_path / "s.ome.tif", three(), metadata={"Name": name}, levels=())
+    with pytest.raises(UnreadableSlide, match="named a label or macro image, which is never read"):
+        open_slide(str(path))
 
 
 @pytest.mark.parametrize("first", ["label", "reduced", "scene", "level 0 last"])

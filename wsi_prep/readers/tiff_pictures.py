@@ -41,8 +41,14 @@ _DAMAGED = "its list of tiles is damaged"
 _DWARFED = 1 / 16
 """Of the pixels of a picture that is not read: what is smaller than that is hardly the slide."""
 
-_ASIDE = frozenset({"label", "macro", "overview", "thumbnail", "barcode", "preview"})
+_ASIDE = frozenset({"label", "labels", "macro", "overview", "thumbnail", "thumb", "barcode", "preview"})
 """Words in the names that OME-TIFFs give to pictures of the whole glass, label and all."""
+
+_ALONG = frozenset(
+    {*("image", "img", "photo", "picture", "scan", "slide", "glass", "of", "the", "series", "camera", "area", "full")}
+    | {"png", "jpg", "jpeg", "tif", "tiff", "bmp"}
+)
+"""Words that go with these and change nothing: "label-free" is another thing."""
 
 
 class UnsupportedLayout(UnreadableSlide):
@@ -127,8 +133,17 @@ class _Candidate:
 
     @property
     def is_aside(self) -> bool:
-        """Whether its name says that it is a picture of the label or of the whole glass."""
-        return self.image is not None and not _ASIDE.isdisjoint(re.findall(r"[a-z]+", self.image.name.lower()))
+        """Whether its name says that it is a picture of the label or of the whole glass, and nothing else."""
+        return self.may_be_aside and self._words <= _ASIDE | _ALONG
+
+    @property
+    def may_be_aside(self) -> bool:
+        """Whether its name has a word for such pictures."""
+        return not _ASIDE.isdisjoint(self._words)
+
+    @property
+    def _words(self) -> set[str]:
+        return set(re.findall(r"[a-z]+", self.image.name.lower())) if self.image is not None else set()
 
 
 def find_pyramid(tiff: Any, images: Sequence[OmeImage] | None) -> Pyramid:
@@ -144,7 +159,7 @@ def find_pyramid(tiff: Any, images: Sequence[OmeImage] | None) -> Pyramid:
             raise UnreadableSlide("its only image in colour is named a label or macro image, which is never read")
         why = largest.why_not if largest else "it holds no picture"
         raise UnsupportedLayout(why, largest.sides if largest else None)
-    slide = max(readable, key=lambda one: one.area)
+    slide = max(readable, key=lambda one: (not one.may_be_aside, one.area))
     if found[0].why_not == _DAMAGED:  # who knows what it was
         raise UnsupportedLayout(_DAMAGED)
     if largest.why_not and (slide.area < _DWARFED * largest.area or is_reduced(*largest.sides, *slide.sides)):
