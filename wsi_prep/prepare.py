@@ -259,15 +259,17 @@ def _prepare_open(
     clock.enter("tissue")
     mpp = max(scale.mpp_x, scale.mpp_y)
     reader.compare_levels(mpp, MASK_MPP / mpp)
-    thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
-    reader.thumbnail = thumbnail
-    _check_bright_field(task, row, thumbnail)
-    glass = Glass.of(thumbnail.pixels)
     row["tissue_source"] = "mask" if task.mask else "detected"
-    if task.mask:
-        tissue = read_mask(task.mask, reader.info, thumbnail)
-    else:
-        tissue = detect_tissue(thumbnail.pixels, thumbnail.mpp, task.settings.tissue, glass)
+    while True:
+        thumbnail = reader.thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
+        _check_bright_field(task, row, thumbnail)
+        glass = Glass.of(thumbnail.pixels)
+        if task.mask:
+            tissue = read_mask(task.mask, reader.info, thumbnail)
+        else:
+            tissue = detect_tissue(thumbnail.pixels, thumbnail.mpp, task.settings.tissue, glass)
+        if reader.confirms(tissue):
+            break
     row["tissue_mm2"] = float(tissue.sum()) * _mask_pixel_mm2(thumbnail, scale)
     seen = classify_stain(thumbnail.pixels, tissue, glass)
     no_colour = colour_warning(thumbnail.pixels, tissue, glass)

@@ -23,12 +23,16 @@ _LEAST_SIDE = 2
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """`pixels` (h, w, 3) uint8 RGB; one of its pixels covers `step_x0` by `step_y0` level-0 px and `mpp` um."""
+    """`pixels` (h, w, 3) uint8 RGB; one of its pixels covers `step_x0` by `step_y0` level-0 px and `mpp` um.
+
+    `level` is the one that it was made from.
+    """
 
     pixels: NDArray[np.uint8]
     mpp: float
     step_x0: float
     step_y0: float
+    level: int = 0
 
 
 def read_thumbnail(reader: SlideReader, mpp_x: float, mpp_y: float, target_mpp: float) -> Thumbnail:
@@ -53,7 +57,7 @@ def read_thumbnail(reader: SlideReader, mpp_x: float, mpp_y: float, target_mpp: 
     step_x, step_y = step_x0 / across / factor, step_y0 / down / factor
     reduced = _extended(reduced, math.ceil(step_x * width), math.ceil(step_y * height))
     pixels = area_resample(reduced, np.arange(float(width)) * step_x, np.arange(float(height)) * step_y, step_x, step_y)
-    return Thumbnail(pixels, target, step_x0, step_y0)
+    return Thumbnail(pixels, target, step_x0, step_y0, level)
 
 
 def _extended(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:

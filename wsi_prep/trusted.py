@@ -26,8 +26,11 @@ _SAMPLE_EVERY = 16
 _MOST_PX = 512
 """Of a tile's sides; larger ones are looked at in part."""
 
-_LEAST_SAMPLES = 4
+_LEAST_SAMPLES, _MOST_SAMPLES = 4, 48
 """In each direction, where the slide has so many tiles."""
+
+_CONFIRMED = 16
+"""Places in the tissue where the thumbnail is compared with level 0."""
 
 _COMPARED_MPP = 8.0
 """Pictures are compared at so many um/px."""
@@ -94,6 +97,25 @@ class TrustedLevels:
                 if level not in self.lost and not self._is_alike(level, site, picture):
                     self._give_up(level, _OTHER_PICTURE)
 
+    def confirms(self, tissue: NDArray[np.bool_]) -> bool:
+        """Whether level 0 shows what the thumbnail shows where (h, w) `tissue` was found on it.
+
+        If not, the level that the thumbnail was made from is given up: make another, and look for tissue again.
+        """
+        if self.thumbnail is None or self.thumbnail.level == 0:
+            return True
+        found = np.flatnonzero(tissue)
+        side = self.info.tile_px
+        for place in found[:: max(1, len(found) // _CONFIRMED)]:
+            row, col = divmod(int(place), tissue.shape[1])
+            x, y = (int(col * self.thumbnail.step_x0) // side * side, int(row * self.thumbnail.step_y0) // side * side)
+            site = (x, y, min(side, self.info.width0 - x), min(side, self.info.height0 - y))
+            with contextlib.suppress(DamagedSlide):
+                if not self._agrees(0, site, self._reader.read(0, *site), None):
+                    self._give_up(self.thumbnail.level, _OTHER_PICTURE)
+                    return False
+        return True
+
     def _samples(self, mpp: float) -> Iterator[tuple[Rectangle, NDArray[np.uint8]]]:
         """Places of level 0, and their pixels reduced to what is compared."""
         for site in _sites(self.info):
@@ -156,5 +178,5 @@ def _sites(info: SlideInfo) -> Iterator[Rectangle]:
 
 def _spread(tiles: int) -> list[int]:
     """Of so many tiles, those in the middle of equal stretches."""
-    count = min(tiles, max(_LEAST_SAMPLES, -(-tiles // _SAMPLE_EVERY)))
+    count = min(tiles, max(_LEAST_SAMPLES, -(-tiles // _SAMPLE_EVERY)), _MOST_SAMPLES)
     return [(2 * i + 1) * tiles // (2 * count) for i in range(count)]

@@ -17,6 +17,9 @@ _COLOUR_APART = 14.0
 _STRUCTURE, _CORRELATED = 6.0, 0.3
 """Where both patches vary by so much (standard deviation of brightness), they must correlate by so much."""
 
+_STRIKING, _FAINT = 25.0, 0.25
+"""Where one varies by so much, the other must vary by this share of it: letters on a label are not on the glass."""
+
 
 def alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
     """Whether two (h, w, 3) uint8 pictures of one size show the same: each patch by its mean colour and structure."""
@@ -42,7 +45,10 @@ def _patch_alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
     a, b = a.mean(1), b.mean(1)
     a, b = a - a.mean(), b - b.mean()
     spread_a, spread_b = float(np.sqrt((a * a).mean())), float(np.sqrt((b * b).mean()))
-    if min(spread_a, spread_b) < _STRUCTURE:
+    low, high = min(spread_a, spread_b), max(spread_a, spread_b)
+    if high > _STRIKING and low < _FAINT * high:
+        return False
+    if low < _STRUCTURE:
         return True
     return float((a * b).mean()) >= _CORRELATED * spread_a * spread_b
 

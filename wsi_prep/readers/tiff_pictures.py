@@ -168,7 +168,7 @@ def find_pyramid(tiff: Any, images: Sequence[OmeImage] | None) -> Pyramid:
     own = [slide, *(one for one in found if one is not slide and _may_be_level(one, slide))]
     levels = [level for one in own for level in one.levels if level is slide.levels[0] or _fits(level, slide)]
     levels.sort(key=lambda level: -level.width)
-    others = [one for one in found if one not in own and not one.is_aside]
+    others = [one for one in found if one not in own and not one.may_be_aside]
     return Pyramid(tuple(levels), slide.image, tuple(_notes(slide, others)))
 
 
