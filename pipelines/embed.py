@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         errors.print(f"embed: {error.filename or options.to}: {error.strerror or error}", markup=False, soft_wrap=True)
         return EXIT_WRONG_CALL
+    for note in done.notes:
+        errors.print(f"embed: {note}", markup=False, soft_wrap=True)
     for name, reason in list(done.unreadable.items())[:20]:
         errors.print(f"embed: cannot be read: {name}: {reason}", markup=False, soft_wrap=True)
     seconds = time.monotonic() - began

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from pretrain.errors import BadShards
 from pretrain.index import TileAddress
 from pretrain.loader import UNREADABLE, read_tile
 from pretrain.parts import check_filter, matching_tiles
-from pretrain.sources import ShardSource, open_source
+from pretrain.sources import ShardSource, copies_of, open_source
 from wsi_prep.errors import BadOption
 from wsi_prep.geometry import TILE_PX
 
@@ -54,12 +54,15 @@ class EmbedSettings:
 
 @dataclass
 class Embedded:
-    """What was done: slides and tiles, slides that were there before, and tiles that cannot be read, by name."""
+    """What was done: slides and tiles, slides that were there before, tiles that cannot be read, by name, and `notes`,
+    lines for the user.
+    """
 
     slides: int = 0
     tiles: int = 0
     before: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def embed_shards(
@@ -79,11 +82,13 @@ def embed_shards(
     """
     if where:
         check_filter(where)
-    done = Embedded()
+    sources = list(map(open_source, shards))
+    counted, copies = copies_of(sources)
+    done = Embedded(notes=copies.notes)
     backbone = backbone.to(device).eval()
     with ThreadPoolExecutor(settings.threads, "read") as readers:
-        for source in map(open_source, shards):
-            for slide_id, tiles in _slides(source, where):
+        for source, counts in zip(sources, counted, strict=True):
+            for slide_id, tiles in _slides(source, counts, where):
                 file = out / "parquet" / f"{slide_id}.parquet"
                 if file.exists():
                     done.before += 1
@@ -96,16 +101,15 @@ def embed_shards(
     return done
 
 
-def _slides(source: ShardSource, where: str | None) -> Iterator[tuple[str, pa.Table]]:
-    """Each slide's tiles that pass the filter; a catalog holds a slide's tiles one after another."""
+def _slides(
+    source: ShardSource, counts: Mapping[str, pa.BooleanArray], where: str | None
+) -> Iterator[tuple[str, pa.Table]]:
+    """Tiles that pass the filter of each slide that counts; a catalog holds a slide's tiles one after another."""
     seen: set[str] = set()
     with_tiles = {file.name for file in source.files("tiles")}
-    for catalog in source.files("slides"):
-        if catalog.name not in with_tiles:
-            continue
-        slides = source.parquet("slides", catalog.name).read()
-        slides = slides.filter(pc.equal(slides["status"], "ok"))
-        for slide_id, table in _runs(source, catalog.name, slides, where):
+    for name in (name for name in counts if name in with_tiles):
+        slides = source.parquet("slides", name).read().filter(counts[name])
+        for slide_id, table in _runs(source, name, slides, where):
             if slide_id in seen:
                 raise BadShards(f"{source.where}/catalog: {slide_id} is in two places; run make shards on it again")
             seen.add(slide_id)
