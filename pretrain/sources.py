@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pretrain.errors import BadShards
 from wsi_prep.copies import Copies, which_count
 from wsi_prep.records import is_table_file
+from wsi_prep.slide_ids import is_slide_id
 
 _OPEN_FILES = 512
 _RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
@@ -61,10 +62,19 @@ def open_source(where: str) -> ShardSource:
     return source
 
 
+def check_ids(source: ShardSource, name: str, ids: pa.ChunkedArray) -> None:
+    """Raise BadShards where a file of slides names what is no slide's id, and would lead elsewhere as a path."""
+    for slide_id in ids.to_pylist():
+        if not is_slide_id(slide_id):
+            raise BadShards(f"{source.where}/catalog: {name} names a slide {slide_id!r}, which is no slide id")
+
+
 def copies_of(sources: Sequence[ShardSource]) -> tuple[list[dict[str, pa.BooleanArray]], Copies]:
     """For each source, by file of its slides, which rows are ok and count; and what is to be said of the others."""
     files = [(number, file.name) for number, source in enumerate(sources) for file in source.files("slides")]
     tables = [sources[n].parquet("slides", name).read(columns=["slide_id", "status"]) for n, name in files]
+    for (number, name), table in zip(files, tables, strict=True):
+        check_ids(sources[number], name, table.filter(pc.equal(table["status"], "ok"))["slide_id"])
     rows = pa.concat_tables(tables)
     rows = rows.append_column("row", pa.array(np.arange(len(rows)))).filter(pc.equal(rows["status"], "ok"))
     copies = which_count(rows["slide_id"].combine_chunks(), pa.array(np.ones(len(rows), bool)))

@@ -79,21 +79,24 @@ def catalog_files(shards: Sequence[str]) -> CatalogFiles:
 
 
 def _named(where: str, failures: list[StoreFailed]) -> Iterator[tuple[str, dict[str, Path | ds.Dataset]]]:
-    """The names of a catalog's files, sorted, each with its files by table."""
+    """The names of a catalog's files of slides, sorted, each with its files by table. Tiles of no slide are none."""
     place, folder = open_place(where), local_folder(where)
-    found: dict[str, dict[str, int]] = {}
-    for table in TABLES:
-        sizes = place.sizes(f"catalog/{table}")
-        paths = ((path, *path.split("/")[2:]) for path in sizes)
-        found[table] = {name: sizes[path] for path, name, *below in paths if not below and is_table_file(name)}
+    found = {table: _sizes(place, f"catalog/{table}", near=folder is not None) for table in TABLES}
     require_catalog(place.where, bool(found["slides"]))
-    for name in sorted({name for names in found.values() for name in names}):
+    for name in sorted(found["slides"]):
         sources: dict[str, Path | ds.Dataset] = {}
         for table in (table for table in TABLES if name in found[table]):
-            path = f"catalog/{table}/{name}"
-            size = found[table][name]
+            path, size = f"catalog/{table}/{name}", found[table][name]
             sources[table] = folder / path if folder is not None else _rows(place, path, size, table, failures)
         yield name, sources
+
+
+def _sizes(place: Place, folder: str, *, near: bool) -> dict[str, int]:
+    """Bytes of a table's files by name; files on a disk know theirs."""
+    if near:
+        return dict.fromkeys(filter(is_table_file, place.names(folder)), 0)
+    sizes = {path.removeprefix(f"{folder}/"): size for path, size in place.sizes(folder).items()}
+    return {name: size for name, size in sizes.items() if "/" not in name and is_table_file(name)}
 
 
 def _rows(place: Place, path: str, size: int, table: str, failures: list[StoreFailed]) -> ds.Dataset:
@@ -106,16 +109,14 @@ def _rows(place: Place, path: str, size: int, table: str, failures: list[StoreFa
         raise BadCatalog(f"{place.where}/{path} cannot be read ({first_line(error)})") from error
 
 
-def _ids(where: str, name: str, source: Path | ds.Dataset | None) -> pa.Table:
+def _ids(where: str, name: str, source: Path | ds.Dataset) -> pa.Table:
     """slide_id, and whether it is `ok`, of each row of a file of slides."""
     try:
         columns = ["slide_id", "status"]
         if isinstance(source, Path):
             rows = pq.read_table(source, columns=columns, partitioning=None)
-        elif source is not None:
-            rows = source.to_table(columns=columns)
         else:
-            rows = SLIDE_SCHEMA.empty_table().select(columns)
+            rows = source.to_table(columns=columns)
         ids, statuses = rows["slide_id"].cast(pa.string()), rows["status"].cast(pa.string())
     except StoreFailed:
         raise
