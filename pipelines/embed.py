@@ -52,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         errors.print(f"embed: {error.filename or options.to}: {error.strerror or error}", markup=False, soft_wrap=True)
         return EXIT_WRONG_CALL
+    for note in done.notes:
+        errors.print(f"embed: {note}", markup=False, soft_wrap=True)
     for name, reason in list(done.unreadable.items())[:20]:
         errors.print(f"embed: cannot be read: {name}: {reason}", markup=False, soft_wrap=True)
     for note in _notes(done, options.to):
@@ -62,9 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _notes(done: Embedded, to: Path) -> list[str]:
-    found = []
-    if done.doubled:
-        found.append(f"{done.doubled} slides are in two places of these shards; the first counts")
+    found = list(done.notes)
     if done.elsewhere:
         found.append(f"{to} also holds features of {done.elsewhere} slides that are not among these tiles")
     return found

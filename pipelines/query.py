@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with open_catalog(options.shards) as catalog:
             answer = catalog.ask(options.sql)
+            for note in catalog.notes:
+                errors.print(f"query: {note}", markup=False, soft_wrap=True)
             if options.to:
                 console.print(f"{write(answer, options.to):,} rows: {options.to}", markup=False, soft_wrap=True)
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from pretrain.index import TileAddress
 from pretrain.kept_features import FeatureFolder, FeatureRecord, counts, partial, tiles_stamp
 from pretrain.loader import UNREADABLE, read_tile
 from pretrain.parts import check_filter, matching_tiles
-from pretrain.sources import ShardSource, open_source
+from pretrain.sources import ShardSource, copies_of, open_source
 from wsi_prep.errors import BadOption
 from wsi_prep.geometry import TILE_PX
 
@@ -64,16 +64,16 @@ class EmbedSettings:
 
 @dataclass
 class Embedded:
-    """What was done: slides and tiles; slides that were there before, and of these shards or not; slides that are in
-    two places, of which the first counts; and tiles that cannot be read, by name.
+    """What was done: slides and tiles; slides that were there before, and of these shards or not; tiles that cannot be
+    read, by name; and `notes`, lines for the user.
     """
 
     slides: int = 0
     tiles: int = 0
     before: int = 0
     elsewhere: int = 0
-    doubled: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def embed_shards(
@@ -100,19 +100,18 @@ def embed_shards(
     side = settings.side(backbone.settings.patch_px)
     precision = str(settings.autocast or torch.float32).removeprefix("torch.")
     folder = FeatureFolder(out, FeatureRecord(backbone_digest(backbone), side, where, precision))
-    found = _all_slides(list(map(open_source, shards)), where)
+    sources = list(map(open_source, shards))
+    counted, copies = copies_of(sources)
+    found = _all_slides(sources, counted, where)
     if (first := next(found, None)) is None:
         left = f"the filter {where!r} leaves no tile" if where else "the shards hold no tile"
         raise BadFilter(f"{left}; see status and error in their catalog/slides")
     folder.claim(named, redo)
-    done = Embedded()
+    done = Embedded(notes=copies.notes)
     backbone = backbone.to(device).eval()
     seen: set[str] = set()
     with ThreadPoolExecutor(settings.threads, "read") as readers:
         for source, slide_id, tiles, stamp in itertools.chain([first], found):
-            if slide_id in seen:
-                done.doubled += 1
-                continue
             seen.add(slide_id)
             if folder.is_done(slide_id, stamp, counts(tiles)):
                 done.before += 1
@@ -127,22 +126,23 @@ def embed_shards(
     return done
 
 
-def _all_slides(sources: Sequence[ShardSource], where: str | None) -> Iterator[tuple[ShardSource, str, pa.Table, str]]:
-    for source in sources:
-        for slide_id, tiles, stamp in _slides(source, where):
+def _all_slides(
+    sources: Sequence[ShardSource], counted: Sequence[Mapping[str, pa.BooleanArray]], where: str | None
+) -> Iterator[tuple[ShardSource, str, pa.Table, str]]:
+    for source, rows in zip(sources, counted, strict=True):
+        for slide_id, tiles, stamp in _slides(source, rows, where):
             yield source, slide_id, tiles, stamp
 
 
-def _slides(source: ShardSource, where: str | None) -> Iterator[tuple[str, pa.Table, str]]:
-    """Each slide's tiles that pass the filter, and their stamp; a catalog holds a slide's tiles one after another."""
+def _slides(
+    source: ShardSource, counted: Mapping[str, pa.BooleanArray], where: str | None
+) -> Iterator[tuple[str, pa.Table, str]]:
+    """Tiles that pass the filter of each slide that counts, and their stamp; a slide's tiles lie one after another."""
     seen: set[str] = set()
     with_tiles = {file.name for file in source.files("tiles")}
-    for catalog in source.files("slides"):
-        if catalog.name not in with_tiles:
-            continue
-        slides = source.parquet("slides", catalog.name).read()
-        slides = slides.filter(pc.equal(slides["status"], "ok"))
-        for slide_id, table in _runs(source, catalog.name, slides, where):
+    for name in (name for name in counted if name in with_tiles):
+        slides = source.parquet("slides", name).read().filter(counted[name])
+        for slide_id, table in _runs(source, name, slides, where):
             if slide_id in seen:
                 raise BadShards(f"{source.where}/catalog: {slide_id} is in two places; run make shards on it again")
             seen.add(slide_id)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pretrain.errors import BadFilter, BadShards
 from pretrain.parts import INDEX_VERSION, STRATUM_LEVELS, Part, build_part, check_filter, open_part
 from pretrain.sources import ShardSource, digest, open_source
+from wsi_prep.copies import which_count
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.records import FORMAT_VERSION, TILES_PER_SHARD
 
@@ -51,7 +53,8 @@ class Index:
         self._slide_base = _bases(len(part.slides) for part in self._parts)
         self.names = {level: sorted({n for p in self._parts for n in p.names[level]}) for level in STRATUM_LEVELS}
         self.slides = self._join_slides()
-        self.cells, self.doubled = self._join_cells()
+        self.copies = which_count(pa.array(self.slides["id_hash"]), pa.array(np.ones(len(self.slides), bool)))
+        self.cells = self._join_cells()
         self._cell_ends = self.cells["start"] + self.cells["count"]
         if not len(self.cells):
             raise BadShards("the shards hold no tile; see status and error in their catalog/slides")
@@ -59,9 +62,7 @@ class Index:
     @property
     def warnings(self) -> list[str]:
         """What a user should know of these shards."""
-        found = []
-        if self.doubled:
-            found.append(f"{self.doubled} slides are in two folders or files; each counts once")
+        found = [*self.copies.notes]
         if alone := int((self.slides["by_patient"] == 0).sum()):
             found.append(f"{alone} slides have no patient_key: each is split as a patient of its own")
         return found
@@ -111,8 +112,8 @@ class Index:
                 rows[level] = np.searchsorted(self.names[level], names)[rows[level]] if names else rows[level]
         return joined
 
-    def _join_cells(self) -> tuple[NDArray[Any], int]:
-        """Cells of all parts; a slide that is there twice (a catalog caught while merging) counts once."""
+    def _join_cells(self) -> NDArray[Any]:
+        """Cells of all parts; of a slide that is there twice, those of the copy that counts."""
         joined = np.concatenate([part.cells for part in self._parts])
         at = 0
         for part, slide_base, tile_base in zip(self._parts, self._slide_base, self._tile_base, strict=False):
@@ -120,10 +121,10 @@ class Index:
             rows["slide"] += np.uint32(slide_base)
             rows["start"] += np.uint64(tile_base)
             at += len(part.cells)
-        first = np.zeros(len(self.slides), bool)
-        first[np.unique(self.slides["id_hash"], return_index=True)[1]] = True
-        doubled = int(len(first) - first.sum())
-        return (joined[first[joined["slide"]]], doubled) if doubled else (joined, 0)
+        if not self.copies.doubled:
+            return joined
+        kept: NDArray[Any] = joined[self.copies.counts.to_numpy(zero_copy_only=False)[joined["slide"]]]
+        return kept
 
 
 def open_index(

@@ -23,10 +23,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pretrain.errors import BadFilter, BadShards
-from pretrain.sources import ShardSource
+from pretrain.sources import ShardSource, check_ids
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, TILES_PER_SHARD
-from wsi_prep.slide_ids import is_slide_id
 
 INDEX_VERSION = 1
 STRATUM_LEVELS = ("stain", "institution", "tissue")
@@ -97,7 +96,7 @@ def build_part(source: ShardSource, name: str, has_tiles: bool, where: str | Non
     """
     slides = source.parquet("slides", name).read()
     slides = slides.filter(pc.equal(slides["status"], "ok"))
-    _check_slides(source, name, slides)
+    check_ids(source, name, slides["slide_id"])
     found = [np.empty(0, _ROW)]
     seen = 0
     if has_tiles:
@@ -203,12 +202,6 @@ def _matching(table: pa.Table, where: str) -> pa.Array:
                 "as in stain = 'HE' and focus > 0.3"
             ) from error
     return pa.array(np.asarray(found["_row"]))
-
-
-def _check_slides(source: ShardSource, name: str, slides: pa.Table) -> None:
-    for slide_id in slides["slide_id"].to_pylist():
-        if not is_slide_id(slide_id):
-            raise BadShards(f"{source.where}/catalog: {name} names a slide {slide_id!r}, which is no slide id")
 
 
 def _check_tiles(source: ShardSource, table: pa.Table, rows: NDArray[Any]) -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pretrain.errors import BadShards
+from wsi_prep.copies import Copies, which_count
 from wsi_prep.records import is_table_file
+from wsi_prep.slide_ids import is_slide_id
 
 _OPEN_FILES = 512
 _RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
@@ -55,6 +60,31 @@ def open_source(where: str) -> ShardSource:
     if not source.files("slides"):
         raise BadShards(f"{where} holds no catalog/slides; name a folder that make shards has filled")
     return source
+
+
+def check_ids(source: ShardSource, name: str, ids: pa.ChunkedArray) -> None:
+    """Raise BadShards where a file of slides names what is no slide's id, and would lead elsewhere as a path."""
+    for slide_id in ids.to_pylist():
+        if not is_slide_id(slide_id):
+            raise BadShards(f"{source.where}/catalog: {name} names a slide {slide_id!r}, which is no slide id")
+
+
+def copies_of(sources: Sequence[ShardSource]) -> tuple[list[dict[str, pa.BooleanArray]], Copies]:
+    """For each source, by file of its slides, which rows are ok and count; and what is to be said of the others."""
+    files = [(number, file.name) for number, source in enumerate(sources) for file in source.files("slides")]
+    tables = [sources[n].parquet("slides", name).read(columns=["slide_id", "status"]) for n, name in files]
+    for (number, name), table in zip(files, tables, strict=True):
+        check_ids(sources[number], name, table.filter(pc.equal(table["status"], "ok"))["slide_id"])
+    rows = pa.concat_tables(tables)
+    rows = rows.append_column("row", pa.array(np.arange(len(rows)))).filter(pc.equal(rows["status"], "ok"))
+    copies = which_count(rows["slide_id"].combine_chunks(), pa.array(np.ones(len(rows), bool)))
+    counted = rows["row"].filter(copies.counts)
+    found: list[dict[str, pa.BooleanArray]] = [{} for _ in sources]
+    begin = 0
+    for (number, name), table in zip(files, tables, strict=True):
+        found[number][name] = pc.is_in(pa.array(np.arange(begin, begin + len(table))), counted.combine_chunks())
+        begin += len(table)
+    return found, copies
 
 
 class LocalFolder:

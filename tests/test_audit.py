@@ -159,7 +159,10 @@ def test_folders_are_one_page_and_a_slide_in_two_counts_once(tmp_path):
     index = open_index([str(tmp_path / "a"), str(tmp_path / "b's [1]")], tmp_path / "index")
     assert sum(found.tiles.values()) == index.tiles == 12
     assert [slide.folder for slide in found.slides] == [0, 0, 1]
-    assert found.notes == ("2 slides are in two folders or files; each counts once",)
+    said = (
+        "slides are ok in several folders, or files of a catalog; of each the first copy counts, by the order of SHARDS"
+    )
+    assert found.notes == (f"1 {said}",)
 
 
 def test_a_catalog_that_contradicts_itself_is_noted(tmp_path):

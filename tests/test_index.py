@@ -71,7 +71,7 @@ def test_several_folders_make_one_index(out, tmp_path):
 def test_a_slide_in_two_folders_counts_once(out, tmp_path):
     shutil.copytree(out, tmp_path / "copy")
     index = open_index([str(out), str(tmp_path / "copy")], tmp_path / "index")
-    assert (index.tiles, index.doubled) == (14, 3)
+    assert (index.tiles, index.copies.doubled) == (14, 3)
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def test_a_catalogs_own_files_cannot_be_overwritten(shards):
 def test_wrong_calls_are_one_line(shards, tmp_path, capsys):
     for arguments, said in [
         ((tmp_path, "SELECT 1"), "make shards has filled"),
-        ((["nosuch://bucket/x"], "SELECT 1"), "cannot be listed"),
+        ((["nosuch://bucket/x"], "SELECT 1"), "of no object store that is known"),
         ((shards, "SELECT 1 AS x", "--to", str(tmp_path / "x.xlsx")), "neither .csv nor .parquet"),
         ((shards, "SELECT [1] AS x", "--to", str(tmp_path / "x.csv")), "cannot be written as csv"),
         ((shards, "SELECT 1 AS x", "--to", str(shards / "run.json" / "x.csv")), "run.json"),

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from shard_folders import add_row
 
 from pipelines.forget import main as forget
 from pipelines.shards import main as shards
@@ -191,7 +192,10 @@ def test_a_folder_of_an_earlier_version_is_read_checked_and_gone_on_with(cohort,
     renamed(out, ids)
     assert sorted(p.name[0] for p in (out / "catalog/slides").iterdir()) == ["-", "C", "p"]
     assert ds.dataset(out / "catalog/slides").count_rows() == len(NAMES)
-    assert verify(str(out), workers=1).faults == []
+    add_row(out, "no id", status="failed")
+    repaired = verify(str(out), repair=True, workers=1)
+    assert [fault.what for fault in repaired.faults] == ["the catalog names a slide 'no id', which is no slide id"]
+    assert (repaired.slides, repaired.undone, repaired.removed) == (len(NAMES), 1, 0)
     assert make(slides, out) == 0
     assert f"nothing to do: all {len(NAMES)} slides are done" in capsys.readouterr().out
     readers = counts(out, tmp_path / "index")

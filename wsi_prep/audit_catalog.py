@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -27,70 +25,45 @@ from wsi_prep.audit import (
     merged,
     with_shares,
 )
-from wsi_prep.catalog import Catalog
+from wsi_prep.catalog_files import catalog_files, first_line
 from wsi_prep.errors import BadCatalog
-from wsi_prep.place import local_folder, open_place
-from wsi_prep.query import listed, local_files
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.query import create_view
 
 _QUALITY = ("tissue_fraction", "focus", "pen", "dark", "white", "saturation")
-_TYPES = {
-    pa.string(): "VARCHAR",
-    pa.float64(): "DOUBLE",
-    pa.float32(): "FLOAT",
-    pa.int64(): "BIGINT",
-    pa.int32(): "INTEGER",
-    pa.uint32(): "UINTEGER",
-}
 _FINE = 100  # bins that a shown one is made of: quantiles are true to a 2400th of the range
 _NO_NETWORK = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
 
 
 @contextlib.contextmanager
 def open_catalogs(folders: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with `slides` (one row a slide), `tiles` (a view; of slides that are ok) and `cells` (their counts).
+    """A connection with `slides` (one row a slide), `tiles` (a view; of slides that are ok), `cells` (their counts) and
+    `notes` (a line each).
 
-    `folder` is the number of a row's shards folder, or of its object-store URL, whose catalog is copied to a temporary
-    folder meanwhile. Raises BadCatalog, which names the folder.
+    `folder` is the number of a row's shards folder, or object-store URL. Raises BadCatalog, which names the folder, and
+    StoreFailed.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="wsi-prep-") as copies,
-        duckdb.connect(":memory:", config=_NO_NETWORK) as connection,
-    ):
-        near = [_near(where, Path(copies) / str(number)) for number, where in enumerate(folders)]
-        for table, schema in (("found", SLIDE_SCHEMA), ("found_tiles", TILE_SCHEMA)):
-            connection.register(f"no_{table}", schema.empty_table())
-            parts = [f"SELECT {_columns(schema)}, -1 AS folder, '' AS part FROM no_{table}"]  # noqa: S608
-            parts += [part for n, where in enumerate(near) if (part := _scan(where, n, table, schema))]
-            kind = "TABLE" if table == "found" else "VIEW"
-            _execute(connection, folders, f"CREATE {kind} {table} AS {' UNION ALL '.join(parts)}")
-        for sql in (_SLIDES, _TILES, _CELLS):
-            _execute(connection, folders, sql)
-        yield connection
+    files = catalog_files(folders)
+    with duckdb.connect(":memory:", config=_NO_NETWORK) as connection:
+        connection.register("folders", files.folders)
+        connection.register("notes", pa.table({"note": pa.array(files.copies.notes, pa.string())}))
+        try:
+            create_view(connection, "found", "slides", files)
+            create_view(connection, "found_tiles", "tiles", files)
+            for sql in (_SLIDES, _TILES, _CELLS):
+                connection.execute(sql)
+            yield connection
+        except duckdb.Error as error:
+            if files.failures:
+                raise files.failures[0] from error
+            where = " ".join(folders)
+            raise BadCatalog(
+                f"the catalog of {where} cannot be read ({first_line(error)}); run make shards on it again"
+            ) from error
 
 
-def _near(where: str, copy: Path) -> str:
-    """The folder that `where` names; of an object store, `copy` with the catalog's files in it."""
-    folder = local_folder(where)
-    if folder is not None:
-        return str(folder)
-    place = open_place(where)
-    Catalog(place).names()  # raises where there is no catalog
-    for table in ("catalog/slides", "catalog/tiles"):
-        (copy / table).mkdir(parents=True)
-        for name in place.names(table):
-            if name.endswith(".parquet") and not name.startswith("."):
-                (copy / table / name).write_bytes(place.read(f"{table}/{name}"))
-    return str(copy)
-
-
-_SLIDES = """
-CREATE TABLE slides AS SELECT * FROM found
-QUALIFY row_number() OVER (PARTITION BY slide_id ORDER BY status = 'ok' DESC, folder, part) = 1
-"""
+_SLIDES = "CREATE TABLE slides AS SELECT found.*, folder FROM found JOIN folders USING (slide_id)"
 _TILES = """
-CREATE VIEW tiles AS SELECT t.* FROM found_tiles t
-JOIN slides s ON t.slide_id = s.slide_id AND t.folder = s.folder AND t.part = s.part WHERE s.status = 'ok'
+CREATE VIEW tiles AS SELECT t.* FROM found_tiles t SEMI JOIN (FROM slides WHERE status = 'ok') USING (slide_id)
 """
 _MPP_BIN = f"greatest(-24, least(64, round({MPP_BINS_AN_OCTAVE} * log2(mpp_x / 0.25))))::INTEGER"
 _CELLS = "CREATE TABLE cells AS SELECT slide_id, magnification, count(*) AS tiles FROM tiles GROUP BY ALL"
@@ -114,30 +87,6 @@ def count(connection: duckdb.DuckDBPyConnection, folders: Sequence[str], alpha: 
         distributions=_distributions(connection),
         notes=tuple(_notes(connection)),
     )
-
-
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f'"{field.name}"::{_TYPES[field.type]} AS "{field.name}"' for field in schema)
-
-
-def _scan(folder: str, number: int, table: str, schema: pa.Schema) -> str:
-    """SQL that reads one table of one folder's catalog, or nothing where that has no file.
-
-    A column that an older catalog lacks is NULL, but for slide_id, without which it is none.
-    """
-    files = local_files(folder, "slides" if table == "found" else "tiles")
-    read = f"read_parquet({listed(files)}, filename = true, union_by_name = true)"
-    source = f"(FROM no_{table} UNION ALL BY NAME SELECT slide_id, * EXCLUDE slide_id FROM {read})"  # noqa: S608
-    return f"SELECT {_columns(schema)}, {number}, parse_filename(filename) FROM {source}" if files else ""  # noqa: S608
-
-
-def _execute(connection: duckdb.DuckDBPyConnection, folders: Sequence[str], sql: str) -> None:
-    try:
-        connection.execute(sql)
-    except duckdb.Error as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        where = " ".join(folders)
-        raise BadCatalog(f"the catalog of {where} cannot be read ({line}); run make shards on it again") from error
 
 
 _SCANNER = f"coalesce(nullif(trim(concat_ws(' ', vendor, scanner)), ''), '{NOT_STATED}')"
@@ -228,8 +177,6 @@ def _distribution(quantity: str, magnification: str, top: float, fine: Sequence[
 
 _STATED = " + ".join(f"coalesce(tiles_{name}, 0)" for name in NAMES)
 _NOTES = {
-    "{} slides are in two folders or files; each counts once": """
-        SELECT (SELECT count(*) FROM found) - count(*) FROM slides""",
     "{} slides have another number of tiles in the catalog than their row says; make their shards again": f"""
         SELECT count(*) FROM slides LEFT JOIN (SELECT slide_id, sum(tiles) AS n FROM cells GROUP BY ALL)
         USING (slide_id) WHERE status = 'ok' AND coalesce(n, 0) != {_STATED}""",  # noqa: S608
@@ -243,4 +190,5 @@ _NOTES = {
 def _notes(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """What contradicts itself or is worth a look."""
     counts = {note: connection.execute(sql).fetchall() for note, sql in _NOTES.items()}
-    return [note.format(f"{n:,}") for note, [(n,)] in counts.items() if n]
+    copies = [note for (note,) in connection.execute("FROM notes").fetchall()]
+    return [*copies, *(note.format(f"{n:,}") for note, [(n,)] in counts.items() if n)]

@@ -58,10 +58,14 @@ def _keyed(key: bytes, domain: bytes, text: str) -> str:
 
 
 def check_names_file(names: Path, out: Path | None) -> None:
-    """Raise BadOption for a names file that holds something else, or would lie inside the output's folder."""
+    """Raise BadOption for a names file that holds something else, cannot be written, or would lie inside the output."""
     if out is not None and Path(os.path.realpath(names)).is_relative_to(os.path.realpath(out)):
         raise BadOption(f"NAMES {names} lies inside OUT, which is given away; name a file outside of {out}")
     _read_names(names)
+    folder = Path(os.path.realpath(names)).parent
+    if not os.access(folder, os.W_OK):
+        why = os.strerror(errno.EACCES if folder.is_dir() else errno.ENOENT)
+        raise BadOption(f"NAMES {names} cannot be written ({why})")
 
 
 def add_names(names: Path, paths: Mapping[str, str]) -> None:

@@ -14,10 +14,10 @@ _PATCH_PX = 8
 _COLOUR_APART = 14.0
 """Grey values by which the mean colours of a patch may differ: levels are sharpened, and compressed anew."""
 
-_STRUCTURE, _CORRELATED = 6.0, 0.3
+_STRUCTURE, _CORRELATED = 6.0, 0.12
 """Where both patches vary by so much (standard deviation of brightness), they must correlate by so much."""
 
-_STRIKING, _FAINT = 25.0, 0.25
+_STRIKING, _FAINT = 45.0, 0.25
 """Where one varies by so much, the other must vary by this share of it: letters on a label are not on the glass."""
 
 
