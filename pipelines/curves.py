@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipelines.local import local_path
 from pipelines.options import Options
 from pretrain.curves import draw_curves
 from wsi_prep.errors import UsageError
@@ -16,7 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = Options(prog="python -m pipelines.curves", description=__doc__)
     parser.add_argument("--runs", required=True, nargs="+", type=Path, metavar="RUN", help="folders of make pretrain")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"), metavar="PNG", help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=local_path, default=Path("curves.png"), metavar="PNG", help="default: %(default)s"
+    )
     options = parser.parse_args(arguments)
     errors = Console(stderr=True, highlight=False)
     try:

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+from pipelines.local import local_path
 from pipelines.options import Options
 from pretrain.embed import Embedded, EmbedSettings, embed_shards
 from pretrain.evaluate import load_model
@@ -52,8 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         errors.print(f"embed: {error.filename or options.to}: {error.strerror or error}", markup=False, soft_wrap=True)
         return EXIT_WRONG_CALL
-    for note in done.notes:
-        errors.print(f"embed: {note}", markup=False, soft_wrap=True)
     for name, reason in list(done.unreadable.items())[:20]:
         errors.print(f"embed: cannot be read: {name}: {reason}", markup=False, soft_wrap=True)
     for note in _notes(done, options.to):
@@ -84,7 +83,13 @@ def build_parser() -> Options:
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
     add("--model", required=True, type=Path, metavar="FOLDER", help="a run, or a folder that make export has written")
-    add("--to", required=True, type=Path, metavar="FOLDER", help="where the features go; slides that are done stay")
+    add(
+        "--to",
+        required=True,
+        type=local_path,
+        metavar="FOLDER",
+        help="where the features go; slides that are done stay",
+    )
     add("--redo", action="store_true", help="delete the features that are there, and make all anew")
     add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"magnification = '20x'\"")
     add("--px", type=int, default=0, help="embed the middle of a tile, so many px a side (default: all of it)")

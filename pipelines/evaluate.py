@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipelines.local import local_path
 from pipelines.options import Options
 from pretrain.class_folders import GroupPattern
 from pretrain.datasets import DATASETS, AnyTask, read_tasks
@@ -179,8 +180,8 @@ def build_parser() -> Options:
     add(
         "--group-pattern", metavar="REGEX", help="slides of tiles in folders, by their paths, as (?P<group>[^/]+)_x\\d+"
     )
-    add("--to", type=Path, metavar="FOLDER", help="write figures.parquet and figures.html here")
-    add("--cache", type=Path, default=default_cache(), metavar="FOLDER", help="where features are kept")
+    add("--to", type=local_path, metavar="FOLDER", help="write figures.parquet and figures.html here")
+    add("--cache", type=local_path, default=default_cache(), metavar="FOLDER", help="where features are kept")
     add("--batch", type=int, default=64, help="tiles at once (default: %(default)s)")
     add("--threads", type=int, default=2, help="that read and decode (default: %(default)s)")
     return parser

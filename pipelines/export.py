@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
+from pipelines.local import local_path
 from pipelines.options import Options
 from pretrain.export import export
 from wsi_prep.errors import UsageError
@@ -16,8 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = Options(prog="python -m pipelines.export", description=__doc__)
     add = parser.add_argument
-    add("--folder", required=True, type=Path, metavar="RUN", help="a folder that make pretrain has filled")
-    add("--to", required=True, type=Path, metavar="FOLDER", help="a new folder")
+    add("--folder", required=True, type=local_path, metavar="RUN", help="a folder that make pretrain has filled")
+    add("--to", required=True, type=local_path, metavar="FOLDER", help="a new folder")
     add("--licence", default="unknown", help="the licence that the model card names (default: %(default)s)")
     add("--step", type=int, help="which checkpoint (default: the newest)")
     options = parser.parse_args(arguments)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipelines.local import local_path
 from pipelines.options import Options
 from pipelines.progress import index_progress
 from pretrain.colour import ColourSettings
@@ -57,12 +58,12 @@ def build_parser() -> Options:
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
     add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.3\"")
-    add("--out", type=Path, default=Path("peek.png"), metavar="PNG", help="the picture (default: %(default)s)")
+    add("--out", type=local_path, default=Path("peek.png"), metavar="PNG", help="the picture (default: %(default)s)")
     add("--strata", type=int, default=12, metavar="N", help="most strata of a magnification (default: %(default)s)")
     add("--alpha", type=float, default=0.5, help="0 draws strata evenly, 1 as found (default: %(default)s)")
     add("--continuous", action="store_true", help="crops at every scale between the stored magnifications")
     add("--seed", type=int, default=0, help="other tiles and crops (default: %(default)s)")
-    add("--index", type=Path, metavar="FOLDER", help="where the index is kept (default: the user's cache)")
+    add("--index", type=local_path, metavar="FOLDER", help="where the index is kept (default: the user's cache)")
     return parser
 
 

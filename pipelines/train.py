@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines.local import local_path
 from pipelines.options import Options
 from pipelines.progress import index_progress
 from pretrain import distributed
@@ -118,7 +119,7 @@ def build_parser() -> Options:
     parser = Options(prog="python -m pipelines.train", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
-    add("--folder", required=True, type=Path, metavar="FOLDER", help="where the run is kept, and gone on with")
+    add("--folder", required=True, type=local_path, metavar="FOLDER", help="where the run is kept, and gone on with")
     add("--recipe", metavar="NAME", help="a function of pretrain/recipes.py (default: the run's own, else debug)")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes to the recipe, as in schedule.rate=0.002")
     add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.3\"")
@@ -130,7 +131,7 @@ def build_parser() -> Options:
         help="labelled tiles, as file.parquet or file.parquet:column",
     )
     add("--stop-at", type=int, metavar="STEP", help="stop before this step, with a checkpoint")
-    add("--index", type=Path, default=default_folder(), metavar="FOLDER", help="where the index is kept")
+    add("--index", type=local_path, default=default_folder(), metavar="FOLDER", help="where the index is kept")
     return parser
 
 

@@ -62,8 +62,11 @@ class FeatureFolder:
         """
         file = self.path / RECORD
         if redo:
-            for old in self._files():
-                old.unlink()
+            old = list(self._files())
+            if not file.exists() and (foreign := [one for one in old if not _holds_features(one)]):
+                raise OtherFeatures(f"{foreign[0]} holds no features, and is not deleted; name another TO")
+            for one in old:
+                one.unlink()
         elif self._is_ours(file, named):
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -172,6 +175,17 @@ def _whole(file: Path, tiles: int) -> bool:
         with h5py.File(file, "r") as opened:
             return len(opened["features"]) == len(opened["coords"]) == tiles
     except (OSError, KeyError):
+        return False
+
+
+def _holds_features(file: Path) -> bool:
+    """Whether a Parquet or h5 file was made by `make embed`, as far as its names tell."""
+    try:
+        if file.suffix == ".parquet":
+            return {"slide_id", "features"} <= set(pq.read_schema(file).names)
+        with h5py.File(file, "r") as opened:
+            return {"features", "coords"} <= set(opened)
+    except (OSError, pa.ArrowInvalid):
         return False
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_datasets import named, numbers, picture, sides
 
 from pretrain.class_folders import GroupPattern, read_classes
 from pretrain.errors import BadTask
@@ -53,6 +54,20 @@ def test_a_tiles_slide_is_what_its_folder_or_the_pattern_says(rows):
     for found in (by_pattern, by_folder):
         assert found.split is None
         assert sorted(zip(found.labels, found.groups, strict=True)) == sorted(rows)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_a_folder_of_classes(tmp_path, split):
+    for n in range(24):
+        side = ("train", "val", "test")[n // 8] if split else ""
+        picture(tmp_path / "mine" / side / ("a", "b")[n % 2] / f"{n:02d}.png", n)
+    task = load(tmp_path / "mine")
+    assert (task.name, task.classes) == ("mine", ("a", "b"))
+    assert named(task) == [("a", "b")[n % 2] for n in numbers(task)]
+    if split:
+        assert dict(zip(numbers(task), sides(task), strict=True)) == {
+            n: ("train", "valid", "test")[n // 8] for n in range(24)
+        }
 
 
 @pytest.mark.parametrize(("make", "pattern"), [(nested, None), (flat, PATTERN)])
@@ -154,3 +169,8 @@ def test_a_tile_in_whose_path_the_pattern_finds_nothing_is_named(tmp_path):
     put(tmp_path / "mine/a/plain.png")
     with pytest.raises(BadTask, match=r"finds nothing in 1 of 25 paths, as in a/plain\.png"):
         load(tmp_path / "mine", PATTERN)
+
+
+def test_an_empty_folder_is_one_clear_line(tmp_path):
+    with pytest.raises(BadTask, match="CLASS"):
+        load(tmp_path)

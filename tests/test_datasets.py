@@ -381,20 +381,6 @@ def test_a_path_that_leads_out_of_the_data_set_is_refused(tmp_path):
         read_tasks(f"mhist:{tmp_path}")
 
 
-@pytest.mark.parametrize("split", [True, False])
-def test_a_folder_of_classes(tmp_path, split):
-    for n in range(24):
-        side = ("train", "val", "test")[n // 8] if split else ""
-        picture(tmp_path / "mine" / side / ("a", "b")[n % 2] / f"{n:02d}.png", n)
-    (task,) = read_tasks(str(tmp_path / "mine"))
-    assert (task.name, task.classes) == ("mine", ("a", "b"))
-    assert named(task) == [("a", "b")[n % 2] for n in numbers(task)]
-    if split:
-        assert dict(zip(numbers(task), sides(task), strict=True)) == {
-            n: ("train", "valid", "test")[n // 8] for n in range(24)
-        }
-
-
 def test_a_set_at_several_magnifications_is_a_task_each(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -410,8 +396,3 @@ def test_a_set_at_several_magnifications_is_a_task_each(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "both.parquet")
     tasks = read_tasks(str(tmp_path / "both.parquet"))
     assert [(task.name, len(task.labels)) for task in tasks] == [("both:20x", 12), ("both:5x", 12)]
-
-
-def test_an_empty_folder_is_one_clear_line(tmp_path):
-    with pytest.raises(BadTask, match="CLASS"):
-        read_tasks(str(tmp_path))

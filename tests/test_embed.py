@@ -199,6 +199,17 @@ def test_features_that_nobody_knows_the_model_of_are_refused(shards, model, tmp_
     assert len(table(to)) == 18
 
 
+def test_redo_deletes_nothing_but_features(shards, model, tmp_path, capsys):
+    to = tmp_path / "to"
+    (to / "parquet").mkdir(parents=True)
+    pq.write_table(pa.table({"patient": [1]}), to / "parquet/patients.parquet")
+    before = contents(to)
+    assert "no features.json" in refused(capsys, shards, model, to, *ONE)
+    assert call(shards, model, to, *ONE, "--redo") == 2
+    assert "patients.parquet holds no features, and is not deleted" in capsys.readouterr().err
+    assert contents(to) == before
+
+
 def change_slide(shards, slide_id, **values):
     for file in (shards / "catalog/slides").glob("*.parquet"):
         rows = pq.read_table(file)
