@@ -16,13 +16,14 @@ from sample_slides.layout import make_layout
 from sample_slides.scene import make_scene
 from sample_slides.texture import he_stain, ihc_stain
 from wsi_prep.errors import BadStainModel, NotBrightField
+from wsi_prep.glass import Glass
 from wsi_prep.readers.select import open_slide
 from wsi_prep.scale import resolve_scale
-from wsi_prep.stain import DISAGREES, SURE, StainCall, classify_glow, classify_stain, stain_columns
+from wsi_prep.stain import DISAGREES, SURE, StainCall, classify_glow, classify_stain, colour_warning, stain_columns
 from wsi_prep.stain_features import COUNT, FEATURE_VERSION, stain_features
 from wsi_prep.stain_model import MODEL_FILE, MOST_UNUSUAL, StainModel, packaged_model, read_stain_model
 from wsi_prep.thumbnail import read_thumbnail
-from wsi_prep.tissue import MASK_MPP, Glass, check_bright_field, detect_tissue
+from wsi_prep.tissue import MASK_MPP, check_bright_field, detect_tissue
 
 # Ruifrok and Johnston's vectors, and two more
 HAEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)
@@ -112,6 +113,38 @@ def test_sample_slides_are_what_they_are(pictures):
     for stain, (picture, tissue) in pictures.items():
         assert classify_stain(picture, tissue)[0] == stain
     assert classify_stain(*painted(ihc_stain()))[0] == "IHC"
+
+
+@pytest.mark.parametrize("glass", [(240, 228, 205), (205, 215, 240), (235, 215, 170), (110, 110, 110)])
+def test_tinted_glass_does_not_change_the_stain(pictures, glass):
+    picture, tissue = pictures["HE"]
+    tinted = np.clip(picture * (np.array(glass) / 243.5), 0, 255).astype(np.uint8)
+    assert classify_stain(tinted, tissue)[0] == "HE"
+
+
+def without_colour(picture):
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+@pytest.mark.parametrize("quality", [None, 70])
+def test_a_picture_without_colour_has_no_stain_and_says_so(pictures, quality):
+    for picture, tissue in pictures.values():
+        grey = without_colour(picture)
+        if quality:
+            grey = cv2.imdecode(cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
+        assert classify_stain(grey, tissue) == ("UNKNOWN", 0.0)
+        assert colour_warning(grey, tissue, Glass.of(grey)).startswith("the picture has no colour")
+        grey[:5][tissue[:5]] = (30, 140, 70)  # a pen's mark has one
+        assert colour_warning(grey, tissue, Glass.of(grey))
+        assert colour_warning(picture, tissue, Glass.of(picture)) is None
+
+
+def test_pale_blue_tissue_has_a_colour():
+    """As pale as a section of one dye, a tenth of the usual, can be."""
+    picture, tissue = painted(he_stain(0.5, seed=2))
+    density = -np.log10(np.maximum(picture, 1) / 244.0).max(axis=2, keepdims=True)
+    blue = np.rint(244 * 10 ** (-0.1 * density * (0.65, 0.7, 0.29) / 0.7)).clip(0, 255).astype(np.uint8)
+    assert colour_warning(blue, tissue, Glass.of(blue)) is None
 
 
 @pytest.mark.parametrize("balance", [(1.0, 0.97, 0.94), (0.94, 1.0, 0.98), (0.85, 0.85, 0.85)])

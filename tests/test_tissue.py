@@ -8,9 +8,10 @@ import pytest
 
 from sample_slides.make import mask_path
 from wsi_prep.errors import BadOption, NotBrightField
+from wsi_prep.glass import Glass
 from wsi_prep.readers.select import open_slide
 from wsi_prep.thumbnail import read_thumbnail
-from wsi_prep.tissue import MASK_MPP, Glass, TissueSettings, check_bright_field, detect_tissue
+from wsi_prep.tissue import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
 
 REFERENCES = Path(__file__).parents[2] / "shared" / "masks"
 
@@ -113,13 +114,74 @@ def test_tissue_is_found_and_nothing_else(he, trouble):
     assert iou(detect_tissue(pixels, MASK_MPP), known) > 0.93
 
 
-def test_a_slide_that_is_all_tissue_stays_so(he):
-    pixels, known = he
+GLASSES = {
+    "bright": (250, 250, 250),
+    "yellow": (240, 228, 205),
+    "old yellow": (235, 215, 170),
+    "blue": (205, 215, 240),
+    "pink": (245, 225, 235),
+    "grey": (160, 160, 160),
+    "dim": (110, 110, 110),
+    "dim yellow": (150, 140, 115),
+}
+
+
+def on_glass(pixels, colour):
+    return np.clip(pixels * (np.array(colour) / (243.5, 243.0, 244.0)), 0, 255).astype(np.uint8)
+
+
+def as_jpeg(pixels, quality):
+    return cv2.imdecode(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+
+
+def middle_of_tissue(pixels, known):
     inside = cv2.distanceTransform(known.astype(np.uint8), cv2.DIST_L2, 3)
     y, x = np.unravel_index(inside.argmax(), inside.shape)
     half = int(inside.max() * 0.7)
-    crop = pixels[y - half : y + half, x - half : x + half]
+    return np.ascontiguousarray(pixels[y - half : y + half, x - half : x + half])
+
+
+@pytest.mark.parametrize("glass", GLASSES)
+@pytest.mark.parametrize("trouble", ["as it is", "shaded glass", "pale stain", "strong JPEG"])
+def test_glass_of_any_colour_is_no_tissue(he, glass, trouble):
+    pixels, known = TROUBLES[trouble](*he) if trouble in TROUBLES else he
+    pixels = on_glass(pixels, GLASSES[glass])
+    pixels = as_jpeg(pixels, 60) if trouble == "strong JPEG" else pixels
+    check_bright_field(pixels)
+    found = Glass.of(pixels)
+    assert not found.assumed
+    if trouble != "shaded glass":
+        assert found.colour == pytest.approx(np.median(pixels[~known], axis=0), abs=6)
+    assert iou(detect_tissue(pixels, MASK_MPP), known) > 0.93
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (128, 128, 128), (200, 200, 200), (90, 120, 160)])
+@pytest.mark.parametrize("glass", ["bright", "yellow", "dim yellow"])
+def test_what_was_not_scanned_is_no_tissue_and_not_the_glass(he, colour, glass):
+    pixels, known = with_margin(*he)
+    pixels = on_glass(pixels, GLASSES[glass])
+    wide = {"top": 50, "bottom": 200, "left": 300, "right": 150}
+    filled = cv2.copyMakeBorder(pixels, *wide.values(), cv2.BORDER_CONSTANT, value=colour)
+    known = cv2.copyMakeBorder(known.astype(np.uint8), *wide.values(), cv2.BORDER_CONSTANT) > 0
+    for picture, least in ((filled, 0.93), (as_jpeg(filled, 80), 0.8)):  # JPEG's blocks bleed over 100 um here
+        assert Glass.of(picture).colour == pytest.approx(GLASSES[glass], abs=4)
+        assert iou(detect_tissue(picture, MASK_MPP), known) > least
+
+
+def test_filling_is_not_the_glass_of_a_slide_that_is_all_tissue(he):
+    crop = middle_of_tissue(*he)
+    filled = cv2.copyMakeBorder(crop, 0, 100, 100, 0, cv2.BORDER_CONSTANT, value=(128, 128, 128))
+    assert Glass.of(filled).assumed
+    found = detect_tissue(filled, MASK_MPP)
+    assert found[: len(crop), 100:].mean() > 0.9
+    assert found[len(crop) :].mean() < 0.03
+
+
+def test_a_slide_that_is_all_tissue_stays_so_and_says_that_its_glass_is_assumed(he):
+    crop = middle_of_tissue(*he)
     assert detect_tissue(crop, MASK_MPP).mean() > 0.97
+    assert "no bare glass was found" in Glass.of(crop).warning
+    assert Glass.of(he[0]).warning is None
 
 
 def test_bare_glass_has_no_tissue():
@@ -147,8 +209,9 @@ def test_fluorescence_is_refused_and_bright_field_is_not(he):
     pixels, known = he
     check_bright_field(pixels)
     check_bright_field(bordered(pixels, known)[0])
-    with pytest.raises(NotBrightField, match="fluorescence or dark field"):
-        check_bright_field((255 - pixels) // 2)
+    for haze in (0, 60):
+        with pytest.raises(NotBrightField, match="fluorescence or dark field"):
+            check_bright_field(haze + (255 - pixels) // 2)
 
 
 @pytest.mark.parametrize("bad", [{"seed_density": 0.01}, {"edge_density": 0.0}, {"gap_um": -1.0}])

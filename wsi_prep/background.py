@@ -17,12 +17,14 @@ _QUIET_SHARE, _LEAST_QUIET = 0.01, 1.25
 """Of its brightness, how much a block of glass may differ from its neighbours; levels, which rounding alone may."""
 
 _LEVELS_AROUND = 4
+"""Of 255: blocks that are so close in brightness are of one background."""
+
 _LEAST_SHARE, _LEAST_PINK_SHARE, _PINK = 0.01, 0.1, 0.025
 """Share of the picture that must be quiet and of one brightness; where it is pink (log10 of the lesser of red and blue
 over green), as tissue is and glass hardly ever, it must be more."""
 
-_ABOVE, _MOST_ABOVE = 6, 0.25
-"""Of the background's share, how much may be brighter by so many levels."""
+_MOST_ABOVE = 0.25
+"""Of the background's share, how much of the picture may be brighter."""
 
 _EXACT_SPREAD = 0.35
 _LEAST_FLAT_SHARE, _MOST_FLATS = 0.01, 4
@@ -93,16 +95,21 @@ def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np
     quiet = scanned & (differs <= np.maximum(_LEAST_QUIET, _QUIET_SHARE * top))
     level = np.rint(mean.mean(axis=2)).astype(np.int64)
     total = max(1, int(np.count_nonzero(scanned)))
-    around = np.ones(2 * _LEVELS_AROUND + 1)
-    share = np.convolve(np.bincount(level[quiet], minlength=256), around, mode="same") / total
+    if not quiet.any():
+        return None
+    # dim glass and pale tissue on it lie as much closer together as they are darker
+    around = max(1, round(_LEVELS_AROUND * int(level[quiet].max()) / 255))
+    window = np.ones(2 * around + 1)
+    share = np.convolve(np.bincount(level[quiet], minlength=256), window, mode="same") / total
     outshone = np.bincount(level[scanned], minlength=256)[::-1].cumsum()[::-1] / total
-    above = np.append(outshone[_ABOVE + 1 :], np.zeros(_ABOVE + 1))
+    above = np.append(outshone[around + 3 :], np.zeros(around + 3))
     good = np.flatnonzero((share >= _LEAST_SHARE) & (above <= _MOST_ABOVE * share))
     if not len(good):
         return None
-    first = good[good >= good[-1] - 2 * _LEVELS_AROUND]
-    best = first[share[first].argmax()]
-    colour = np.median(mean[quiet & (np.abs(level - best) <= _LEVELS_AROUND)], axis=0).astype(np.float64)
+    best = int(good[-1])
+    while share[best - 1] >= share[best]:
+        best -= 1
+    colour = np.median(mean[quiet & (np.abs(level - best) <= around)], axis=0).astype(np.float64)
     pink = math.log10(min(colour[0], colour[2]) / max(colour[1], 1.0)) > _PINK
     return None if pink and share[best] < _LEAST_PINK_SHARE else colour
 

@@ -25,7 +25,7 @@ _SAMPLED_PX = 100_000
 _LEVEL_NOISE, _TILT_PRIOR = 0.01, 0.05
 """Spread (optical density) of glass about its surface, and of the tilt and bend that lamps are expected to have."""
 
-_FILLING_NOISE, _FILLING_PX, _RIM_PX = 2, 5, 2
+_FILLING_NOISE, _FILLING_PX, _FILLING_RIM_PX = 2, 5, 4
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Glass:
             filled |= flat.shown(thumbnail, _FILLING_NOISE)
         # a few pixels of tissue may have the colour; the rim is what resampling and JPEG have mixed
         opened = cv2.erode(filled.astype(np.uint8), np.ones((_FILLING_PX, _FILLING_PX), np.uint8))
-        side = _FILLING_PX + 2 * _RIM_PX
+        side = _FILLING_PX + 2 * _FILLING_RIM_PX
         return np.asarray(cv2.dilate(opened, np.ones((side, side), np.uint8)), dtype=np.bool_)
 
 
