@@ -70,7 +70,8 @@ def _refusal(case, row):
         return [f"untrue: the reason is a programmer's: {said}"]
     if len(text) >= 500 or text.endswith(("...", "…")):
         return [f"untrue: the reason is cut off: {said}"]
-    if any(re.search(reason, text, re.IGNORECASE) for reason in case.refusals):
+    plain = text.replace("whole-slide image", "slide")
+    if any(re.search(reason, plain, re.IGNORECASE) for reason in case.refusals):
         return []
     return [f"untrue: not why it must be refused: {said}" if case.must_refuse else f"refused: {said}"]
 
