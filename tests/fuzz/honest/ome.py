@@ -53,8 +53,6 @@ def ome(rng, case: Case, folder: Path) -> None:
     way = rng.choice(("yxs", "planes", "named", "unnamed", "bgr", "glow", "glow4", "rgba", "deep"), p=_SHARES)
     image = _LAYOUTS[way](rng, case)
     image.name = pick(rng, ("slide", "Image:0", "", "20x_01", "Label-free H&E"))
-    if image.name.startswith("Label"):
-        case.tell(f"the slide is named {image.name!r}", ABOUT_PICTURES)
     image.size = _scale(rng, case, image.pages[0])
     image.order = pick(rng, ("XYCZT", "XYCZT", "XYZCT", "XYCTZ", "XYTZC"))
     images = [image]
