@@ -112,5 +112,11 @@ def test_a_seed_gives_the_same_slide_again(tmp_path):
 
 def test_sound_slides_of_every_format_have_no_fault(capsys):
     call = ["--class", "honest", "--plain", "--verbose", "--bases", "1", "--limit-seconds", "120"]
-    for seed in (1, 0, 3, 16):  # a generic TIFF, an SVS, an OME-TIFF, a DICOM series
+    for seed in (3, 16):  # an OME-TIFF, a DICOM series
         assert main([*call, "--seed", str(seed), "--cases", "1"]) == 0, capsys.readouterr().out
+
+
+def test_honest_files_are_not_misread(capsys, tmp_path):
+    call = ["--class", "honest", "--bases", "1", "--seed", "7002", "--cases", "8", "--limit-seconds", "120"]
+    assert main([*call, "--keep", str(tmp_path / "found")]) == 0, capsys.readouterr().out
+    assert "8 honest cases (seeds 7002 to 7009), 0 at fault" in capsys.readouterr().out

@@ -51,7 +51,7 @@ LIES = (
     Coding(is_rgb=True, mark="adobe", told="RGB JPEG marked by Adobe, tagged YCbCr", lie=True),
     Coding(photometric="rgb", mark="", subsampling="420", told="4:2:0 JPEG without a mark, tagged RGB", lie=True),
 )
-ABOUT_COLOUR = r"colou?r|RGB|YCbCr|JPEG|photometric"
+ABOUT_COLOUR = r"OpenSlide reads|colou?r|RGB|YCbCr|JPEG|photometric"
 
 
 def _jpeg(tile: np.ndarray, how: Coding) -> bytes:

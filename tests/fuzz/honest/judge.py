@@ -13,6 +13,7 @@ import zarr
 
 from tests.fuzz.honest.case import Case
 from tests.fuzz.honest.painting import STEP, Picture
+from wsi_prep.warning import told
 
 TILE_PX = 392
 MAGS = {"40x": 0.25, "20x": 0.5, "10x": 1.0, "5x": 2.0}
@@ -70,16 +71,15 @@ def _refusal(case, row):
         return [f"untrue: the reason is a programmer's: {said}"]
     if len(text) >= 500 or text.endswith(("...", "…")):
         return [f"untrue: the reason is cut off: {said}"]
-    if any(re.search(reason, text, re.IGNORECASE) for reason in case.refusals):
+    plain = text.replace("whole-slide image", "slide")
+    if any(re.search(reason, plain, re.IGNORECASE) for reason in case.refusals):
         return []
     return [f"untrue: not why it must be refused: {said}" if case.must_refuse else f"refused: {said}"]
 
 
 def _untrue_warning(case, row):
-    warning = row["warning"]
-    if not warning or any(re.search(said, warning, re.IGNORECASE) for said in case.warnings):
-        return []
-    return [f"untrue: warning of what is not so: {warning}"]
+    texts = [text for text in told(row["warning"]) if not any(re.search(s, text, re.IGNORECASE) for s in case.warnings)]
+    return [f"untrue: warning of what is not so: {text}" for text in texts]
 
 
 def drawn(document: dict, shape: tuple[int, int]) -> np.ndarray:

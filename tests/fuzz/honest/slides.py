@@ -9,7 +9,7 @@ from tests.fuzz.honest.painting import macro, resized, smaller_scene
 from tests.fuzz.honest.pyramid import bare_glass_left_out, lie_of_levels, reduced_levels, shuffled, twice
 from tests.fuzz.honest.tiff import Page, write_pages
 
-ABOUT_PICTURES = r"levels?\b|picture|image|label|macro|overview|thumbnail|scene|series|first|page"
+ABOUT_PICTURES = r"OpenSlide reads|levels?\b|picture|image|label|macro|overview|thumbnail|scene|series|first|page"
 _INCH, _CM = 2, 3
 
 
