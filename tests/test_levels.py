@@ -225,4 +225,9 @@ def test_a_jpeg_tells_its_colours_by_its_markers(painted):
     ycc = imagecodecs.jpeg8_encode(tile, level=90, colorspace="RGB", outcolorspace="YCBCR")
     rgb = imagecodecs.jpeg8_encode(tile, level=90, colorspace="RGB", outcolorspace="RGB")
     assert (is_ycc(ycc), is_ycc(rgb)) == (True, False)
-    assert is_ycc(ycc[:2] + ycc[20:]) is None  # without its APP0
+    unmarked = [
+        imagecodecs.jpeg8_encode(tile, level=90, colorspace="RGB", subsampling=chroma)
+        for chroma in ("444", "422", "420")
+    ]
+    assert [is_ycc(jpeg[:2] + jpeg[20:]) for jpeg in unmarked] == [None, True, True]  # without APP0, by its samples
+    assert is_ycc(rgb[:2] + rgb[18:]) is False  # without Adobe's marker, by names

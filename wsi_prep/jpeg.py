@@ -15,6 +15,7 @@ CODEC_NAME = "imagecodecs_jpeg"
 """The codec's name in Zarr metadata, that of imagecodecs' own Zarr v3 codec."""
 
 _START_OF_SCAN = 0xDA
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,17 @@ def first_frame(jpeg: bytes) -> tuple[int, int, int] | None:
     at = 2
     while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
         marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker in _START_OF_FRAME:
             return marker, int.from_bytes(jpeg[at + 5 : at + 7], "big"), int.from_bytes(jpeg[at + 7 : at + 9], "big")
         at += 2 + length
     return None
 
 
 def is_ycc(jpeg: bytes) -> bool | None:
-    """Whether a JPEG's own markers say that it is stored as YCbCr (JFIF, Adobe's transform 1) or not; None if neither.
+    """Whether a JPEG says of itself that it is stored as YCbCr or as RGB; None where it does not.
 
-    Sources: ITU-T T.871 (JFIF, which is YCbCr by definition); ITU-T T.872, 6.5.3 (Adobe's APP14).
+    JFIF is YCbCr by definition (ITU-T T.871); Adobe's marker tells (ITU-T T.872, 6.5.3), as do components that are
+    named R, G and B; and where the second and third have fewer samples than the first, these are chroma.
     """
     at = 2
     while at + 16 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] != _START_OF_SCAN:
@@ -66,6 +68,11 @@ def is_ycc(jpeg: bytes) -> bool | None:
             return True
         if marker == 0xEE and jpeg[at + 4 : at + 9] == b"Adobe" and length >= 14:
             return jpeg[at + 15] == 1
+        if marker in _START_OF_FRAME:
+            names, samples = jpeg[at + 10 : at + 19 : 3], jpeg[at + 11 : at + 19 : 3]
+            if jpeg[at + 9] != 3 or names == b"RGB":
+                return False if names == b"RGB" else None
+            return True if samples[0] > max(samples[1:]) else None
         at += 2 + length
     return None
 

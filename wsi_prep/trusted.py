@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.errors import DamagedSlide
-from wsi_prep.readers.base import SlideInfo, SlideReader
+from wsi_prep.readers.base import SlideInfo, SlideReader, steps0
 from wsi_prep.readers.compare import alike, resized
 from wsi_prep.readers.levels import Rectangle, finer_level, from_finer
+from wsi_prep.resample import area_resample
 from wsi_prep.thumbnail import Thumbnail
 
 _SAMPLE_EVERY = 16
@@ -123,15 +124,20 @@ class TrustedLevels:
                 yield site, resized(self._reader.read(0, *site), _compared_size(site, mpp))
 
     def _is_alike(self, level: int, site: Rectangle, wanted: NDArray[np.uint8]) -> bool:
-        downsample = self.info.levels[level].downsample
-        x, y = (round(at / downsample) for at in site[:2])
-        width, height = (max(1, round(side / downsample)) for side in site[2:])
+        """Whether a level shows at a site of level 0 what level 0 shows, each compared pixel exactly where it lies."""
+        steps = steps0(self.info.levels[0], self.info.levels[level])
+        starts, ends, cells = [], [], []
+        for at, side, step, count in zip(site[:2], site[2:], steps, wanted.shape[1::-1], strict=True):
+            cells.append(max(1.0, side / step / count))
+            starts.append(at / step + cells[-1] * np.arange(count))
+            ends.append(math.ceil(starts[-1][-1] + cells[-1]))
+        x, y = (math.floor(start[0]) for start in starts)
         try:
-            found = self._reader.read(level, x, y, width, height)
+            found = self._reader.read(level, x, y, ends[0] - x, ends[1] - y)
         except DamagedSlide:
             self._give_up(level, _UNDECODABLE)
             return True
-        return alike(wanted, resized(found, wanted.shape[1::-1]))
+        return alike(wanted, area_resample(found, starts[0] - x, starts[1] - y, *cells))
 
     def _agrees(
         self, level: int, rectangle: Rectangle, pixels: NDArray[np.uint8], boxes: NDArray[np.int64] | None

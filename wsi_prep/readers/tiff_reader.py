@@ -350,8 +350,8 @@ def _tiles_touched(
 
 def _decode_jpeg(page: Any, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
     """A JPEG tile as tifffile decodes it, without what that does around it; None where its size is not the page's."""
-    # a tile's own marker counts where the TIFF's tag says RGB: Bio-Formats writes such
-    stored = "RGB" if page.photometric == RGB and not is_ycc(data) else "YCBCR"
+    said = is_ycc(data)  # what the tile says counts before the TIFF's tag: Bio-Formats and others get the tag wrong
+    stored = "YCBCR" if said or (said is None and page.photometric != RGB) else "RGB"
     try:
         tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
             data, tables=page.jpegtables, colorspace=stored, outcolorspace="RGB", out=out
