@@ -13,8 +13,8 @@ _DARK = 60
 """Brightness (0 to 255) below which nothing is looked at: borders, dark filling."""
 
 _BLOCK_PX, _LARGE_PX = 8, 1_000_000
-_QUIET_SHARE, _LEAST_QUIET = 0.01, 1.25
-"""Of its brightness, how much a block of glass may differ from its neighbours; levels, which rounding alone may."""
+_QUIET_SHARE, _LEAST_QUIET = 0.01, 2.0
+"""Of its brightness, how much a block of glass may differ from its neighbours; levels, which JPEG alone may."""
 
 _LEVELS_AROUND = 4
 """Of 255: blocks that are so close in brightness are of one background."""
@@ -28,7 +28,7 @@ _MOST_ABOVE = 0.25
 
 _EXACT_SPREAD = 0.35
 _LEAST_FLAT_SHARE, _MOST_FLATS = 0.01, 4
-_STRAIGHT, _LEAST_BORDER_SHARE = 0.75, 0.05
+_STRAIGHT, _LEAST_BORDER_SHARE = 0.68, 0.05
 """Share of a flat part's edge that runs along rows and columns: a disc has 0.4, glass around tissue 0.3 to 0.65."""
 
 _FAR_LEVELS = 8

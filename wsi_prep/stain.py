@@ -30,6 +30,9 @@ _LOOKED_AT_PX = 20_000
 _SURELY_COLOURED, _COLOURLESS = 8.0, 3.0
 """Levels between the channels, the glass taken as grey: of pixels, and of means of 5 x 5, which have no noise."""
 
+_NEUTRAL = 0.15
+"""Share of the light taken away by which the channels of what has no colour differ at most."""
+
 _NO_COLOUR = (
     "the picture has no colour, so its stain is unknown and dark tissue may be taken for ink: "
     "give the slide as it was scanned in colour, or a mask of the tissue (MASKS=)"
@@ -92,7 +95,11 @@ def colour_warning(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glas
     if np.median(_colour(thumbnail[::step, ::step][where], glass)) > _SURELY_COLOURED:
         return None
     even = np.asarray(cv2.blur(thumbnail, (5, 5)), dtype=np.uint8)[::step, ::step][where]
-    return _NO_COLOUR if np.quantile(_colour(even, glass), 0.9) <= _COLOURLESS else None
+    colour = _colour(even, glass)
+    darkening = float(np.median(glass.colour.mean() - even.mean(axis=1)))
+    # very pale tissue differs little from grey, but much for how little light it takes
+    grey = np.quantile(colour, 0.9) <= _COLOURLESS and np.median(colour) <= _NEUTRAL * darkening
+    return _NO_COLOUR if grey else None
 
 
 def _colour(pixels: NDArray[np.uint8], glass: Glass) -> NDArray[np.float64]:
