@@ -210,7 +210,7 @@ def test_fluorescence_is_refused_and_bright_field_is_not(he):
     pixels, known = he
     check_bright_field(pixels)
     check_bright_field(bordered(pixels, known)[0])
-    for haze in (0, 60):
+    for haze in (0, 30):
         with pytest.raises(NotBrightField, match="fluorescence or dark field"):
             check_bright_field(haze + (255 - pixels) // 2)
 

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_prep.picture import largest
+
 _DARK = 60
 """Brightness (0 to 255) below which nothing is looked at: borders, dark filling."""
 
@@ -27,6 +29,7 @@ _MOST_ABOVE = 0.25
 """Of the background's share, how much of the picture may be brighter."""
 
 _EXACT_SPREAD = 0.35
+_COUNTED_PX = 50_000
 _LEAST_FLAT_SHARE, _MOST_FLATS = 0.01, 4
 _STRAIGHT, _LEAST_BORDER_SHARE = 0.68, 0.05
 """Share of a flat part's edge that runs along rows and columns: a disc has 0.4, glass around tissue 0.3 to 0.65."""
@@ -57,11 +60,12 @@ def flat_parts(sample: NDArray[np.uint8], spread: NDArray[np.float32]) -> list[F
     `spread` is the standard deviation of brightness around each. Bare glass after strong JPEG is flat too, but goes
     around the tissue, where filling has straight edges.
     """
-    exact = sample[spread <= _EXACT_SPREAD].astype(np.int64) @ [65536, 256, 1]
-    packed, counts = np.unique(exact, return_counts=True)
+    flat_px = sample[spread <= _EXACT_SPREAD]
+    every = max(1, len(flat_px) // _COUNTED_PX)
+    packed, counts = np.unique(flat_px[::every].astype(np.int64) @ [65536, 256, 1], return_counts=True)
     found: list[Flat] = []
     for at in counts.argsort()[::-1][:_MOST_FLATS]:
-        if counts[at] < _LEAST_FLAT_SHARE * spread.size:
+        if counts[at] * every < _LEAST_FLAT_SHARE * spread.size:
             break
         value = int(packed[at])
         flat = Flat((value >> 16, value >> 8 & 255, value & 255), True)
@@ -88,7 +92,7 @@ def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np
     Parts of a flat colour do not count, nor does what a good share of the picture outshines.
     """
     mean, differs = _blocks(picture)
-    top = mean.max(axis=2)
+    top = largest(mean)
     scanned = top >= _DARK
     for flat in flats:
         scanned &= np.abs(mean - np.array(flat.colour, np.float32)).max(axis=2) > 1.5
@@ -129,5 +133,5 @@ def _blocks(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np
     differs = np.zeros((rows, cols), np.float32)
     for y, x in ((0, side), (2 * side, side), (side, 0), (side, 2 * side)):
         apart = cv2.absdiff(padded[y : y + rows, x : x + cols], mean)
-        cv2.max(differs, apart.max(axis=2), dst=differs)
+        cv2.max(differs, largest(apart), dst=differs)
     return mean, differs

@@ -20,6 +20,12 @@ def brightest(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(cv2.max(cv2.max(red, green), blue), dtype=np.uint8)
 
 
+def largest(picture: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(h, w): the highest of three float channels."""
+    one, two, three = cv2.split(picture)
+    return np.asarray(cv2.max(cv2.max(one, two), three), dtype=np.float32)
+
+
 def darkest(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(h, w): the lowest of the three channels."""
     red, green, blue = cv2.split(picture)

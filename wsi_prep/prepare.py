@@ -257,11 +257,11 @@ def _prepare_open(
     scale = resolve_scale(reader.info, task.manifest.mpp, task.settings.assume_mpp)
     row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=warned(scale.warning))
     clock.enter("tissue")
-    mpp = max(scale.mpp_x, scale.mpp_y)
-    reader.compare_levels(mpp, MASK_MPP / mpp)
     row["tissue_source"] = "mask" if task.mask else "detected"
     while True:
         thumbnail = reader.thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
+        if not reader.confirms():
+            continue
         _check_bright_field(task, row, thumbnail)
         glass = Glass.of(thumbnail.pixels)
         if task.mask:

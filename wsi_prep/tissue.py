@@ -78,7 +78,7 @@ def _dim_share(thumbnail: NDArray[np.uint8], highest: NDArray[np.uint8], lowest:
     """Share of a picture that lets light of every colour through where its glass is dim; 0 where it shows none."""
     glass = Glass.of(thumbnail)
     outshone = float((highest > 1.2 * glass.colour.max()).mean())
-    if glass.assumed or glass.colour.min() < 0.4 * glass.colour.max() or outshone > 0.02:
+    if glass.assumed or glass.colour.min() < 0.4 * glass.colour.max() or outshone > 0.005:
         return 0.0
     return float((lowest >= 0.2 * glass.colour.min()).mean())
 

@@ -1,8 +1,9 @@
 """Reduced levels, trusted only as far as they show what level 0 shows.
 
 A pyramid's levels may lack tiles, be garbled in places, or be pictures of something else that has the slide's
-proportions. So each level that may be used is compared with samples of level 0 first, and all that is read of it later
-with the thumbnail. A level that disagrees, or cannot be decoded, is made of the next finer one from then on.
+proportions. So the thumbnail, which tissue is found on, is compared with samples of level 0; and all that is read of
+another level later, with the thumbnail. A level that disagrees, or cannot be decoded, is made of the next finer one
+from then on.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.errors import DamagedSlide
-from wsi_prep.readers.base import SlideInfo, SlideReader, steps0
+from wsi_prep.readers.base import SlideInfo, SlideReader
 from wsi_prep.readers.compare import alike, resized
 from wsi_prep.readers.levels import Rectangle, finer_level, from_finer
-from wsi_prep.resample import area_resample
 from wsi_prep.thumbnail import Thumbnail
 
 _SAMPLE_EVERY = 16
@@ -30,11 +30,8 @@ _MOST_PX = 512
 _LEAST_SAMPLES, _MOST_SAMPLES = 4, 48
 """In each direction, where the slide has so many tiles."""
 
-_CONFIRMED = 16
-"""Places in the tissue where the thumbnail is compared with level 0."""
-
-_COMPARED_MPP = 8.0
-"""Pictures are compared at so many um/px."""
+_IN_TISSUE = 8
+"""Places in the tissue where the thumbnail is compared with level 0, beside those all over the slide."""
 
 _OTHER_PICTURE = "shows something else than level 0"
 _UNDECODABLE = "cannot be decoded everywhere"
@@ -89,55 +86,28 @@ class TrustedLevels:
                 self._give_up(level, _OTHER_PICTURE)
         return from_finer(self.read, self.info.levels, finer_level(level, self.lost), level, rectangle, boxes)
 
-    def compare_levels(self, mpp: float, coarsest: float) -> None:
-        """Compare the levels up to the downsample `coarsest` with samples of level 0, whose pixels measure `mpp` um."""
-        used = [i for i, level in enumerate(self.info.levels) if i and level.downsample <= coarsest * 1.001]
-        wanted = list(self._samples(mpp)) if used else []
-        for level in used:  # the finer ones first: what a level lacks is made of them
-            for site, picture in wanted:
-                if level not in self.lost and not self._is_alike(level, site, picture):
-                    self._give_up(level, _OTHER_PICTURE)
-
-    def confirms(self, tissue: NDArray[np.bool_]) -> bool:
-        """Whether level 0 shows what the thumbnail shows where (h, w) `tissue` was found on it.
+    def confirms(self, tissue: NDArray[np.bool_] | None = None) -> bool:
+        """Whether samples of level 0 show what the thumbnail shows: all over the slide, or where (h, w) `tissue` is.
 
         If not, the level that the thumbnail was made from is given up: make another, and look for tissue again.
         """
         if self.thumbnail is None or self.thumbnail.level == 0:
             return True
-        found = np.flatnonzero(tissue)
-        side = self.info.tile_px
-        for place in found[:: max(1, len(found) // _CONFIRMED)]:
-            row, col = divmod(int(place), tissue.shape[1])
-            x, y = (int(col * self.thumbnail.step_x0) // side * side, int(row * self.thumbnail.step_y0) // side * side)
-            site = (x, y, min(side, self.info.width0 - x), min(side, self.info.height0 - y))
-            with contextlib.suppress(DamagedSlide):
+        for site in _sites(self.info) if tissue is None else self._in_tissue(tissue):
+            with contextlib.suppress(DamagedSlide):  # that fails the slide where a tile is cut from it
                 if not self._agrees(0, site, self._reader.read(0, *site), None):
                     self._give_up(self.thumbnail.level, _OTHER_PICTURE)
+                    self.thumbnail = None
                     return False
         return True
 
-    def _samples(self, mpp: float) -> Iterator[tuple[Rectangle, NDArray[np.uint8]]]:
-        """Places of level 0, and their pixels reduced to what is compared."""
-        for site in _sites(self.info):
-            with contextlib.suppress(DamagedSlide):  # that fails the slide where a tile is cut from it
-                yield site, resized(self._reader.read(0, *site), _compared_size(site, mpp))
-
-    def _is_alike(self, level: int, site: Rectangle, wanted: NDArray[np.uint8]) -> bool:
-        """Whether a level shows at a site of level 0 what level 0 shows, each compared pixel exactly where it lies."""
-        steps = steps0(self.info.levels[0], self.info.levels[level])
-        starts, ends, cells = [], [], []
-        for at, side, step, count in zip(site[:2], site[2:], steps, wanted.shape[1::-1], strict=True):
-            cells.append(max(1.0, side / step / count))
-            starts.append(at / step + cells[-1] * np.arange(count))
-            ends.append(math.ceil(starts[-1][-1] + cells[-1]))
-        x, y = (math.floor(start[0]) for start in starts)
-        try:
-            found = self._reader.read(level, x, y, ends[0] - x, ends[1] - y)
-        except DamagedSlide:
-            self._give_up(level, _UNDECODABLE)
-            return True
-        return alike(wanted, area_resample(found, starts[0] - x, starts[1] - y, *cells))
+    def _in_tissue(self, tissue: NDArray[np.bool_]) -> Iterator[Rectangle]:
+        """Tiles of level 0 at some places of the tissue."""
+        assert self.thumbnail is not None
+        found = np.flatnonzero(tissue)
+        for place in found[:: max(1, len(found) // _IN_TISSUE)]:
+            row, col = divmod(int(place), tissue.shape[1])
+            yield _site(self.info, int(col * self.thumbnail.step_x0), int(row * self.thumbnail.step_y0))
 
     def _agrees(
         self, level: int, rectangle: Rectangle, pixels: NDArray[np.uint8], boxes: NDArray[np.int64] | None
@@ -168,18 +138,19 @@ class TrustedLevels:
         self._notes.append(f"the level of {sides.width} x {sides.height} px {why}, so a finer one is used")
 
 
-def _compared_size(site: Rectangle, mpp: float) -> tuple[int, int]:
-    return max(1, round(site[2] * mpp / _COMPARED_MPP)), max(1, round(site[3] * mpp / _COMPARED_MPP))
-
-
 def _sites(info: SlideInfo) -> Iterator[Rectangle]:
-    """Tiles of level 0 spread over the slide, or the corners of large ones, as x, y, width, height."""
+    """Tiles of level 0 spread over the slide."""
     side = info.tile_px
     down = _spread(-(-info.height0 // side))
     for col in _spread(-(-info.width0 // side)):
         for row in down:
-            x, y = col * side, row * side
-            yield x, y, min(side, info.width0 - x, _MOST_PX), min(side, info.height0 - y, _MOST_PX)
+            yield _site(info, col * side, row * side)
+
+
+def _site(info: SlideInfo, x0: int, y0: int) -> Rectangle:
+    """The tile of level 0 that holds a pixel, or the corner of a large one, as x, y, width, height."""
+    x, y = (min(at, most - 1) // info.tile_px * info.tile_px for at, most in ((x0, info.width0), (y0, info.height0)))
+    return x, y, min(info.tile_px, info.width0 - x, _MOST_PX), min(info.tile_px, info.height0 - y, _MOST_PX)
 
 
 def _spread(tiles: int) -> list[int]:

@@ -11,8 +11,8 @@ from wsi_prep.readers.compare import alike, resized
 from wsi_prep.readers.openslide_reader import OpenSlideReader
 
 _SCALES_APART = 0.05
-_LOOKED_AT = 2
-"""Tiles in each direction that both readers read."""
+_LOOKED_AT = (0.3, 0.6)
+"""Where on the slide's diagonal both readers read a tile, as shares of it."""
 
 _REDUCED = 8
 
@@ -45,8 +45,8 @@ def _pictures_apart(first: SlideReader, other: SlideReader) -> Iterator[str]:
     side = min(info.tile_px, info.width0, info.height0) // _REDUCED * _REDUCED
     if side == 0:
         return
-    places = [(2 * i + 1) / (2 * _LOOKED_AT) for i in range(_LOOKED_AT)]
-    for x0, y0 in ((int(x * (info.width0 - side)), int(y * (info.height0 - side))) for x in places for y in places):
+    for share in _LOOKED_AT:
+        x0, y0 = (int(share * (length - side)) // info.tile_px * info.tile_px for length in (info.width0, info.height0))
         size = (side // _REDUCED, side // _REDUCED)
         try:
             seen = [resized(reader.read(0, x0, y0, side, side), size) for reader in (first, other)]
