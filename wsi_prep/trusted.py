@@ -91,23 +91,16 @@ class TrustedLevels:
 
         If not, the level that the thumbnail was made from is given up: make another, and look for tissue again.
         """
-        if self.thumbnail is None or self.thumbnail.level == 0:
+        thumbnail = self.thumbnail
+        if thumbnail is None or thumbnail.level == 0:
             return True
-        for site in _sites(self.info) if tissue is None else self._in_tissue(tissue):
+        for site in _sites(self.info) if tissue is None else _in_tissue(self.info, thumbnail, tissue):
             with contextlib.suppress(DamagedSlide):  # that fails the slide where a tile is cut from it
                 if not self._agrees(0, site, self._reader.read(0, *site), None):
-                    self._give_up(self.thumbnail.level, _OTHER_PICTURE)
+                    self._give_up(thumbnail.level, _OTHER_PICTURE)
                     self.thumbnail = None
                     return False
         return True
-
-    def _in_tissue(self, tissue: NDArray[np.bool_]) -> Iterator[Rectangle]:
-        """Tiles of level 0 at some places of the tissue."""
-        assert self.thumbnail is not None
-        found = np.flatnonzero(tissue)
-        for place in found[:: max(1, len(found) // _IN_TISSUE)]:
-            row, col = divmod(int(place), tissue.shape[1])
-            yield _site(self.info, int(col * self.thumbnail.step_x0), int(row * self.thumbnail.step_y0))
 
     def _agrees(
         self, level: int, rectangle: Rectangle, pixels: NDArray[np.uint8], boxes: NDArray[np.int64] | None
@@ -151,6 +144,14 @@ def _site(info: SlideInfo, x0: int, y0: int) -> Rectangle:
     """The tile of level 0 that holds a pixel, or the corner of a large one, as x, y, width, height."""
     x, y = (min(at, most - 1) // info.tile_px * info.tile_px for at, most in ((x0, info.width0), (y0, info.height0)))
     return x, y, min(info.tile_px, info.width0 - x, _MOST_PX), min(info.tile_px, info.height0 - y, _MOST_PX)
+
+
+def _in_tissue(info: SlideInfo, thumbnail: Thumbnail, tissue: NDArray[np.bool_]) -> Iterator[Rectangle]:
+    """Tiles of level 0 at some places of the tissue."""
+    found = np.flatnonzero(tissue)
+    for place in found[:: max(1, len(found) // _IN_TISSUE)]:
+        row, col = divmod(int(place), tissue.shape[1])
+        yield _site(info, int(col * thumbnail.step_x0), int(row * thumbnail.step_y0))
 
 
 def _spread(tiles: int) -> list[int]:
