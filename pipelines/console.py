@@ -108,6 +108,7 @@ def _show_rows(console: Console, rows: list[dict[str, Any]]) -> None:
     order = {"failed": 0, "excluded": 1, "empty": 2}
     for row in sorted(rows, key=lambda row: (order.get(row["status"], 3), row["file"]))[:_SHOWN]:
         reason = f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"])
+        reason += f" ({row['warning']})" if row.get("warning") else ""
         console.print(f"{row['status']:<8}  {printable(row['file'])}  {reason}", soft_wrap=True, markup=False)
     if len(rows) > _SHOWN:
         console.print(f"... and {len(rows) - _SHOWN} more: see status and error in the catalog's slides")

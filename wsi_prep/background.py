@@ -30,7 +30,7 @@ _MOST_ABOVE = 0.25
 
 _EXACT_SPREAD = 0.35
 _COUNTED_PX = 50_000
-_LEAST_FLAT_SHARE, _MOST_FLATS = 0.01, 4
+_LEAST_FLAT_SHARE, _MOST_FLATS, _MOST_TRIED = 0.01, 4, 12
 _STRAIGHT, _LEAST_BORDER_SHARE = 0.68, 0.05
 """Share of a flat part's edge that runs along rows and columns: a disc has 0.4, glass around tissue 0.3 to 0.65."""
 
@@ -49,6 +49,10 @@ class Flat:
         least, most = (np.clip(np.add(self.colour, by), 0, 255) for by in (-within, within))
         return np.asarray(cv2.inRange(picture, least, most), dtype=np.bool_)
 
+    def is_near(self, other: Flat) -> bool:
+        """Whether the two differ by no more than JPEG may make of one."""
+        return max(abs(a - b) for a, b in zip(self.colour, other.colour, strict=True)) <= 2
+
     def darkens(self, glass: NDArray[np.float64]) -> bool:
         """Whether it would pass for tissue on such glass."""
         return max(self.colour) >= _DARK and bool((glass - self.colour).max() > _FAR_LEVELS)
@@ -64,12 +68,14 @@ def flat_parts(sample: NDArray[np.uint8], spread: NDArray[np.float32]) -> list[F
     every = max(1, len(flat_px) // _COUNTED_PX)
     packed, counts = np.unique(flat_px[::every].astype(np.int64) @ [65536, 256, 1], return_counts=True)
     found: list[Flat] = []
-    for at in counts.argsort()[::-1][:_MOST_FLATS]:
-        if counts[at] * every < _LEAST_FLAT_SHARE * spread.size:
-            break
+    for at in counts.argsort()[::-1][:_MOST_TRIED]:
         value = int(packed[at])
         flat = Flat((value >> 16, value >> 8 & 255, value & 255), True)
-        shown = flat.shown(sample)
+        if len(found) == _MOST_FLATS or any(flat.is_near(other) for other in found):
+            continue
+        shown = flat.shown(sample)  # JPEG spreads a colour over its neighbours
+        if np.count_nonzero(shown) < _LEAST_FLAT_SHARE * spread.size:
+            continue
         edge = np.concatenate([shown[0], shown[-1], shown[:, 0], shown[:, -1]])
         if _straightness(shown) >= _STRAIGHT:
             found.append(Flat(flat.colour, bool(edge.mean() >= _LEAST_BORDER_SHARE)))
@@ -91,11 +97,13 @@ def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np
     Neighbouring blocks of glass hardly differ, whatever its colour and the noise of single pixels; those of tissue do.
     Parts of a flat colour do not count, nor does what a good share of the picture outshines.
     """
-    mean, differs = _blocks(picture)
+    mean, differs, side = _blocks(picture)
     top = largest(mean)
-    scanned = top >= _DARK
+    filled = np.zeros(top.shape, np.uint8)
     for flat in flats:
-        scanned &= np.abs(mean - np.array(flat.colour, np.float32)).max(axis=2) > 1.5
+        filled |= largest(cv2.absdiff(mean, np.array((*flat.colour, 0), np.float64))) <= 1.5
+    beside = np.ones((2 * side + 1, 2 * side + 1), np.uint8)  # what is mixed with filling
+    scanned: NDArray[np.bool_] = (top >= _DARK) & (np.asarray(cv2.dilate(filled, beside)) == 0)
     quiet = scanned & (differs <= np.maximum(_LEAST_QUIET, _QUIET_SHARE * top))
     level = np.rint(mean.mean(axis=2)).astype(np.int64)
     total = max(1, int(np.count_nonzero(scanned)))
@@ -118,8 +126,9 @@ def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np
     return None if pink and share[best] < _LEAST_PINK_SHARE else colour
 
 
-def _blocks(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(rows, cols, 3) means of blocks of a picture, and (rows, cols) how far each is from its neighbours at most.
+def _blocks(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+    """(rows, cols, 3) means of blocks of a picture, (rows, cols) how far each is from its neighbours at most, and how
+    many rows or columns further a neighbour is.
 
     The blocks of a small picture overlap, so that there are enough of them.
     """
@@ -134,4 +143,4 @@ def _blocks(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np
     for y, x in ((0, side), (2 * side, side), (side, 0), (side, 2 * side)):
         apart = cv2.absdiff(padded[y : y + rows, x : x + cols], mean)
         cv2.max(differs, largest(apart), dst=differs)
-    return mean, differs
+    return mean, differs, side

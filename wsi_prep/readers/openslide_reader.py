@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -62,6 +63,10 @@ class OpenSlideReader:
     def warnings(self) -> list[str]:
         """None: OpenSlide does not say what it does without."""
         return []
+
+    def add_notes(self, notes: Sequence[str]) -> None:
+        """Add to what the slide's row warns of."""
+        self._info = replace(self._info, notes=(*self._info.notes, *notes))
 
     def expect(
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None

@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 from wsi_prep.cache import Room
 from wsi_prep.crew import Crew
 from wsi_prep.dicom import require_few_nested
-from wsi_prep.errors import BadOption, UnreadableSlide
+from wsi_prep.errors import BadOption, DamagedSlide, UnreadableSlide
 from wsi_prep.readers.advice import advice
 from wsi_prep.readers.base import SlideReader
 from wsi_prep.readers.openslide_reader import OpenSlideReader, detect_vendor
-from wsi_prep.readers.second import second_opinion
+from wsi_prep.readers.second import disagreements
 from wsi_prep.readers.tiff_pictures import UnsupportedLayout
 from wsi_prep.readers.tiff_reader import TiffReader, is_ome_tiff
 from wsi_prep.remote import copy_here, local_path
@@ -75,7 +75,11 @@ def open_slide(path: str, reader: str = "auto", crew: Crew | None = None, files:
     if reader == "openslide":
         if local is not None and is_ome_tiff(local):
             raise UnreadableSlide("an OME-TIFF, of which OpenSlide would read one plane; leave the reader to auto")
-        return OpenSlideReader(_required_local(local), files)
+        chosen = OpenSlideReader(_required_local(local), files)
+        if chosen.info.vendor in _PLAIN_TILES:
+            with contextlib.suppress(UnreadableSlide, DamagedSlide), contextlib.closing(TiffReader(path)) as other:
+                chosen.add_notes(disagreements(chosen, other, "the TIFF reader"))
+        return chosen
     vendor = detect_vendor(local) if local is not None else None
     if vendor not in _PLAIN_TILES:
         return OpenSlideReader(_required_local(local), files)
@@ -85,14 +89,15 @@ def open_slide(path: str, reader: str = "auto", crew: Crew | None = None, files:
         refusal = error
     else:
         if vendor is not None and local is not None and not found.is_ome:  # which OpenSlide does not know
-            found.add_notes(second_opinion(found, local))
+            with contextlib.suppress(UnreadableSlide), contextlib.closing(OpenSlideReader(local)) as second:
+                found.add_notes(disagreements(found, second, "OpenSlide"))
         return found
     try:
-        other = OpenSlideReader(_required_local(local))
+        last = OpenSlideReader(_required_local(local))
     except UnreadableSlide as error:
         raise UnreadableSlide(f"no reader takes this file: {refusal}; {error}. {advice(path)}") from error
-    _require_largest(other, refusal)
-    return other
+    _require_largest(last, refusal)
+    return last
 
 
 def _require_largest(found: SlideReader, refusal: UnsupportedLayout) -> None:

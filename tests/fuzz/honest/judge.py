@@ -52,13 +52,15 @@ def judge(case: Case, row: dict, out: Path) -> list[str]:
     for axis, true in (("mpp_x", truth.mpp_x), ("mpp_y", truth.mpp_y)):
         if abs(row[axis] - true) > 0.01 * true:
             return [*found, f"wrong: {axis} {row[axis]:.5g}, painted {true:.5g}"]
-    excused = any(re.search(said, row["warning"] or "", re.IGNORECASE) for said in case.soft)
+    # OpenSlide's colours are stored where it is asked for by name, with a word that they are not ours
+    apart = case.settings.reader == "openslide" and "not those that the TIFF reader reads" in (row["warning"] or "")
+    excused = apart or any(re.search(said, row["warning"] or "", re.IGNORECASE) for said in case.soft)
     table = out / "catalog/tiles" / f"{row['slide_id']}.parquet"
     tiles = pq.read_table(table).to_pylist() if table.exists() else []
     if not excused:
         bounds = Bounds.of(truth)
         found += _outline(truth, bounds, row, out) + _counts(case, truth, bounds, row, tiles) + _stain(truth, row)
-    found += _pixels(truth, tiles, out)
+    found += [] if apart else _pixels(truth, tiles, out)
     if row["file"] != case.name:
         found.append(f"wrong: file is {row['file']!r}, named {case.name!r}")
     return found
