@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -14,7 +13,8 @@ EXIT_WRONG_CALL = 2
 class Options(argparse.ArgumentParser):
     """A parser of whole option names, each with one value that is not empty; what it refuses is told in one line.
 
-    A list's option may be given several times: its values add up. Of those in `may_be_empty`, the command judges.
+    A list's option may be given several times: its values add up; of others the last counts. Of those in
+    `may_be_empty`, the command judges.
     """
 
     def __init__(self, *, may_be_empty: Sequence[str] = (), **settings: Any) -> None:
@@ -30,17 +30,13 @@ class Options(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # the overloads are of no use here
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As the parser's own, after a look for values that are empty, and options that contradict each other."""
+        """As the parser's own, after a look for values that are empty."""
         words = list(sys.argv[1:] if args is None else args)
         for before, word in zip(["", *words], words, strict=False):
             option = before if not word else word.removesuffix("=")
             empty = not word or (word.endswith("=") and option in self._option_string_actions)
             if empty and option not in self._may_be_empty:
                 self.error(f"{option} is empty; give it a value, or leave it away")
-        counts = Counter(word.partition("=")[0] for word in words)
-        for option, action in self._option_string_actions.items():
-            if counts[option] > 1 and isinstance(action, argparse._StoreAction):
-                self.error(f"{option} is given {counts[option]} times; which one is meant?")
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:

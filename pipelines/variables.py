@@ -123,7 +123,7 @@ def several(name: str, text: str, *, paths: bool) -> list[str]:
                 f"{name} can be one path or {len(words)}, all are there; write one a line, in a file: {name}=@file"
             )
         return [text]
-    if text.startswith("@"):
+    if text.startswith("@") and "\n" not in text:
         values = _lines(name, Path(text[1:]))
     elif "\n" in text:
         values = _not_blank(text)

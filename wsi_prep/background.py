@@ -30,7 +30,7 @@ _MOST_ABOVE = 0.25
 
 _EXACT_SPREAD = 0.35
 _COUNTED_PX = 50_000
-_LEAST_FLAT_SHARE, _MOST_FLATS, _MOST_TRIED = 0.01, 4, 12
+_LEAST_FLAT_SHARE, _MOST_FLATS = 0.01, 4
 _STRAIGHT, _LEAST_BORDER_SHARE = 0.68, 0.05
 """Share of a flat part's edge that runs along rows and columns: a disc has 0.4, glass around tissue 0.3 to 0.65."""
 
@@ -49,10 +49,6 @@ class Flat:
         least, most = (np.clip(np.add(self.colour, by), 0, 255) for by in (-within, within))
         return np.asarray(cv2.inRange(picture, least, most), dtype=np.bool_)
 
-    def is_near(self, other: Flat) -> bool:
-        """Whether the two differ by no more than JPEG may make of one."""
-        return max(abs(a - b) for a, b in zip(self.colour, other.colour, strict=True)) <= 2
-
     def darkens(self, glass: NDArray[np.float64]) -> bool:
         """Whether it would pass for tissue on such glass."""
         return max(self.colour) >= _DARK and bool((glass - self.colour).max() > _FAR_LEVELS)
@@ -68,14 +64,12 @@ def flat_parts(sample: NDArray[np.uint8], spread: NDArray[np.float32]) -> list[F
     every = max(1, len(flat_px) // _COUNTED_PX)
     packed, counts = np.unique(flat_px[::every].astype(np.int64) @ [65536, 256, 1], return_counts=True)
     found: list[Flat] = []
-    for at in counts.argsort()[::-1][:_MOST_TRIED]:
+    for at in counts.argsort()[::-1][:_MOST_FLATS]:
+        if counts[at] * every < _LEAST_FLAT_SHARE * spread.size:
+            break
         value = int(packed[at])
         flat = Flat((value >> 16, value >> 8 & 255, value & 255), True)
-        if len(found) == _MOST_FLATS or any(flat.is_near(other) for other in found):
-            continue
-        shown = flat.shown(sample)  # JPEG spreads a colour over its neighbours
-        if np.count_nonzero(shown) < _LEAST_FLAT_SHARE * spread.size:
-            continue
+        shown = flat.shown(sample)
         edge = np.concatenate([shown[0], shown[-1], shown[:, 0], shown[:, -1]])
         if _straightness(shown) >= _STRAIGHT:
             found.append(Flat(flat.colour, bool(edge.mean() >= _LEAST_BORDER_SHARE)))

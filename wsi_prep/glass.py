@@ -54,13 +54,18 @@ class Glass:
         )
 
     @classmethod
-    def of(cls, thumbnail: NDArray[np.uint8]) -> Glass:
-        """The glass of an (h, w, 3) picture, whatever its colour; assumed where the picture shows too little."""
+    def of(cls, thumbnail: NDArray[np.uint8], *, tinted: bool = True) -> Glass:
+        """The glass of an (h, w, 3) picture, whatever its colour; assumed where the picture shows too little.
+
+        Not `tinted`: glass is white or light grey, and there is no filling, as in a crop of tissue alone, of which the
+        palest part would pass for glass of its tint.
+        """
         stride = max(1, math.isqrt(thumbnail.shape[0] * thumbnail.shape[1] // _SAMPLED_PX))
         sample = thumbnail[::stride, ::stride]
         grey, spread = _smoothness(thumbnail, stride)
-        flats = flat_parts(sample, spread)
-        balanced, candidate = _candidates(thumbnail, sample, grey, spread, flats)
+        flats = flat_parts(sample, spread) if tinted else []
+        mode = brightest_quiet(thumbnail, flats) if tinted else None
+        balanced, candidate = _candidates(sample, grey, spread, flats, mode)
         if candidate is None:
             colour = np.full(3, _ASSUMED_GLASS)
             fillings = tuple(flat for flat in flats if flat.outer and flat.darkens(colour))
@@ -126,18 +131,19 @@ class Glass:
 
 
 def _candidates(
-    thumbnail: NDArray[np.uint8],
     sample: NDArray[np.uint8],
     grey: NDArray[np.float32],
     spread: NDArray[np.float32],
     flats: list[Flat],
+    mode: NDArray[np.float64] | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
     """The sampled picture, balanced so that its glass looks as it usually does, and where that may be glass, or None.
+
+    `mode` is the colour of its brightest quiet part.
 
     Flat parts are the glass only where nothing else looks like it, and nothing is brighter.
     """
     beside = ~_any_shown(flats, sample)
-    mode = brightest_quiet(thumbnail, flats)
     usual = _smooth_and_bright(sample, grey, spread, beside)
     if mode is None and flats and usual.sum() <= _LEAST_BESIDE_FLAT * beside.sum():
         lightest = max(flats, key=lambda flat: sum(flat.colour))

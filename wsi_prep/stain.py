@@ -76,7 +76,7 @@ def classify_stain(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glas
     Some 20,000 pixels of tissue are looked at. `glass`: the picture's, where it is known. docs/stain.md has how often
     this is right, and what it was fitted to.
     """
-    glass = glass or Glass.of(thumbnail)
+    glass = glass or _glass_beside(thumbnail, tissue)
     features = tissue_features(thumbnail, tissue, glass)
     if features is None or colour_warning(thumbnail, tissue, glass):
         return StainCall("UNKNOWN", 0.0)
@@ -84,6 +84,11 @@ def classify_stain(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glas
     best = int(probabilities.argmax())
     confidence = float(probabilities[best])
     return StainCall(CLASSES[best] if confidence >= SURE else "UNKNOWN", confidence)
+
+
+def _glass_beside(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> Glass:
+    """The glass of a picture, which is of no tint where all of it is tissue: that would be the tissue's."""
+    return Glass.of(thumbnail, tinted=not tissue.all())
 
 
 def colour_warning(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: Glass) -> str | None:
@@ -117,7 +122,7 @@ def tissue_features(
     thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: Glass | None = None
 ) -> NDArray[np.float32] | None:
     """What `classify_stain` judges by: `stain_features` of the tissue; None where it is too little."""
-    glass = glass or Glass.of(thumbnail)
+    glass = glass or _glass_beside(thumbnail, tissue)
     step = _step(tissue)
     density = glass.density(np.ascontiguousarray(thumbnail[::step, ::step]))
     return stain_features(density[tissue[::step, ::step]])
