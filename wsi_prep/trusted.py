@@ -27,10 +27,10 @@ _SAMPLE_EVERY = 16
 _MOST_PX = 512
 """Of a tile's sides; larger ones are looked at in part."""
 
-_LEAST_SAMPLES, _MOST_SAMPLES = 4, 48
+_LEAST_SAMPLES, _MOST_SAMPLES = 3, 48
 """In each direction, where the slide has so many tiles."""
 
-_IN_TISSUE = 8
+_IN_TISSUE = 4
 """Places in the tissue where the thumbnail is compared with level 0, beside those all over the slide."""
 
 _OTHER_PICTURE = "shows something else than level 0"
