@@ -50,8 +50,8 @@ class Flat:
         return np.asarray(cv2.inRange(picture, least, most), dtype=np.bool_)
 
     def darkens(self, glass: NDArray[np.float64]) -> bool:
-        """Whether it would pass for tissue on such glass."""
-        return max(self.colour) >= _DARK and bool((glass - self.colour).max() > _FAR_LEVELS)
+        """Whether it would pass for tissue on such glass: filling at the picture's edge, or black anywhere."""
+        return (self.outer or max(self.colour) < _DARK) and bool((glass - self.colour).max() > _FAR_LEVELS)
 
 
 def flat_parts(sample: NDArray[np.uint8], spread: NDArray[np.float32]) -> list[Flat]:

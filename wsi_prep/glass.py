@@ -68,12 +68,12 @@ class Glass:
         balanced, candidate = _candidates(sample, grey, spread, flats, mode)
         if candidate is None:
             colour = np.full(3, _ASSUMED_GLASS)
-            fillings = tuple(flat for flat in flats if flat.outer and flat.darkens(colour))
+            fillings = tuple(flat for flat in flats if flat.darkens(colour))
             return cls(colour, np.zeros(6), np.zeros(spread.shape, bool), stride, fillings, assumed=True)
         lowest = darkest(balanced)
         near = candidate & (np.abs(lowest.astype(int) - _bright_mode(lowest[candidate])) <= 8)
         colour = np.median(sample[near], axis=0).astype(np.float64)
-        fillings = tuple(flat for flat in flats if flat.outer and flat.darkens(colour))
+        fillings = tuple(flat for flat in flats if flat.darkens(colour))
         levels = np.log10(colour + 1.0) - np.log10(np.arange(1.0, 257.0))[:, None]
         taken = [levels[:, channel][sample[..., channel]] for channel in range(3)]
         mean = (taken[0] + taken[1] + taken[2]) / 3

@@ -141,7 +141,7 @@ def _length(pixels: ElementTree.Element, axis: str) -> tuple[float | None, str]:
     text = pixels.get(f"PhysicalSize{axis}")
     if text is None:
         return None, ""
-    unit = pixels.get(f"PhysicalSize{axis}Unit") or "\N{MICRO SIGN}m"
+    unit = pixels.get(f"PhysicalSize{axis}Unit", "\N{MICRO SIGN}m")  # an empty one is none, and not the default
     number, factor = parse_number(text), um_per_unit(unit)
     known = number is not None and number > 0 and factor is not None
     return (number * factor if known and number and factor else None), f"PhysicalSize{axis} = {text} {unit}"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsi_prep.dicom import is_ycc_called_rgb
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
-from wsi_prep.private import reason
+from wsi_prep.private import bare_text
 from wsi_prep.readers.base import Level, SlideInfo, blank, is_reduced, parse_colour
 from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
 from wsi_prep.readers.tiff_facts import profile_mark
@@ -47,7 +47,9 @@ class OpenSlideReader:
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise UnreadableSlide("OpenSlide knows no such format") from error
         except (openslide.OpenSlideError, OSError) as error:
-            raise UnreadableSlide(f"OpenSlide cannot open it ({reason(error, path)})") from error
+            raise UnreadableSlide(
+                f"OpenSlide cannot open it ({bare_text(error, path) or type(error).__name__})"
+            ) from error
         levels = _levels(self._slide)
         self._levels = list(levels)
         self._info = _describe(self._slide, levels)
@@ -95,7 +97,7 @@ class OpenSlideReader:
             rgba = np.asarray(self._slide.read_region(location0, self._levels[level], (width, height)))
         except openslide.OpenSlideError as error:
             where = f"x {location0[0]}, y {location0[1]} (level 0)"
-            why = reason(error, self._path)
+            why = bare_text(error, self._path) or type(error).__name__
             self._slide.close()
             self._slide = openslide.OpenSlide(self._path)  # after an error an open slide refuses everything
             raise DamagedSlide(f"pixels near {where} cannot be read ({why}); copy the slide again") from error

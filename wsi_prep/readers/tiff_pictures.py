@@ -159,7 +159,7 @@ def find_pyramid(tiff: Any, images: Sequence[OmeImage] | None) -> Pyramid:
             raise UnreadableSlide("its only image in colour is named a label or macro image, which is never read")
         why = largest.why_not if largest else "it holds no picture"
         raise UnsupportedLayout(why, largest.sides if largest else None)
-    slide = max(readable, key=lambda one: (not one.may_be_aside, one.area))
+    slide = max(readable, key=lambda one: one.area)
     if found[0].why_not == _DAMAGED:  # who knows what it was
         raise UnsupportedLayout(_DAMAGED)
     if largest.why_not and (slide.area < _DWARFED * largest.area or is_reduced(*largest.sides, *slide.sides)):
