@@ -78,7 +78,7 @@ def change(path, **tags):
 def test_the_reason_of_a_dicom_series_survives_the_name_of_its_file(tmp_path):
     first, second, _ = write_dicom_slide(tmp_path / "S19-004 DOE", [PIXELS, PIXELS], 0.25)
     second.rename(second.with_name("ROE: JOHN.dcm"))
-    said = "OpenSlideError: Reading ...: Slide contains unexpected image (... vs. ...)"
+    said = "Reading ...: Slide contains unexpected image (... vs. ...)"
     assert refusal(first) == f"OpenSlide cannot open it ({said})"
     second.with_name("ROE: JOHN.dcm").unlink()
     for tags, why in (
