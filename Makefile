@@ -6,11 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 
-SLIDE_STAGE := shards plan verify forget audit query interchange samples
-TRAINING := pretrain distill recipe curves evaluate export embed peek
-TESTING := fit-stain fuzz test check
 BARE := help clean
-TARGETS := $(SLIDE_STAGE) $(TRAINING) $(TESTING) bench $(BARE)
+TARGETS := shards plan verify forget audit query interchange samples pretrain distill recipe curves evaluate export embed peek \
+  fit-stain fuzz test check bench $(BARE)
 
 # The call reaches Python as it was typed, `$` and all: make's own quoted list, and not what make would expand it to.
 GOALS := $(filter-out $(VENV)/.%,$(MAKECMDGOALS))
@@ -32,9 +30,9 @@ endif
 .PHONY: $(TARGETS)
 .NOTPARALLEL:
 
-$(SLIDE_STAGE): $(VENV)/.shards
-$(TRAINING): $(VENV)/.train
-$(TESTING): $(VENV)/.test
+shards plan verify forget audit query interchange samples: $(VENV)/.shards
+pretrain distill recipe curves evaluate export embed peek: $(VENV)/.train
+fit-stain fuzz test check: $(VENV)/.test
 bench: $(VENV)/.bench
 test: check
 ifeq ($(origin SHARDS),undefined)
