@@ -10,6 +10,7 @@ import zarr
 
 from wsi_prep.catalog import Catalog
 from wsi_prep.manifest import EMPTY_ROW
+from wsi_prep.masks import MaskFile
 from wsi_prep.place import LOCK, open_place
 from wsi_prep.plan import PlanSettings
 from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
@@ -44,14 +45,14 @@ class Prepared:
             yield self.pixels(tile).astype(float), cv2.resize(part, (392, 392), interpolation=cv2.INTER_AREA)
 
 
-def prepare(path: Path, out: Path, mags: str = "5x 10x", **settings) -> Prepared:
-    """Make the slide at `path` in the folder `out`, which is new."""
+def prepare(path: Path, out: Path, mags: str = "5x 10x", mask: MaskFile | None = None, **settings) -> Prepared:
+    """Make the slide at `path`, with a tissue mask if one is given, in the folder `out`."""
     (source,) = find_slides(str(path))
     place = open_place(str(out))
     place.create()
     Catalog(place).create()
     (out / LOCK).write_text("test")
     wanted = PrepareSettings(plan=PlanSettings(tuple(mags.split())), **settings)
-    row = prepare_slide(SlideTask(source, EMPTY_ROW, None, wanted, str(out), "test"))
+    row = prepare_slide(SlideTask(source, EMPTY_ROW, None, wanted, str(out), "test", mask=mask))
     tiles = [tile for part in (out / "catalog/tiles").glob("*.parquet") for tile in pq.read_table(part).to_pylist()]
     return Prepared(row, tiles, out)

@@ -15,16 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mrxs_wsi import write_mrxs
 from PIL import Image
+from prepared import prepare
 from test_geojson import SQUARE, feature
 
 from pipelines.interchange import main as interchange
 from pipelines.shards import main
-from wsi_prep.catalog import Catalog
 from wsi_prep.errors import BadMask, BadOption
-from wsi_prep.manifest import EMPTY_ROW
 from wsi_prep.masks import MaskFile, find_masks, read_mask
-from wsi_prep.plan import PlanSettings
-from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
 from wsi_prep.readers.base import Level, SlideInfo
 from wsi_prep.sources import SlideSource, find_slides
 from wsi_prep.thumbnail import Thumbnail
@@ -71,18 +68,14 @@ def test_a_name_that_leaves_a_doubt_ends_the_call(tmp_path, files, said):
 def prepared(slide, out, mask=None, name="mask.geojson", magnifications=("20x", "10x")):
     """One slide's row and tiles, made without a cluster; `mask` is what its mask file holds."""
     (out / "masks").mkdir(parents=True)
-    Catalog(out).create()
-    (out / ".lock").write_text("token")
     (found,) = find_slides(str(slide))
     given = None
     if mask is not None:
         file = out / "masks" / name.replace("mask", found.slide_id)
         file.write_bytes(mask if isinstance(mask, bytes) else json.dumps(mask).encode())
         given = find_masks(str(file.parent), Path("/elsewhere"), [found])[0][found.slide_id]
-    settings = PrepareSettings(plan=PlanSettings(magnifications), assume_mpp=0.5)
-    row = prepare_slide(SlideTask(found, EMPTY_ROW, None, settings, str(out), "token", mask=given))
-    tiles = pq.read_table(out / "catalog/tiles").to_pylist() if row["status"] == "ok" else []
-    return row, {(t["magnification"], t["row"], t["col"]): t for t in tiles}
+    made = prepare(slide, out, " ".join(magnifications), mask=given, assume_mpp=0.5)
+    return made.row, {(t["magnification"], t["row"], t["col"]): t for t in made.tiles}
 
 
 def geojson(out):
