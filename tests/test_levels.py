@@ -165,6 +165,15 @@ def test_one_wrong_tile_of_a_level_is_seen(tmp_path, painted, tile):
     require_right(made, painted)
 
 
+@pytest.mark.parametrize("tile", [0, 5, 6, 9, 11])
+def test_one_wrong_tile_of_the_level_that_takes_a_wrong_ones_place_is_seen(tmp_path, painted, tile):
+    levels = [reduced(painted[0], 2), reduced(other_scene(painted), 16)]
+    row, col = divmod(tile, 4)
+    levels[0][row * 512 : row * 512 + 256, col * 512 : col * 512 + 256] = 20
+    made = prepare(write_svs(tmp_path / "in/s.svs", painted[0], levels), tmp_path / "out")
+    require_right(made, painted)
+
+
 def test_levels_of_nearest_pixels_are_no_other_picture(tmp_path, painted):
     """Some writers reduce by leaving pixels out."""
     levels = [np.ascontiguousarray(painted[0][::factor, ::factor]) for factor in FACTORS]

@@ -1,7 +1,10 @@
 """One contract for every reader, run on each reader and each kind of slide that it takes."""
 
 import hashlib
+import subprocess
+import sys
 
+import cv2
 import numpy as np
 import openslide
 import pytest
@@ -337,3 +340,38 @@ def test_readers_that_disagree_are_both_heard(tmp_path):
     assert any("read as 1400 x 1200 px, where OpenSlide reads 500 x 300 px" in note for note in notes)
     path = make_coordinate_slide(tmp_path / "sound.tiff", 700, 500, 0.25)
     assert open_slide(str(path)).info.notes == ()
+
+
+def test_openslide_shifts_no_pixels_at_the_edge_of_a_level(tmp_path):
+    """Of 3.0069, which is no whole downsample: a region that begins one pixel outside."""
+    pixels = cv2.resize(np.random.default_rng(0).integers(60, 250, (40, 48, 3), dtype=np.uint8), (1308, 1084))
+    reduced = cv2.resize(pixels, (435, 361), interpolation=cv2.INTER_AREA)
+    common = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "s.tiff") as tif:
+        tif.write(pixels, **common)
+        tif.write(reduced, subfiletype=1, **common)
+    reader = open_slide(str(tmp_path / "s.tiff"), "openslide")
+    piece = reader.read(1, -1, -1, 200, 150)
+    assert (piece[0] == 255).all()
+    assert (piece[:, 0] == 255).all()
+    assert np.abs(piece[1:, 1:].astype(int) - reduced[:149, :199]).max() <= 1
+
+
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+def test_openslide_never_gets_an_svs_that_would_end_its_process(tmp_path, reader):
+    """A level lacks a tile, and a macro that is stored in more tiles follows."""
+    pixels = np.full((1024, 1536, 3), 200, np.uint8)
+    about = "Aperio Image Library v11.2.1 \n1536x1024 (256x256)|AppMag = 20|MPP = 0.5"
+    common = {"tile": (256, 256), "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "s.svs") as tif:
+        tif.write(pixels, description=about, **common)
+        empty = {"shape": (256, 256, 3), "dtype": np.uint8, "compression": "jpeg"}
+        tif.write(iter([b""]), description=about, **empty, **common)
+        tif.write(pixels[:600, :800], description="macro", **common)
+    opened = f"open_slide({str(tmp_path / 's.svs')!r}, {reader!r}).info.width0"
+    code = f"from wsi_prep.readers.select import open_slide; print({opened})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if reader == "auto":
+        assert done.stdout.strip() == "1536", done.stderr
+    else:
+        assert "a level lacks tiles, and a picture with more tiles follows it" in done.stderr.splitlines()[-1]

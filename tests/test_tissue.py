@@ -169,6 +169,31 @@ def test_what_was_not_scanned_is_no_tissue_and_not_the_glass(he, colour, glass):
         assert iou(detect_tissue(picture, MASK_MPP), known) > least
 
 
+@pytest.mark.parametrize(
+    ("inner", "outer"), [((128, 128, 128), (255, 255, 255)), ((0, 0, 0), (200, 200, 200)), ((90, 120, 160), (0, 0, 0))]
+)
+def test_filling_within_filling_is_no_tissue(he, inner, outer):
+    """A scan on a grey ground, in a file padded with white; the ground is a strip of 4 px on one side."""
+    pixels, known = with_margin(*he)
+    for sides, colour in (((4, 120, 60, 60), inner), ((40, 90, 40, 90), outer)):
+        pixels = cv2.copyMakeBorder(pixels, *sides, cv2.BORDER_CONSTANT, value=colour)
+        known = cv2.copyMakeBorder(known.astype(np.uint8), *sides, cv2.BORDER_CONSTANT) > 0
+    # what lies between pixels of two colours is of neither
+    pixels = cv2.resize(pixels, None, fx=0.97, fy=0.97, interpolation=cv2.INTER_AREA)
+    known = cv2.resize(known.astype(np.uint8), pixels.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+    assert iou(detect_tissue(pixels, MASK_MPP), known) > 0.93
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128)])
+def test_tissue_at_the_edge_of_filling_loses_at_most_24_um(he, colour):
+    pixels, known = he
+    row = int(np.flatnonzero(known.mean(1) > 0.2)[0]) + 40  # through the tissue
+    pixels, known = pixels[row:], known[row:]
+    filled = cv2.copyMakeBorder(pixels, 120, 0, 0, 120, cv2.BORDER_CONSTANT, value=colour)
+    found = detect_tissue(filled, MASK_MPP)[120:, :-120]
+    assert found[3:8][known[3:8]].mean() > 0.97
+
+
 def test_filling_is_not_the_glass_of_a_slide_that_is_all_tissue(he):
     crop = middle_of_tissue(*he)
     filled = cv2.copyMakeBorder(crop, 0, 100, 100, 0, cv2.BORDER_CONSTANT, value=(128, 128, 128))

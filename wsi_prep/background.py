@@ -35,6 +35,8 @@ _STRAIGHT, _LEAST_BORDER_SHARE = 0.68, 0.05
 """Share of a flat part's edge that runs along rows and columns: a disc has 0.4, glass around tissue 0.3 to 0.65."""
 
 _FAR_LEVELS = 8
+_MIXED_PX = 5
+"""Side of what resampling and JPEG mix at the edge of a flat part."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,41 @@ def flat_parts(sample: NDArray[np.uint8], spread: NDArray[np.float32]) -> list[F
     flat_px = sample[spread <= _EXACT_SPREAD]
     every = max(1, len(flat_px) // _COUNTED_PX)
     packed, counts = np.unique(flat_px[::every].astype(np.int64) @ [65536, 256, 1], return_counts=True)
-    found: list[Flat] = []
+    found: dict[Flat, NDArray[np.bool_]] = {}
     for at in counts.argsort()[::-1][:_MOST_FLATS]:
         if counts[at] * every < _LEAST_FLAT_SHARE * spread.size:
             break
         value = int(packed[at])
-        flat = Flat((value >> 16, value >> 8 & 255, value & 255), True)
+        flat = Flat((value >> 16, value >> 8 & 255, value & 255), False)
         shown = flat.shown(sample)
-        edge = np.concatenate([shown[0], shown[-1], shown[:, 0], shown[:, -1]])
         if _straightness(shown) >= _STRAIGHT:
-            found.append(Flat(flat.colour, bool(edge.mean() >= _LEAST_BORDER_SHARE)))
-    return found
+            found[flat] = shown
+    return _outer_marked(found)
+
+
+def _outer_marked(shown: dict[Flat, NDArray[np.bool_]]) -> list[Flat]:
+    """The flats, `outer` where they reach the picture's edge, or that of what is left without the outer ones."""
+    outer: set[Flat] = set()
+    filled = np.zeros(next(iter(shown.values())).shape if shown else (0, 0), np.uint8)
+    left = (slice(None), slice(None))
+    for _ in shown:
+        reach = {flat for flat in shown.keys() - outer if _edge(shown[flat][left]).mean() >= _LEAST_BORDER_SHARE}
+        if not reach:
+            break
+        outer |= reach
+        for flat in reach:
+            filled |= shown[flat]
+        scanned = np.asarray(cv2.dilate(filled, np.ones((_MIXED_PX, _MIXED_PX), np.uint8))) == 0
+        rows, cols = (np.flatnonzero(scanned.mean(axis=axis) > _LEAST_BORDER_SHARE) for axis in (1, 0))
+        if not len(rows) or not len(cols):
+            break
+        left = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
+    return [Flat(flat.colour, flat in outer) for flat in shown]
+
+
+def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The first and last rows and columns of a mask, one after another."""
+    return np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
 
 
 def _straightness(shown: NDArray[np.bool_]) -> float:
@@ -93,11 +119,10 @@ def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np
     """
     mean, differs, side = _blocks(picture)
     top = largest(mean)
-    filled = np.zeros(top.shape, np.uint8)
-    for flat in flats:
-        filled |= largest(cv2.absdiff(mean, np.array((*flat.colour, 0), np.float64))) <= 1.5
-    beside = np.ones((2 * side + 1, 2 * side + 1), np.uint8)  # what is mixed with filling
-    scanned: NDArray[np.bool_] = (top >= _DARK) & (np.asarray(cv2.dilate(filled, beside)) == 0)
+    scanned = top >= _DARK
+    if flats:
+        beside = np.ones((2 * side + 1, 2 * side + 1), np.uint8)  # what is mixed with filling
+        scanned &= np.asarray(cv2.dilate(_filled_blocks(picture, flats, top.shape), beside)) == 0
     quiet = scanned & (differs <= np.maximum(_LEAST_QUIET, _QUIET_SHARE * top))
     level = np.rint(mean.mean(axis=2)).astype(np.int64)
     total = max(1, int(np.count_nonzero(scanned)))
@@ -118,6 +143,21 @@ def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np
     colour = np.median(mean[quiet & (np.abs(level - best) <= around)], axis=0).astype(np.float64)
     pink = math.log10(min(colour[0], colour[2]) / max(colour[1], 1.0)) > _PINK
     return None if pink and share[best] < _LEAST_PINK_SHARE else colour
+
+
+def _filled_blocks(picture: NDArray[np.uint8], flats: list[Flat], blocks: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Above 0 for the blocks of a picture, so many rows and columns of them, in which there is filling."""
+    shown = np.zeros(picture.shape[:2], np.uint8)
+    for flat in flats:
+        shown |= flat.shown(picture)
+    opened = cv2.morphologyEx(shown * 255, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8), borderValue=255)
+    step = min(picture.shape[0] // blocks[0], picture.shape[1] // blocks[1])
+    return np.asarray(
+        cv2.resize(
+            opened[: blocks[0] * step, : blocks[1] * step], (blocks[1], blocks[0]), interpolation=cv2.INTER_AREA
+        ),
+        dtype=np.uint8,
+    )
 
 
 def _blocks(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:

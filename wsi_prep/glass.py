@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
@@ -25,7 +26,7 @@ _SAMPLED_PX = 100_000
 _LEVEL_NOISE, _TILT_PRIOR = 0.01, 0.05
 """Spread (optical density) of glass about its surface, and of the tilt and bend that lamps are expected to have."""
 
-_FILLING_NOISE, _FILLING_PX, _FILLING_RIM_PX = 2, 5, 4
+_FILLING_NOISE, _FILLING_PX, _FILLING_RIM_PX, _MIXED_PX = 2, 5, 2, 3
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Glass:
     """Bare glass: its `colour`, (3,) float, times 10 ** -`surface`, the six terms of a quadratic over the picture.
 
     `sampled` marks, at every `stride`-th row and column, the pixels that it was taken from. `fillings`: what parts that
-    were not scanned are filled with, where that is darker. `assumed`: the picture shows no glass.
+    were not scanned are filled with, where that is darker; `beside`: where it is not. `assumed`: the picture shows no
+    glass.
     """
 
     colour: NDArray[np.float64]
@@ -41,6 +43,7 @@ class Glass:
     sampled: NDArray[np.bool_]
     stride: int
     fillings: tuple[Flat, ...] = ()
+    beside: tuple[Flat, ...] = ()
     assumed: bool = False
 
     @property
@@ -68,12 +71,11 @@ class Glass:
         balanced, candidate = _candidates(sample, grey, spread, flats, mode)
         if candidate is None:
             colour = np.full(3, _ASSUMED_GLASS)
-            fillings = tuple(flat for flat in flats if flat.darkens(colour))
-            return cls(colour, np.zeros(6), np.zeros(spread.shape, bool), stride, fillings, assumed=True)
+            return cls(colour, np.zeros(6), np.zeros(spread.shape, bool), stride, *_sorted(flats, colour), assumed=True)
         lowest = darkest(balanced)
         near = candidate & (np.abs(lowest.astype(int) - _bright_mode(lowest[candidate])) <= 8)
         colour = np.median(sample[near], axis=0).astype(np.float64)
-        fillings = tuple(flat for flat in flats if flat.darkens(colour))
+        sorted_flats = _sorted(flats, colour)
         levels = np.log10(colour + 1.0) - np.log10(np.arange(1.0, 257.0))[:, None]
         taken = [levels[:, channel][sample[..., channel]] for channel in range(3)]
         mean = (taken[0] + taken[1] + taken[2]) / 3
@@ -85,9 +87,9 @@ class Glass:
             for channel in taken:
                 near &= np.abs(channel - level) <= _GLASS_DENSITY_SPREAD
             if not near.any():  # noisy glass of which no pixel has the middle of every channel
-                return cls(colour, np.zeros(6), near, stride, fillings)
+                return cls(colour, np.zeros(6), near, stride, *sorted_flats)
             surface = _fit_surface(mean, near)
-        return cls(colour, surface, near, stride, fillings)
+        return cls(colour, surface, near, stride, *sorted_flats)
 
     def density(self, thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(h, w, 3) float32: -log10 of the light that each pixel lets through, relative to the glass there; >= 0.
@@ -121,13 +123,14 @@ class Glass:
         """(h, w): the parts that are filled with one of `fillings`, and their rim; None where there are none."""
         if not self.fillings:
             return None
-        filled = np.zeros(thumbnail.shape[:2], bool)
-        for flat in self.fillings:
-            filled |= flat.shown(thumbnail, _FILLING_NOISE)
-        # a few pixels of tissue may have the colour; the rim is what resampling and JPEG have mixed
-        opened = cv2.erode(filled.astype(np.uint8), np.ones((_FILLING_PX, _FILLING_PX), np.uint8))
-        side = _FILLING_PX + 2 * _FILLING_RIM_PX
-        return np.asarray(cv2.dilate(opened, np.ones((side, side), np.uint8)), dtype=np.bool_)
+        filled = _any_shown(self.fillings, thumbnail, _FILLING_NOISE)
+        # a few pixels of tissue may have the colour; a narrow strip is filling where it goes along another one
+        square = np.ones((_FILLING_PX, _FILLING_PX), np.uint8)
+        large = (filled | _any_shown(self.beside, thumbnail, _FILLING_NOISE)).astype(np.uint8)
+        joined = cv2.morphologyEx(large, cv2.MORPH_CLOSE, np.ones((_MIXED_PX, _MIXED_PX), np.uint8))
+        opened = filled & (np.asarray(cv2.morphologyEx(joined, cv2.MORPH_OPEN, square, borderValue=1)) > 0)
+        side = 1 + 2 * _FILLING_RIM_PX  # what resampling and JPEG have mixed
+        return np.asarray(cv2.dilate(opened.astype(np.uint8), np.ones((side, side), np.uint8)), dtype=np.bool_)
 
 
 def _candidates(
@@ -161,11 +164,17 @@ def _candidates(
     return sample, usual if usual.sum() >= _LEAST_GLASS_SHARE * beside.sum() > 0 else None
 
 
-def _any_shown(flats: list[Flat], sample: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    shown = np.zeros(sample.shape[:2], bool)
+def _any_shown(flats: Iterable[Flat], picture: NDArray[np.uint8], within: int = 1) -> NDArray[np.bool_]:
+    shown = np.zeros(picture.shape[:2], bool)
     for flat in flats:
-        shown |= flat.shown(sample)
+        shown |= flat.shown(picture, within)
     return shown
+
+
+def _sorted(flats: list[Flat], glass: NDArray[np.float64]) -> tuple[tuple[Flat, ...], tuple[Flat, ...]]:
+    """The flats that would pass for tissue on such glass, and those beside them at the picture's edge."""
+    fillings = tuple(flat for flat in flats if flat.darkens(glass))
+    return fillings, tuple(flat for flat in flats if flat.outer and flat not in fillings)
 
 
 def _smoothness(thumbnail: NDArray[np.uint8], stride: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -93,8 +93,10 @@ def detect_tissue(
     settings = settings or TissueSettings()
     glass = glass or Glass.of(thumbnail)
     density = glass.density(thumbnail)
-    artefact = _artefacts(density, mpp)
     unscanned = glass.unscanned(thumbnail)
+    if unscanned is not None:
+        density[unscanned] = 0.0  # black filling has no soft rim, as a black border has
+    artefact = _artefacts(density, mpp)
     if unscanned is not None:
         artefact |= unscanned
     strongest = np.empty(artefact.shape, np.float32)

@@ -22,7 +22,8 @@ from wsi_prep.readers.levels import Rectangle, finer_level, from_finer
 from wsi_prep.thumbnail import Thumbnail
 
 _SAMPLE_EVERY = 16
-"""Tiles of level 0, in both directions, of which one is looked at: 1 in 256, wherever a tile of a usual level lies."""
+"""Tiles of level 0, in both directions, of which one is looked at, 1 in 256; or one for each tile of the level that the
+thumbnail is made from, where these are smaller."""
 
 _MOST_PX = 512
 """Of a tile's sides; larger ones are looked at in part."""
@@ -94,7 +95,8 @@ class TrustedLevels:
         thumbnail = self.thumbnail
         if thumbnail is None or thumbnail.level == 0:
             return True
-        for site in _sites(self.info) if tissue is None else _in_tissue(self.info, thumbnail, tissue):
+        sites = _sites(self.info, self.info.levels[thumbnail.level].downsample)
+        for site in sites if tissue is None else _in_tissue(self.info, thumbnail, tissue):
             with contextlib.suppress(DamagedSlide):  # that fails the slide where a tile is cut from it
                 if not self._agrees(0, site, self._reader.read(0, *site), None):
                     self._give_up(thumbnail.level, _OTHER_PICTURE)
@@ -131,11 +133,11 @@ class TrustedLevels:
         self._notes.append(f"the level of {sides.width} x {sides.height} px {why}, so a finer one is used")
 
 
-def _sites(info: SlideInfo) -> Iterator[Rectangle]:
-    """Tiles of level 0 spread over the slide."""
-    side = info.tile_px
-    down = _spread(-(-info.height0 // side))
-    for col in _spread(-(-info.width0 // side)):
+def _sites(info: SlideInfo, downsample: float) -> Iterator[Rectangle]:
+    """Tiles of level 0 spread over the slide, so that each tile of a level reduced by `downsample` has one."""
+    side, every = info.tile_px, min(_SAMPLE_EVERY, max(1, math.floor(downsample)))
+    down = _spread(-(-info.height0 // side), every)
+    for col in _spread(-(-info.width0 // side), every):
         for row in down:
             yield _site(info, col * side, row * side)
 
@@ -154,7 +156,7 @@ def _in_tissue(info: SlideInfo, thumbnail: Thumbnail, tissue: NDArray[np.bool_])
         yield _site(info, int(col * thumbnail.step_x0), int(row * thumbnail.step_y0))
 
 
-def _spread(tiles: int) -> list[int]:
-    """Of so many tiles, those in the middle of equal stretches."""
-    count = min(tiles, max(_LEAST_SAMPLES, -(-tiles // _SAMPLE_EVERY)), _MOST_SAMPLES)
+def _spread(tiles: int, every: int) -> list[int]:
+    """Of so many tiles, those in the middle of equal stretches, about one of `every`."""
+    count = min(tiles, max(_LEAST_SAMPLES, -(-tiles // every)), _MOST_SAMPLES)
     return [(2 * i + 1) * tiles // (2 * count) for i in range(count)]

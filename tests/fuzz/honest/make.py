@@ -66,7 +66,7 @@ def make_case(seed: int, folder: Path, bases: tuple[str, ...] = BASES, *, plain:
     mags = _MAGS[0] if plain else pick(rng, _MAGS)
     reader = "openslide" if not plain and kind in ("aperio", "generic") and chance(rng, 0.2) else "auto"
     if reader != "auto":
-        case.refusals.append(r"OpenSlide")
+        case.refusals += [r"OpenSlide", *[r"mpp|scale"] * any(" first, in tiles" in told for told in case.told)]
     case.settings = PrepareSettings(PlanSettings(tuple(mags.split())), reader=reader)
     if not plain and (mags, reader) != (_MAGS[0], "auto"):
         case.told.append(f"mags {mags}, reader {reader}")

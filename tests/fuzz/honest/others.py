@@ -22,6 +22,7 @@ import dicom_wsi
 from mrxs_wsi import TILE, write_mrxs
 
 _SCALE = r"micron-per-pixel|mpp|um/px|spacing|scale"
+_TWO_OF_A_SIZE = r"OpenSlide.*unexpected image"
 _DICOM_COLOURS = (
     (Coding(), "YBR_FULL_422", ""),
     (Coding(), "YBR_FULL_422", ""),
@@ -56,7 +57,8 @@ def dicom(rng, case: Case, folder: Path) -> None:
     if chance(rng, 0.3):  # their names say nothing of their order
         for number, path in zip(rng.permutation(len(files)).tolist(), files, strict=True):
             path.rename(path.with_name(f"{number}x{pick(rng, ('.dcm', '.DCM'))}"))
-    case.path = folder / "series"
+    left = list((folder / "series").iterdir())
+    case.path = left[0] if len(left) == 1 else folder / "series"
 
 
 def _lie(rng, case, levels):
@@ -73,11 +75,10 @@ def _lie(rng, case, levels):
             "",
             ABOUT_LEVEL,
         )
-        if not honest:
-            case.refusals.append(ABOUT_LEVEL)
+        case.refusals.append(_TWO_OF_A_SIZE if honest else ABOUT_LEVEL)
         return [whole_tiles(level, dicom_wsi.TILE, 255) for level in levels], honest
     if way == "twice":
-        case.tell(f"level {width} px wide twice", ABOUT_LEVEL, ABOUT_LEVEL)
+        case.tell(f"level {width} px wide twice", _TWO_OF_A_SIZE, ABOUT_LEVEL)
         return [*levels[: at + 1], *levels[at:]], True
     if way == "shifted":
         levels[at] = np.roll(levels[at], (height // 12, -width // 15), (0, 1))

@@ -1,6 +1,7 @@
 """Painted slides whose tissue is known, and what glass, lamp and camera make of them."""
 
 import functools
+import math
 from dataclasses import dataclass, replace
 
 import cv2
@@ -140,10 +141,16 @@ def greyed(picture: Picture, rng) -> tuple[Picture, str]:
     return replace(picture, pixels=cv2.merge([grey] * 3), coloured=False), "a slide without colour"
 
 
+_LEAST_FILLING_UM = 40.0
+"""Narrower strips are within what an outline may be off."""
+
+
 def filled(picture: Picture, rng) -> tuple[Picture, str]:
     """What was not scanned around the scan is of one flat colour."""
     level = int(rng.choice((0, 128, 200, 255)))
-    left, top, right, below = (int(n) * 64 for n in rng.integers((0, 0, 1, 1), (6, 6, 14, 14)))
+    sides = rng.integers((0, 0, 1, 1), (6, 6, 14, 14)) * 64
+    least = math.ceil(_LEAST_FILLING_UM / (64 * min(picture.mpp_x, picture.mpp_y))) * 64
+    left, top, right, below = (int(n) if n == 0 else max(int(n), least) for n in sides)
     value = [level] * 3
     pixels = cv2.copyMakeBorder(picture.pixels, top, below, left, right, cv2.BORDER_CONSTANT, value=value)
     tissue = np.zeros([-(-n // STEP) for n in pixels.shape[:2]], bool)

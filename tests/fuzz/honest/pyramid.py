@@ -56,7 +56,7 @@ def shuffled(rng, case: Case, pages: list[Page]) -> list[Page]:
     """Levels in another order."""
     order = rng.permutation(len(pages)).tolist()
     if order != sorted(order):
-        case.tell(f"levels in the order {order}", warning=ABOUT_LEVEL)
+        case.tell(f"levels in the order {order}", warning=rf"{ABOUT_LEVEL}|OpenSlide reads")
     return [pages[i] for i in order]
 
 
