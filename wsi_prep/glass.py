@@ -20,6 +20,7 @@ _DARKEST_GLASS, _GLASS_COLOUR_SPREAD = 170, 22
 _SURELY = 6
 _LEAST_GLASS_SHARE, _LEAST_BESIDE_FLAT, _MOST_ABOVE_FLAT = 0.02, 0.05, 0.002
 _GLASS_DENSITY_SPREAD = 0.015
+_NEARLY = 0.75
 _SAMPLED_PX = 100_000
 """Glass is estimated from about so many pixels, however large the slide."""
 
@@ -27,6 +28,7 @@ _LEVEL_NOISE, _TILT_PRIOR = 0.01, 0.05
 """Spread (optical density) of glass about its surface, and of the tilt and bend that lamps are expected to have."""
 
 _FILLING_NOISE, _FILLING_PX, _FILLING_RIM_PX, _MIXED_PX = 2, 5, 2, 3
+_SPOILT_NOISE, _SPOILT_PX = 12, 6
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,12 @@ class Glass:
         )
 
     @classmethod
-    def of(cls, thumbnail: NDArray[np.uint8], *, tinted: bool = True) -> Glass:
+    def of(
+        cls, thumbnail: NDArray[np.uint8], *, tinted: bool = True, filling: tuple[int, int, int] | None = None
+    ) -> Glass:
         """The glass of an (h, w, 3) picture, whatever its colour; assumed where the picture shows too little.
+
+        `filling` is the colour of parts that are known to be left out.
 
         Not `tinted`: glass is white or light grey, and there is no filling, as in a crop of tissue alone, of which the
         palest part would pass for glass of its tint.
@@ -67,8 +73,11 @@ class Glass:
         sample = thumbnail[::stride, ::stride]
         grey, spread = _smoothness(thumbnail, stride)
         flats = flat_parts(sample, spread) if tinted else []
+        if filling is not None and all(flat.colour != filling for flat in flats):
+            flats.append(Flat(filling, True))
         mode = brightest_quiet(thumbnail, flats) if tinted else None
-        balanced, candidate = _candidates(sample, grey, spread, flats, mode)
+        white = [flat for flat in flats if flat.colour != filling or not _outshines(flat, sample)]
+        balanced, candidate = _candidates(sample, grey, spread, flats, white, mode)
         if candidate is None:
             colour = np.full(3, _ASSUMED_GLASS)
             return cls(colour, np.zeros(6), np.zeros(spread.shape, bool), stride, *_sorted(flats, colour), assumed=True)
@@ -129,8 +138,9 @@ class Glass:
         large = (filled | _any_shown(self.beside, thumbnail, _FILLING_NOISE)).astype(np.uint8)
         joined = cv2.morphologyEx(large, cv2.MORPH_CLOSE, np.ones((_MIXED_PX, _MIXED_PX), np.uint8))
         opened = filled & (np.asarray(cv2.morphologyEx(joined, cv2.MORPH_OPEN, square, borderValue=1)) > 0)
-        side = 1 + 2 * _FILLING_RIM_PX  # what resampling and JPEG have mixed
-        return np.asarray(cv2.dilate(opened.astype(np.uint8), np.ones((side, side), np.uint8)), dtype=np.bool_)
+        # JPEG spoils it near what is not filling, and resampling mixes both
+        near = _grown(opened, _SPOILT_PX) & _any_shown(self.fillings, thumbnail, _SPOILT_NOISE)
+        return _grown(opened | near, _FILLING_RIM_PX)
 
 
 def _candidates(
@@ -138,18 +148,19 @@ def _candidates(
     grey: NDArray[np.float32],
     spread: NDArray[np.float32],
     flats: list[Flat],
+    white: list[Flat],
     mode: NDArray[np.float64] | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
     """The sampled picture, balanced so that its glass looks as it usually does, and where that may be glass, or None.
 
     `mode` is the colour of its brightest quiet part.
 
-    Flat parts are the glass only where nothing else looks like it, and nothing is brighter.
+    `white`, flat parts that may be saturated glass, are it only where nothing else looks like it, or is brighter.
     """
     beside = ~_any_shown(flats, sample)
     usual = _smooth_and_bright(sample, grey, spread, beside)
-    if mode is None and flats and usual.sum() <= _LEAST_BESIDE_FLAT * beside.sum():
-        lightest = max(flats, key=lambda flat: sum(flat.colour))
+    if mode is None and white and usual.sum() <= _LEAST_BESIDE_FLAT * beside.sum():
+        lightest = max(white, key=lambda flat: sum(flat.colour))
         above = (sample[beside].astype(np.int64).sum(axis=1) > sum(lightest.colour) + 18).sum()
         if above <= _MOST_ABOVE_FLAT * spread.size:
             beside = ~_any_shown([flat for flat in flats if flat != lightest], sample)
@@ -169,6 +180,18 @@ def _any_shown(flats: Iterable[Flat], picture: NDArray[np.uint8], within: int = 
     for flat in flats:
         shown |= flat.shown(picture, within)
     return shown
+
+
+def _grown(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """A mask, and what is within so many pixels of it."""
+    square = np.ones((2 * by + 1, 2 * by + 1), np.uint8)
+    return np.asarray(cv2.dilate(mask.astype(np.uint8), square), dtype=np.bool_)
+
+
+def _outshines(flat: Flat, picture: NDArray[np.uint8]) -> bool:
+    """Whether nothing else in a picture is nearly as bright: beside saturated glass there is thin tissue."""
+    rest = brightest(picture)[~_grown(flat.shown(picture), 3)]
+    return not len(rest) or float(np.percentile(rest, 98)) < _NEARLY * max(flat.colour)
 
 
 def _sorted(flats: list[Flat], glass: NDArray[np.float64]) -> tuple[tuple[Flat, ...], tuple[Flat, ...]]:

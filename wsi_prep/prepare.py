@@ -263,7 +263,7 @@ def _prepare_open(
         if not reader.confirms():
             continue
         _check_bright_field(task, row, thumbnail)
-        glass = Glass.of(thumbnail.pixels)
+        glass = Glass.of(thumbnail.pixels, filling=reader.info.filling)
         if task.mask:
             tissue = read_mask(task.mask, reader.info, thumbnail)
         else:

@@ -157,6 +157,8 @@ def _in_tissue(info: SlideInfo, thumbnail: Thumbnail, tissue: NDArray[np.bool_])
 
 
 def _spread(tiles: int, every: int) -> list[int]:
-    """Of so many tiles, those in the middle of equal stretches, about one of `every`."""
+    """Of so many tiles, about one of `every`: the last of equal stretches, where a JPEG that was cut off is grey."""
     count = min(tiles, max(_LEAST_SAMPLES, -(-tiles // every)), _MOST_SAMPLES)
-    return [(2 * i + 1) * tiles // (2 * count) for i in range(count)]
+    if -(-tiles // every) == count:
+        return [min(tiles, every * (i + 1)) - 1 for i in range(count)]
+    return [(i + 1) * tiles // count - 1 for i in range(count)]

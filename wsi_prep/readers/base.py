@@ -67,8 +67,9 @@ class SlideInfo:
     where the file does not say: viewers that crop to it count from there.
 
     `mpp_stated` is what the file says of its scale where that is not understood. `icc_profile` is a mark of the colour
-    profile that the file carries, which is not applied. `tile_px` is the side of the tiles that level 0 is stored in.
-    `notes` are what the slide's row warns of.
+    profile that the file carries, which is not applied. `tile_px` is the side of the tiles that level 0 is stored in;
+    `filling` the colour of those that the file leaves out, None where it leaves out none or nobody knows. `notes` are
+    what the slide's row warns of.
     """
 
     reader: str
@@ -85,6 +86,7 @@ class SlideInfo:
     mpp_stated: str = ""
     icc_profile: str | None = None
     tile_px: int = 256
+    filling: tuple[int, int, int] | None = None
     notes: tuple[str, ...] = ()
 
     @property

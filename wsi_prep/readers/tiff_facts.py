@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from wsi_prep.readers.base import Level, SlideInfo, parse_colour
+from wsi_prep.readers.base import WHITE, Level, SlideInfo, parse_colour
 from wsi_prep.readers.ome import read_microscope
 from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
 from wsi_prep.readers.tiff_pictures import Pyramid
@@ -40,6 +40,7 @@ def describe(tiff: Any, properties: Mapping[str, Any], pyramid: Pyramid) -> Slid
         mpp_stated=stated,
         icc_profile=_icc_profile(tiff, page),
         tile_px=max(pyramid.levels[0].tile_width, pyramid.levels[0].tile_height),
+        filling=WHITE if pyramid.levels[0].lacks_tiles else None,
         notes=pyramid.notes,
     )
 

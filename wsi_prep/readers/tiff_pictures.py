@@ -99,6 +99,11 @@ class Picture:
         """Where the data of a tile are, a span for each plane."""
         return [(page.dataoffsets[first + index], page.databytecounts[first + index]) for page, first in self.planes]
 
+    @property
+    def lacks_tiles(self) -> bool:
+        """Whether the file leaves any tile out."""
+        return any(0 in page.databytecounts for page, _ in self.planes)
+
     def is_missing(self, index: int) -> bool:
         """Whether the file leaves the tile out."""
         return any(page.databytecounts[first + index] == 0 for page, first in self.planes)
