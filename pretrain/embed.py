@@ -22,7 +22,7 @@ from pretrain.backbone import Backbone
 from pretrain.colour import normalise
 from pretrain.devices import send
 from pretrain.embedder import backbone_digest
-from pretrain.errors import BadFilter, BadShards
+from pretrain.errors import BadFilter, BadShards, BadWeights
 from pretrain.index import TileAddress
 from pretrain.kept_features import FeatureFolder, FeatureRecord, counts, partial, tiles_stamp
 from pretrain.loader import UNREADABLE, read_tile
@@ -188,6 +188,8 @@ def _embed(
             (tokens,) = backbone([normalise(crops.permute(0, 3, 1, 2).float() / 255)])
         kept.append(rows)
         features.append(tokens.embedding.float().cpu().numpy())
+        if not np.isfinite(features[-1]).all():
+            raise BadWeights("the model's features are not finite numbers; its weights, or PRECISION, are no good")
     return np.concatenate(kept), np.concatenate(features)
 
 

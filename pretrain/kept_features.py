@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretrain.errors import OtherFeatures
+from pretrain.plain_files import read_json
 from pretrain.sources import digest
 
 RECORD = "features.json"
@@ -133,7 +134,7 @@ class FeatureFolder:
     def _differences(self, file: Path, named: str) -> list[str]:
         """`name: there -> here` for all that differs."""
         try:
-            there = json.loads(file.read_text())
+            there = read_json(file)
             before = FeatureRecord(**{f.name: there.get(f.name) for f in dataclasses.fields(FeatureRecord)})
         except (OSError, ValueError, AttributeError) as error:
             return [f"{RECORD} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"]
