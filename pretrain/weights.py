@@ -113,7 +113,7 @@ def _shown(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "one number"
 
 
-def _config(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
     """What a small JSON file says; nothing where it is not there. Raises BadWeights where it says no such thing."""
     try:
         told = read_json(file)
@@ -129,7 +129,7 @@ def _config(file: Path) -> dict[str, Any]:
 def _check_colours(folder: Path) -> None:
     """Tiles are normalised as in training; BadWeights where the folder says that its model wants it otherwise."""
     for name, keys in (("config.json", ("mean", "std")), ("preprocessor_config.json", ("image_mean", "image_std"))):
-        told = _config(folder / name)
+        told = read_config(folder / name)
         told = told.get("pretrained_cfg", told)
         wanted = [told.get(key) for key in keys] if isinstance(told, dict) else []
         for values, ours in zip(wanted, (MEAN, STD), strict=False):
@@ -146,7 +146,7 @@ def _close(values: Any, ours: tuple[float, ...]) -> bool:
 
 def _heads(folder: Path, file: Path) -> int:
     """The number of attention heads, which no tensor's shape tells."""
-    config = _config(folder / "config.json")
+    config = read_config(folder / "config.json")
     arguments = config.get("model_args")
     told = config.get("num_attention_heads", arguments.get("num_heads") if isinstance(arguments, dict) else None)
     if told is not None:

@@ -19,6 +19,7 @@ from test_weights import CONFIG, agree, backbone, folder_of, released, without
 from pretrain import distributed
 from pretrain import recipe as recipes
 from pretrain.backbone import Backbone, BackboneSettings
+from pretrain.embedder import of_timm
 from pretrain.errors import BadRun, BadWeights
 from pretrain.evaluate import load_run
 from pretrain.export import export
@@ -26,6 +27,8 @@ from pretrain.recipes import debug
 from pretrain.tensor_files import open_tensors
 from pretrain.weights import load_backbone, released_backbone, shapes_of
 from wsi_prep.errors import BadOption
+
+import timm  # isort: skip - pretrain has made it importable
 
 WHOLE = without("")
 
@@ -257,6 +260,48 @@ def test_other_floats_are_read_as_what_they_are(tmp_path, dtype):
     vit = released().to(dtype)
     ours = released_backbone(folder_of(tmp_path, vit.state_dict(), {"config.json": CONFIG}))
     agree(ours.eval(), vit.float())
+
+
+SIDES = {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 32}
+TIMM = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}, "model_args": SIDES}
+TIMM_WRONG = {
+    "depth": ({"model_args": {"depth": 10**9}}, "depth 1000000000"),
+    "width": ({"model_args": {"embed_dim": 10**9}}, "embed_dim"),
+    "a list of depths": ({"architecture": "convnext_tiny", "model_args": {"depths": [900] * 4}}, "depths"),
+    "a list without end": ({"model_args": {"depths": [1] * 10**6}}, "depths"),
+    "more than the file": ({"model_args": {"depth": 999, "embed_dim": 1024, "num_heads": 2}}, "asks for a model of"),
+    "infinite": ({"model_args": {"mlp_ratio": 1e999}}, "no number"),
+    "large": ({"model_args": {"mlp_ratio": 1e9}}, "mlp_ratio"),
+    "a record": ({"model_args": {"norm_layer": {"a": 1}}}, "norm_layer"),
+    "another file": ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "names no model|asks for"),
+    "a side": ({"pretrained_cfg": {"input_size": [3, 10**9, 10**9]}}, "input_size"),
+    "nobody": ({"architecture": "no_such_model"}, "no model that timm can make"),
+    "no name": ({"architecture": None}, "no architecture"),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), TIMM_WRONG.values(), ids=TIMM_WRONG)
+def test_a_folder_for_timm_is_looked_at_before_timm_builds_it(tmp_path, changes, said):
+    folder = folder_of(tmp_path, {"a": torch.zeros(10)}, {"config.json": TIMM | changes})
+    refused(of_timm, f"local-dir:{folder}", match=said)
+
+
+def test_a_folder_for_timm_that_is_whole_is_what_it_was(tmp_path):
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **SIDES).eval()
+    folder = folder_of(tmp_path, vit.state_dict(), {"config.json": TIMM | {"num_classes": 0}})
+    crops = torch.rand(1, 3, 32, 32)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    tokens = vit.forward_features((crops - mean) / std)
+    expected = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
+    torch.testing.assert_close(of_timm(f"local-dir:{folder}").features(crops), expected)
+
+
+def test_only_safetensors_is_read_of_a_folder_for_timm(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(TIMM))
+    sprung = tmp_path / "sprung"
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(sprung)))
+    refused(of_timm, f"local-dir:{tmp_path}", match=r"model\.safetensors")
+    assert not sprung.exists()
 
 
 # runs
