@@ -126,7 +126,7 @@ def step_folder(folder: Path, step: int) -> Path:
 
 def _steps(folder: Path) -> list[int]:
     found = (path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*"))
-    return sorted(int(name) for name in found if name.isdigit())
+    return sorted(int(name) for name in found if name.isascii() and name.isdigit())
 
 
 def superseded(times: dict[int, float], keep: int, keep_hours: float) -> list[int]:

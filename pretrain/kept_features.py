@@ -147,7 +147,7 @@ class FeatureFolder:
                 old, new = _weights(there.get("model_name"), old), _weights(named, new)
             elif field.name == "where":
                 old, new = old or "all tiles", new or "all tiles"
-            found.append(f"{field.name}: {old} -> {new}")
+            found.append(f"{field.name}: {_one_line(old)} -> {_one_line(new)}")
         return found
 
 
@@ -192,3 +192,8 @@ def _holds_features(file: Path) -> bool:
 
 def _weights(name: str | None, digest: str) -> str:
     return f"{name} (weights {str(digest)[:_SHOWN]})"
+
+
+def _one_line(value: object) -> str:
+    """A value that a file of somebody else's may have brought, for a message."""
+    return "".join(c if c.isprintable() else "?" for c in str(value)[:200])

@@ -54,7 +54,7 @@ class Deferred:
             yield sent.step, dict(zip(sent.names, sent.values.tolist(), strict=True))
 
 
-_MOST_BYTES, _LONGEST_NAME = 256 << 20, 200
+_MOST_BYTES, _LONGEST_NAME, _LARGEST = 256 << 20, 200, 1e100
 
 
 class MetricsLog:
@@ -99,7 +99,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def _is_figure(item: tuple[str, Any]) -> bool:
     name, value = item
-    return name.isprintable() and len(name) <= _LONGEST_NAME and (value is None or type(value) in (int, float))
+    number = value is None or (type(value) in (int, float) and abs(value) <= _LARGEST)
+    return name.isprintable() and len(name) <= _LONGEST_NAME and number
 
 
 def _step(line: str) -> float:

@@ -218,6 +218,9 @@ def test_interchange_asks_the_whole_catalog_by_one_expression_alone(shards, tmp_
         "FROM parquet_metadata('/etc/passwd')",
         "CALL enable_logging()",
         "PRAGMA database_list",
+        "WITH x AS (INSERT INTO slides VALUES (1) RETURNING 1) SELECT 1",
+        "WITH x AS (DELETE FROM slides RETURNING 1) SELECT 1",
+        "SELECT 1 WHERE EXISTS (WITH x AS (COPY (SELECT 1) TO '/tmp/stolen.csv') FROM x)",
         "SELECT 1 WHERE 1 = $1",
         "EXPLAIN ANALYZE SELECT 1",
         "SELECT " + "(" * 5000 + "1" + ")" * 5000,
@@ -226,6 +229,18 @@ def test_interchange_asks_the_whole_catalog_by_one_expression_alone(shards, tmp_
 def test_a_question_makes_tables_of_the_catalog_alone(shards, capsys, question):
     assert call(shards, question) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_catalogs_own_file_is_not_written_by_what_stands_in_a_with(shards, tmp_path, capsys):
+    """Of all files it is the one that DuckDB may open."""
+    file = next((shards / "catalog/slides").glob("*.parquet"))
+    before = file.read_bytes()
+    writes = f"WITH x AS (COPY (SELECT 1 AS a) TO '{file}' (FORMAT parquet, USE_TMP_FILE false)) SELECT * FROM x"  # noqa: S608 - what an attacker would write
+    assert call(shards, writes) == 2
+    assert "WITH is for SELECT alone" in capsys.readouterr().err
+    with pytest.raises(BadQuery):
+        write_clam(str(shards), f"EXISTS ({writes})", tmp_path / "to")
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(

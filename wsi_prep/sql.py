@@ -34,6 +34,7 @@ _CLOSED = {
     "python_enable_replacements": "false",
 }
 _ROWS_OF_NOTHING = ("range", "generate_series", "unnest")
+_READING = ("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE")
 _VALUES = ("COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "CAST", "CASE", "BETWEEN", "COLLATE")
 _TYPES = """
 bool boolean tinyint smallint int integer bigint hugeint utinyint usmallint uinteger ubigint float real double decimal
@@ -75,7 +76,10 @@ def check_question(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         raise BadQuery("one SELECT statement is answered at a time, and nothing else")
     for node in _nodes(_parsed(statements[0].query)):
-        if node.get("type") == "TABLE_FUNCTION":
+        kind = str(node.get("type"))
+        if kind.endswith("_NODE") and kind not in _READING:  # WITH x AS (COPY ...) writes
+            raise BadQuery("one SELECT statement is answered, and WITH is for SELECT alone")
+        if kind == "TABLE_FUNCTION":
             _check_rows_of(node)
     question: str = statements[0].query
     return question
