@@ -17,6 +17,7 @@ from pretrain.evaluate import load_model
 from pretrain.recipe import PRECISIONS
 from pretrain.train import DTYPES
 from wsi_prep.errors import UsageError
+from wsi_prep.sql import CONDITION_SECONDS
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_BAD_TILES = 0, 2, 3
 
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
                 lambda slide, tiles: bar.update(task, advance=tiles, description=slide),
                 options.model.resolve().name,
                 options.redo,
+                options.time_limit,
             )
     except UsageError as error:
         errors.print(f"embed: {error}", markup=False, soft_wrap=True)
@@ -92,6 +94,13 @@ def build_parser() -> Options:
     )
     add("--redo", action="store_true", help="delete the features that are there, and make all anew")
     add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"magnification = '20x'\"")
+    add(
+        "--time-limit",
+        type=float,
+        default=CONDITION_SECONDS,
+        metavar="SECONDS",
+        help="most that --where may take for a part of the catalog (default: %(default)g)",
+    )
     add("--px", type=int, default=0, help="embed the middle of a tile, so many px a side (default: all of it)")
     add("--batch", type=int, default=64, help="tiles at once (default: %(default)s)")
     add("--threads", type=int, default=4, help="that read and decode (default: %(default)s)")

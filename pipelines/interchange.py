@@ -13,6 +13,7 @@ from pipelines.options import Options
 from pipelines.verify import output_named
 from wsi_prep.errors import UsageError
 from wsi_prep.interchange import Written, write_clam, write_qupath, write_trident
+from wsi_prep.sql import QUESTION_SECONDS
 from wsi_prep.tars import write_tars
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_LEFT_OUT, EXIT_INTERRUPTED = 0, 2, 3, 130
@@ -50,11 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write(options: argparse.Namespace) -> Written:
     """Do as the options say; raises UsageError."""
-    shards = output_named(options.shards)
+    shards, seconds = output_named(options.shards), options.time_limit
     if options.kind == "webdataset":
-        return write_tars(shards, options.where, options.to, options.tar_mb * 1_000_000, options.shuffle)
+        return write_tars(shards, options.where, options.to, options.tar_mb * 1_000_000, options.shuffle, seconds)
     writers = {"qupath": write_qupath, "trident": write_trident, "clam": write_clam}
-    return writers[options.kind](shards, options.where, options.to)
+    return writers[options.kind](shards, options.where, options.to, seconds)
 
 
 def build_parser() -> Options:
@@ -65,6 +66,13 @@ def build_parser() -> Options:
     add("--kind", required=True, choices=KINDS, help="for which tool")
     add("--to", required=True, type=Path, metavar="FOLDER", help="where the files go")
     add("--where", default="true", metavar="SQL", help="a condition on the columns of slides and tiles")
+    add(
+        "--time-limit",
+        type=float,
+        default=QUESTION_SECONDS,
+        metavar="SECONDS",
+        help="most that the catalog may take to answer (default: %(default)g)",
+    )
     add("--tar-mb", type=int, default=1000, metavar="MB", help="webdataset: largest tar (default: %(default)s)")
     add("--shuffle", type=int, metavar="SEED", help="webdataset: tiles in random order (default: slide by slide)")
     return parser

@@ -17,6 +17,7 @@ from pretrain.look import save_picture
 from pretrain.peek import PeekSettings, contact_sheet
 from pretrain.sampler import Sampler, SamplingSettings
 from wsi_prep.errors import UsageError
+from wsi_prep.sql import CONDITION_SECONDS
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_BAD_TILES = 0, 2, 3
 
@@ -30,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False)
     try:
         with index_progress(console) as progress:
-            index = open_index(options.shards, options.index or default_folder(), options.where, progress)
+            index = open_index(
+                options.shards, options.index or default_folder(), options.where, progress, options.time_limit
+            )
         sampler = Sampler(index, SamplingSettings(batch=1, alpha=options.alpha, seed=options.seed))
         sheet, bad = contact_sheet(
             sampler,
@@ -58,6 +61,13 @@ def build_parser() -> Options:
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
     add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.3\"")
+    add(
+        "--time-limit",
+        type=float,
+        default=CONDITION_SECONDS,
+        metavar="SECONDS",
+        help="most that --where may take for a part of the catalog (default: %(default)g)",
+    )
     add("--out", type=local_path, default=Path("peek.png"), metavar="PNG", help="the picture (default: %(default)s)")
     add("--strata", type=int, default=12, metavar="N", help="most strata of a magnification (default: %(default)s)")
     add("--alpha", type=float, default=0.5, help="0 draws strata evenly, 1 as found (default: %(default)s)")

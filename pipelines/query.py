@@ -15,9 +15,11 @@ from pipelines.console import printable
 from pipelines.options import Options
 from wsi_prep.errors import UsageError
 from wsi_prep.query import head, open_catalog, write
+from wsi_prep.sql import QUESTION_SECONDS, bounded_memory
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 2, 130
 _PIPED_WIDTH = 100_000  # no line of a file is broken
+_MEMORY_BYTES = 8 << 30  # DuckDB counts 4 GB of its own, and not what some functions take besides
 
 EPILOG = """exit codes: 0 answered; 2 the question or the call is wrong. docs/queries.md has questions to begin with."""
 
@@ -28,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     errors = Console(stderr=True, highlight=False)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
     try:
-        with open_catalog(options.shards) as catalog:
+        with bounded_memory(_MEMORY_BYTES), open_catalog(options.shards, seconds=options.time_limit) as catalog:
             answer = catalog.ask(options.sql)
             for note in catalog.notes:
                 errors.print(f"query: {note}", markup=False, soft_wrap=True)
@@ -38,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
                 show(console, *head(answer, options.rows))
     except UsageError as error:
         errors.print(f"query: {printable(str(error))}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    except MemoryError:
+        errors.print("query: the answer does not fit in memory; ask for shorter texts or fewer rows")
         return EXIT_WRONG_CALL
     except OSError as error:
         errors.print(f"query: {options.to}: {error.strerror or error}", markup=False, soft_wrap=True)
@@ -86,6 +91,13 @@ def build_parser() -> Options:
     add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
     add("--sql", required=True, metavar="SELECT", help="one statement over the views slides and tiles")
     add("--to", type=Path, metavar="FILE", help="write all rows to this .csv or .parquet instead of showing some")
+    add(
+        "--time-limit",
+        type=float,
+        default=QUESTION_SECONDS,
+        metavar="SECONDS",
+        help="most that the catalog may take to answer (default: %(default)g)",
+    )
     add("--rows", type=int, default=50, metavar="N", help="most rows shown (default: %(default)s)")
     return parser
 

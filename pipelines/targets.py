@@ -54,6 +54,7 @@ _WORKERS = Variable("WORKERS", "--workers")
 _TAKE_OVER = Variable("TAKE_OVER", "--take-over", FLAG)
 _YES = Variable("YES", "--yes", FLAG)
 _WHERE = Variable("WHERE", "--where", example="\"stain = 'HE'\"", cohort=True)
+_TIME_LIMIT = Variable("TIME_LIMIT", "--time-limit", example="seconds")
 _PNG = Variable("PNG", "--out")
 
 SHARDS = Target(
@@ -101,6 +102,7 @@ _TRAINING = (
     Variable("HEAD", "", example="host:port", cohort=True),
     Variable("STOP_AT", "--stop-at"),
     _WHERE,
+    _TIME_LIMIT,
     Variable("PROBE", "--probe", PATHS, '"tiles.parquet ..."', cohort=True),
     Variable("SET", "--set", WORDS, '"schedule.rate=0.002 ..."'),
     _ARGS,
@@ -165,6 +167,7 @@ TARGETS = {
                 Variable("SQL", "--sql", example='"SELECT ... FROM slides, tiles"'),
                 *_shards(),
                 Variable("TO", "--to", example="file.csv|file.parquet"),
+                _TIME_LIMIT,
                 _ARGS,
             ),
             needs=("SQL",),
@@ -178,6 +181,7 @@ TARGETS = {
                 *_shards("folder", TEXT),
                 Variable("TO", "--to", example="folder"),
                 _WHERE,
+                _TIME_LIMIT,
                 _ARGS,
             ),
             needs=("KIND", "TO"),
@@ -186,7 +190,7 @@ TARGETS = {
             "peek",
             "a picture of what the trainer sees",
             "pipelines.peek",
-            (*_shards('"folder or URL ..."'), _WHERE, _PNG, _ARGS),
+            (*_shards('"folder or URL ..."'), _WHERE, _TIME_LIMIT, _PNG, _ARGS),
         ),
         Target("pretrain", "train, and go on where RUN stands", "pipelines.train", _TRAINING),
         Target(
@@ -248,6 +252,7 @@ TARGETS = {
                 *_shards(),
                 Variable("TO", "--to", example="folder"),
                 _WHERE,
+                _TIME_LIMIT,
                 Variable("PX", "--px"),
                 Variable("REDO", "--redo", FLAG),
                 _ARGS,

@@ -19,6 +19,7 @@ from pretrain.recipes import debug, recipe
 from pretrain.run import Ended, Reporter, RunCall, run, settle_recipe
 from pretrain.train import Trainer
 from wsi_prep.errors import UsageError
+from wsi_prep.sql import CONDITION_SECONDS
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_STOPPED, EXIT_SAVED, EXIT_INTERRUPTED = 0, 2, 3, 75, 130
 
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.index,
                 options.stop_at,
                 tuple(options.probe),
+                options.time_limit,
             )
             with index_progress(console) as progress:
                 ended = run(call, chosen, world, _Terminal(console), progress)
@@ -123,6 +125,13 @@ def build_parser() -> Options:
     add("--recipe", metavar="NAME", help="a function of pretrain/recipes.py (default: the run's own, else debug)")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes to the recipe, as in schedule.rate=0.002")
     add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.3\"")
+    add(
+        "--time-limit",
+        type=float,
+        default=CONDITION_SECONDS,
+        metavar="SECONDS",
+        help="most that --where may take for a part of the catalog (default: %(default)g)",
+    )
     add(
         "--probe",
         nargs="*",

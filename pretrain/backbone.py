@@ -18,6 +18,10 @@ from timm.layers.mlp import Mlp, SwiGLUPacked  # isort: skip
 from timm.models.vision_transformer import VisionTransformer  # isort: skip
 
 
+_LARGEST = {"width": 65_536, "depth": 1000, "heads": 1024, "registers": 1024, "patch_px": 4096, "image_px": 4096}
+_MOST_PARAMETERS = 100e9  # some ten times the largest ViT that there is
+
+
 @dataclass(frozen=True)
 class BackboneSettings:
     """A ViT of `depth` blocks, `width` wide, with `heads` attention heads and `registers` register tokens.
@@ -40,19 +44,36 @@ class BackboneSettings:
     image_px: int = 224
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "patch_px", "image_px"):
-            if getattr(self, name) < 1:
-                raise BadOption(f"backbone {name} {getattr(self, name)} is below 1")
+        for name, most in _LARGEST.items():
+            if not (least := int(name != "registers")) <= getattr(self, name) <= most:
+                raise BadOption(f"backbone {name} {getattr(self, name)} is not between {least} and {most:,}")
         if self.width % self.heads:
             raise BadOption(f"backbone width {self.width} does not divide by {self.heads} heads")
         if self.image_px % self.patch_px:
             raise BadOption(f"images of {self.image_px} px do not divide into patches of {self.patch_px} px")
         if not 0 <= self.drop_path < 1:
             raise BadOption(f"drop path {self.drop_path} is not at least 0 and below 1")
-        if self.registers < 0 or not 0 <= self.layer_scale < math.inf:
-            raise BadOption(f"registers {self.registers} and layer scale {self.layer_scale} must be at least 0")
-        if not 0 < self.mlp_ratio < math.inf or (self.swiglu and int(self.width * self.mlp_ratio) % 2):
-            raise BadOption(f"an MLP of {self.mlp_ratio} x {self.width} is not above 0, or not even as SwiGLU needs it")
+        if not 0 <= self.layer_scale < math.inf:
+            raise BadOption(f"layer scale {self.layer_scale} must be at least 0")
+        hidden, most = self.width * self.mlp_ratio, _LARGEST["width"]
+        if not 1 <= hidden <= most or (self.swiglu and int(hidden) % 2):
+            raise BadOption(
+                f"an MLP of {self.mlp_ratio} x {self.width} is not between 1 and {most:,} wide, or not even as SwiGLU "
+                "needs it"
+            )
+        if self.parameters > _MOST_PARAMETERS:
+            raise BadOption(
+                f"a ViT {self.width} wide and {self.depth} deep has {self.parameters / 1e9:,.0f} billion parameters, "
+                f"more than {_MOST_PARAMETERS / 1e9:,.0f}; make it narrower"
+            )
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers its large matrices have: all but some thousandths of it."""
+        hidden = int(self.width * self.mlp_ratio)
+        tokens = (self.image_px // self.patch_px) ** 2 + self.registers
+        block = 4 * self.width**2 + (hidden + hidden // (1 + self.swiglu)) * self.width
+        return self.depth * block + (tokens + 3 * self.patch_px**2) * self.width
 
 
 @dataclass(frozen=True)

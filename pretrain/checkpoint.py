@@ -19,10 +19,12 @@ from torch import Tensor
 
 from pretrain import distributed
 from pretrain.errors import BadRun, CheckpointFailed
+from pretrain.plain_files import read_json
 from pretrain.recipe import SavingSettings
 
 CHECKPOINT_VERSION = 2
 STATE = "state.json"
+_MOST_STATE = 64 << 20
 _PREFIX, _PARTIAL = "step-", ".partial-"
 
 
@@ -54,7 +56,7 @@ class Checkpoints:
         """Fill the tensors in place, and return what else was saved. Raises BadRun."""
         folder = self._path(step)
         try:
-            state: dict[str, Any] = json.loads((folder / STATE).read_text())
+            state: dict[str, Any] = read_json(folder / STATE, _MOST_STATE)
             _check_sizes(folder, state["files"])
             distributed.load(tensors, folder)
         except Exception as error:  # of json, safetensors and torch, each with errors of its own
@@ -103,7 +105,7 @@ class Checkpoints:
     def _thin_out(self) -> None:
         """Keep the newest few, and of the others the first of every so many hours."""
         steps = _steps(self._folder)
-        times = {step: json.loads((self._path(step) / STATE).read_text())["time"] for step in steps}
+        times = {step: read_json(self._path(step) / STATE, _MOST_STATE)["time"] for step in steps}
         for step in superseded(times, self._settings.keep, self._settings.keep_hours):
             gone = self._path(step).rename(self._folder / f"{_PARTIAL}{step:08d}")
             shutil.rmtree(gone)
@@ -124,7 +126,7 @@ def step_folder(folder: Path, step: int) -> Path:
 
 def _steps(folder: Path) -> list[int]:
     found = (path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*"))
-    return sorted(int(name) for name in found if name.isdigit())
+    return sorted(int(name) for name in found if name.isascii() and name.isdigit())
 
 
 def superseded(times: dict[int, float], keep: int, keep_hours: float) -> list[int]:

@@ -25,6 +25,9 @@ _SUPPORT = 2.0  # of the bicubic kernel, output px
 _A = -0.5  # its parameter (Keys 1981), as Pillow has it
 
 
+_MOST_CROPS = 256
+
+
 @dataclass(frozen=True)
 class CropSettings:
     """Crops of a tile: `global_crops` of `global_px` and `local_crops` of `local_px` pixels a side.
@@ -58,8 +61,11 @@ class CropSettings:
             raise BadOption(f"crop areas {self.area} are no two ranges of shares of a tile")
         if self.resized and self.continuous:
             raise BadOption("crops are either resized or of continuous magnification; switch one of them off")
-        if self.global_crops < 1 or self.local_crops < 0:
-            raise BadOption(f"{self.global_crops} global, {self.local_crops} local crops: at least 1 and 0 are needed")
+        if not 1 <= self.global_crops <= _MOST_CROPS or not 0 <= self.local_crops <= _MOST_CROPS:
+            raise BadOption(
+                f"{self.global_crops} global, {self.local_crops} local crops: at least 1 and 0 are needed, and at most "
+                f"{_MOST_CROPS} of each"
+            )
         if not 1 <= self.local_px <= self.global_px:
             raise BadOption(f"local crops of {self.local_px} px are not between 1 and {self.global_px} px")
         if (need := self.global_px / low * math.sqrt(self.aspect)) > TILE_PX:

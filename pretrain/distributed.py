@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import init_device_mesh
@@ -24,6 +26,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from pretrain.tensor_files import FLOATS, check_safetensors
 from wsi_prep.errors import BadOption
 
 MODES = ("ddp", "fsdp")
@@ -235,6 +238,22 @@ def load(state: dict[str, Tensor], folder: Path) -> None:
             load_state(dict(state), storage_reader=reader, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         raise OSError(_reason(error)) from error
+
+
+def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor that any number of processes has saved, from the files' headers; only safetensors is
+    read. ValueError where a piece is missing or there twice, or is no float.
+    """
+    for file in folder.glob("*.safetensors"):
+        check_safetensors(file)
+    found: dict[str, tuple[int, ...]] = {}
+    for name, told in HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata.items():
+        if not isinstance(told, TensorStorageMetadata) or told.properties.dtype not in FLOATS.values():
+            raise ValueError(f"{name} is no floats")
+        if sum(math.prod(chunk.sizes) for chunk in told.chunks) != math.prod(told.size):
+            raise ValueError(f"{name} is not there whole")
+        found[name] = tuple(told.size)
+    return found
 
 
 def _reason(error: CheckpointException) -> str:

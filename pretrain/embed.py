@@ -22,14 +22,15 @@ from pretrain.backbone import Backbone
 from pretrain.colour import normalise
 from pretrain.devices import send
 from pretrain.embedder import backbone_digest
-from pretrain.errors import BadFilter, BadShards
+from pretrain.errors import BadFilter, BadShards, BadWeights
 from pretrain.index import TileAddress
 from pretrain.kept_features import FeatureFolder, FeatureRecord, counts, partial, tiles_stamp
 from pretrain.loader import UNREADABLE, read_tile
-from pretrain.parts import check_filter, matching_tiles
+from pretrain.parts import matching_tiles, read_filter
 from pretrain.sources import ShardSource, copies_of, open_source
 from wsi_prep.errors import BadOption
 from wsi_prep.geometry import TILE_PX
+from wsi_prep.sql import CONDITION_SECONDS, Condition
 
 Progress = Callable[[str, int], None]
 
@@ -86,23 +87,24 @@ def embed_shards(
     progress: Progress = lambda slide, tiles: None,
     named: str = "the model",
     redo: bool = False,
+    seconds: float = CONDITION_SECONDS,
 ) -> Embedded:
     """Write `out`/parquet/<slide_id>.parquet and `out`/h5/<magnification>/<slide_id>.h5 of every slide not yet there.
 
     Parquet: the catalog's place of each tile, and `features`, a list of 2 D float32. h5: `features` (n, 2 D) float32,
     and `coords` (n, 2) int64, upper left corners in level-0 px, as tools for multiple-instance learning read them. A
     tile that cannot be read is left out. `named`: what people call the backbone. `redo`: delete the features that
-    `out` holds first. Raises BadShards, BadFilter, and OtherFeatures where `out` holds what is not of this call.
+    `out` holds first. `seconds` as in parts.read_filter. Raises BadShards, BadFilter, and OtherFeatures where `out`
+    holds what is not of this call.
     """
-    where = (where or "").strip() or None
-    if where:
-        check_filter(where)
+    condition = read_filter(where, seconds)
+    where = condition.text if condition else None
     side = settings.side(backbone.settings.patch_px)
     precision = str(settings.autocast or torch.float32).removeprefix("torch.")
     folder = FeatureFolder(out, FeatureRecord(backbone_digest(backbone), side, where, precision))
     sources = list(map(open_source, shards))
     counted, copies = copies_of(sources)
-    found = _all_slides(sources, counted, where)
+    found = _all_slides(sources, counted, condition)
     if (first := next(found, None)) is None:
         left = f"the filter {where!r} leaves no tile" if where else "the shards hold no tile"
         raise BadFilter(f"{left}; see status and error in their catalog/slides")
@@ -127,7 +129,7 @@ def embed_shards(
 
 
 def _all_slides(
-    sources: Sequence[ShardSource], counted: Sequence[Mapping[str, pa.BooleanArray]], where: str | None
+    sources: Sequence[ShardSource], counted: Sequence[Mapping[str, pa.BooleanArray]], where: Condition | None
 ) -> Iterator[tuple[ShardSource, str, pa.Table, str]]:
     for source, rows in zip(sources, counted, strict=True):
         for slide_id, tiles, stamp in _slides(source, rows, where):
@@ -135,7 +137,7 @@ def _all_slides(
 
 
 def _slides(
-    source: ShardSource, counted: Mapping[str, pa.BooleanArray], where: str | None
+    source: ShardSource, counted: Mapping[str, pa.BooleanArray], where: Condition | None
 ) -> Iterator[tuple[str, pa.Table, str]]:
     """Tiles that pass the filter of each slide that counts, and their stamp; a slide's tiles lie one after another."""
     seen: set[str] = set()
@@ -149,7 +151,7 @@ def _slides(
             yield slide_id, table, tiles_stamp(table, slides.slice(table["slide"][0].as_py(), 1).to_pylist()[0])
 
 
-def _runs(source: ShardSource, name: str, slides: pa.Table, where: str | None) -> Iterator[tuple[str, pa.Table]]:
+def _runs(source: ShardSource, name: str, slides: pa.Table, where: Condition | None) -> Iterator[tuple[str, pa.Table]]:
     held: list[pa.Table] = []
     for batch in source.parquet("tiles", name).iter_batches(batch_size=1 << 16):
         table = matching_tiles(batch, slides, where)
@@ -186,6 +188,8 @@ def _embed(
             (tokens,) = backbone([normalise(crops.permute(0, 3, 1, 2).float() / 255)])
         kept.append(rows)
         features.append(tokens.embedding.float().cpu().numpy())
+        if not np.isfinite(features[-1]).all():
+            raise BadWeights("the model's features are not finite numbers; its weights, or PRECISION, are no good")
     return np.concatenate(kept), np.concatenate(features)
 
 

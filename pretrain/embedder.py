@@ -19,6 +19,7 @@ from pretrain.colour import MEAN, STD, normalise
 from pretrain.errors import BadWeights
 from pretrain.probe import embed_tiles
 from pretrain.tiles import Tiles
+from pretrain.timm_folder import PREFIX, check_timm_folder
 
 import timm  # isort: skip - backbone has made it importable
 from timm.data.config import resolve_model_data_config  # isort: skip
@@ -77,6 +78,8 @@ def of_timm(name: str) -> Embedder:
     A ViT gives class token and mean patch token, another network what it hands to its classifier. Tiles are normalised
     and sized as the model asks. Raises BadWeights.
     """
+    if name.startswith(PREFIX):
+        check_timm_folder(Path(name.removeprefix(PREFIX)))
     try:
         model: Any = timm.create_model(name, pretrained=True, num_classes=0).eval()
     except Exception as error:  # of timm, the hub and the network, each with errors of its own

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain import recipe as recipes
-from pretrain.backbone import Backbone
+from pretrain.backbone import Backbone, BackboneSettings
 from pretrain.checkpoint import latest_step, step_folder
 from pretrain.errors import BadRun
 from pretrain.initial import initialise
+from pretrain.memory import require_memory
 from pretrain.network import Network
 from pretrain.probe import SHOTS, few_shot, knn, linear, ridge, shared_neighbours
 from pretrain.scores import METRICS, Figure, figures, interval, weighed
@@ -27,6 +30,8 @@ LINEAR, NEIGHBOURS, FEW, RIDGE, ALIKE = "linear", "kNN", "10-shot", "ridge", "al
 PEARSON = "Pearson r"
 _JUDGES: dict[str, Callable[[Tensor, Task], Ints]] = {LINEAR: linear, NEIGHBOURS: knn, FEW: few_shot}
 _MOST_FOLDS = 32
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ class Judged:
 
 def load_run(folder: Path, step: int | None = None) -> tuple[Backbone, int]:
     """What a RUN folder is for, the backbone of the student's moving mean; at a step or the newest. Raises BadRun."""
-    backbone = Backbone(recipes.load(folder / "recipe.json").backbone)
-    return backbone, _fill(folder, step, "average.backbone", backbone)
+    settings = recipes.load(folder / "recipe.json").backbone
+    return _filled(folder, step, "average.backbone", lambda depth: Backbone(replace(settings, depth=depth)), settings)
 
 
 def load_model(where: Path) -> Backbone:
@@ -71,12 +76,18 @@ def load_network(folder: Path, step: int | None = None) -> tuple[Network, int]:
     if recipe.teacher:
         backbone, chosen = load_run(folder, step)
         return Network(backbone, nn.Identity(), nn.Identity()), chosen
-    network = Network.with_heads(recipe.backbone, recipe.objective.head)
-    return network, _fill(folder, step, "average", network)
+    settings, head = recipe.backbone, recipe.objective.head
+
+    def make(depth: int) -> Network:
+        return Network.with_heads(replace(settings, depth=depth), head)
+
+    return _filled(folder, step, "average", make, settings)
 
 
-def _fill(folder: Path, step: int | None, prefix: str, module: nn.Module) -> int:
-    """Load a module's tensors from a checkpoint; returns its step."""
+def _filled(
+    folder: Path, step: int | None, prefix: str, make: Callable[[int], M], settings: BackboneSettings
+) -> tuple[M, int]:
+    """A module with a checkpoint's tensors, and its step; it is made once the files say that all of it is there."""
     chosen = latest_step(folder / "checkpoints") if step is None else step
     if chosen is None:
         raise BadRun(f"{folder} holds no checkpoint; train it first")
@@ -84,15 +95,38 @@ def _fill(folder: Path, step: int | None, prefix: str, module: nn.Module) -> int
     if not at.is_dir():
         raise BadRun(f"{folder} holds no checkpoint of step {chosen}")
     try:
-        distributed.load({f"{prefix}.{name}": value for name, value in module.state_dict().items()}, at)
-    except OSError as error:
-        raise BadRun(f"{at} cannot be read ({error})") from error
-    return chosen
+        held = distributed.saved_shapes(at)
+        _check_whole(held, prefix, make, settings.depth)
+        require_memory(4 * settings.parameters, f"the ViT of {folder}", BadRun)
+        module = make(settings.depth)
+        tensors = {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+        distributed.load(tensors, at)
+    except BadRun:
+        raise
+    except Exception as error:  # of safetensors, json and torch, each with errors of its own
+        raise BadRun(f"{at} cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})") from error
+    if odd := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise BadRun(f"{at} holds {odd[0]} with NaN or infinite numbers; name another step")
+    return module, chosen
+
+
+def _check_whole(
+    held: Mapping[str, tuple[int, ...]], prefix: str, make: Callable[[int], nn.Module], depth: int
+) -> None:
+    """Raise ValueError unless every tensor of the module is held, in its shape; one block is made, without memory."""
+    with torch.device("meta"):
+        one = make(1)
+    for name, value in one.state_dict().items():
+        before, block, after = name.partition("vit.blocks.0.")
+        for full in [f"{before}vit.blocks.{n}.{after}" for n in range(depth)] if block else [name]:
+            if (has := held.get(f"{prefix}.{full}")) != tuple(value.shape):
+                raise ValueError(f"{full} is {has} there and {tuple(value.shape)} by recipe.json")
 
 
 def untrained(folder: Path) -> Backbone:
     """The network of a RUN folder as it was before its first step."""
     recipe = recipes.load(folder / "recipe.json")
+    require_memory(4 * recipe.backbone.parameters, f"the ViT of {folder}", BadRun)
     backbone = Backbone(recipe.backbone)
     initialise(backbone, recipe.sampling.seed, "backbone.")  # as it is named in a network
     return backbone

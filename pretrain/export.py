@@ -17,10 +17,13 @@ from pretrain.colour import MEAN, STD
 from pretrain.errors import BadRun
 from pretrain.evaluate import load_run
 from pretrain.metrics import read_metrics
+from pretrain.plain_files import read_json
 
 # timm's builders with these MLPs; every size is given in model_args
 _ARCHITECTURE = {True: "vit_giant_patch14_dinov2", False: "vit_small_patch14_dinov2"}
 
+_MOST_STATE = 64 << 20
+_SHOWN = ("magnification", "stain", "tissue")
 _NOT_SHOWN = (*recipes.FREE, "start_from", "teacher")  # nor any path
 
 
@@ -126,14 +129,14 @@ def model_card(run: Path, backbone: Backbone, step: int, licence: str) -> str:
 def _drawn(run: Path, step: int) -> list[str]:
     """Tiles drawn up to the step, by each property of their strata; institutions are counted, not named."""
     try:
-        rows = json.loads((step_folder(run / "checkpoints", step) / STATE).read_text())["drawn"]
-    except (OSError, ValueError, KeyError):
+        rows = _checked_draws(read_json(step_folder(run / "checkpoints", step) / STATE, _MOST_STATE))
+    except (OSError, ValueError):
         return ["What was drawn is not known: the checkpoint does not say it."]
     total = max(sum(row["drawn"] for row in rows), 1)
     lines = ["| property | share of the tiles drawn |", "| --- | --- |"]
     institutions = {row["institution"] for row in rows if "institution" in row}
     lines.append(f"| institutions | {len(institutions) or 'not told apart'} |")
-    for name in ("magnification", "stain", "tissue"):
+    for name in _SHOWN:
         counts: Counter[str] = Counter()
         for row in rows:
             counts[str(row.get(name, "all"))] += row["drawn"]
@@ -141,6 +144,20 @@ def _drawn(run: Path, step: int) -> list[str]:
         more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
         lines.append(f"| {name} | {shown}{more} |")
     return lines
+
+
+def _checked_draws(state: Any) -> list[dict[str, Any]]:
+    """The rows of what was drawn; ValueError where they are no counts of strata."""
+    rows = state.get("drawn") if isinstance(state, dict) else None
+    if not isinstance(rows, list):
+        raise ValueError("it does not say what was drawn")  # noqa: TRY004 - of what a file says
+    for row in rows:
+        if not isinstance(row, dict) or type(row.get("drawn")) is not int or row["drawn"] < 0:
+            raise ValueError("it does not count what was drawn")
+        shown = [row[name] for name in (*_SHOWN, "institution") if name in row]
+        if not all(isinstance(value, str) and value.isprintable() for value in shown):
+            raise ValueError("it names a stratum that is no text")
+    return rows
 
 
 def _figures(run: Path, step: int) -> list[str]:

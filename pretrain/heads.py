@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from wsi_prep.errors import BadOption
 
+_LARGEST = {"prototypes": 1 << 24, "hidden": 65_536, "bottleneck": 65_536, "layers": 64}
+
 
 @dataclass(frozen=True)
 class HeadSettings:
@@ -22,9 +24,14 @@ class HeadSettings:
     layers: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("prototypes", "hidden", "bottleneck", "layers"):
-            if getattr(self, name) < 1:
-                raise BadOption(f"{name} {getattr(self, name)} of a head is below 1")
+        for name, most in _LARGEST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise BadOption(f"{name} {getattr(self, name)} of a head is not between 1 and {most:,}")
+
+    def parameters(self, width: int) -> int:
+        """How many numbers the matrices of a head over features `width` wide have."""
+        inner = self.hidden * (width + self.bottleneck + max(self.layers - 2, 0) * self.hidden)
+        return (inner if self.layers > 1 else width * self.bottleneck) + self.prototypes * self.bottleneck
 
 
 class Head(nn.Module):

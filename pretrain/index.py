@@ -13,11 +13,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pretrain.errors import BadFilter, BadShards
-from pretrain.parts import INDEX_VERSION, STRATUM_LEVELS, Part, build_part, check_filter, open_part
+from pretrain.parts import INDEX_VERSION, STRATUM_LEVELS, Part, build_part, open_part, read_filter
 from pretrain.sources import ShardSource, digest, open_source
 from wsi_prep.copies import which_count
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.records import FORMAT_VERSION, TILES_PER_SHARD
+from wsi_prep.sql import CONDITION_SECONDS
 
 Progress = Callable[[int, int], None]
 
@@ -128,26 +129,30 @@ class Index:
 
 
 def open_index(
-    shards: Sequence[str], folder: Path, where: str | None = None, progress: Progress = lambda done, of: None
+    shards: Sequence[str],
+    folder: Path,
+    where: str | None = None,
+    progress: Progress = lambda done, of: None,
+    seconds: float = CONDITION_SECONDS,
 ) -> Index:
     """The index over the OUT folders or URLs `shards`; parts that `folder` does not hold yet are made first.
 
-    `where`: a condition on the catalog's columns, slides' and tiles' alike. Raises BadShards and BadFilter.
+    `where`: a condition on the catalog's columns, slides' and tiles' alike; `seconds` as in read_filter. Raises
+    BadShards and BadFilter.
     """
-    where = (where or "").strip() or None
-    if where:
-        check_filter(where)
+    condition = read_filter(where, seconds)
+    told = condition.text if condition else ""
     todo = [(source, *pair) for source in map(open_source, shards) for pair in _pairs(source)]
     parts = []
     for done, (source, name, has_tiles, stamp) in enumerate(todo):
-        key = digest(str(INDEX_VERSION), str(FORMAT_VERSION), os.path.abspath(source.where), name, stamp, where or "")  # noqa: PTH100
+        key = digest(str(INDEX_VERSION), str(FORMAT_VERSION), os.path.abspath(source.where), name, stamp, told)  # noqa: PTH100
         progress(done, len(todo))
         if not (folder / key).is_dir():
-            build_part(source, name, has_tiles, where, folder / key)
+            build_part(source, name, has_tiles, condition, folder / key)
         parts.append((source, open_part(folder / key)))
     progress(len(todo), len(todo))
-    if where and not any(len(part.tiles) for _, part in parts):
-        raise BadFilter(f"the filter {where!r} leaves no tile; compare it with the catalog")
+    if condition and not any(len(part.tiles) for _, part in parts):
+        raise BadFilter(f"the filter {told!r} leaves no tile; compare it with the catalog")
     return Index(parts)
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretrain.errors import OtherFeatures
+from pretrain.plain_files import read_json
 from pretrain.sources import digest
 
 RECORD = "features.json"
@@ -133,7 +134,7 @@ class FeatureFolder:
     def _differences(self, file: Path, named: str) -> list[str]:
         """`name: there -> here` for all that differs."""
         try:
-            there = json.loads(file.read_text())
+            there = read_json(file)
             before = FeatureRecord(**{f.name: there.get(f.name) for f in dataclasses.fields(FeatureRecord)})
         except (OSError, ValueError, AttributeError) as error:
             return [f"{RECORD} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"]
@@ -146,7 +147,7 @@ class FeatureFolder:
                 old, new = _weights(there.get("model_name"), old), _weights(named, new)
             elif field.name == "where":
                 old, new = old or "all tiles", new or "all tiles"
-            found.append(f"{field.name}: {old} -> {new}")
+            found.append(f"{field.name}: {_one_line(old)} -> {_one_line(new)}")
         return found
 
 
@@ -191,3 +192,8 @@ def _holds_features(file: Path) -> bool:
 
 def _weights(name: str | None, digest: str) -> str:
     return f"{name} (weights {str(digest)[:_SHOWN]})"
+
+
+def _one_line(value: object) -> str:
+    """A value that a file of somebody else's may have brought, for a message."""
+    return "".join(c if c.isprintable() else "?" for c in str(value)[:200])

@@ -6,6 +6,7 @@ nothing is copied between processes or forked (docs/benchmarks.md has both measu
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
@@ -33,6 +34,9 @@ _NAMED = 100
 UNREADABLE = (OSError, ValueError, RuntimeError, imagecodecs.Jpeg8Error)
 
 
+MOST_THREADS = 4096
+
+
 @dataclass(frozen=True)
 class LoaderSettings:
     """`threads` decode (0: one a core), `ahead` batches are in work, `requests` reads are in flight in object stores.
@@ -47,9 +51,12 @@ class LoaderSettings:
     bad_allowed: int = 20
 
     def __post_init__(self) -> None:
+        most = {"threads": MOST_THREADS, "ahead": 1024, "requests": 65_536}
         for name, least in (("threads", 0), ("ahead", 1), ("requests", 1), ("bad_allowed", 0)):
             if getattr(self, name) < least:
                 raise BadOption(f"{name} {getattr(self, name)} is below {least}")
+            if getattr(self, name) > most.get(name, math.inf):
+                raise BadOption(f"{name} {getattr(self, name)} is above {most[name]:,}")
         if not 0 <= self.bad_share <= 1:
             raise BadOption(f"bad_share {self.bad_share} is not between 0 and 1")
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretrain.plain_files import json_lines
+
 
 @dataclass(frozen=True)
 class _Sent:
@@ -52,6 +54,9 @@ class Deferred:
             yield sent.step, dict(zip(sent.names, sent.values.tolist(), strict=True))
 
 
+_MOST_BYTES, _LONGEST_NAME, _LARGEST = 256 << 20, 200, 1e100
+
+
 class MetricsLog:
     """RUN/metrics.jsonl and RUN/tensorboard. A run that goes on from step n drops the lines from n on first."""
 
@@ -81,8 +86,21 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The lines of RUN/metrics.jsonl: a step, and numbers by name, None where one was not finite.
+
+    ValueError where it holds anything else, OSError where it cannot be read.
+    """
+    rows = list(json_lines(folder / "metrics.jsonl", _MOST_BYTES))
+    for row in rows:
+        if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_figure, row.items())):
+            raise ValueError("a line of metrics.jsonl holds no step with numbers by name")
+    return rows
+
+
+def _is_figure(item: tuple[str, Any]) -> bool:
+    name, value = item
+    number = value is None or (type(value) in (int, float) and abs(value) <= _LARGEST)
+    return name.isprintable() and len(name) <= _LONGEST_NAME and number
 
 
 def _step(line: str) -> float:

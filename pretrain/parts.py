@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from pretrain.errors import BadFilter, BadShards
 from pretrain.sources import ShardSource, check_ids
+from wsi_prep.errors import BadQuery
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, TILES_PER_SHARD
+from wsi_prep.sql import CONDITION_SECONDS, Condition
 
 INDEX_VERSION = 1
 STRATUM_LEVELS = ("stain", "institution", "tissue")
@@ -41,6 +43,7 @@ SLIDE = np.dtype([("id_hash", "<u8"), ("split", "<f8"), ("by_patient", "<u4"), *
 _NAMES = [m.name for m in MAGNIFICATIONS]
 _NEEDED = ("slide_id", "magnification", "mpp", "shard", "index", "offset", "nbytes", "crc32")
 _LARGEST_JPEG = 1 << 24
+_SHOWN = 200  # characters of a filter, in a message
 
 
 class TileRows:
@@ -89,7 +92,7 @@ def open_part(folder: Path) -> Part:
     return Part(TileRows(folder / "tiles.npy"), cells, slides, names, slide_ids)
 
 
-def build_part(source: ShardSource, name: str, has_tiles: bool, where: str | None, folder: Path) -> None:
+def build_part(source: ShardSource, name: str, has_tiles: bool, where: Condition | None, folder: Path) -> None:
     """Read the catalog files `name` of `source` and write the part at `folder`.
 
     Raises BadShards where slides and tiles contradict each other, BadFilter where `where` cannot be evaluated.
@@ -144,17 +147,27 @@ def write_part(
             raise
 
 
-def check_filter(where: str) -> None:
-    """Raise BadFilter if `where` is no condition on the catalog's columns."""
+def read_filter(where: str | None, seconds: float = CONDITION_SECONDS) -> Condition | None:
+    """A condition on the catalog's columns, None where nothing is asked for; `seconds` are for some 100,000 tiles.
+
+    Raises BadFilter where it is something else, BadOption for a time limit that is none.
+    """
+    if not (where := (where or "").strip()):
+        return None
+    try:
+        condition = Condition(where, seconds)
+    except BadQuery as error:
+        raise _not_understood(where, error) from error
     columns = [field for field in SLIDE_SCHEMA if field.name != "slide_id"]
-    _matching(pa.schema([*TILE_SCHEMA, *columns]).empty_table(), where)
+    _matching(pa.schema([*TILE_SCHEMA, *columns]).empty_table(), condition)
+    return condition
 
 
 _ROW = np.dtype([*((n, TILE[n]) for n in TILE.names or ()), ("slide", "<u4"), ("magnification", "<u4"), ("mpp", "<f4")])
 
 
-def _columns(where: str | None) -> list[str]:
-    words = set(re.findall(r"\w+", (where or "").lower()))
+def _columns(where: Condition | None) -> list[str]:
+    words = _words(where) if where else set()
     return [name for name in TILE_SCHEMA.names if name in _NEEDED or name in words]
 
 
@@ -162,13 +175,17 @@ def _known(batch: pa.RecordBatch, slides: pa.Table) -> int:
     return int(pc.sum(pc.is_in(batch["slide_id"], slides["slide_id"].combine_chunks())).as_py() or 0)
 
 
-def matching_tiles(batch: pa.RecordBatch, slides: pa.Table, where: str | None) -> pa.Table:
+def _words(where: Condition) -> set[str]:
+    return set(re.findall(r"\w+", where.text.lower()))
+
+
+def matching_tiles(batch: pa.RecordBatch, slides: pa.Table, where: Condition | None) -> pa.Table:
     """The batch's tiles that belong to one of the slides and pass the filter, with the row of their `slide`."""
     table = pa.Table.from_batches([batch])
     slide = pc.index_in(table["slide_id"], slides["slide_id"].combine_chunks())
     table = table.append_column("slide", slide).filter(pc.is_valid(slide))
     if where:
-        words = set(re.findall(r"\w+", where.lower()))
+        words = _words(where)
         joined = table
         for field in slides.schema:
             if field.name in words and field.name not in joined.schema.names:
@@ -177,7 +194,7 @@ def matching_tiles(batch: pa.RecordBatch, slides: pa.Table, where: str | None) -
     return table
 
 
-def _rows(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: str | None) -> NDArray[Any]:
+def _rows(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: Condition | None) -> NDArray[Any]:
     table = matching_tiles(batch, slides, where)
     rows = np.empty(len(table), _ROW)
     for name in (*(TILE.names or ()), "slide", "mpp"):
@@ -187,21 +204,21 @@ def _rows(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: s
     return rows
 
 
-def _matching(table: pa.Table, where: str) -> pa.Array:
-    """Numbers of the rows that `where` holds for; DuckDB's SQL, without access to anything but these rows."""
-    import duckdb  # noqa: PLC0415 - only a run with a filter needs it
+def _matching(table: pa.Table, where: Condition) -> pa.Array:
+    """Numbers of the rows that `where` holds for."""
+    try:
+        return pa.array(where.rows(table), pa.int64())
+    except BadQuery as error:
+        raise _not_understood(where.text, error) from error
 
-    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
-        connection.register("tiles", table.append_column("_row", pa.array(range(len(table)), pa.int64())))
-        try:
-            found = connection.execute(f"SELECT _row FROM tiles WHERE ({where}\n) ORDER BY _row").fetchnumpy()  # noqa: S608
-        except duckdb.Error as error:
-            line = next(iter(str(error).splitlines()), "")
-            raise BadFilter(
-                f"the filter {where!r} is not understood ({line}); write a condition on the catalog's columns, "
-                "as in stain = 'HE' and focus > 0.3"
-            ) from error
-    return pa.array(np.asarray(found["_row"]))
+
+def _not_understood(where: str, error: Exception) -> BadFilter:
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    shown = where if len(where) <= _SHOWN else f"{where[:_SHOWN]}..."
+    return BadFilter(
+        f"the filter {shown!r} is not understood ({line}); write a condition on the catalog's columns, "
+        "as in stain = 'HE' and focus > 0.3"
+    )
 
 
 def _check_tiles(source: ShardSource, table: pa.Table, rows: NDArray[Any]) -> None:

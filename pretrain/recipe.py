@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from typing import Any
 
 from pretrain.backbone import BackboneSettings
 from pretrain.distributed import MODES as PARALLEL
-from pretrain.loader import LoaderSettings
+from pretrain.loader import MOST_THREADS, LoaderSettings
 from pretrain.objective import ObjectiveSettings
 from pretrain.optim import OptimSettings
+from pretrain.plain_files import read_json
 from pretrain.recompute import MODES as RECOMPUTE
 from pretrain.sampler import SamplingSettings
 from pretrain.schedules import ScheduleSettings
@@ -23,6 +25,8 @@ from pretrain.views import ViewSettings
 from wsi_prep.errors import BadOption
 
 PRECISIONS = ("fp32", "bf16")
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_MOST_COUNT, _LONGEST_TEXT, _SHOWN = 10**12, 4096, 60
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,8 @@ class ComputeSettings:
         for name, allowed in (("precision", PRECISIONS), ("parallel", PARALLEL), ("recompute", RECOMPUTE)):
             if getattr(self, name) not in allowed:
                 raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
-        if self.accumulate < 1 or self.threads < 0:
-            raise BadOption("accumulate must be at least 1, threads at least 0")
+        if self.accumulate < 1 or not 0 <= self.threads <= MOST_THREADS:
+            raise BadOption(f"accumulate must be at least 1, threads between 0 and {MOST_THREADS:,}")
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def changed(recipe: Recipe, changes: list[str]) -> Recipe:
         if not found:
             raise BadOption(f"{change!r} sets nothing; write name=value, as in schedule.rate=0.002")
         _set(values, recipe, name.strip(), text.strip())
-    made: Recipe = _build(Recipe, values)
+    made: Recipe = _build(Recipe, values, "")
     return made
 
 
@@ -153,15 +157,13 @@ def save(recipe: Recipe, file: Path) -> None:
 def load(file: Path) -> Recipe:
     """What `save` wrote; BadOption if it is something else."""
     try:
-        text = file.read_text()
+        values = read_json(file)
+        recipe: Recipe = _build(Recipe, values, "")
     except OSError as error:
         raise BadOption(
             f"{file} cannot be read ({error.strerror}); name a folder that make pretrain has filled"
         ) from error
-    try:
-        values = json.loads(text)
-        recipe: Recipe = _build(Recipe, values)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise BadOption(f"{file} is no recipe of this version: {error}") from error
     return recipe
 
@@ -221,12 +223,61 @@ def _parse(name: str, text: str, wanted: Any) -> Any:
     try:
         return wanted(text)
     except ValueError:
-        kind = {int: "a whole number", float: "a number"}.get(wanted, "text")
-        raise BadOption(f"{name} is {kind}, not {text!r}") from None
+        raise BadOption(f"{name} is {_KINDS[wanted]}, not {text[:_SHOWN]!r}") from None
 
 
-def _build(kind: Any, values: Any) -> Any:
+def _build(kind: Any, values: Any, name: str) -> Any:
+    """A record of the kind, of values as JSON has them; BadOption for one of another type, by its dotted name."""
     if dataclasses.is_dataclass(kind):
-        types = typing.get_type_hints(kind)
-        return kind(**{name: _build(types[name], value) for name, value in values.items()})  # type: ignore[operator]
-    return tuple(values) if typing.get_origin(kind) is tuple else values
+        return kind(**_checked(kind, values, name))  # type: ignore[operator]
+    origin, kinds = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        if not isinstance(values, (list, tuple)) or (kinds[-1] is not Ellipsis and len(values) != len(kinds)):
+            many = "several" if kinds[-1] is Ellipsis else len(kinds)
+            raise BadOption(f"{name} is {many} values, not {_short(values)}")
+        of = [kinds[0]] * len(values) if kinds[-1] is Ellipsis else kinds
+        return tuple(_build(each, value, name) for each, value in zip(of, values, strict=True))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(values, dict):
+            raise BadOption(f"{name} is a number for each of some names, not {_short(values)}")
+        return {str(key): _build(float, value, f"{name}.{_short(key)}") for key, value in values.items()}
+    return _plain(kind, values, name)
+
+
+def _checked(kind: Any, values: Any, name: str) -> dict[str, Any]:
+    """Arguments for a record, each of its type. Raises BadOption."""
+    if not isinstance(values, dict):
+        raise BadOption(f"{name or 'a recipe'} is a record of settings, not {_short(values)}")
+    types, prefix = typing.get_type_hints(kind), f"{name}." if name else ""
+    if unknown := [key for key in values if key not in types]:
+        raise BadOption(_unknown(f"{prefix}{unknown[0][:_SHOWN]}"))
+    needed = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing := [key for key in needed if key not in values]:
+        raise BadOption(f"{prefix}{missing[0]} is missing")
+    return {key: _build(types[key], value, f"{prefix}{key}") for key, value in values.items()}
+
+
+def _plain(kind: type, value: Any, name: str) -> Any:
+    """One value of its type: no count beyond all that is counted, no text that could steer a terminal."""
+    if kind is float and type(value) is int:
+        value = float(value) if abs(value) <= _MOST_COUNT else math.inf
+    right = type(value) is kind
+    if right and kind is float:
+        right = math.isfinite(value)
+    elif right and kind is int and name != "sampling.seed":
+        right = abs(value) <= _MOST_COUNT
+    elif right and kind is str:
+        right = value.isprintable() and len(value) <= _LONGEST_TEXT
+    if not right:
+        raise BadOption(f"{name} is {_KINDS[kind]}, not {_short(value)}")
+    return value
+
+
+def _short(value: Any) -> str:
+    """A value for a message."""
+    said = type(value).__name__ if isinstance(value, (dict, list)) else repr(value)
+    return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."

@@ -33,6 +33,7 @@ from pretrain.recipe import Recipe
 from pretrain.sampler import Sampler
 from pretrain.tasks import Task, load_tasks
 from pretrain.train import DTYPES, Outcome, Trainer
+from wsi_prep.sql import CONDITION_SECONDS
 
 RUN_VERSION = 1
 _DATA = ("shards", "where", "tiles", "slides")
@@ -42,7 +43,7 @@ _COLLAPSED_SPREAD, _FLAT_TARGETS = 1e-4, 0.999
 @dataclass(frozen=True)
 class RunCall:
     """What a call asks for: `shards` and `where` as open_index takes them, `stop_at` a step to stop before, `probe`
-    tables of labelled tiles as tasks.load_tasks takes them.
+    tables of labelled tiles as tasks.load_tasks takes them, `seconds` as parts.read_filter does.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class RunCall:
     index: Path
     stop_at: int | None = None
     probe: tuple[str, ...] = ()
+    seconds: float = CONDITION_SECONDS
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _open(call: RunCall, world: distributed.World, progress: Callable[[int, int]
     index = None
     for turn in (world.first, world.first_here, True):
         if turn and index is None:
-            index = open_index(call.shards, call.index, call.where, progress)
+            index = open_index(call.shards, call.index, call.where, progress, call.seconds)
         distributed.wait_for_all()
     assert index is not None
     return index

@@ -28,6 +28,9 @@ _TRIES_IN_STRATUM, _TRIES = 8, 24
 _NAMED = 20  # strata in warnings
 
 
+_LARGEST_BATCH = 1 << 20
+
+
 @dataclass(frozen=True)
 class SamplingSettings:
     """What a batch is made of.
@@ -46,8 +49,8 @@ class SamplingSettings:
     split: str = "train"
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise BadOption(f"a batch of {self.batch} tiles is empty; ask for at least 1")
+        if not 1 <= self.batch <= _LARGEST_BATCH:
+            raise BadOption(f"a batch of {self.batch} tiles is not between 1 and {_LARGEST_BATCH:,}")
         if not 0 <= self.seed < 1 << 64:
             raise BadOption(f"seed {self.seed} is not between 0 and 2^64 - 1")
         for name, share in self.mix.items():

@@ -10,6 +10,9 @@ from wsi_prep.errors import BadOption
 _LEAST_TEMPERATURE = 0.02  # of exp(cosine / temperature)
 
 
+_MOST_STEPS = 10**9
+
+
 @dataclass(frozen=True)
 class ScheduleSettings:
     """Cosines over `steps`; shares are of the steps. Where the paper is silent, the values are DINOv2's.
@@ -30,8 +33,8 @@ class ScheduleSettings:
     frozen: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise BadOption(f"{self.steps} steps are too few; ask for at least 1")
+        if not 1 <= self.steps <= _MOST_STEPS:
+            raise BadOption(f"{self.steps} steps are not between 1 and {_MOST_STEPS:,}")
         for name in ("warmup", "temperature_warmup", "frozen"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadOption(f"{name} {getattr(self, name)} is not a share between 0 and 1")

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +20,9 @@ from pretrain.class_folders import SIDES, GroupPattern, holds_images, read_class
 from pretrain.errors import BadTask
 from pretrain.randomness import uniforms
 from pretrain.tiles import EncodedTiles, TileFiles, Tiles
+from wsi_prep.errors import BadQuery
 from wsi_prep.geometry import MAGNIFICATIONS
+from wsi_prep.sql import Condition
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -289,14 +290,13 @@ def _labels(path: Path, labels: str, table: pa.Table) -> list[Any]:
     """The column, or the expression's values; DuckDB has no access to anything but these rows."""
     if labels in table.column_names:
         return table[labels].to_pylist()  # type: ignore[no-any-return]
-    with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as connection:
-        connection.register("tiles", table.append_column("_row", pa.array(range(len(table)), pa.int64())))
-        try:
-            found = connection.execute(f"SELECT ({labels}\n) FROM tiles ORDER BY _row").fetchall()  # noqa: S608
-        except duckdb.Error as error:
-            has = ", ".join(table.column_names)
-            raise BadTask(f"{path}: has no column {labels}, and it is no expression over {has}; name one") from error
-    return [row[0] for row in found]
+    has = ", ".join(table.column_names)
+    try:
+        return Condition(labels).values(table)
+    except BadQuery as error:
+        raise BadTask(
+            f"{path}: has no column {labels}, and it is no expression over {has} ({error}); name one"
+        ) from error
 
 
 def _sides(path: Path, split: Sequence[Any], groups: Ints | None) -> tuple[Bools, Bools | None]:

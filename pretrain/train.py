@@ -27,6 +27,7 @@ from pretrain.distill import objective_of
 from pretrain.errors import NonFinite
 from pretrain.flops import step_flops
 from pretrain.loader import Batch, Loader
+from pretrain.memory import require_memory
 from pretrain.metrics import Deferred
 from pretrain.network import Network
 from pretrain.optim import clip_gradients, make_optimizer, optimizer_state, take_step
@@ -52,6 +53,13 @@ class Watcher(Protocol):
         """After every step; `step` is the next one's number."""
 
 
+def _require_room(recipe: Recipe, shares: int) -> None:
+    """Raise BadOption where not even the weights of student and average fit into this machine."""
+    backbone, head = recipe.backbone, recipe.objective.head
+    numbers = 2 * (backbone.parameters + 2 * head.parameters(backbone.width))
+    require_memory(4 * numbers / shares, f"the recipe's network ({numbers / 2e6:,.0f} M parameters)", BadOption)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a call of `Trainer.run` ended: `step` is the next to be done, `stopped` by a signal and which."""
@@ -73,6 +81,7 @@ class Trainer:
             )
         shards = recipe.compute.parallel == "fsdp" and world.size > 1
         late = shards and not recipe.start_from  # no process makes the whole network
+        _require_room(recipe, world.size if late else 1)
         self.objective = objective_of(recipe, sampler.settings.seed, "meta" if late else "cpu")
         self.loaded = self._begin_from(recipe.start_from)
         self._spread_out(late)

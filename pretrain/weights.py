@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain.backbone import Backbone, BackboneSettings
 from pretrain.colour import MEAN, STD
 from pretrain.errors import BadWeights
+from pretrain.layouts import Held, HeldTensor, renamed
+from pretrain.memory import require_memory
+from pretrain.plain_files import read_json
+from pretrain.tensor_files import TensorFile, open_tensors
+from wsi_prep.errors import BadOption
 
 import timm  # isort: skip - backbone has made it importable
 from timm.layers.pos_embed import resample_abs_pos_embed  # isort: skip - backbone has made timm importable
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
-_HUGGING_FACE = (  # transformers' Dinov2Model and Dinov2WithRegistersModel
-    (r"^(dinov2|dinov2_with_registers)\.", ""),
-    (r"^embeddings\.cls_token$", "cls_token"),
-    (r"^embeddings\.mask_token$", "mask_token"),
-    (r"^embeddings\.register_tokens$", "reg_token"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
-    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
-    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
-    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
-    (r"^layernorm\.", "norm."),
-)
 _OF_FEATURES = ("blocks.", "norm_pre.", "patch_embed.", "norm.")  # names without which features are others
 _TIMM = "make evaluate takes it as local-dir:FOLDER, by timm"
-_QKV = re.compile(r"(blocks\.\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
+_BLOCK = re.compile(r"blocks\.([^.]*)\.(.+)", re.DOTALL)
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -68,57 +57,110 @@ class Loaded:
 def released_backbone(where: Path) -> Backbone:
     """The backbone of a folder with weights and the config.json that timm or transformers wrote.
 
-    Raises BadWeights, also where this backbone would not compute what the weights were made for.
+    Raises BadWeights, also where this backbone would not compute what the weights were made for. Nothing is built
+    before the file's header says that all of it is there.
     """
-    file = _file(where)
-    weights = _rename(_read(file))
-    told = settings_of(weights, file)
-    if "pos_embed" not in weights:
-        raise BadWeights(f"{file} holds no ViT that is known here (pos_embed is not in it)")
-    _, side = _grid(weights["pos_embed"], 1 + int(told["registers"]), file)
-    settings = BackboneSettings(heads=_heads(file.parent, file), image_px=side * told["patch_px"], **told)
+    file = open_tensors(_file(where))
+    held, path = renamed(file), file.path
+    told = settings_of(held, path)
+    _, side = _grid(held["pos_embed"].shape, 1 + int(told["registers"]), path)
+    try:
+        settings = BackboneSettings(heads=_heads(path.parent, path), image_px=side * told["patch_px"], **told)
+    except BadOption as error:
+        raise BadWeights(f"{path} holds no ViT that can be: {error}") from error
+    _check_whole(held, settings, path)
+    _check_colours(path.parent)
+    require_memory(settings.parameters * 4, f"the ViT of {path}", BadWeights)
     backbone = Backbone(settings)
-    loaded = load_backbone(backbone, file)
-    new = [
-        name for name in loaded.missing if name != "mask_token" and not name.endswith(".attn.qkv.bias")
-    ]  # both are 0
-    strange = [name for name in loaded.unused if name.startswith(_OF_FEATURES)]
-    if wrong := new + strange:
-        what = "lacks" if new else "holds"
-        raise BadWeights(f"{file} {what} {wrong[0]}, so that it is of another ViT than is known here; {_TIMM}")
-    _check_colours(file.parent)
+    _fill(backbone, file, held)
     return backbone
+
+
+def _check_whole(held: Held, settings: BackboneSettings, path: Path) -> None:
+    """Raise BadWeights unless the file has every tensor that features depend on, in its shape, and no other."""
+    wanted = shapes_of(settings)
+    for name, shape in wanted.items():
+        if name not in held:
+            if name == "mask_token" or name.endswith(".attn.qkv.bias"):  # both are 0
+                continue
+            raise BadWeights(f"{path} lacks {name}, so that it is of another ViT than is known here; {_TIMM}")
+        if name != "pos_embed" and _sides(held[name].shape) != _sides(shape):
+            raise BadWeights(
+                f"{path} holds {name} of shape {_shown(held[name].shape)}; in this ViT it is {_shown(shape)}"
+            )
+    if strange := [name for name in sorted(held) if name.startswith(_OF_FEATURES) and name not in wanted]:
+        raise BadWeights(f"{path} holds {strange[0]}, so that it is of another ViT than is known here; {_TIMM}")
+
+
+def shapes_of(settings: BackboneSettings) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of such a backbone, by its name in timm; one block is made, and without memory."""
+    with torch.device("meta"):
+        one = Backbone(replace(settings, depth=1))
+    found = {"mask_token": tuple(one.mask_token.shape)}
+    for name, value in one.vit.state_dict().items():
+        block = _BLOCK.fullmatch(name)
+        names = [f"blocks.{n}.{block[2]}" for n in range(settings.depth)] if block else [name]
+        found |= dict.fromkeys(names, tuple(value.shape))
+    return found
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without sides of one, which layouts have here and there."""
+    return tuple(side for side in shape if side != 1)
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "one number"
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """What a small JSON file says; nothing where it is not there. Raises BadWeights where it says no such thing."""
+    try:
+        told = read_json(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BadWeights(f"{file} cannot be read: {_line(error)}") from error
+    if not isinstance(told, dict):
+        raise BadWeights(f"{file} is no record of a model")
+    return told
 
 
 def _check_colours(folder: Path) -> None:
     """Tiles are normalised as in training; BadWeights where the folder says that its model wants it otherwise."""
     for name, keys in (("config.json", ("mean", "std")), ("preprocessor_config.json", ("image_mean", "image_std"))):
-        try:
-            told = json.loads((folder / name).read_text())
-            told = told.get("pretrained_cfg", told)
-            wanted = [told.get(key) for key in keys]
-        except (OSError, ValueError, AttributeError):
-            continue
-        for values, ours in zip(wanted, (MEAN, STD), strict=True):
-            if values is not None and not np.allclose(values, ours, atol=1e-3):
+        told = read_config(folder / name)
+        told = told.get("pretrained_cfg", told)
+        wanted = [told.get(key) for key in keys] if isinstance(told, dict) else []
+        for values, ours in zip(wanted, (MEAN, STD), strict=False):
+            if values is not None and not _close(values, ours):
                 raise BadWeights(
-                    f"{folder / name} asks for colours normalised by {values}, not by {list(ours)}; {_TIMM}"
+                    f"{folder / name} asks for colours normalised by {str(values)[:80]}, not by {list(ours)}; {_TIMM}"
                 )
+
+
+def _close(values: Any, ours: tuple[float, ...]) -> bool:
+    numbers = isinstance(values, list) and len(values) == len(ours) and all(type(v) in (int, float) for v in values)
+    return numbers and bool(np.allclose(values, ours, atol=1e-3))
 
 
 def _heads(folder: Path, file: Path) -> int:
     """The number of attention heads, which no tensor's shape tells."""
+    config = read_config(folder / "config.json")
+    arguments = config.get("model_args")
+    told = config.get("num_attention_heads", arguments.get("num_heads") if isinstance(arguments, dict) else None)
+    if told is not None:
+        if type(told) is not int or told < 1:
+            raise BadWeights(
+                f"{folder / 'config.json'} says {str(told)[:80]!r} heads, which is no whole number from 1 up"
+            )
+        return told
     try:
-        config = json.loads((folder / "config.json").read_text())
-        if "num_attention_heads" in config:
-            return int(config["num_attention_heads"])
-        if heads := config.get("model_args", {}).get("num_heads"):
-            return int(heads)
         plain = re.findall(r"^\w+$", config["architecture"])[0]  # timm would fetch what "hf-hub:..." names
         with torch.device("meta"):
             model: Any = timm.create_model(plain)
             return int(model.blocks[0].attn.num_heads)
-    except Exception as error:  # of files, json and timm, each with errors of its own
+    except Exception as error:  # of timm, with errors of its own
         raise BadWeights(
             f"{file} needs a config.json beside it that names the architecture, as timm and transformers write it"
         ) from error
@@ -129,23 +171,48 @@ def load_backbone(backbone: Backbone, where: Path) -> Loaded:
 
     Raises BadWeights where there is none, or where its architecture is another one.
     """
-    file = _file(where)
-    given = _rename(_read(file))
-    _check(backbone.settings, settings_of(given, file), file)
-    before = given["pos_embed"].shape
-    given["pos_embed"] = _positions(given["pos_embed"], backbone, file)
-    own = {"mask_token": backbone.mask_token, **backbone.vit.state_dict()}
-    fitting = {n: v for n, v in given.items() if n in own and v.numel() == own[n].numel()}
-    with torch.no_grad():
-        for name, value in fitting.items():
-            own[name].copy_(value.view(own[name].shape))
+    file = open_tensors(_file(where))
+    held, path = renamed(file), file.path
+    _check(backbone.settings, settings_of(held, path), path)
+    before = held["pos_embed"].shape
+    _grid(before, backbone.prefix, path)
+    own = _own(backbone)
+    filled = _fill(backbone, file, held)
     return Loaded(
-        file,
-        tuple(name for name in own if name in fitting),
-        tuple(name for name in own if name not in fitting),
-        tuple(sorted(set(given) - set(fitting))),
+        path,
+        tuple(name for name in own if name in filled),
+        tuple(name for name in own if name not in filled),
+        tuple(sorted(set(held) - filled)),
         ("pos_embed",) if before != own["pos_embed"].shape else (),
     )
+
+
+def _own(backbone: Backbone) -> dict[str, Tensor]:
+    return {"mask_token": backbone.mask_token, **backbone.vit.state_dict()}
+
+
+def _fill(backbone: Backbone, file: TensorFile, held: Held) -> set[str]:
+    """Copy each tensor of the file that fits into the backbone, one after another; returns their names."""
+    filled = set()
+    with torch.no_grad():
+        for name, target in _own(backbone).items():
+            if name not in held:
+                continue
+            fits = name == "pos_embed" or _sides(held[name].shape) == _sides(tuple(target.shape))
+            if fits:
+                value = _whole(file, held[name])
+                value = _positions(value, backbone, file.path) if name == "pos_embed" else value
+                target.copy_(value.view(target.shape))
+                filled.add(name)
+    return filled
+
+
+def _whole(file: TensorFile, held: HeldTensor) -> Tensor:
+    parts = [file.read(part) for part in held.parts]
+    value = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if value.dtype == torch.float64 and not torch.isfinite(value.float()).all():
+        raise BadWeights(f"{file.path} holds numbers in {held.parts[0]} that float32 cannot hold")
+    return value
 
 
 def _positions(given: Tensor, backbone: Backbone, file: Path) -> Tensor:
@@ -154,7 +221,7 @@ def _positions(given: Tensor, backbone: Backbone, file: Path) -> Tensor:
     Files hold the patches' rows alone (timm's no_embed_class), with one for the class token (Meta), or with all.
     """
     prefix = backbone.prefix
-    held, side = _grid(given, prefix, file)
+    held, side = _grid(tuple(given.shape), prefix, file)
     first = torch.zeros(1, prefix, given.shape[2], dtype=given.dtype)
     first[:, :held] = given[:, :held]
     grid = list(backbone.vit.patch_embed.grid_size)
@@ -163,35 +230,59 @@ def _positions(given: Tensor, backbone: Backbone, file: Path) -> Tensor:
     return resampled
 
 
-def _grid(given: Tensor, prefix: int, file: Path) -> tuple[int, int]:
+def _grid(shape: tuple[int, ...], prefix: int, file: Path) -> tuple[int, int]:
     """How many rows of a position embedding come before the patches', and the patches a side."""
-    rows = given.shape[1]
+    rows = shape[1]
     for held in (prefix, 1, 0):
-        side = math.isqrt(rows - held)
-        if side * side == rows - held:
+        side = math.isqrt(max(rows - held, 0))
+        if side and side * side == rows - held:
             return held, side
     raise BadWeights(f"{file} has positions of {rows} tokens, which are no square of patches")
 
 
-def settings_of(weights: dict[str, Tensor], file: Path) -> dict[str, Any]:
-    """The BackboneSettings that the shapes of timm-named weights tell; the number of heads is not among them."""
-    try:
-        width, _, patch, _ = weights["patch_embed.proj.weight"].shape
-        depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-        inner, outer = weights["blocks.0.mlp.fc1.weight"], weights["blocks.0.mlp.fc2.weight"]
-    except (KeyError, ValueError) as error:
-        raise BadWeights(f"{file} holds no ViT that is known here ({error} is not in it)") from error
-    registers = weights.get("reg_token")
+def settings_of(held: Held, file: Path) -> dict[str, Any]:
+    """The BackboneSettings that the shapes of timm-named weights tell; the number of heads is not among them.
+
+    Raises BadWeights for shapes that no ViT has, and for blocks with gaps between them.
+    """
+
+    def sides(name: str, count: int) -> tuple[int, ...]:
+        if name not in held:
+            raise BadWeights(f"{file} holds no ViT that is known here ({name} is not in it)")
+        shape = held[name].shape
+        if len(shape) != count or min(shape) < 1:
+            raise BadWeights(f"{file} holds {name} of shape {_shown(shape)}; a ViT's has {count} sides, each from 1 up")
+        return shape
+
+    width, colours, patch, across = sides("patch_embed.proj.weight", 4)
+    if colours != 3 or patch != across:
+        raise BadWeights(f"{file} takes patches of {_shown((colours, patch, across))}; here they are 3 x px x px")
+    inner, outer = sides("blocks.0.mlp.fc1.weight", 2), sides("blocks.0.mlp.fc2.weight", 2)
+    one, _, across = sides("pos_embed", 3)
+    registers = sides("reg_token", 3) if "reg_token" in held else (1, 0, width)
+    if (one, across) != (1, width) or registers[::2] != (1, width):
+        raise BadWeights(f"{file} has positions or registers that are not {width} wide, as its patches are")
     return {
         "width": width,
-        "depth": depth,
+        "depth": _depth(held, file),
         "patch_px": patch,
-        "registers": registers.shape[1] if registers is not None else 0,
-        "swiglu": inner.shape[0] == 2 * outer.shape[1],
-        "mlp_ratio": inner.shape[0] / width,
-        "qk_norm": "blocks.0.attn.q_norm.weight" in weights,
-        "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in weights else 0.0,
+        "registers": registers[1],
+        "swiglu": inner[0] == 2 * outer[1],
+        "mlp_ratio": inner[0] / width,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in held,
+        "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in held else 0.0,
     }
+
+
+def _depth(held: Held, file: Path) -> int:
+    """How many blocks there are. Raises BadWeights where they are not numbered from 0 without a gap."""
+    words = {found[1] for found in map(_BLOCK.fullmatch, held) if found}
+    if odd := sorted(word for word in words if not _NUMBER.fullmatch(word)):
+        raise BadWeights(f"{file} holds a block {odd[0][:40]!r}, which is no number")
+    numbers = sorted(map(int, words))
+    if missing := next((n for n, number in enumerate(numbers) if n != number), None):
+        raise BadWeights(f"{file} holds a block {numbers[-1]} and no block {missing}; blocks are numbered without gaps")
+    return len(numbers)
 
 
 def _check(wanted: BackboneSettings, given: dict[str, Any], file: Path) -> None:
@@ -214,41 +305,6 @@ def _file(where: Path) -> Path:
     if found := [where / name for name in _FILES if (where / name).is_file()]:
         return found[0]
     raise BadWeights(f"{where} is no file of weights and holds none of {', '.join(_FILES)}")
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise BadWeights(f"{file} cannot be read: {_line(error)}") from error
-    except Exception as error:  # pickle's own, for files that hold more than tensors
-        raise BadWeights(f"{file} holds more than tensors and is not opened; convert it to .safetensors") from error
-    for key in ("model", "state_dict", "teacher"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise BadWeights(f"{file} holds no table of tensors by name")
-    return found
-
-
-def _rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Timm's names in place of those of transformers or of Meta's repository."""
-    out: dict[str, Tensor] = {}
-    split: dict[str, dict[str, Tensor]] = {}
-    for name, value in weights.items():
-        name = name.removeprefix("module.").removeprefix("backbone.")  # noqa: PLW2901 - wrappers of other trainers
-        for pattern, replacement in _HUGGING_FACE:
-            name = re.sub(pattern, replacement, name)  # noqa: PLW2901
-        if found := _QKV.match(name):
-            split.setdefault(f"{found[1]}.attn.qkv.{found[3]}", {})[found[2]] = value
-            continue
-        name = name.replace("register_tokens", "reg_token")  # noqa: PLW2901
-        out[re.sub(r"\.mlp\.w12\.", ".mlp.fc1.", re.sub(r"\.mlp\.w3\.", ".mlp.fc2.", name))] = value
-    for name, parts in split.items():
-        out[name] = torch.cat([parts[key] for key in ("query", "key", "value")])
-    return out
 
 
 def _line(error: Exception) -> str:

@@ -27,11 +27,11 @@ from wsi_prep.audit import (
 )
 from wsi_prep.catalog_files import catalog_files, first_line
 from wsi_prep.errors import BadCatalog
-from wsi_prep.query import create_view
+from wsi_prep.query import create_view, local_names
+from wsi_prep.sql import closed_connection
 
 _QUALITY = ("tissue_fraction", "focus", "pen", "dark", "white", "saturation")
 _FINE = 100  # bins that a shown one is made of: quantiles are true to a 2400th of the range
-_NO_NETWORK = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def open_catalogs(folders: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]
     StoreFailed.
     """
     files = catalog_files(folders)
-    with duckdb.connect(":memory:", config=_NO_NETWORK) as connection:
+    with closed_connection(allowed=local_names(files)) as connection:
         connection.register("folders", files.folders)
         connection.register("notes", pa.table({"note": pa.array(files.copies.notes, pa.string())}))
         try:

@@ -19,6 +19,7 @@ from wsi_prep.place import Place, aside, open_place, write_atomically
 from wsi_prep.polygons import QUPATH_FRAME, feature_collection
 from wsi_prep.query import open_catalog
 from wsi_prep.slide_ids import require_slide_id
+from wsi_prep.sql import QUESTION_SECONDS, one_expression
 
 _WIDEST = 1e6  # level-0 px of a tile
 _MAGNIFICATIONS = {m.name for m in MAGNIFICATIONS}
@@ -50,14 +51,15 @@ def require_names(slide_id: Any, magnification: Any) -> None:
         )
 
 
-def write_qupath(out: str, where: str, to: Path) -> Written:
+def write_qupath(out: str, where: str, to: Path, seconds: float = QUESTION_SECONDS) -> Written:
     """`to`/<slide_id>.geojson of each slide whose row, or one of whose tiles, fits `where`; `out` is a path or URL.
+    `seconds` as in open_catalog.
 
     Coordinates count from the slide's bounds, which is where QuPath's begin.
     """
     place = open_place(out)
-    with open_catalog([place.where]) as catalog:
-        slides = catalog.ask(_OUTLINED.format(where=where)).read_all().to_pylist()
+    with open_catalog([place.where], seconds=seconds) as catalog:
+        slides = catalog.ask(_OUTLINED.format(where=one_expression(where))).read_all().to_pylist()
     written = Written()
     to.mkdir(parents=True, exist_ok=True)
     for slide in slides:
@@ -86,7 +88,7 @@ def _for_qupath(place: Place, slide: dict[str, Any]) -> dict[str, Any]:
     return feature_collection([[ring - bounds for ring in polygon] for polygon in outlines.kept], QUPATH_FRAME)
 
 
-def write_trident(out: str, where: str, to: Path) -> Written:
+def write_trident(out: str, where: str, to: Path, seconds: float = QUESTION_SECONDS) -> Written:
     """`to`/<magnification>_392px_0px_overlap/patches/<slide_id>_patches.h5 of the tiles that fit `where`.
 
     Dataset `coords`, (n, 2) int64 of x0, y0, with TRIDENT's attributes. TRIDENT takes patch_size * level0_magnification
@@ -108,10 +110,11 @@ def write_trident(out: str, where: str, to: Path) -> Written:
             "mpp": array["mpp"],
         }
 
-    return _write_coords(out, where, to, f"{{magnification}}_{TILE_PX}px_0px_overlap/patches", "_patches", attributes)
+    folder = f"{{magnification}}_{TILE_PX}px_0px_overlap/patches"
+    return _write_coords(out, where, to, folder, "_patches", attributes, seconds)
 
 
-def write_clam(out: str, where: str, to: Path) -> Written:
+def write_clam(out: str, where: str, to: Path, seconds: float = QUESTION_SECONDS) -> Written:
     """`to`/<magnification>/patches/<slide_id>.h5 of the tiles that fit `where`.
 
     Dataset `coords`, (n, 2) int64 of x0, y0, with CLAM's attributes. CLAM reads patch_size px of level patch_level and
@@ -129,15 +132,21 @@ def write_clam(out: str, where: str, to: Path) -> Written:
             "mpp": array["mpp"],
         }
 
-    return _write_coords(out, where, to, "{magnification}/patches", "", attributes)
+    return _write_coords(out, where, to, "{magnification}/patches", "", attributes, seconds)
 
 
 def _write_coords(
-    out: str, where: str, to: Path, folder: str, suffix: str, attributes: Callable[[dict[str, Any]], dict[str, Any]]
+    out: str,
+    where: str,
+    to: Path,
+    folder: str,
+    suffix: str,
+    attributes: Callable[[dict[str, Any]], dict[str, Any]],
+    seconds: float,
 ) -> Written:
     written = Written()
-    with open_catalog([out]) as catalog:
-        for batch in catalog.ask(_ARRAYS.format(where=where)):
+    with open_catalog([out], seconds=seconds) as catalog:
+        for batch in catalog.ask(_ARRAYS.format(where=one_expression(where))):
             arrays = batch.drop_columns(["x0", "y0"]).to_pylist()
             for array, x0, y0 in zip(arrays, batch["x0"], batch["y0"], strict=True):
                 require_names(array["slide_id"], array["magnification"])

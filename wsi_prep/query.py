@@ -16,21 +16,20 @@ import pyarrow.parquet as pq
 from wsi_prep.catalog_files import TABLES, CatalogFiles, catalog_files, first_line
 from wsi_prep.errors import BadCatalog, BadOption, BadQuery, UsageError
 from wsi_prep.place import aside
+from wsi_prep.sql import QUESTION_SECONDS, Deadline, check_limit, check_question, closed_connection
 
 _MEMORY = "4GB"
 _BATCH = 65_536
-_CLOSED = {
-    "memory_limit": _MEMORY,
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-}
 
 
 class OpenCatalog:
-    """The catalogs of some shard folders, open for questions; a context manager. `notes` are lines for the user."""
+    """The catalogs of some shard folders, open for questions; a context manager. `notes` are lines for the user.
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, files: CatalogFiles) -> None:
-        self._connection = connection
+    DuckDB may work at an answer for `seconds`.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, files: CatalogFiles, seconds: float) -> None:
+        self._connection, self._seconds = connection, seconds
         self._failures = files.failures
         self.notes = files.copies.notes
 
@@ -47,51 +46,60 @@ class OpenCatalog:
 
         Raises BadQuery, or StoreFailed where an object store does not answer: then, or while reading.
         """
+        late = f"the answer took longer than {self._seconds:g} s; ask for less, or give it more with TIME_LIMIT"
+        deadline = Deadline(self._connection, self._seconds, late)
         try:
-            statements = self._connection.extract_statements(sql)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise BadQuery("one SELECT statement is answered at a time, and nothing else")
-            reader = self._connection.sql(statements[0].query).to_arrow_reader(_BATCH)
+            question = check_question(self._connection, sql)
+            with deadline.running():
+                reader = self._connection.sql(question).to_arrow_reader(_BATCH)
         except duckdb.Error as error:
-            raise self._wrong(error) from error
-        return pa.RecordBatchReader.from_batches(reader.schema, self._answers(reader))
+            raise self._wrong(error, deadline) from error
+        return pa.RecordBatchReader.from_batches(reader.schema, self._answers(reader, deadline))
 
-    def _answers(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    def _answers(self, reader: pa.RecordBatchReader, deadline: Deadline) -> Iterator[pa.RecordBatch]:
         """The reader's batches; what fails while the rows are computed is the question's fault too."""
         try:
-            yield from reader
+            while True:
+                with deadline.running():
+                    batch = next(reader, None)
+                if batch is None:
+                    return
+                yield batch
         except (duckdb.Error, pa.ArrowException, OSError) as error:
-            raise self._wrong(error) from error
+            raise self._wrong(error, deadline) from error
 
-    def _wrong(self, error: Exception) -> UsageError:
-        return self._failures[0] if self._failures else _bad_query(error)
+    def _wrong(self, error: Exception, deadline: Deadline) -> UsageError:
+        return self._failures[0] if self._failures else deadline.late or _bad_query(error)
 
     def close(self) -> None:
         """Let go of the files."""
         self._connection.close()
 
 
-def open_catalog(shards: Sequence[str], spill: Path | None = None) -> OpenCatalog:
-    """The catalogs of the OUT folders or object-store URLs `shards` as one, each slide once. Raises as catalog_files.
+def open_catalog(shards: Sequence[str], spill: Path | None = None, seconds: float = QUESTION_SECONDS) -> OpenCatalog:
+    """The catalogs of the OUT folders or object-store URLs `shards` as one, each slide once. Raises as catalog_files,
+    and BadOption for a time limit that is none.
 
     Columns that an older catalog lacks are NULL. No question can read another file, write one, reach a network, or
     change these settings. What does not fit in memory goes to the folder `spill`; without one, such a question is
     refused.
     """
+    check_limit(seconds)
     files = catalog_files(shards)
-    connection = duckdb.connect(":memory:", config={**_CLOSED, "temp_directory": str(spill or "")})
+    connection = closed_connection(_MEMORY, spill, allowed=local_names(files))
     try:
-        paths = [str(f.source) for of in files.tables.values() for f in of if isinstance(f.source, Path)]
-        allowed = [name for path in paths for name in {path, glob.escape(path)}]
-        connection.execute("SET allowed_paths = $files", {"files": allowed})
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
         for table in TABLES:
             create_view(connection, table, table, files)
     except duckdb.Error as error:
         connection.close()
         raise BadCatalog(f"the catalog of {' '.join(shards)} cannot be read ({first_line(error)})") from error
-    return OpenCatalog(connection, files)
+    return OpenCatalog(connection, files, seconds)
+
+
+def local_names(files: CatalogFiles) -> list[str]:
+    """The catalogs' files on disks, as they are and as patterns that mean them."""
+    paths = [str(file.source) for of in files.tables.values() for file in of if isinstance(file.source, Path)]
+    return [name for path in paths for name in {path, glob.escape(path)}]
 
 
 def _listed(files: Sequence[Path]) -> str:

@@ -20,6 +20,7 @@ from wsi_prep.interchange import Written, require_names
 from wsi_prep.place import Place, aside, open_place
 from wsi_prep.query import open_catalog
 from wsi_prep.records import TILE_SCHEMA, TILES_PER_SHARD
+from wsi_prep.sql import QUESTION_SECONDS, one_expression
 
 _BLOCK = 512
 _LARGEST_JPEG = 1 << 24
@@ -27,12 +28,19 @@ _STRATUM = ("stain", "institution", "tissue", "patient_key")
 _TILES = "SELECT {columns} FROM tiles JOIN slides USING (slide_id) WHERE status = 'ok' AND ({where}\n) {order}"
 
 
-def write_tars(out: str | Path, where: str, to: Path, most_bytes: int, shuffle: int | None = None) -> Written:
+def write_tars(
+    out: str | Path,
+    where: str,
+    to: Path,
+    most_bytes: int,
+    shuffle: int | None = None,
+    seconds: float = QUESTION_SECONDS,
+) -> Written:
     """`to`/tiles-00000.tar, ... of the tiles that fit `where`, none larger than `most_bytes` unless one tile is.
 
     <key>.jpg holds the stored bytes, <key>.json the tile's row and its slide's stratum; the key is made of slide,
     magnification and index. Slide by slide, or in a random order that `shuffle` fixes. Raises BadOption where `to`
-    holds tars already. A tile whose bytes are not what the catalog says is left out.
+    holds tars already. A tile whose bytes are not what the catalog says is left out. `seconds` as in open_catalog.
     """
     if most_bytes < tarfile.RECORDSIZE:
         raise BadOption(f"tars of {most_bytes} bytes hold nothing; tar-mb 1000 is usual")
@@ -46,10 +54,10 @@ def write_tars(out: str | Path, where: str, to: Path, most_bytes: int, shuffle: 
     place = open_place(out)
     with (
         tempfile.TemporaryDirectory(dir=to, prefix=".sorting.") as spill,
-        open_catalog([place.where], Path(spill)) as catalog,
+        open_catalog([place.where], Path(spill), seconds) as catalog,
         _Tars(to, most_bytes) as tars,
     ):
-        for batch in catalog.ask(_TILES.format(columns=columns, where=where, order=order)):
+        for batch in catalog.ask(_TILES.format(columns=columns, where=one_expression(where), order=order)):
             for shard, rows in itertools.groupby(batch.to_pylist(), _shard):
                 for row, jpeg in _stored(place, shard, rows):
                     if isinstance(jpeg, OSError):
