@@ -14,10 +14,10 @@ ONLY_IN = {
     "tiffslide": {"wsi_prep/readers/tiff_reader.py"},
     "tifffile": {"wsi_prep/readers/tiff_reader.py"},
     "zarr": {"wsi_prep/codec.py"},
-    "dask": {"wsi_prep/jobs.py"},
-    "distributed": {"wsi_prep/jobs.py"},
+    "dask": {"wsi_prep/jobs.py", "wsi_prep/closed_cluster.py"},
+    "distributed": {"wsi_prep/jobs.py", "wsi_prep/closed_cluster.py"},
     "obstore": {"wsi_prep/object_place.py", "wsi_prep/object_store.py", "pretrain/sources.py"},
-    "dask_jobqueue": {"wsi_prep/jobs.py"},
+    "dask_jobqueue": {"wsi_prep/slurm.py"},
     "torch.distributed": {"pretrain/distributed.py"},
 }
 SHARED_WITH_TRAINING = {

@@ -1,0 +1,100 @@
+"""Workers as jobs of SLURM: the only file that knows dask-jobqueue. The scheduler is in the calling process."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dask_jobqueue import SLURMCluster
+from dask_jobqueue.slurm import SLURMJob
+
+from wsi_prep.closed_cluster import LOOPBACK, Closed, ClosedScheduler
+from wsi_prep.cluster_options import SlurmConfig
+from wsi_prep.errors import BadOption
+
+_CLOSED_WORKER = (
+    "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'",
+    'scratch=$(mktemp -d "{parent}/wsi-prep-XXXXXXXXXX") || exit 1',
+    "trap 'rm -rf \"$scratch\"' EXIT",
+)
+"""Shell lines before a worker starts: no pages, and a folder of this user alone for what Dask puts on disk."""
+
+
+@contextlib.contextmanager
+def slurm_cluster(config: SlurmConfig, closed: Closed) -> Iterator[SLURMCluster]:
+    """Each ended job is replaced by another while there is work.
+
+    Raises BadOption where SLURM is not here, or would not take such a job.
+    """
+    if shutil.which("sbatch") is None:
+        raise BadOption("CLUSTER=slurm needs sbatch on the PATH; run this on a machine that may submit jobs")
+    with _jobs(config, closed) as jobs:
+        with _script(jobs.job_script()) as script:
+            tried = subprocess.run(  # noqa: S603 - the user's own SLURM
+                ["sbatch", "--test-only", script],  # noqa: S607
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if tried.returncode:
+            reason = " ".join(tried.stderr.split())[:300]
+            raise BadOption(f"SLURM takes no such job ({reason}); mend CLUSTER_CONFIG")
+        least = config.jobs if config.minimum_jobs is None else config.minimum_jobs
+        jobs.adapt(minimum_jobs=least, maximum_jobs=config.jobs)
+        yield jobs
+
+
+def _jobs(config: SlurmConfig, closed: Closed) -> Any:
+    try:
+        return SLURMCluster(
+            job_cls=_Job,
+            cores=config.cores,
+            processes=config.cores,
+            memory=config.memory,
+            queue=config.queue,
+            account=config.account,
+            walltime=config.walltime,
+            interface=config.interface,
+            python=config.python,
+            local_directory='"$scratch"',
+            log_directory=config.log_directory,
+            job_script_prologue=[
+                *config.prologue,
+                *(line.replace("{parent}", config.local_directory or "${TMPDIR:-/tmp}") for line in _CLOSED_WORKER),
+            ],
+            job_extra_directives=list(config.directives),
+            worker_extra_args=[
+                *("--lifetime", f"{config.lifetime_seconds}s", "--lifetime-stagger", "60s"),
+                *("--no-dashboard", "--dashboard-address", f"{LOOPBACK}:0"),
+            ],
+            security=closed.security,
+            shared_temp_directory=config.shared_directory,
+            silence_logs="CRITICAL",
+            scheduler_cls=ClosedScheduler,
+            scheduler_options=closed.scheduler_options,
+        )
+    except OSError as error:
+        raise BadOption(str(error)) from error
+
+
+class _Job(SLURMJob):  # type: ignore[misc]
+    """A job whose script nobody else can put another in place of."""
+
+    @contextlib.contextmanager
+    def job_file(self) -> Iterator[str]:
+        """The script as a file, while it is submitted."""
+        with _script(self.job_script()) as path:
+            yield path
+
+
+@contextlib.contextmanager
+def _script(text: str) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "job.sh")
+        path.write_text(text, encoding="utf-8")
+        yield str(path)
