@@ -1,7 +1,9 @@
 """Nobody else gets into a cluster: another user of the machine tries all that listens."""
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -12,9 +14,10 @@ import psutil
 import pytest
 from distributed import LocalCluster
 
-from tests.dask_processes import ROOT
+from tests.dask_processes import ROOT, kill, make_certificates, wait_until
+from tests.slurm_stand_in import stand_in
 from tests.stranger import PAGES
-from wsi_prep.cluster_options import ClusterOptions
+from wsi_prep.cluster_options import ClusterOptions, SlurmConfig, TlsFiles
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 
 NOBODY = 65534 if os.getuid() == 0 else -1  # without the right to become another user, one without the certificates
@@ -45,9 +48,9 @@ def stranger(secret, addresses):
     return json.loads(done.stdout)
 
 
-def new_doors(before):
-    """What listens now and did not then."""
-    return [door for door in listening(psutil.Process()) if door not in before]
+def new_doors(before, *others):
+    """What listens now and did not then, of this process and others."""
+    return [door for door in listening(psutil.Process(), *others) if door not in before]
 
 
 def works(client):
@@ -124,3 +127,72 @@ def test_a_folder_that_somebody_else_has_made_is_not_used(secret, tmp_path, monk
     assert Path(used).is_relative_to(made)
     assert (made.stat().st_uid, made.stat().st_mode & 0o777) == (os.getuid(), 0o700)
     assert secret.read_text() == "the key"
+
+
+def test_jobs_of_slurm_let_nobody_in(secret, tmp_path, monkeypatch):
+    kept = stand_in(tmp_path, monkeypatch)
+    before = listening(psutil.Process())
+    config = SlurmConfig(1, "2GB", 1, interface="lo", local_directory=str(kept), shared_directory=str(kept))
+    with cluster(ClusterOptions(slurm=config)) as client:
+        client.wait_for_workers(1, timeout=60)
+        jobs = [psutil.Process(int(pid)) for pid in (kept / "submitted").read_text().split()]
+        doors = new_doors(before, *jobs)
+        assert len(doors) >= 5
+        assert {ip for ip, _ in doors} == {"127.0.0.1"}
+        assert stranger(secret, doors) == {}
+        keys = list(kept.glob(".wsi-prep-*/*key*"))
+        assert {path.stat().st_mode & 0o777 for path in [*keys, keys[0].parent]} == {0o600, 0o700}
+        words = " ".join(
+            word for job in jobs for each in [job, *job.children(recursive=True)] for word in each.cmdline()
+        )
+        assert str(keys[0]) in words
+        assert "PRIVATE KEY" not in words
+        (scratch,) = kept.glob("wsi-prep-*")
+        assert scratch.stat().st_mode & 0o777 == 0o700
+        assert (kept / "script_folder").read_text().startswith("drwx------")
+        assert works(client)
+    assert not [*kept.glob(".wsi-prep-*")]
+    for job in jobs:
+        wait_until(lambda job=job: not job.is_running())
+    assert not scratch.exists()
+
+
+def test_a_cluster_that_is_started_as_documented_lets_nobody_in(secret, tmp_path, monkeypatch):
+    text = (ROOT / "docs/cluster.md").read_text().partition("## By hand")[2].partition("\n## ")[0]
+    settings, scheduler, worker = [line for line in text.splitlines() if line.startswith(("export", "dask "))]
+    make_certificates(tmp_path)
+    (tmp_path / "scratch").mkdir(mode=0o700)
+    for name, value in re.findall(r"(DASK_\w+)='?([^ ']+)", settings):
+        monkeypatch.setenv(name, value.replace("/scratch/me", str(tmp_path / "scratch")))
+    place = tmp_path / "scheduler.json"
+    here = {"0.0.0.0": "127.0.0.1", "--port 8786": "--port 0", "127.0.0.1:8787": "127.0.0.1:0"}  # noqa: S104
+    with contextlib.ExitStack() as stack:
+        started = [_as_documented(stack, scheduler, here, tmp_path, "--scheduler-file", str(place))]
+        wait_until(lambda: place.exists() and place.read_text().strip().endswith("}"), *started)
+        address = json.loads(place.read_text())["address"]
+        started += [
+            _as_documented(stack, worker, {"tls://host:8786": address, "--nworkers 16": "--nworkers 1"}, tmp_path)
+        ]
+        files = [tmp_path / name for name in ("ca.pem", "node.pem", "node.key")]
+        with cluster(ClusterOptions(scheduler=address, tls=TlsFiles(*files))) as client:
+            client.wait_for_workers(1, timeout=60)
+            doors = listening(*(psutil.Process(process.pid) for process in started))
+            assert len(doors) >= 5
+            assert stranger(secret, doors) == {}
+            assert works(client)
+
+
+def _as_documented(stack, line, replaced, folder, *more):
+    """Start what a line of the documents says, in a folder, with a few words of it replaced; ended with the stack."""
+    for old, new in replaced.items():
+        assert old in line
+        line = line.replace(old, new)
+    what, words = line.split()[1], line.split()[2:]
+    command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *words, *more]
+    log = stack.enter_context((folder / f"{what}.log").open("w"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    stack.callback(kill, process)
+    return process
