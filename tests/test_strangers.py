@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -196,3 +197,20 @@ def _as_documented(stack, line, replaced, folder, *more):
     )
     stack.callback(kill, process)
     return process
+
+
+def test_processes_of_training_on_one_machine_meet_in_a_file_of_their_own(tmp_path, monkeypatch):
+    from pretrain.distributed import world
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    one = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RUN_ID": "run"}
+    for name, value in (one | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}).items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = listening(psutil.Process())
+    with world("cpu"):
+        assert {ip for ip, _ in new_doors(before)} <= {"127.0.0.1"}
+        (meeting,) = tmp_path.rglob("meeting-*")
+        assert meeting.parent.stat().st_mode & 0o777 == 0o700

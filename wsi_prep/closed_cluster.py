@@ -9,9 +9,7 @@ a folder of this user alone, because Dask imports and unpickles what it finds th
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
-import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 from tornado.routing import Router
 
 from wsi_prep.errors import BadOption
+from wsi_prep.own_folder import own_folder
 
 LOOPBACK = "127.0.0.1"
 
@@ -47,11 +46,10 @@ class Closed:
     @property
     def settings(self) -> Mapping[str, Any]:
         """Dask's configuration while this process has the cluster's scheduler."""
-        parent = Path(dask.config.get("temporary-directory") or tempfile.gettempdir())
         pages: dict[str, Any] = {} if self.dashboard else {"distributed.scheduler.http.routes": []}
         link = f"http://{LOOPBACK}:{{port}}/{self.path}/status" if self.dashboard else ""
         return {
-            "temporary-directory": str(own_folder(parent)),
+            "temporary-directory": _scratch(),
             "distributed.worker.http.routes": [],
             "distributed.dashboard.link": link,
             **pages,
@@ -100,19 +98,13 @@ def local_cluster(workers: int, closed: Closed) -> SpecCluster:
     )
 
 
-def own_folder(parent: Path) -> Path:
-    """A folder below `parent` that this user alone may enter: the same each time, unless somebody else took its name.
-
-    Raises BadOption where none can be made.
-    """
-    folder = parent / f"wsi-prep-{os.getuid()}"
+def _scratch() -> str:
+    """Where Dask may put what it later imports and unpickles: a folder of this user alone."""
+    parent = Path(dask.config.get("temporary-directory") or tempfile.gettempdir())
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
-            return folder
-        return Path(tempfile.mkdtemp(prefix="wsi-prep-", dir=parent))
-    except OSError as error:
-        raise BadOption(
-            f"no folder can be made in {parent} ({error.strerror}); name another with DASK_TEMPORARY_DIRECTORY"
-        ) from error
+        return str(own_folder(parent))
+    except BadOption as taken:
+        try:
+            return tempfile.mkdtemp(prefix="wsi-prep-", dir=parent)
+        except OSError:
+            raise taken from None
