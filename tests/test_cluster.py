@@ -203,9 +203,13 @@ def test_slurm_runs_the_workers(slides, undisturbed, slurm):
         ("cores: [", "is no YAML"),
         ("- cores", "holds no keys"),
         ("cores: 1\nmemory: 2GB\njobs: 1\nqueue: nowhere\ninterface: lo", "invalid partition: nowhere"),
+        ("cores: 1\nmemory: 2GB\njobs: 1\nshared_directory: /no/such", "no certificates can be kept in /no/such"),
+        ("cores: 1\nmemory: 2GB\njobs: 1\nshared_directory: $JOBS/a b", "choose a path of letters"),
     ],
 )
 def test_a_wrong_slurm_config_is_refused_in_one_line(slides, slurm, text, says, capsys):
+    (slurm / "a b").mkdir()
+    text = text.replace("$JOBS", str(slurm))
     assert main(arguments(slides, slurm / "out", *config(slurm, text))) == 2
     line = capsys.readouterr().err.strip()
     assert says in line
@@ -218,6 +222,7 @@ def test_parts_of_a_cluster_that_do_not_fit_are_refused(slides, tmp_path, monkey
         ("--tls-ca", tmp_path / "x.pem"): "TLS_CERT and TLS_KEY is missing",
         ("--cluster", "slurm"): "need each other",
         ("--scheduler", "dask://here"): "write it as tcp://host:8786",
+        ("--scheduler", "tcp://here:8786", "--dashboard"): "leave it away with SCHEDULER",
         tuple(f for n in ("ca", "cert", "key") for f in (f"--tls-{n}", tmp_path / "x.pem")): "is no PEM file",
         tuple(config(tmp_path, "cores: 1\nmemory: 2GB\njobs: 1")): "needs sbatch on the PATH",
         (*config(tmp_path, "cores: 1\nmemory: 2GB\njobs: 1"), "--workers", 2): "WORKERS is for a local cluster",
