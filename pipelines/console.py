@@ -33,8 +33,9 @@ def agreed(what: str, yes: bool) -> bool:
 class SlideProgress:
     """A bar with slides done and failed, tiles, rate and time left; nothing where the output is no terminal."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, link: bool = False) -> None:
+        """With `link`, the dashboard's is shown even there."""
+        self._console, self._link = console, link
         self._bar = Progress(
             TextColumn("slides"),
             BarColumn(),
@@ -59,10 +60,11 @@ class SlideProgress:
         self._bar.stop()
 
     def started(self, todo: int, done_before: int, dashboard: str) -> None:
-        """Show the bar, and where Dask's dashboard is."""
-        if self._console.is_terminal:
+        """Show the bar, and where Dask's dashboard is, if there is one."""
+        if self._console.is_terminal or self._link:
             before = f", {done_before} were done before" if done_before else ""
-            self._console.print(f"{todo} slides to do{before}; dashboard: {dashboard}")
+            link = f"; dashboard: {dashboard}" if dashboard else ""
+            self._console.print(f"{todo} slides to do{before}{link}", soft_wrap=True, markup=False)
         self._task = self._bar.add_task("", total=todo, failed=0, tiles=0, rate=0.0)
         self._bar.start()
 

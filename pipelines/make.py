@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipelines.targets import TARGETS, Target
 from pipelines.variables import Call, WrongCall, arguments, nearest, no_target, options, read_call
+from wsi_prep.errors import BadOption
+from wsi_prep.own_folder import own_folder
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -168,16 +172,22 @@ def _torchrun(said: Mapping[str, str]) -> list[str]:
         raise WrongCall("NODES needs HEAD=host:port, the machine where the others meet")
     if head is None and "GPUS" not in said:
         return []
-    meeting = ["--standalone"]
-    if head is not None:
+    if head is None:
+        name = uuid.uuid4().hex
+        meeting = ["--rdzv-conf=store_type=file", f"--rdzv-endpoint={_own_file(name)}"]
+    else:
         name = os.environ.get("SLURM_JOB_ID") or said["RUN"]
-        meeting = [
-            f"--nnodes={said.get('NODES', '1')}",
-            "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={head}",
-            f"--rdzv-id={name}",
-        ]
-    return ["-m", "torch.distributed.run", f"--nproc-per-node={said.get('GPUS', '1')}", *meeting]
+        meeting = [f"--nnodes={said.get('NODES', '1')}", f"--rdzv-endpoint={head}"]
+    start = ["-m", "torch.distributed.run", f"--nproc-per-node={said.get('GPUS', '1')}", "--rdzv-backend=c10d"]
+    return [*start, *meeting, f"--rdzv-id={name}"]
+
+
+def _own_file(name: str) -> Path:
+    """Where torchrun keeps what its processes tell each other: no port, because it runs what it is told there."""
+    try:
+        return own_folder(Path(tempfile.gettempdir())) / f"torchrun-{name}"
+    except BadOption as error:
+        raise WrongCall(str(error)) from error
 
 
 def _bench(target: Target, said: Mapping[str, str]) -> Commands:

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False)
     try:
         request = build_request(options)
-        with SlideProgress(console) as progress:
+        with SlideProgress(console, link=options.dashboard) as progress:
             summary = run_shards(request, progress)
     except UsageError as error:
         errors.print(f"shards: {error}", markup=False, soft_wrap=True)
@@ -92,6 +92,11 @@ def build_parser() -> Options:
     add("--tls-key", type=Path, metavar="PEM", help="for tls://: the key of this side's certificate")
     add("--cluster", choices=("slurm",), metavar="slurm", help="start the workers as jobs of SLURM")
     add("--cluster-config", type=Path, metavar="YAML", help="one job's resources, and how many: docs/cluster.md")
+    add(
+        "--dashboard",
+        action="store_true",
+        help="serve Dask's dashboard, and print its link",
+    )
     add(
         "--time-limit",
         type=float,
@@ -167,6 +172,7 @@ def cluster_options(options: argparse.Namespace) -> ClusterOptions:
         scheduler=options.scheduler,
         tls=tls_files(options.tls_ca, options.tls_cert, options.tls_key),
         slurm=read_slurm_config(options.cluster_config) if options.cluster_config is not None else None,
+        dashboard=options.dashboard,
     )
 
 

@@ -76,6 +76,7 @@ SHARDS = Target(
         Variable("TLS_KEY", "--tls-key"),
         Variable("CLUSTER", "--cluster", example="slurm"),
         Variable("CLUSTER_CONFIG", "--cluster-config"),
+        Variable("DASHBOARD", "--dashboard", FLAG),
         Variable("LOG", "--log"),
         Variable("REDO", "--redo", FLAG),
         Variable("ASSUME_MPP", "--assume-mpp", cohort=True),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -28,8 +31,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.tensor_files import FLOATS, check_safetensors
 from wsi_prep.errors import BadOption
+from wsi_prep.own_folder import own_folder
 
 MODES = ("ddp", "fsdp")
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,12 @@ def world(device: str = "") -> Iterator[World]:
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")  # TF32 for the products that stay out of bfloat16
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    if "TORCHELASTIC_RUN_ID" in os.environ or "MASTER_ADDR" in os.environ:
+    if _all_here():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
+        number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        meeting = dist.FileStore(str(_meeting_file()), count)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=meeting, rank=number, world_size=count, timeout=timedelta(minutes=10))
+    elif "TORCHELASTIC_RUN_ID" in os.environ or "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, timeout=timedelta(minutes=10))
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
@@ -72,6 +82,19 @@ def world(device: str = "") -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size(), chosen)
     finally:
         dist.destroy_process_group()
+
+
+def _all_here() -> bool:
+    """Whether torchrun started all processes on this machine, so that they need not meet on the network."""
+    known = os.environ
+    return "TORCHELASTIC_RUN_ID" in known and known.get("LOCAL_WORLD_SIZE") == known.get("WORLD_SIZE")
+
+
+def _meeting_file() -> Path:
+    """Where the processes of one torchrun tell each other their addresses: nobody else can read or change it."""
+    started = (os.environ["TORCHELASTIC_RUN_ID"], os.getppid(), os.environ.get("TORCHELASTIC_RESTART_COUNT"))
+    name = hashlib.sha256(repr(started).encode()).hexdigest()[:16]
+    return own_folder(Path(tempfile.gettempdir())) / f"meeting-{name}"
 
 
 def rank() -> int:

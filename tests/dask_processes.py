@@ -3,11 +3,14 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 SABOTEUR = Path(__file__).with_name("saboteur.py")
@@ -93,3 +96,17 @@ def kill(process, number=signal.SIGKILL):
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
     process.wait()
+
+
+def make_certificates(folder):
+    """ca.pem, node.pem and node.key, which it signed, and other.pem, an authority that nobody trusts."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    for name in ("ca", "other"):
+        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
+        subprocess.run([*made, "-subj", f"/CN={name}", *files], cwd=folder, check=True, capture_output=True)
+    signed = [*made, "-subj", "/CN=node", "-CA", "ca.pem", "-CAkey", "ca.key"]
+    signed += ["-keyout", "node.key", "-out", "node.pem"]
+    subprocess.run(signed, cwd=folder, check=True, capture_output=True)
+    return folder

@@ -1,8 +1,6 @@
 """Clusters of real processes: encrypted ones, workers that come and go, and machines that must be refused."""
 
-import os
 import shutil
-import subprocess
 import sys
 import urllib.request
 from pathlib import Path
@@ -12,7 +10,8 @@ import pytest
 from distributed import Client
 
 from pipelines.shards import main
-from tests.dask_processes import ROOT, DaskProcesses, kill, wait_until
+from tests.dask_processes import ROOT, DaskProcesses, kill, make_certificates, wait_until
+from tests.slurm_stand_in import stand_in
 from tests.undisturbed import committed, copies, outcome
 
 
@@ -40,29 +39,7 @@ def command(slides, out, *more):
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
     """An authority and one certificate of it, and another authority that nobody trusts."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl")
-    folder = tmp_path_factory.mktemp("tls")
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    for name in ("ca", "other"):
-        files = ["-keyout", f"{name}.key", "-out", f"{name}.pem"]
-        subprocess.run([*made, "-subj", f"/CN={name}", *files], cwd=folder, check=True, capture_output=True)
-    signed = [
-        *made,
-        "-subj",
-        "/CN=node",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-keyout",
-        "node.key",
-        "-out",
-        "node.pem",
-    ]
-    signed += ["-keyout", "node.key", "-out", "node.pem"]
-    subprocess.run(signed, cwd=folder, check=True, capture_output=True)
-    return folder
+    return make_certificates(tmp_path_factory.mktemp("tls"))
 
 
 def tls(folder, ca="ca.pem"):
@@ -174,35 +151,10 @@ def test_a_run_with_only_other_versions_left_ends_and_can_go_on(slides, undistur
         assert outcome(out) == undisturbed
 
 
-SBATCH = """#!/bin/sh
-# Stands in for SLURM: starts the job script as a process at once.
-for last; do :; done
-if [ "$1" = --test-only ]; then
-  grep -q "#SBATCH -p nowhere" "$last" && { echo "sbatch: error: invalid partition: nowhere" >&2; exit 1; }
-  exit 0
-fi
-cp "$last" "$JOBS/script"
-setsid sh "$JOBS/script" >"$JOBS/log" 2>&1 &
-echo $! >>"$JOBS/submitted"
-echo "Submitted batch job $!"
-"""
-SCANCEL = """#!/bin/sh
-echo "$1" >>"$JOBS/cancelled"
-kill -TERM -- "-$1"
-"""
-
-
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     """Stand-ins for sbatch and scancel first on the PATH; yields the folder where they keep what they did."""
-    (tmp_path / "bin").mkdir()
-    for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("JOBS", str(tmp_path))
-    return tmp_path
+    return stand_in(tmp_path, monkeypatch)
 
 
 def config(folder, text):
@@ -251,9 +203,13 @@ def test_slurm_runs_the_workers(slides, undisturbed, slurm):
         ("cores: [", "is no YAML"),
         ("- cores", "holds no keys"),
         ("cores: 1\nmemory: 2GB\njobs: 1\nqueue: nowhere\ninterface: lo", "invalid partition: nowhere"),
+        ("cores: 1\nmemory: 2GB\njobs: 1\nshared_directory: /no/such", "no certificates can be kept in /no/such"),
+        ("cores: 1\nmemory: 2GB\njobs: 1\nshared_directory: $JOBS/a b", "choose a path of letters"),
     ],
 )
 def test_a_wrong_slurm_config_is_refused_in_one_line(slides, slurm, text, says, capsys):
+    (slurm / "a b").mkdir()
+    text = text.replace("$JOBS", str(slurm))
     assert main(arguments(slides, slurm / "out", *config(slurm, text))) == 2
     line = capsys.readouterr().err.strip()
     assert says in line
@@ -266,6 +222,7 @@ def test_parts_of_a_cluster_that_do_not_fit_are_refused(slides, tmp_path, monkey
         ("--tls-ca", tmp_path / "x.pem"): "TLS_CERT and TLS_KEY is missing",
         ("--cluster", "slurm"): "need each other",
         ("--scheduler", "dask://here"): "write it as tcp://host:8786",
+        ("--scheduler", "tcp://here:8786", "--dashboard"): "leave it away with SCHEDULER",
         tuple(f for n in ("ca", "cert", "key") for f in (f"--tls-{n}", tmp_path / "x.pem")): "is no PEM file",
         tuple(config(tmp_path, "cores: 1\nmemory: 2GB\njobs: 1")): "needs sbatch on the PATH",
         (*config(tmp_path, "cores: 1\nmemory: 2GB\njobs: 1"), "--workers", 2): "WORKERS is for a local cluster",

@@ -14,15 +14,15 @@ ONLY_IN = {
     "tiffslide": {"wsi_prep/readers/tiff_reader.py"},
     "tifffile": {"wsi_prep/readers/tiff_reader.py"},
     "zarr": {"wsi_prep/codec.py"},
-    "dask": {"wsi_prep/jobs.py"},
-    "distributed": {"wsi_prep/jobs.py"},
+    "dask": {"wsi_prep/jobs.py", "wsi_prep/closed_cluster.py", "wsi_prep/slurm.py"},
+    "distributed": {"wsi_prep/jobs.py", "wsi_prep/closed_cluster.py", "wsi_prep/slurm.py"},
     "obstore": {"wsi_prep/object_place.py", "wsi_prep/object_store.py", "pretrain/sources.py"},
-    "dask_jobqueue": {"wsi_prep/jobs.py"},
+    "dask_jobqueue": {"wsi_prep/slurm.py"},
     "torch.distributed": {"pretrain/distributed.py"},
 }
 SHARED_WITH_TRAINING = {
     *("wsi_prep.records", "wsi_prep.jpeg", "wsi_prep.codec", "wsi_prep.errors", "wsi_prep.geometry"),
-    *("wsi_prep.slide_ids", "wsi_prep.copies", "wsi_prep.sql"),
+    *("wsi_prep.slide_ids", "wsi_prep.copies", "wsi_prep.sql", "wsi_prep.own_folder"),
 }
 PURE = {"numpy", "hashlib", "math", "collections", "dataclasses", "typing", "__future__", "wsi_prep"}
 

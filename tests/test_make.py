@@ -203,13 +203,22 @@ def test_processes_of_training(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     run = ["pipelines.train", "--shards=s", "--folder=r"]
     assert commands("pretrain", SHARDS="s", RUN="r") == [run]
-    several_ = [["torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", *run]]
-    assert commands("pretrain", SHARDS="s", RUN="r", GPUS="2") == several_
+    (near,) = commands("pretrain", SHARDS="s", RUN="r", GPUS="2")
+    start, file, name, *rest = near[:4], near[4], near[5], *near[6:]
+    assert start == [
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-conf=store_type=file",
+    ]
+    assert Path(file.removeprefix("--rdzv-endpoint=")).parent.stat().st_mode & 0o777 == 0o700
+    assert file.endswith(name.removeprefix("--rdzv-id="))
+    assert rest == ["-m", *run]
     (far,) = commands("pretrain", SHARDS="s", RUN="r", NODES="4", GPUS="8", HEAD="h:1")
     meeting = [
         "--nproc-per-node=8",
-        "--nnodes=4",
         "--rdzv-backend=c10d",
+        "--nnodes=4",
         "--rdzv-endpoint=h:1",
         "--rdzv-id=r",
         "-m",

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 from shard_folders import add_slide
@@ -26,7 +27,9 @@ def make_shards(out: Path, first: int = 1) -> Path:
 
 
 def command(shards: Path, folder: Path, *changes: str, processes=1, stop_at=None, probe=()) -> list[str]:
-    runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    name = uuid.uuid4().hex
+    runner = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-id", name]
+    runner += ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder.parent / name}"]
     start = [sys.executable, *(runner if processes > 1 else []), "-m", "pipelines.train"]
     call = [*start, "--shards", str(shards), "--folder", str(folder), "--index", str(folder.parent / "index")]
     stop = ["--stop-at", str(stop_at)] if stop_at is not None else []

@@ -7,7 +7,6 @@ that ends; so what belongs to no live process is told without clocks, and remove
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from uuid import uuid4
 
 from wsi_prep.errors import BadOption, NoRoom
 from wsi_prep.locks import CannotLock, try_lock, wait_for_lock
+from wsi_prep.own_folder import own_folder
 from wsi_prep.place import remove_tree
 from wsi_prep.time_limit import HUNG
 
@@ -42,14 +42,16 @@ class CacheSettings:
 
     def root(self) -> Path:
         """The folder, made if missing; nobody else may look into it. Raises NoRoom where it cannot be had."""
-        named = Path(self.folder) if self.folder else Path(tempfile.gettempdir()) / f"wsi-prep-{os.getuid()}"
-        root = named.absolute()
+        if not self.folder:
+            try:
+                return own_folder(Path(tempfile.gettempdir()))
+            except BadOption as error:
+                raise NoRoom(f"{error}, or name another with CACHE") from error
+        root = Path(self.folder).absolute()
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise NoRoom(f"the cache {root} cannot be made ({error.strerror}); name another with CACHE") from error
-        if not self.folder and root.stat().st_uid != os.getuid():
-            raise NoRoom(f"the cache {root} belongs to somebody else; name another with CACHE")
         return root
 
 

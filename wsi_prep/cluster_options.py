@@ -42,8 +42,9 @@ class SlurmConfig:
     """One job's resources and how many jobs: as many one-threaded workers a job as it has cores.
 
     Between `minimum_jobs` (all of `jobs` where it is not given) and `jobs` run, as there is work. `walltime` is
-    [days-]hours:minutes:seconds; a worker takes no new slide in the last five minutes of it. `prologue` are shell lines
-    before the worker starts, `directives` are further #SBATCH options.
+    [days-]hours:minutes:seconds; a worker takes no new slide in the last five minutes of it. `prologue` are shell
+    lines before the worker starts, `directives` are further #SBATCH options. While the call runs, its certificates
+    lie in `shared_directory`, which this machine and the nodes share.
     """
 
     cores: int
@@ -59,6 +60,7 @@ class SlurmConfig:
     log_directory: str | None = None
     prologue: tuple[str, ...] = ()
     directives: tuple[str, ...] = ()
+    shared_directory: str = "~"
 
     def __post_init__(self) -> None:
         for name in ("cores", "jobs"):
@@ -83,12 +85,16 @@ class SlurmConfig:
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """The `scheduler`'s address, or `slurm`, or else a local cluster of so many `workers` (None: one a core)."""
+    """The `scheduler`'s address, or `slurm`, or else a local cluster of so many `workers` (None: one a core).
+
+    `dashboard` asks for the pages of a cluster that the call starts.
+    """
 
     workers: int | None = None
     scheduler: str | None = None
     tls: TlsFiles | None = None
     slurm: SlurmConfig | None = None
+    dashboard: bool = False
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -97,6 +103,8 @@ class ClusterOptions:
             self._check_address(self.scheduler)
             if self.slurm is not None:
                 raise BadOption("SCHEDULER names a cluster that runs, and CLUSTER one to start; leave one of them away")
+            if self.dashboard:
+                raise BadOption("DASHBOARD is for a cluster that this call starts; leave it away with SCHEDULER")
         elif self.tls is not None and self.slurm is None:
             raise BadOption("TLS_CA, TLS_CERT and TLS_KEY are for SCHEDULER=tls://... and CLUSTER=slurm")
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
-import subprocess
 import threading
 import time
 import warnings
@@ -17,11 +15,11 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import dask
-from dask.utils import tmpfile
-from distributed import CancelledError, Client, LocalCluster, Security, as_completed, get_worker
+from distributed import CancelledError, Client, Security, as_completed, get_worker
 from distributed.scheduler import KilledWorker
 from distributed.versions import VersionMismatchWarning
 
+from wsi_prep.closed_cluster import Closed, local_cluster
 from wsi_prep.cluster_options import ClusterOptions, SlurmConfig, TlsFiles
 from wsi_prep.errors import BadOption, ClusterLost, SlideError, WrongVersions
 from wsi_prep.versions import difference, own_versions
@@ -56,6 +54,7 @@ class WrongWorker(RuntimeError):
 def cluster(options: ClusterOptions) -> Iterator[Client]:
     """A client of the named scheduler, of SLURM's jobs, or of a local cluster of one single-threaded process a core.
 
+    What is started here lets nobody else in (closed_cluster.py); a named scheduler is for its operator to close.
     Raises BadOption where no scheduler answers or SLURM takes no job, WrongVersions where a machine has other versions.
     """
     settings = {
@@ -68,12 +67,10 @@ def cluster(options: ClusterOptions) -> Iterator[Client]:
     }
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it says, our errors say in one line
     with dask.config.set(settings), contextlib.ExitStack() as stack:
-        security = _security(options.tls)
         address: Any = options.scheduler
-        if options.slurm is not None:
-            address = stack.enter_context(_slurm_cluster(options.slurm, security))
-        elif address is None:
-            address = stack.enter_context(_local_cluster(options.workers))
+        security = _security(options.tls)
+        if address is None:
+            address, security = stack.enter_context(_started(options))
         client = stack.enter_context(_connected(address, security))
         _require_same_versions(client)
         yield client
@@ -283,66 +280,26 @@ def _security(tls: TlsFiles | None) -> Security | None:
 
 
 @contextlib.contextmanager
-def _slurm_cluster(config: SlurmConfig, security: Security | None) -> Iterator[Any]:
-    """Workers as SLURM jobs, each ended job replaced by another while there is work; the scheduler is in this process.
-
-    Raises BadOption where SLURM is not here, or would not take such a job.
-    """
-    if shutil.which("sbatch") is None:
-        raise BadOption("CLUSTER=slurm needs sbatch on the PATH; run this on a machine that may submit jobs")
-    with _slurm_jobs(config, security) as jobs:
-        with tmpfile(extension="sh") as script:
-            with open(script, "w", encoding="utf-8") as file:  # noqa: PTH123 - a name from Dask
-                file.write(jobs.job_script())
-            tried = subprocess.run(  # noqa: S603 - the user's own SLURM
-                ["sbatch", "--test-only", script],  # noqa: S607
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        if tried.returncode:
-            reason = " ".join(tried.stderr.split())[:300]
-            raise BadOption(f"SLURM takes no such job ({reason}); mend CLUSTER_CONFIG")
-        least = config.jobs if config.minimum_jobs is None else config.minimum_jobs
-        jobs.adapt(minimum_jobs=least, maximum_jobs=config.jobs)
-        yield jobs
+def _started(options: ClusterOptions) -> Iterator[tuple[Any, Security]]:
+    """A cluster of this call's own, and what a client must show it; Dask is configured for it as long as it runs."""
+    own = _security(options.tls)
+    closed = Closed(dashboard=options.dashboard) if own is None else Closed(own, options.dashboard)
+    with dask.config.set(closed.settings):
+        if options.slurm is None:
+            with _interrupts_ignored():
+                started = local_cluster(options.workers or _cores(), closed)
+        else:
+            started = _slurm(options.slurm, closed)
+        with started as running:
+            yield running, closed.security
 
 
-def _slurm_jobs(config: SlurmConfig, security: Security | None) -> Any:
+def _slurm(config: SlurmConfig, closed: Closed) -> contextlib.AbstractContextManager[Any]:
     try:
-        from dask_jobqueue import SLURMCluster  # noqa: PLC0415 - only where SLURM is asked for
+        from wsi_prep.slurm import slurm_cluster  # noqa: PLC0415 - only where SLURM is asked for
     except ImportError as error:
         raise BadOption("CLUSTER=slurm needs the package dask-jobqueue; install the extra [shards]") from error
-    return SLURMCluster(
-        cores=config.cores,
-        processes=config.cores,
-        memory=config.memory,
-        queue=config.queue,
-        account=config.account,
-        walltime=config.walltime,
-        interface=config.interface,
-        python=config.python,
-        local_directory=config.local_directory,
-        log_directory=config.log_directory,
-        job_script_prologue=list(config.prologue),
-        job_extra_directives=list(config.directives),
-        worker_extra_args=["--lifetime", f"{config.lifetime_seconds}s", "--lifetime-stagger", "60s"],
-        security=security,
-        silence_logs="CRITICAL",
-        scheduler_options={"dashboard_address": ":0"},
-    )
-
-
-def _local_cluster(workers: int | None) -> LocalCluster:
-    with _interrupts_ignored():
-        return LocalCluster(
-            n_workers=workers or _cores(),
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs="CRITICAL",
-        )
+    return slurm_cluster(config, closed)
 
 
 @contextlib.contextmanager
