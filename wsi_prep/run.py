@@ -42,6 +42,7 @@ from wsi_prep.private import add_names, check_names_file, key_check, keyed_patie
 from wsi_prep.runlog import RunLog
 from wsi_prep.sources import Found, SlideSource, fingerprint, look_for_slides, paths_below
 from wsi_prep.terms import Terms
+from wsi_prep.times import settled
 
 _LOOKED_AT = (
     *("slide_id", "file", "status", "error_type", "error", "warning", "fingerprint", "config_hash", "patient_key"),
@@ -136,7 +137,7 @@ class Watcher(Protocol):
 
 def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     """Do one call of `make shards`; raises UsageError before anything is touched, never for a slide's own error."""
-    started = time.perf_counter()
+    started, began_at = time.perf_counter(), time.time() // 1
     found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
     sources = found.sources
     place = open_place(request.out)
@@ -156,8 +157,13 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
         _task(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
         for source, origin in zip(sources, origins, strict=True)
     ]
+    made_at = None
+    if request.id_key is not None:  # the order of work tells nothing of names, nor do times
+        made_at = began_at
+        tasks = sorted((replace(task, made_at=made_at) for task in tasks), key=lambda task: task.source.slide_id)
     with (
         held_output(place, terms, token, take_over=request.take_over),
+        settled(request.out, made_at),
         RunLog(request.log, token[:8]) as log,
     ):
         _add_names(request, place, tasks)
