@@ -58,6 +58,7 @@ from wsi_prep.time_limit import HUNG, time_limit
 from wsi_prep.times import set_times, set_times_in
 from wsi_prep.tissue import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
 from wsi_prep.trusted import TrustedLevels
+from wsi_prep.urls import without_secrets
 from wsi_prep.warning import warned
 
 DEFAULT_TIME_LIMIT = 3600.0
@@ -227,7 +228,11 @@ def manifest_columns(task: SlideTask, row: dict[str, Any]) -> dict[str, Any]:
 def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
     """The columns that say how a slide failed or why it is excluded, in one line."""
     if isinstance(error, SlideError):
-        status, kind, text = error.status, type(error).__name__, " ".join(str(error).split())
+        status, kind, text = (
+            error.status,
+            type(error).__name__,
+            without_secrets(" ".join(str(error).split()), source.path),
+        )
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         status, kind = "failed", "WriteFailed"
         text = "the disk of the output folder is full; make room and run again"

@@ -43,6 +43,7 @@ from wsi_prep.runlog import RunLog
 from wsi_prep.sources import Found, SlideSource, fingerprint, look_for_slides, paths_below
 from wsi_prep.terms import Terms
 from wsi_prep.times import settled
+from wsi_prep.urls import bare_url
 
 _LOOKED_AT = (
     *("slide_id", "file", "status", "error_type", "error", "warning", "fingerprint", "config_hash", "patient_key"),
@@ -83,7 +84,7 @@ class RunRequest:
     @property
     def manifest_path(self) -> str | None:
         """The manifest; a .csv list of slides is its own unless another is named."""
-        return self.manifest or (self.slides if self.slides.lower().endswith(".csv") else None)
+        return self.manifest or (self.slides if bare_url(self.slides).lower().endswith(".csv") else None)
 
 
 @dataclass
@@ -204,7 +205,7 @@ def _add_names(request: RunRequest, place: Place, tasks: Sequence[SlideTask]) ->
     """Before OUT holds an id, the names file leads back from it: a run that is killed leaves none without its name."""
     kept = read_tombstone(place).without(tasks)
     if request.names is not None:
-        add_names(request.names, {task.source.slide_id: task.source.path for task in kept})
+        add_names(request.names, {task.source.slide_id: bare_url(task.source.path) for task in kept})
 
 
 def _known_before(place: Place, tasks: Sequence[SlideTask], catalog: Catalog) -> list[SlideTask]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from wsi_prep.cache import Room
 from wsi_prep.crew import Crew
 from wsi_prep.dicom import require_few_nested
 from wsi_prep.errors import BadOption, DamagedSlide, UnreadableSlide
+from wsi_prep.formats import ending
 from wsi_prep.readers.advice import advice
 from wsi_prep.readers.base import SlideReader
 from wsi_prep.readers.openslide_reader import OpenSlideReader, detect_vendor
@@ -46,7 +47,7 @@ def opened(source: SlideSource, reader: str, room: Room, crew: Crew | None = Non
 
 def _open_far(path: str, reader: str, crew: Crew | None) -> SlideReader | None:
     """A slide that is read by ranges, or None where it has to be a local file."""
-    if reader == "openslide" or (reader == "auto" and PurePosixPath(path).suffix.lower() not in _TIFF_ENDINGS):
+    if reader == "openslide" or (reader == "auto" and ending(path) not in _TIFF_ENDINGS):
         return None
     try:
         return TiffReader(path, crew)

@@ -12,7 +12,6 @@ import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any
 
 import imagecodecs
@@ -33,6 +32,7 @@ from wsi_prep.readers.tiff_facts import describe
 from wsi_prep.readers.tiff_pictures import JPEG, RGB, Picture, UnsupportedLayout
 from wsi_prep.readers.tiff_slide import Read, find_pyramid
 from wsi_prep.remote import local_path
+from wsi_prep.urls import name_of
 
 CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
@@ -283,7 +283,7 @@ def _open_tiffslide(path: str, ranges: Ranges) -> Any:
     source = local if local is not None else seekable(ranges)
     options: dict[str, Any] = {"_multifile": False}  # the files that an OME-TIFF names may be anybody's
     if local is None:
-        options["name"] = PurePosixPath(path).name
+        options["name"] = name_of(path)
     try:
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
         slide = TiffSlide(source, tifffile_options=options)
