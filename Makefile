@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 
 BARE := help clean
-TARGETS := shards plan verify forget audit query interchange samples pretrain distill recipe curves evaluate export embed peek \
-  fit-stain fuzz test check bench $(BARE)
+TARGETS := shards plan verify forget audit privacy query interchange samples pretrain distill recipe curves evaluate export \
+  embed peek fit-stain fuzz test check bench $(BARE)
 
 # The call reaches Python as it was typed, `$` and all: make's own quoted list, and not what make would expand it to.
 GOALS := $(filter-out $(VENV)/.%,$(MAKECMDGOALS))
@@ -30,7 +30,7 @@ endif
 .PHONY: $(TARGETS)
 .NOTPARALLEL:
 
-shards plan verify forget audit query interchange samples: $(VENV)/.shards
+shards plan verify forget audit privacy query interchange samples: $(VENV)/.shards
 pretrain distill recipe curves evaluate export embed peek: $(VENV)/.train
 fit-stain fuzz test check: $(VENV)/.test
 bench: $(VENV)/.bench

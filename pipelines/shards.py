@@ -23,6 +23,7 @@ from wsi_prep.plan import PlanSettings
 from wsi_prep.prepare import DEFAULT_TIME_LIMIT, PrepareSettings
 from wsi_prep.readers.select import READERS
 from wsi_prep.run import RunRequest, run_shards
+from wsi_prep.urls import without_secrets
 
 PATIENT_KEY_VARIABLE, ID_KEY_VARIABLE = "WSI_PREP_PATIENT_KEY", "WSI_PREP_ID_KEY"
 
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         with SlideProgress(console, link=options.dashboard) as progress:
             summary = run_shards(request, progress)
     except UsageError as error:
-        errors.print(f"shards: {error}", markup=False, soft_wrap=True)
+        errors.print(f"shards: {without_secrets(str(error))}", markup=False, soft_wrap=True)
         return EXIT_WRONG_CALL
     except ClusterLost as error:
         errors.print(f"shards: {error}", markup=False, soft_wrap=True)

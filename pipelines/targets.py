@@ -161,6 +161,12 @@ TARGETS = {
             ),
         ),
         Target(
+            "privacy",
+            "every text and kind of file in shards, before they leave the house",
+            "pipelines.privacy",
+            (*_shards(), Variable("TO", "--to", example="texts.csv"), _ARGS),
+        ),
+        Target(
             "query",
             "a question to the catalog",
             "pipelines.query",

@@ -254,7 +254,7 @@ def test_the_makefile_has_the_targets_of_the_table():
         assert re.search(rf"^{target.name} +{re.escape(target.about.split(',')[0][:30])}", shown, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("name", ["shards", "plan", "verify", "forget", "audit", "query", "interchange"])
+@pytest.mark.parametrize("name", ["shards", "plan", "verify", "forget", "audit", "privacy", "query", "interchange"])
 def test_variables_are_options_of_their_commands(name):
     parser = importlib.import_module(f"pipelines.{name}").build_parser()
     actions = {option: action for action in parser._actions for option in action.option_strings}

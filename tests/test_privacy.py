@@ -243,7 +243,7 @@ def test_facts_of_the_allow_list_are_kept(planted, private_out):
         "S19-0044721 DOE_JANE.svs": ("aperio", "GT450", 20),
         "S19-0044723.tiff": ("hamamatsu", "C13210-01", None),
         "S19-0044724.ome.tif": ("mirax", "Pannoramic 250", None),
-        "level0.dcm": ("dicom", "Testscanner", 40),
+        "level0.dcm": ("dicom", "", 40),
         "S19-0044725 DOE.mrxs": ("mirax", "", 40),
     }
 

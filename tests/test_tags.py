@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wsi_prep.readers.select import open_slide
 from wsi_prep.readers.tags import parse_objective, vendor_and_scanner
@@ -41,6 +43,49 @@ def test_one_scanner_has_one_name_in_every_format(file_format, tags, facts):
 @pytest.mark.parametrize(
     "model",
     [
+        *(
+            "GT450",
+            "GT 450 DX",
+            "AT2",
+            "CS2",
+            "ScanScope XT",
+            "ScanScope AT Turbo",
+            "LV1",
+            "SCN400",
+            "SCN400F",
+            "VERSA 8",
+        ),
+        *("C9600-12", "C10730-13", "C13220-01", "C13140-21", "NanoZoomer S360", "NanoZoomer 2.0-HT", "NanoZoomer"),
+        *("Pannoramic MIDI", "PANNORAMIC 250 Flash III", "Pannoramic SCAN II", "Pannoramic DESK II DX", "P1000"),
+        *("UFS Scanner", "SG300", "IntelliSite Ultra Fast Scanner", "iScan Coreo", "iScan HT", "DP 200", "DP 600"),
+        *("Axio Scan.Z1", "Axioscan 7", "VS120", "SLIDEVIEW VS200", "TissueScope LE", "EasyScan Pro 6", "KF-PRO-005"),
+        *("Ocus 40", "Vectra Polaris"),
+    ],
+)
+def test_a_known_model_is_kept_as_it_is_written(model):
+    assert vendor_and_scanner("dicom", {MODEL: model})[1] == model
+
+
+MACHINE = st.sampled_from(("GT450", "AT2", "C9600-12", "Pannoramic 250", "UFS Scanner", "VS200"))
+MORE = st.one_of(
+    st.from_regex(r"(SN|S/N |SS|#| )?[0-9]{4,9}", fullmatch=True),
+    st.dates().map(str),
+    st.sampled_from(("Dr Adams", "DOE JANE", "lab-pc-3", "HOSTNAME", "St Elsewhere", "room 7")),
+)
+
+
+@given(model=MACHINE, more=MORE, joint=st.sampled_from((" ", "-", "_", " (", "/", "")), first=st.booleans())
+def test_a_model_with_anything_beside_it_is_left_out(model, more, joint, first):
+    text = f"{more}{joint}{model}" if first else f"{model}{joint}{more}"
+    vendor, scanner = vendor_and_scanner("dicom", {MAKER: f"Hamamatsu {more}", MODEL: text})
+    assert scanner == ""
+    assert vendor in ("hamamatsu", "aperio", "mirax")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *("C19-12345", "C12345-19", "C2019-12", "S19-0044721", "S360-1961", "SS7712", "Adams", "AT-PC 3", "scanner 7"),
         "SN 660177",
         "on 2019-08-23",
         "08/23/19 GT450",

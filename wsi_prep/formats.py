@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from wsi_prep.urls import name_of
+
 SLIDE_ENDINGS = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"),
 )
@@ -33,12 +35,12 @@ _REMEDY = "convert what is a slide (docs/operations.md)"
 
 def ending(path: str) -> str:
     """The ending of a file's name, in lower case."""
-    return PurePosixPath(path).suffix.lower()
+    return PurePosixPath(name_of(path)).suffix.lower()
 
 
 def is_left_out(path: str) -> bool:
     """Whether a file is a picture, by its ending, that is not read."""
-    name = PurePosixPath(path)
+    name = PurePosixPath(name_of(path))
     if ending(path) in _COMPRESSED and ending(name.stem) not in {*SLIDE_ENDINGS, *_SCANNERS, *_PICTURES, ".tar"}:
         return False
     return not name.name.startswith(".") and ending(path) in PICTURE_ENDINGS

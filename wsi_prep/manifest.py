@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from wsi_prep.csv_lines import read_csv
 from wsi_prep.errors import BadManifest
 from wsi_prep.formats import why_left_out
 from wsi_prep.naming import KnownNames, did_you_mean, one_form
 from wsi_prep.remote import file_system
-from wsi_prep.sources import SlideSource, read_csv
+from wsi_prep.sources import SlideSource
 from wsi_prep.stain import STAINS
+from wsi_prep.urls import bare_url, name_of, without_secrets
 
 COLUMNS = ("slide", "mpp", "stain", "institution", "tissue", "patient")
 _STAIN_SPELLINGS = {"H&E": "HE", "H & E": "HE", "H+E": "HE"}
@@ -81,7 +83,7 @@ class Manifest:
         """
         by_name: dict[str, list[SlideSource]] = defaultdict(list)
         for source in sources:
-            for name in {source.name, PurePosixPath(source.path).name}:
+            for name in {source.name, name_of(source.path)}:
                 by_name[one_form(name)].append(source)
         chosen: dict[str, _Entry] = {}
         unknown = []
@@ -95,7 +97,7 @@ class Manifest:
             if len(fits) > 1:
                 raise BadManifest(
                     f"{self.where}, line {entry.line}: {entry.cell} fits {len(fits)} slides "
-                    f"({', '.join(s.path for s in fits[:3])}); write part of the folder too"
+                    f"({', '.join(bare_url(s.path) for s in fits[:3])}); write part of the folder too"
                 )
             self._choose(chosen, fits[0].slide_id, entry)
         rows = {slide_id: entry.row for slide_id, entry in chosen.items()}
@@ -118,7 +120,9 @@ def read_manifest(path: str) -> Manifest:
         files, inner = file_system(path)
         data: bytes = files.cat_file(inner)
     except (OSError, ValueError, ImportError) as error:
-        raise BadManifest(f"MANIFEST {path} cannot be read ({' '.join(str(error).split())[:160]})") from error
+        why = without_secrets(" ".join(str(error).split()), path)[:160]
+        raise BadManifest(f"MANIFEST {bare_url(path)} cannot be read ({why})") from error
+    path = bare_url(path)
     header, rows = read_csv(path, data)
     _check_header(path, header)
     entries: dict[str, _Entry] = {}
@@ -151,7 +155,7 @@ def _entry(path: str, line: int, header: list[str], cells: list[str]) -> _Entry:
     for name, value in values.items():
         if len(value) > _MAX_CELL or not value.isprintable():
             raise BadManifest(f"{where}: the cell of column {name} is too long, or has characters that do not print")
-    slide = values.pop("slide")
+    slide = bare_url(values.pop("slide"))
     if not slide:
         raise BadManifest(f"{where} names no slide")
     parts = tuple(part for part in slide.replace("\\", "/").split("/") if part not in ("", "."))
@@ -189,7 +193,7 @@ def _ends_with(source: SlideSource, parts: tuple[str, ...], form: Callable[[str]
     wanted = tuple(map(form, parts))
     if wanted == (form(source.name),):
         return True
-    path = tuple(part for part in form(source.path).split("/") if part)
+    path = tuple(part for part in form(bare_url(source.path)).split("/") if part)
     return path[-len(wanted) :] == wanted
 
 
@@ -197,7 +201,7 @@ def _hints(unknown: Sequence[_Entry], sources: Sequence[SlideSource], left_out: 
     """What to put behind each entry that fits no slide, with names and without."""
     if not unknown:
         return []
-    known = KnownNames(name for source in sources for name in (source.name, PurePosixPath(source.path).name))
+    known = KnownNames(name for source in sources for name in (source.name, name_of(source.path)))
     not_read = {one_form(PurePosixPath(path).name): path for path in left_out}
     hints = []
     for entry in unknown:

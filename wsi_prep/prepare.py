@@ -55,8 +55,10 @@ from wsi_prep.stain import StainCall, classify_glow, classify_stain, colour_warn
 from wsi_prep.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.tile_writer import write_tiles
 from wsi_prep.time_limit import HUNG, time_limit
+from wsi_prep.times import set_times, set_times_in
 from wsi_prep.tissue import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
 from wsi_prep.trusted import TrustedLevels
+from wsi_prep.urls import without_secrets
 from wsi_prep.warning import warned
 
 DEFAULT_TIME_LIMIT = 3600.0
@@ -105,7 +107,8 @@ class SlideTask:
 
     `run_token` names the run: when the output folder's lock holds another, this work is nobody's any more. After
     `time_limit` seconds the worker process ends itself, and the slide fails when it is tried again. `out` is a path or
-    an object store's URL; `cache` is where the worker may copy the slide to.
+    an object store's URL; `cache` is where the worker may copy the slide to. `made_at` is the time that all its files
+    get, or None for their own.
     """
 
     source: SlideSource
@@ -119,6 +122,7 @@ class SlideTask:
     mask: MaskFile | None = None
     cache: CacheSettings = field(default_factory=CacheSettings)
     threads: int = 1
+    made_at: float | None = None
 
     @property
     def config_hash(self) -> str:
@@ -153,6 +157,8 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     row.update(clock.columns(), seconds=time.perf_counter() - started)
     _require_current(task, place)
     Catalog(place).commit(row, tiles)
+    name = f"{task.source.slide_id}.parquet"
+    set_times_in(task.out, (f"catalog/slides/{name}", f"catalog/tiles/{name}"), task.made_at)
     return row
 
 
@@ -222,7 +228,11 @@ def manifest_columns(task: SlideTask, row: dict[str, Any]) -> dict[str, Any]:
 def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
     """The columns that say how a slide failed or why it is excluded, in one line."""
     if isinstance(error, SlideError):
-        status, kind, text = error.status, type(error).__name__, " ".join(str(error).split())
+        status, kind, text = (
+            error.status,
+            type(error).__name__,
+            without_secrets(" ".join(str(error).split()), source.path),
+        )
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         status, kind = "failed", "WriteFailed"
         text = "the disk of the output folder is full; make room and run again"
@@ -349,6 +359,7 @@ def _publish(task: SlideTask, place: Place, stage: Path) -> dict[str, Any]:
     _require_current(task, place)
     files = [p for p in stage.rglob("*") if p.is_file()]
     store_bytes = sum(p.stat().st_size for p in files if p.is_relative_to(stage / "store.zarr"))
+    set_times(stage, task.made_at)
     for name, path in output_places(task.source.slide_id).items():
         if (stage / name).exists():
             place.publish(stage / name, path)

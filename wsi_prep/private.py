@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from wsi_prep.errors import BadOption
+from wsi_prep.urls import bare_url, without_secrets
 
 _ID_DIGITS, _CHECK_DIGITS, _PATIENT_DIGITS = 24, 16, 32
 _HEADER = ["slide_id", "path"]
@@ -126,9 +127,10 @@ def bare_text(error: BaseException, path: str) -> str:
     Libraries quote what they could not parse, which may be any tag of the file, and they name files in full. What is
     said after the name of a file stays where it is known where that name ends.
     """
-    inner = PurePosixPath(path.rpartition("://")[2])
+    inner = PurePosixPath(bare_url(path).rpartition("://")[2])
     folder = _one_line(inner.parent)
-    text = _without_known_paths(_one_line(error), _one_line(inner), folder)
+    text = _one_line(without_secrets(str(error), path))
+    text = _without_known_paths(text, _one_line(inner), folder)
     text = _one_line(_QUOTED.sub("...", text))
     text = _without_other_paths(text, folder)
     text = _BARE_VALUE.sub(r"\1 ...", text)

@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from wsi_prep.cache import Room
 from wsi_prep.errors import NoRoom, UnreadableSlide
 from wsi_prep.place import OBJECT_STORES
+from wsi_prep.urls import bare_url
 
 _PIECE_BYTES = 8 * 2**20
 _IN_FLIGHT = 4
@@ -55,7 +56,7 @@ def files_in(folder: str) -> list[str]:
 
 def copy_here(path: str, files: tuple[str, ...], room: Room) -> str:
     """Copy a slide with all its files into the room, as they lie beside each other; returns the copy of `path`."""
-    base = path.rpartition("/")[0]
+    base = bare_url(path).rpartition("/")[0]
     sizes = {url: _size(url) for url in files}
     room.reserve(sum(sizes.values()))
     try:
@@ -71,7 +72,7 @@ def copy_here(path: str, files: tuple[str, ...], room: Room) -> str:
 
 
 def _below(url: str, base: str) -> str:
-    below = url.removeprefix(f"{base}/")
+    below = bare_url(url).removeprefix(f"{base}/")
     assert ".." not in below.split("/")  # the parts of a slide lie beside it, or in a folder there
     return below
 

@@ -42,6 +42,8 @@ from wsi_prep.private import add_names, check_names_file, key_check, keyed_patie
 from wsi_prep.runlog import RunLog
 from wsi_prep.sources import Found, SlideSource, fingerprint, look_for_slides, paths_below
 from wsi_prep.terms import Terms
+from wsi_prep.times import settled
+from wsi_prep.urls import bare_url
 
 _LOOKED_AT = (
     *("slide_id", "file", "status", "error_type", "error", "warning", "fingerprint", "config_hash", "patient_key"),
@@ -82,7 +84,7 @@ class RunRequest:
     @property
     def manifest_path(self) -> str | None:
         """The manifest; a .csv list of slides is its own unless another is named."""
-        return self.manifest or (self.slides if self.slides.lower().endswith(".csv") else None)
+        return self.manifest or (self.slides if bare_url(self.slides).lower().endswith(".csv") else None)
 
 
 @dataclass
@@ -136,7 +138,7 @@ class Watcher(Protocol):
 
 def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     """Do one call of `make shards`; raises UsageError before anything is touched, never for a slide's own error."""
-    started = time.perf_counter()
+    started, began_at = time.perf_counter(), time.time() // 1
     found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
     sources = found.sources
     place = open_place(request.out)
@@ -156,8 +158,13 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
         _task(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
         for source, origin in zip(sources, origins, strict=True)
     ]
+    made_at = None
+    if request.id_key is not None:  # the order of work tells nothing of names, nor do times
+        made_at = began_at
+        tasks = sorted((replace(task, made_at=made_at) for task in tasks), key=lambda task: task.source.slide_id)
     with (
         held_output(place, terms, token, take_over=request.take_over),
+        settled(request.out, made_at),
         RunLog(request.log, token[:8]) as log,
     ):
         _add_names(request, place, tasks)
@@ -198,7 +205,7 @@ def _add_names(request: RunRequest, place: Place, tasks: Sequence[SlideTask]) ->
     """Before OUT holds an id, the names file leads back from it: a run that is killed leaves none without its name."""
     kept = read_tombstone(place).without(tasks)
     if request.names is not None:
-        add_names(request.names, {task.source.slide_id: task.source.path for task in kept})
+        add_names(request.names, {task.source.slide_id: bare_url(task.source.path) for task in kept})
 
 
 def _known_before(place: Place, tasks: Sequence[SlideTask], catalog: Catalog) -> list[SlideTask]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import os
@@ -17,14 +16,16 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from wsi_prep.csv_lines import read_csv
 from wsi_prep.dicom import DicomHeader, dicom_header
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
-from wsi_prep.formats import SLIDE_ENDINGS, is_left_out, only_left_out
+from wsi_prep.formats import SLIDE_ENDINGS, ending, is_left_out, only_left_out
 from wsi_prep.naming import KnownNames, as_stored, did_you_mean, one_form
 from wsi_prep.place import OBJECT_STORES
 from wsi_prep.private import keyed_slide_id
 from wsi_prep.remote import file_system, files_in, is_elsewhere
 from wsi_prep.slide_ids import former_slide_id, make_slide_id
+from wsi_prep.urls import bare_url, name_of, without_secrets
 
 _INDEXES = (".vms", ".vmu")
 _DICOM_INDEX = "DICOMDIR"
@@ -38,7 +39,8 @@ class SlideSource:
     """One slide as found.
 
     `slide_id` is unique and safe as a file name and object key; `path` is what a reader opens (local absolute path or
-    URL); `name` is the file's name as given, no folder; `files` are all files that the slide consists of. `former_id`
+    URL, with the signature that it may bear: `wsi_prep.urls` says what may be written of it); `name` is the file's
+    name as given, no folder; `files` are all files that the slide consists of. `former_id`
     is what earlier versions may have called it. Its text, which a cluster may log, is the id alone.
     """
 
@@ -69,25 +71,26 @@ def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | 
     and hold nothing of the name. Raises NoSlides where nothing is found and BadManifest for a list that cannot be used.
     """
     fs, inner = _filesystem(slides)
+    where = bare_url(slides)
     pictures: list[str] = []
     nothing = ""
-    if slides.lower().endswith(".csv"):
+    if where.lower().endswith(".csv"):
         groups, _ = _grouped(_listed(slides, fs, inner), named=True)
-    elif glob.has_magic(inner) and not fs.exists(inner):
+    elif glob.has_magic(bare_url(slides)) and not fs.exists(inner):
         matches = _matches(fs, inner)
         pictures = [_full(fs, p) for p in matches if is_left_out(p)]
         groups, others = _grouped([_full(fs, p) for p in matches if _looks_like_slide(p, fs)], named=False)
         pictures += others
-        nothing = f"{slides} matches {len(matches)} files, none of them a slide"
-    elif fs.isdir(inner):
+        nothing = f"{where} matches {len(matches)} files, none of them a slide"
+    elif not _is_web_file(slides) and fs.isdir(inner):
         paths, pictures, seen = _walk(fs, inner)
         groups, others = _grouped(paths, named=False)
         pictures += others
-        nothing = f"{slides} holds no slide among {seen} files; known endings are {' '.join(SLIDE_ENDINGS)}"
+        nothing = f"{where} holds no slide among {seen} files; known endings are {' '.join(SLIDE_ENDINGS)}"
     elif fs.exists(inner):
         groups, _ = _grouped([_full(fs, inner)], named=True)
     else:
-        raise NoSlides(f"SLIDES {slides} does not exist; name a folder, a slide, a glob or a .csv list")
+        raise NoSlides(f"SLIDES {where} does not exist; name a folder, a slide, a glob or a .csv list")
     if not groups:
         raise NoSlides(f"{nothing}{only_left_out(pictures)}")
     return Found(_sources(groups, id_root, id_key), tuple(pictures))
@@ -98,8 +101,8 @@ def paths_below(sources: Sequence[SlideSource], slides: str, id_root: str | None
     fs, inner = _filesystem(id_root or slides)
     if id_root is None and not fs.isdir(inner):
         inner = re.split(r"[*?[]", inner, maxsplit=1)[0].rpartition("/")[0]
-    root = PurePosixPath(_full(fs, inner))
-    paths = [PurePosixPath(source.path) for source in sources]
+    root = PurePosixPath(bare_url(_full(fs, inner)))
+    paths = [PurePosixPath(bare_url(source.path)) for source in sources]
     return [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]
 
 
@@ -152,8 +155,20 @@ class _Group:
 def _filesystem(path: str) -> tuple[Any, str]:
     try:
         return file_system(path)
-    except (ValueError, ImportError) as error:
-        raise NoSlides(f"SLIDES {path} cannot be reached ({' '.join(str(error).split())})") from error
+    except ImportError as error:
+        scheme = path.partition("://")[0]
+        raise NoSlides(
+            f"SLIDES {bare_url(path)} cannot be reached: {scheme}:// needs packages that are not installed "
+            f"({' '.join(str(error).split())}); install them on every machine, or name slides on a disk or in a store"
+        ) from error
+    except ValueError as error:
+        why = without_secrets(" ".join(str(error).split()), path)
+        raise NoSlides(f"SLIDES {bare_url(path)} cannot be reached ({why})") from error
+
+
+def _is_web_file(path: str) -> bool:
+    """A page of the web has no folders, and asking for them would fetch the file."""
+    return path.lower().startswith(("http://", "https://")) and ending(path) in SLIDE_ENDINGS
 
 
 def _full(fs: Any, inner: str) -> str:
@@ -196,13 +211,12 @@ def _walk(fs: Any, root: str) -> tuple[list[str], list[str], int]:
 
 
 def _looks_like_slide(path: str, fs: Any) -> bool:
-    name = PurePosixPath(path).name
+    name, suffix = name_of(path), ending(path)
     if name.startswith("."):
         return False
-    ending = PurePosixPath(name).suffix.lower()
-    if ending in SLIDE_ENDINGS:
+    if suffix in SLIDE_ENDINGS:
         return True
-    if ending and not ending[1:].isdigit():  # DICOM files often end in a UID's digits, or in nothing
+    if suffix and not suffix[1:].isdigit():  # DICOM files often end in a UID's digits, or in nothing
         return False
     try:
         long_enough = fs.size(path) >= _DICOM_STARTS + 4
@@ -213,29 +227,33 @@ def _looks_like_slide(path: str, fs: Any) -> bool:
 
 def _listed(slides: str, fs: Any, inner: str) -> list[str]:
     """Paths of a .csv list's column `slide`, each checked."""
+    where = bare_url(slides)
     if not fs.exists(inner):
-        raise NoSlides(f"SLIDES {slides} does not exist")
+        raise NoSlides(f"SLIDES {where} does not exist")
     base = PurePosixPath(inner).parent
     lines: dict[str, int] = {}
     written: list[tuple[int, str, str]] = []
-    header, rows = read_csv(slides, fs.cat_file(inner))
+    header, rows = read_csv(where, fs.cat_file(inner))
     if "slide" not in header:
-        raise BadManifest(f"{slides} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
+        raise BadManifest(f"{where} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
     column = header.index("slide")
     for line, cell in ((line, cells[column]) for line, cells in rows if len(cells) > column and cells[column]):
-        written.append((line, cell, _resolved(slides, line, cell, base, fs)))
+        written.append((line, cell, _resolved(where, line, cell, base, fs)))
     with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
         stored = list(pool.map(_stored, (path for _, _, path in written)))
     missing = [(line, cell, path) for (line, cell, path), there in zip(written, stored, strict=True) if there is None]
     if missing:
-        said = "; ".join(f"line {line}: {cell}{did_you_mean(_near(path))}" for line, cell, path in missing[:3])
-        raise BadManifest(f"{slides} names {len(missing)} slides that do not exist ({said})")
-    for (line, cell, _), path in zip(written, filter(None, stored), strict=True):
+        said = "; ".join(
+            f"line {line}: {bare_url(cell)}{did_you_mean(_near(path))}" for line, cell, path in missing[:3]
+        )
+        raise BadManifest(f"{where} names {len(missing)} slides that do not exist ({said})")
+    found = list(filter(None, stored))
+    for (line, cell, _), path in zip(written, map(bare_url, found), strict=True):
         if path in lines:
-            raise BadManifest(f"{slides} names {cell} twice, in lines {lines[path]} and {line}; keep one")
+            raise BadManifest(f"{where} names {bare_url(cell)} twice, in lines {lines[path]} and {line}; keep one")
         lines[path] = line
-    _require_any(lines, slides)
-    return list(lines)
+    _require_any(lines, where)
+    return found
 
 
 def _stored(path: str) -> str | None:
@@ -252,28 +270,12 @@ def _near(path: str) -> str | None:
     if is_elsewhere(path) and not path.startswith(OBJECT_STORES):
         return None
     names = (PurePosixPath(file).name for file in files_in(path.rpartition("/")[0]))
-    return KnownNames(names).meant(PurePosixPath(path).name)
+    return KnownNames(names).meant(name_of(path))
 
 
 def _require_any(lines: dict[str, int], slides: str) -> None:
     if not lines:
         raise NoSlides(f"{slides} lists no slide")
-
-
-def read_csv(where: str, data: bytes) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header (lower case) and (line number, cells) of a csv's bytes; blank lines are passed by.
-
-    Commas, semicolons and tabs are understood, and a byte order mark. Raises BadManifest for what is no UTF-8 text.
-    """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadManifest(f"{where} is not UTF-8 text; save it as UTF-8") from error
-    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
-    header = [cell.strip().lower() for cell in next(reader, [])]
-    rows = ((reader.line_num, [cell.strip() for cell in cells]) for cells in reader)
-    return header, [(line, cells) for line, cells in rows if any(cells)]
 
 
 def _resolved(slides: str, line: int, cell: str, base: PurePosixPath, fs: Any) -> str:
@@ -300,21 +302,21 @@ def _grouped(paths: Iterable[str], *, named: bool) -> tuple[list[_Group], list[s
     per_folder: dict[str, set[str]] = defaultdict(set)
     paths = list(paths)
     with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
-        may_be = [p for p in paths if PurePosixPath(p).suffix.lower() in (".dcm", *_odd(p))]
+        may_be = [p for p in paths if ending(p) in (".dcm", *_odd(p))]
         headers = dict(zip(may_be, pool.map(dicom_header, may_be), strict=True))
     for path in paths:
         header = headers.get(path)
         if header is None or (named and not header.is_slide):
-            groups.append(_Group(path, PurePosixPath(path).name, path, _companions(path)))
+            groups.append(_Group(path, name_of(path), bare_url(path), _companions(path)))
         elif header.is_slide:
-            folder, series = path.rpartition("/")[0] or "/", header.series
+            folder, series = bare_url(path).rpartition("/")[0] or "/", header.series
             per_folder[folder].add(series)
             members = dicom[(folder, series)]
             if named:
                 members += [m for m in _siblings(folder, series) if m[0] not in {p for p, _ in members}]
             else:
                 members.append((path, header))
-        elif PurePosixPath(path).name != _DICOM_INDEX:
+        elif name_of(path) != _DICOM_INDEX:
             others.append(path)
     groups += [_dicom_group(key, members, len(per_folder[key[0]])) for key, members in dicom.items()]
     return sorted(groups, key=lambda group: group.path), others
@@ -322,8 +324,7 @@ def _grouped(paths: Iterable[str], *, named: bool) -> tuple[list[_Group], list[s
 
 def _odd(path: str) -> tuple[str, ...]:
     """A path's own ending where it is none of ours: then it came in as DICOM."""
-    ending = PurePosixPath(path).suffix.lower()
-    return () if ending in SLIDE_ENDINGS else (ending,)
+    return () if ending(path) in SLIDE_ENDINGS else (ending(path),)
 
 
 def _siblings(folder: str, series: str) -> list[tuple[str, DicomHeader]]:
@@ -346,16 +347,15 @@ def _dicom_group(key: tuple[str, str], members: list[tuple[str, DicomHeader]], s
     chosen = min(members, key=rank)[0]
     files = tuple(sorted(path for path, _ in members))
     alone = len(files) > 1 and series_here == 1
-    name = PurePosixPath(folder).name if alone else PurePosixPath(chosen).name
-    return _Group(chosen, name, f"{folder}/{series}" if len(files) > 1 else chosen, files)
+    name = PurePosixPath(folder).name if alone else name_of(chosen)
+    return _Group(chosen, name, f"{folder}/{series}" if len(files) > 1 else bare_url(chosen), files)
 
 
 def _companions(path: str) -> tuple[str, ...]:
     """The file itself; for MRXS what its folder of the same name holds, for VMS elsewhere the files that it names."""
-    ending = PurePosixPath(path).suffix.lower()
-    if ending == ".mrxs":
-        return (path, *files_in(path[: -len(ending)]))
-    if ending in _INDEXES and is_elsewhere(path):
+    if ending(path) == ".mrxs":
+        return (path, *files_in(path[: -len(".mrxs")]))
+    if ending(path) in _INDEXES and is_elsewhere(path):
         named = _named_in(*_filesystem(path))
         return (path, *(f for f in files_in(path.rpartition("/")[0]) if PurePosixPath(f).name in named))
     return (path,)
@@ -377,7 +377,8 @@ def _sources(groups: Sequence[_Group], id_root: str | None, id_key: bytes | None
         source = SlideSource(slide_id, group.path, name, group.files, former_id)
         before = by_id.setdefault(slide_id.lower(), source)  # many a disk takes two cases of a name for one file
         if before is not source:
-            raise UsageError(f"{before.path} and {source.path} get the same id; rename one of them")
+            both = f"{bare_url(before.path)} and {bare_url(source.path)}"
+            raise UsageError(f"{both} get the same id; rename one of them")
     return list(by_id.values())
 
 
@@ -392,7 +393,7 @@ def _ids(name: str, identity: str, id_key: bytes | None) -> tuple[str, str]:
 def _relative(path: str, id_root: str | None) -> str:
     if id_root is None:
         return path
-    root = id_root if "://" in id_root else os.path.abspath(id_root)  # noqa: PTH100
+    root = bare_url(id_root) if "://" in id_root else os.path.abspath(id_root)  # noqa: PTH100
     if not PurePosixPath(path).is_relative_to(root):
-        raise BadOption(f"{path} is not inside the id root {id_root}")
+        raise BadOption(f"{path} is not inside the id root {root}")
     return str(PurePosixPath(path).relative_to(root))

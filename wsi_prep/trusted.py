@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import DamagedSlide
 from wsi_prep.readers.base import SlideInfo, SlideReader
-from wsi_prep.readers.compare import alike, resized
+from wsi_prep.readers.compare import alike, resized, striking
 from wsi_prep.readers.levels import Rectangle, finer_level, from_finer
 from wsi_prep.thumbnail import Thumbnail
 
@@ -33,6 +33,9 @@ _LEAST_SAMPLES, _MOST_SAMPLES = 3, 48
 
 _IN_TISSUE = 4
 """Places in the tissue where the thumbnail is compared with level 0, beside those all over the slide."""
+
+_MOST_STRIKING, _STRIKING_PX = 12, 5
+"""Places that strike the eye, in each direction of the thumbnail; and their sides in its pixels."""
 
 _OTHER_PICTURE = "shows something else than level 0"
 _UNDECODABLE = "cannot be decoded everywhere"
@@ -95,8 +98,7 @@ class TrustedLevels:
         thumbnail = self.thumbnail
         if thumbnail is None or thumbnail.level == 0:
             return True
-        sites = _sites(self.info, self.info.levels[thumbnail.level].downsample)
-        for site in sites if tissue is None else _in_tissue(self.info, thumbnail, tissue):
+        for site in _sites(self.info, thumbnail) if tissue is None else _in_tissue(self.info, thumbnail, tissue):
             with contextlib.suppress(DamagedSlide):  # that fails the slide where a tile is cut from it
                 if not self._agrees(0, site, self._reader.read(0, *site), None):
                     self._give_up(thumbnail.level, _OTHER_PICTURE)
@@ -133,9 +135,14 @@ class TrustedLevels:
         self._notes.append(f"the level of {sides.width} x {sides.height} px {why}, so a finer one is used")
 
 
-def _sites(info: SlideInfo, downsample: float) -> Iterator[Rectangle]:
-    """Tiles of level 0 spread over the slide, so that each tile of a level reduced by `downsample` has one."""
-    side, every = info.tile_px, min(_SAMPLE_EVERY, max(1, math.floor(downsample)))
+def _sites(info: SlideInfo, thumbnail: Thumbnail) -> Iterator[Rectangle]:
+    """Where the thumbnail strikes the eye (a label's letters, say), and tiles of level 0 spread over the slide, so that
+    each tile of the level that it was made from has one.
+    """
+    for x, y in striking(thumbnail.pixels, _MOST_STRIKING, _STRIKING_PX):
+        yield _site(info, int(x * thumbnail.step_x0), int(y * thumbnail.step_y0))
+    side = info.tile_px
+    every = min(_SAMPLE_EVERY, max(1, math.floor(info.levels[thumbnail.level].downsample)))
     down = _spread(-(-info.height0 // side), every)
     for col in _spread(-(-info.width0 // side), every):
         for row in down:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from wsi_prep.cache import Room
 from wsi_prep.crew import Crew
 from wsi_prep.dicom import require_few_nested
 from wsi_prep.errors import BadOption, DamagedSlide, UnreadableSlide
+from wsi_prep.formats import ending
 from wsi_prep.readers.advice import advice
 from wsi_prep.readers.base import SlideReader
 from wsi_prep.readers.openslide_reader import OpenSlideReader, detect_vendor
@@ -46,7 +47,7 @@ def opened(source: SlideSource, reader: str, room: Room, crew: Crew | None = Non
 
 def _open_far(path: str, reader: str, crew: Crew | None) -> SlideReader | None:
     """A slide that is read by ranges, or None where it has to be a local file."""
-    if reader == "openslide" or (reader == "auto" and PurePosixPath(path).suffix.lower() not in _TIFF_ENDINGS):
+    if reader == "openslide" or (reader == "auto" and ending(path) not in _TIFF_ENDINGS):
         return None
     try:
         return TiffReader(path, crew)
@@ -75,11 +76,7 @@ def open_slide(path: str, reader: str = "auto", crew: Crew | None = None, files:
     if reader == "openslide":
         if local is not None and is_ome_tiff(local):
             raise UnreadableSlide("an OME-TIFF, of which OpenSlide would read one plane; leave the reader to auto")
-        chosen = OpenSlideReader(_required_local(local), files)
-        if chosen.info.vendor in _PLAIN_TILES:
-            with contextlib.suppress(UnreadableSlide, DamagedSlide), contextlib.closing(TiffReader(path)) as other:
-                chosen.add_notes(disagreements(chosen, other, "the TIFF reader"))
-        return chosen
+        return _by_openslide(_required_local(local), files)
     vendor = detect_vendor(local) if local is not None else None
     if vendor not in _PLAIN_TILES:
         return OpenSlideReader(_required_local(local), files)
@@ -96,19 +93,40 @@ def open_slide(path: str, reader: str = "auto", crew: Crew | None = None, files:
         last = OpenSlideReader(_required_local(local))
     except UnreadableSlide as error:
         raise UnreadableSlide(f"no reader takes this file: {refusal}; {error}. {advice(path)}") from error
-    _require_largest(last, refusal)
+    _require_same(last, refusal.largest, str(refusal))
     return last
 
 
-def _require_largest(found: SlideReader, refusal: UnsupportedLayout) -> None:
-    """OpenSlide may take another picture of a TIFF for the slide than the largest, which could not be read."""
-    sides = found.info.width0, found.info.height0
-    if refusal.largest is not None and sides[0] * sides[1] < refusal.largest[0] * refusal.largest[1]:
+def _by_openslide(path: str, files: Sequence[str]) -> OpenSlideReader:
+    """The slide by OpenSlide, which takes the largest picture of a plain TIFF for it, a label too."""
+    chosen = OpenSlideReader(path, files)
+    if chosen.info.vendor not in _PLAIN_TILES:
+        return chosen
+    try:
+        with contextlib.closing(TiffReader(path)) as other:
+            sides = other.info.width0, other.info.height0
+            notes = disagreements(chosen, other, "the TIFF reader")
+    except UnsupportedLayout as refusal:
+        _require_same(chosen, refusal.largest, str(refusal))
+    except DamagedSlide:
+        return chosen
+    except UnreadableSlide:
+        chosen.close()
+        raise
+    else:
+        _require_same(chosen, sides, "leave the reader to auto")
+        chosen.add_notes(notes)
+    return chosen
+
+
+def _require_same(found: SlideReader, sides: tuple[int, int] | None, why: str) -> None:
+    """Raise UnreadableSlide where OpenSlide takes a picture of other sides than `sides` for the slide."""
+    taken = found.info.width0, found.info.height0
+    if sides is not None and taken != sides:
         found.close()
-        largest = " x ".join(map(str, refusal.largest))
         raise UnreadableSlide(
-            f"its largest picture, {largest} px, is not read ({refusal}), and OpenSlide takes one of "
-            f"{sides[0]} x {sides[1]} px for the slide"
+            f"its slide, of {sides[0]} x {sides[1]} px, is not read ({why}), and OpenSlide takes one of "
+            f"{taken[0]} x {taken[1]} px for the slide"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from wsi_prep.readers.base import WHITE, Level, SlideInfo, parse_colour
 from wsi_prep.readers.ome import read_microscope
 from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
-from wsi_prep.readers.tiff_pictures import Pyramid
+from wsi_prep.readers.tiff_slide import Pyramid
 
 _UM_PER_UNIT = {2: 25400.0, 3: 10000.0, 4: 1000.0, 5: 1.0}
 """Of TIFF's resolution units, by their codes: inch, centimetre, and the later millimetre and micrometre."""

@@ -12,7 +12,6 @@ import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any
 
 import imagecodecs
@@ -25,13 +24,15 @@ from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSli
 from wsi_prep.jpeg import is_ycc
 from wsi_prep.private import reason
 from wsi_prep.ranges import ExpectedRanges, Ranges, open_ranges, seekable
-from wsi_prep.readers.base import SlideInfo, blank
+from wsi_prep.readers.base import WHITE, SlideInfo, blank
 from wsi_prep.readers.bounds import MOST_TILE_PX, coded_size, require_few_directories
 from wsi_prep.readers.levels import finer_level, from_finer
 from wsi_prep.readers.ome import read_images
 from wsi_prep.readers.tiff_facts import describe
-from wsi_prep.readers.tiff_pictures import JPEG, RGB, Picture, UnsupportedLayout, find_pyramid
+from wsi_prep.readers.tiff_pictures import JPEG, RGB, Picture, UnsupportedLayout
+from wsi_prep.readers.tiff_slide import Read, find_pyramid
 from wsi_prep.remote import local_path
+from wsi_prep.urls import name_of
 
 CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
@@ -58,7 +59,8 @@ class TiffReader:
         self._bytes = open_ranges(path)
         try:
             self._slide = _open_tiffslide(path, self._bytes)
-            self._info, self._levels = _understand(self._slide)
+            self._coming = ExpectedRanges(self._bytes)
+            self._info, self._levels = _understand(self._slide, self._look)
             self._require_whole()
         except (SlideError, StoreFailed):
             self._bytes.close()
@@ -66,7 +68,6 @@ class TiffReader:
         except Exception as error:  # a directory of nonsense fails anywhere in tifffile's lazy properties
             self._bytes.close()
             raise UnsupportedLayout(f"its TIFF directory is damaged ({reason(error, path)})") from error
-        self._coming = ExpectedRanges(self._bytes)
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cached = 0
         self._background = blank(0, 0, self._info.background)
@@ -173,6 +174,20 @@ class TiffReader:
         self._slide.close()
         self._coming.close()
 
+    def _look(self, picture: Picture, rectangle: tuple[int, int, int, int]) -> NDArray[np.uint8] | None:
+        """Pixels of a rectangle of any picture of the file, white where it lacks tiles; None where one is damaged."""
+        x, y, width, height = rectangle
+        if picture.tile_width * picture.tile_height > MOST_TILE_PX:
+            return None
+        out = blank(height, width, WHITE)
+        try:
+            stored = [i for i in _tiles_touched(picture, rectangle, None) if not picture.is_missing(i)]
+            for index, data in self._fetched(picture, stored).items():
+                _paste(out, self._decode(picture, index, data, None), *picture.corner(index), x, y)
+        except DamagedSlide:
+            return None
+        return out
+
     def _fetched(self, picture: Picture, indices: Sequence[int]) -> dict[int, list[bytes]]:
         """The compressed data of tiles, a piece for each plane."""
         planes = len(picture.planes)
@@ -268,7 +283,7 @@ def _open_tiffslide(path: str, ranges: Ranges) -> Any:
     source = local if local is not None else seekable(ranges)
     options: dict[str, Any] = {"_multifile": False}  # the files that an OME-TIFF names may be anybody's
     if local is None:
-        options["name"] = PurePosixPath(path).name
+        options["name"] = name_of(path)
     try:
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
         slide = TiffSlide(source, tifffile_options=options)
@@ -292,13 +307,13 @@ def is_ome_tiff(path: str) -> bool:
         return False
 
 
-def _understand(slide: Any) -> tuple[SlideInfo, tuple[Picture, ...]]:
+def _understand(slide: Any, read: Read) -> tuple[SlideInfo, tuple[Picture, ...]]:
     """The slide's facts and levels; UnreadableSlide for an OME-TIFF that cannot be read: nobody else knows them."""
     tiff = slide.ts_tifffile
     if not (tiff.is_svs or tiff.is_ome or _is_generic(tiff)):
         raise UnsupportedLayout("a vendor's TIFF that is left to OpenSlide")
     try:
-        pyramid = find_pyramid(tiff, read_images(tiff.ome_metadata) if tiff.is_ome else None)
+        pyramid = find_pyramid(tiff, read_images(tiff.ome_metadata) if tiff.is_ome else None, read)
         return describe(tiff, _properties(slide), pyramid), pyramid.levels
     except StoreFailed:
         raise

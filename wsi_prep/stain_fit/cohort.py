@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from wsi_prep.csv_lines import read_csv
 from wsi_prep.errors import NotBrightField, UsageError
 from wsi_prep.glass import Glass
 from wsi_prep.readers.select import open_slide
 from wsi_prep.scale import resolve_scale
-from wsi_prep.sources import read_csv
 from wsi_prep.stain import tissue_features
 from wsi_prep.stain_fit.examples import REAL, Example, Tissue, mosaic
 from wsi_prep.stain_fit.recolour import MAP_MPP, Map, stain_vectors, tissue_maps

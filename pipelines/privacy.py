@@ -1,0 +1,137 @@
+"""Shows a person what is in shards, text by text, before they leave the house."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from pipelines.console import printable
+from pipelines.options import Options
+from pipelines.verify import output_named
+from wsi_prep.disclosure import Disclosure, disclose
+from wsi_prep.errors import BadOption, UsageError
+from wsi_prep.place import local_folder, write_atomically
+
+EXIT_OK, EXIT_WRONG_CALL, EXIT_STRAYS, EXIT_INTERRUPTED = 0, 2, 3, 130
+_ALL_SHOWN, _SAMPLE, _STRAYS = 12, 4, 20
+_MOST_LETTERS = 160
+
+EPILOG = "exit codes: 0 nothing is there that does not belong; 2 the call is wrong; 3 something is; 130 interrupted."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    try:
+        outs = [output_named(where) for where in options.shards]
+        if options.to is not None:
+            _require_outside(options.to, outs)
+        found = [disclose(out) for out in outs]
+        for each in found:
+            show(console, each, options.to)
+        if options.to is not None:
+            _write(options.to, found)
+    except UsageError as error:
+        errors.print(f"privacy: {printable(str(error))}", markup=False, soft_wrap=True)
+        return EXIT_WRONG_CALL
+    except KeyboardInterrupt:
+        errors.print("privacy: interrupted")
+        return EXIT_INTERRUPTED
+    return EXIT_STRAYS if any(each.strays for each in found) else EXIT_OK
+
+
+def show(console: Console, found: Disclosure, to: Path | None = None) -> None:
+    """Files, times, texts, what does not belong, and what a person has to decide."""
+
+    def say(line: str) -> None:
+        console.print(printable(line), markup=False, soft_wrap=True)
+
+    made = "with PRIVATE=1" if found.is_private else "with the slides' names"
+    say(f"{found.where}: {found.slides:,} slides, made {made}")
+    for kind, (count, size) in found.kinds.items():
+        say(f"  {kind}: {count:,} files, {size:,} bytes")
+    if found.times is not None:
+        first, last = (datetime.fromtimestamp(int(time), UTC).isoformat() for time in found.times)
+        say(f"  times of files and folders: {first if first == last else f'{first} to {last}'}")
+    for where, texts in sorted(found.texts.items()):
+        for line in _lines(where, texts, to):
+            say(line)
+    say(f"what does not belong: {f'{len(found.strays):,}' if found.strays else 'nothing'}")
+    for stray in found.strays[:_STRAYS]:
+        say(f"  {stray}")
+    if len(found.strays) > _STRAYS:
+        say(f"  and {len(found.strays) - _STRAYS:,} more{_where_all(to)}")
+    say(_decision(found))
+
+
+def _lines(where: str, texts: Counter[str], to: Path | None) -> list[str]:
+    """A place's texts: all where they are few, else the longest and the rarest."""
+    if len(texts) <= _ALL_SHOWN:
+        return [f"{where}: {', '.join(_shown(text, count) for text, count in texts.most_common())}"]
+    longest = sorted(texts, key=lambda text: (-len(text), text))[:_SAMPLE]
+    rarest = sorted(texts, key=lambda text: (texts[text], text))[:_SAMPLE]
+    return [
+        f"{where}: {len(texts):,} texts{_where_all(to)}",
+        f"  the longest: {', '.join(_shown(text, texts[text]) for text in longest)}",
+        f"  the rarest: {', '.join(_shown(text, texts[text]) for text in rarest)}",
+    ]
+
+
+def _where_all(to: Path | None) -> str:
+    return f", all in {to}" if to is not None else "; TO=file.csv lists all"
+
+
+def _shown(text: str, count: int) -> str:
+    short = text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}... ({len(text):,} letters)"
+    return f"{short!r} ({count:,})"
+
+
+def _decision(found: Disclosure) -> str:
+    strays = f"remove the {len(found.strays):,} things that do not belong, or know them; " if found.strays else ""
+    names = "" if found.is_private else "may slide_id and file, which hold the slides' names, be known; "
+    return (
+        f"for a person to decide: {strays}{names}does any text above name a patient, a person, a day or a case; does "
+        "a rare institution or tissue single one out; do the overlays show writing or a label (see make audit)"
+    )
+
+
+def _require_outside(to: Path, outs: list[str]) -> None:
+    for out in outs:
+        folder = local_folder(out)
+        if folder is not None and to.resolve().is_relative_to(folder.resolve()):
+            raise BadOption(f"TO {to} lies inside {out}, which is given away; name a file outside of it")
+
+
+def _write(to: Path, found: list[Disclosure]) -> None:
+    """Every text, and what does not belong, as a table."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["out", "where", "text", "count"])
+    for each in found:
+        for where, texts in sorted(each.texts.items()):
+            writer.writerows([each.where, where, value, count] for value, count in sorted(texts.items()))
+        writer.writerows([each.where, "does not belong", stray, 1] for stray in each.strays)
+    try:
+        write_atomically(to, text.getvalue().encode(errors="replace"))
+    except OSError as error:
+        raise BadOption(f"TO {to} cannot be written ({error.strerror})") from error
+
+
+def build_parser() -> Options:
+    """The command line."""
+    parser = Options(prog="python -m pipelines.privacy", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("--shards", required=True, nargs="+", metavar="OUT", help="folders or URLs that make shards has filled")
+    add("--to", type=Path, metavar="CSV", help="a table of every text, where it stands and how often")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
