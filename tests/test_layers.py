@@ -12,7 +12,7 @@ PACKAGES = ("wsi_prep", "pretrain", "pipelines", "sample_slides")
 ONLY_IN = {
     "openslide": {"wsi_prep/readers/openslide_reader.py"},
     "tiffslide": {"wsi_prep/readers/tiff_reader.py"},
-    "tifffile": {"wsi_prep/readers/tiff_reader.py"},
+    "tifffile": {"wsi_prep/readers/tiff_reader.py", "wsi_prep/readers/aperio.py"},
     "zarr": {"wsi_prep/codec.py"},
     "dask": {"wsi_prep/jobs.py", "wsi_prep/closed_cluster.py", "wsi_prep/slurm.py"},
     "distributed": {"wsi_prep/jobs.py", "wsi_prep/closed_cluster.py", "wsi_prep/slurm.py"},

@@ -21,9 +21,9 @@ _QUIET_SHARE, _LEAST_QUIET = 0.01, 2.0
 _LEVELS_AROUND = 4
 """Of 255: blocks that are so close in brightness are of one background."""
 
-_LEAST_SHARE, _LEAST_PINK_SHARE, _PINK = 0.01, 0.1, 0.025
+_LEAST_SHARE, _LEAST_PINK_SHARE, _PINK, _DYED = 0.01, 0.1, 0.025, 0.1
 """Share of the picture that must be quiet and of one brightness; where it is pink (log10 of the lesser of red and blue
-over green), as tissue is and glass hardly ever, it must be more."""
+over green), as tissue is and glass hardly ever, it must be more; and none is as pink as the last."""
 
 _MOST_ABOVE = 0.25
 """Of the background's share, how much of the picture may be brighter."""
@@ -141,8 +141,8 @@ def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np
     while share[best - 1] >= share[best]:
         best -= 1
     colour = np.median(mean[quiet & (np.abs(level - best) <= around)], axis=0).astype(np.float64)
-    pink = math.log10(min(colour[0], colour[2]) / max(colour[1], 1.0)) > _PINK
-    return None if pink and share[best] < _LEAST_PINK_SHARE else colour
+    pink = math.log10(max(min(colour[0], colour[2]), 1.0) / max(colour[1], 1.0))
+    return None if pink > _DYED or (pink > _PINK and share[best] < _LEAST_PINK_SHARE) else colour
 
 
 def _filled_blocks(picture: NDArray[np.uint8], flats: list[Flat], blocks: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -10,14 +10,13 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import openslide
-import tifffile
 from numpy.typing import NDArray
 
 from wsi_prep.dicom import is_ycc_called_rgb
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
 from wsi_prep.private import bare_text
+from wsi_prep.readers.aperio import require_openslide_survives
 from wsi_prep.readers.base import Level, SlideInfo, blank, is_reduced, parse_colour
-from wsi_prep.readers.bounds import require_few_directories
 from wsi_prep.readers.tags import parse_number, parse_objective, vendor_and_scanner
 from wsi_prep.readers.tiff_facts import profile_mark
 
@@ -45,7 +44,7 @@ class OpenSlideReader:
         """`files` are those of a DICOM series, where they are several."""
         self._path = path
         if detect_vendor(path) == "aperio":
-            _require_survivable(path)
+            require_openslide_survives(path)
         try:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideUnsupportedFormatError as error:
@@ -111,30 +110,6 @@ class OpenSlideReader:
         if self._is_ycc:
             rgba = _from_ycc(rgba)
         return _over_background(rgba, self._info.background)
-
-
-def _require_survivable(path: str) -> None:
-    """Raise UnreadableSlide for an SVS on which OpenSlide (4.0.1) would divide by zero, which ends the process.
-
-    It marks the tile under each missing one as missing too, in the next picture that is stored in tiles; that is a
-    level, so it has fewer tiles: but a macro stored in tiles, or levels in another order, may have twice as many.
-    """
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            require_few_directories(tiff)
-            tiled = [page for page in tiff.pages if page.is_tiled]
-            grids = [(-(-p.imagewidth // p.tilewidth), -(-p.imagelength // p.tilelength)) for p in tiled]
-            lacks = [0 in page.databytecounts for page in tiled]
-    except UnreadableSlide:
-        raise
-    except Exception:
-        return
-    for at in range(1, len(tiled)):
-        if any(lacks[:at]) and any(2 * above < below for above, below in zip(grids[at - 1], grids[at], strict=True)):
-            raise UnreadableSlide(
-                "OpenSlide cannot open it: a level lacks tiles, and a picture with more tiles follows it; "
-                "leave the reader to auto"
-            )
 
 
 def _from_ycc(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
