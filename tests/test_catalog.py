@@ -13,6 +13,7 @@ from wsi_prep.catalog import Catalog
 from wsi_prep.merging import Merger
 from wsi_prep.place import put_in_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.sealed_parquet import check_seal
 
 
 def slide(number, status="ok", tiles=3):
@@ -77,10 +78,11 @@ def test_slides_are_dropped_from_a_catalog_whose_columns_are_fewer(catalog, tmp_
     assert content(tmp_path) == WHOLE
 
 
-def test_a_row_can_be_described_anew(catalog):
+def test_a_row_can_be_described_anew(catalog, tmp_path):
     catalog.merge()
     catalog.replace_slides([{"slide_id": slide(3)["slide_id"], "tissue": "lung"}])
     assert [row["tissue"] for row in catalog.slides()] == [None, None, None, "lung", None, None]
+    assert check_seal(tmp_path / "catalog/slides/part-00000.parquet") == "sound"
 
 
 def test_tiles_without_their_slide_do_not_survive_a_start(catalog, tmp_path):
@@ -152,6 +154,7 @@ def test_killed_at_any_step_the_next_start_finds_before_or_after(tmp_path, chang
                 finished = False
         Catalog(out).recover()
         assert content(out) in (before, after)
+        assert {check_seal(path) for path in (out / "catalog").rglob("*.parquet")} == {"sound"}
         assert not list((out / "catalog").rglob(".*"))
         if finished:
             assert content(out) == after
