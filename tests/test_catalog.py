@@ -10,6 +10,7 @@ import pytest
 
 from wsi_prep import catalog as catalog_module
 from wsi_prep.catalog import Catalog
+from wsi_prep.errors import BadCatalog
 from wsi_prep.merging import Merger
 from wsi_prep.place import put_in_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
@@ -216,10 +217,20 @@ def test_merging_while_the_run_lasts_takes_only_slides_that_are_through(catalog,
     assert len(list((tmp_path / "catalog/tiles").iterdir())) == 2
 
 
-def test_what_a_merge_meets_is_said(catalog, tmp_path):
-    (tmp_path / "catalog/tiles/s1.parquet").write_bytes(b"no table")
-    with pytest.raises(pa.ArrowInvalid), Merger(catalog, every=1) as merger:
+@pytest.mark.parametrize("at", [None, 40])
+def test_what_a_merge_meets_is_said(catalog, tmp_path, at):
+    file = tmp_path / "catalog/tiles/s1.parquet"
+    data = bytearray(file.read_bytes())
+    if at is not None:
+        data[at] ^= 1  # in a page: found by its checksum
+    file.write_bytes(data if at is not None else b"no table")
+    with (
+        pytest.raises(BadCatalog, match=r"a file of .*catalog/tiles is damaged; make verify with REPAIR=1"),
+        Merger(catalog, every=1) as merger,
+    ):
         merger.add("s1")
+    assert [row["slide_id"] for row in catalog.slides()] == WHOLE[0]
+    assert file.exists()
 
 
 def test_a_merged_part_has_few_row_groups(catalog, tmp_path):

@@ -22,6 +22,7 @@ from wsi_prep.forget import Tombstone, read_tombstone, write_tombstone
 from wsi_prep.output import read_run, write_run
 from wsi_prep.place import LocalPlace, open_place
 from wsi_prep.prepare import output_places
+from wsi_prep.query import open_catalog, write
 from wsi_prep.sealed_json import NotAsWritten, SealedFile, seal, unseal
 from wsi_prep.sealed_parquet import KEY
 from wsi_prep.verify_catalog import SLIDE_COLUMNS, check_catalog_file
@@ -128,6 +129,13 @@ def test_the_digests_of_a_slide_are_those_of_its_files(made):
     wanted = {name: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for name, path in files.items()}
     wanted["5x/c.0.0.0.0"] = f"crc32c:{google_crc32c.value(files['5x/c.0.0.0.0'].read_bytes()):08x}"
     assert from_column(row["digests"]) == wanted
+
+
+def test_digests_can_be_asked_for(made, tmp_path):
+    with open_catalog([str(made[0])]) as catalog:
+        answer = catalog.ask("SELECT digests::JSON->>'overlay.jpg' AS overlay FROM slides").read_all()
+        assert write(catalog.ask("SELECT * FROM slides"), tmp_path / "slides.csv") == 1
+    assert answer["overlay"].to_pylist() == [from_column(made[1]["digests"])["overlay.jpg"]]
 
 
 def test_the_digest_of_a_part_is_what_the_document_says(made):

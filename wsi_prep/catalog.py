@@ -9,6 +9,7 @@ is wrong is written anew. All of it goes through a `Place`, so it holds on a dis
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -73,12 +74,8 @@ class Catalog:
 
     def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
         """Committed slides' rows, sorted by slide_id."""
-        try:
+        with self._readable("slides"):
             rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
-        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
-                raise
-            raise self._damaged("a file of ", _FOLDERS["slides"]) from error
         return sorted(rows, key=lambda row: str(row.get("slide_id")))
 
     def count_tiles(self) -> dict[str, int]:
@@ -171,6 +168,16 @@ class Catalog:
             raise self._damaged("", f"{_FOLDERS[table]}/{name}")
         return source
 
+    @contextlib.contextmanager
+    def _readable(self, table: str) -> Iterator[None]:
+        """Around the reading of a table's files: what pyarrow cannot decode becomes BadCatalog."""
+        try:
+            yield
+        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
+                raise
+            raise self._damaged("a file of ", _FOLDERS[table]) from error
+
     def _damaged(self, what: str, path: str) -> BadCatalog:
         where = f"{what}{self._place.where}/{path}"
         return BadCatalog(f"{where} is damaged; make verify with REPAIR=1 says which and drops it")
@@ -201,6 +208,7 @@ class Catalog:
                 self._place.making(f"{folder}/.{part}") as unfinished,
                 unfinished.open("w+b") as file,
                 sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
+                self._readable(table),
             ):
                 for rows in _together(self._place.tables(present, _TABLES[table])):
                     writer.write_table(rows, row_group_size=_GROUP_ROWS)

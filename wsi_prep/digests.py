@@ -1,7 +1,8 @@
 """Digests of a slide's files, as its row keeps them: by these a file is known that changed after it was written.
 
-A shard file has its CRC-32C, which costs a thousandth of a slide's time where SHA-256 would cost a fiftieth; each of
-its tiles has a CRC-32, of another polynomial, in its own row besides. Every other file has its SHA-256.
+A shard file has its CRC-32C, and each of its tiles a CRC-32, of another polynomial, in its own row: all digests of a
+slide take 0.2 to 0.4 % of its time, where SHA-256 of its shards took 1.0 to 1.5 %, on a processor that has instructions
+for it. Every other file has its SHA-256.
 """
 
 from __future__ import annotations
