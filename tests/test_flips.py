@@ -7,6 +7,7 @@ import random
 import shutil
 
 import google_crc32c
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from wsi_prep.catalog import Catalog
 from wsi_prep.digests import from_column
 from wsi_prep.errors import BadCatalog, BadOutput
 from wsi_prep.forget import Tombstone, read_tombstone, write_tombstone
+from wsi_prep.jpeg import JpegSettings, encode_tile
 from wsi_prep.output import read_run, write_run
 from wsi_prep.place import LocalPlace, open_place
 from wsi_prep.prepare import output_places
@@ -26,7 +28,7 @@ from wsi_prep.query import open_catalog, write
 from wsi_prep.sealed_json import NotAsWritten, SealedFile, seal, unseal
 from wsi_prep.sealed_parquet import KEY
 from wsi_prep.verify_catalog import SLIDE_COLUMNS, check_catalog_file
-from wsi_prep.verify_metadata import check_metadata
+from wsi_prep.verify_metadata import check_metadata, same_settings
 from wsi_prep.verify_pictures import PICTURES, picture_faults
 from wsi_prep.verify_slide import SlideCheck, check_slide
 
@@ -70,7 +72,11 @@ def of_json(made):
 
 
 KINDS = {
-    "shard": ("stores/{}.zarr/5x/c.0.0.0.0", of_slide, {"tiles": "5x[", "index": "5x/c.0.0.0.0 "}),
+    "shard": (
+        "stores/{}.zarr/5x/c.0.0.0.0",
+        of_slide,
+        {"tiles": "5x[0] has another checksum than its row (in 5x/c.0.0.0.0)", "index": "5x/c.0.0.0.0 "},
+    ),
     "array": ("stores/{}.zarr/5x/zarr.json", of_metadata, {"metadata": "5x: zarr.json "}),
     "group": ("stores/{}.zarr/zarr.json", of_metadata, {"metadata": "group: zarr.json "}),
     "outline": ("tissue/{}.geojson", of_pictures, {"pictures": "tissue/"}),
@@ -118,6 +124,28 @@ def test_no_bit_of_the_end_of_a_part_goes_unseen(made, table):
             assert [kind for kind, _ in of_catalog(made)] == ["catalog"], at
     finally:
         file.write_bytes(data)
+
+
+def test_pictures_of_a_slide_that_is_excluded_are_checked_too(tmp_path, nompp_slide):
+    row = prepare(nompp_slide, tmp_path, "40x", assume_mpp=0.5).row
+    assert (row["status"], row["error_type"]) == ("excluded", "TooCoarse")
+    check = SlideCheck(str(tmp_path), {name: row[name] for name in SLIDE_COLUMNS}, f"{row['slide_id']}.parquet")
+    assert check_slide(check).faults == ()
+    for name in PICTURES:
+        file = tmp_path / output_places(row["slide_id"])[name]
+        data = file.read_bytes()
+        file.write_bytes(flipped(data, 8 * 30))
+        (fault,) = check_slide(check).faults
+        assert fault.what.startswith(str(file.relative_to(tmp_path)))
+        file.write_bytes(data)
+
+
+@given(*[st.builds(JpegSettings, st.integers(4, 100), st.sampled_from(["420", "422", "444"]))] * 2)
+@settings(max_examples=40, deadline=None)
+def test_a_jpeg_tells_its_settings(settings, other):
+    """Below 4 neighbouring qualities may have the same tables."""
+    noise = np.random.default_rng(0).integers(0, 256, (392, 392, 3), np.uint8)
+    assert same_settings(encode_tile(noise, settings), other) == (settings == other)
 
 
 def test_the_digests_of_a_slide_are_those_of_its_files(made):

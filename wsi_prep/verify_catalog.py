@@ -43,11 +43,11 @@ class Fault:
 
 KINDS = {
     "run": "run.json and forgotten.json by their own digests",
-    "catalog": "Parquet files by their own digests and pages' checksums, and each with its other half",
+    "catalog": "Parquet files by their own digests, each with its other half",
     "rows": "slides' rows against the rows of their tiles",
     "orphans": "tiles' rows of no slide",
     "metadata": "zarr.json, to the byte",
-    "index": "shard files' own index, its CRC-32C and the file's, against the rows",
+    "index": "shard files by index and CRC-32C, against the rows",
     "tiles": "JPEGs by their checksum, decoded to 392 x 392 x 3, baseline",
     "pictures": "tissue outlines and overlays by their digests",
     "strays": "files that belong to no row",

@@ -192,7 +192,7 @@ def _array_faults(
                 digest.update(jpeg)
                 if wrong := _wrong_tile(jpeg, crc32, None if number else settings):
                     sound = False
-                    yield "tiles", f"{name}[{number}] {wrong}"
+                    yield "tiles", f"{name}[{number}] {wrong} (in {where})"
             digest.update(index)
             if sound and digests is not None and digest.text != digests.get(where):
                 yield "index", f"{where} has another digest than its row"
