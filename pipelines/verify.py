@@ -98,6 +98,10 @@ def show(console: Console, found: Verified) -> None:
             more = f" (and {fault.count - 1:,} more there)" if fault.count > 1 else ""
             line = f"{kind:<8}  {fault.where}: {fault.what}{more}"
             console.print(printable(line), markup=False, soft_wrap=True)
+    if found.undigested or found.unsealed:
+        older = f"{found.undigested:,} slides and {found.unsealed:,} files of the catalog"
+        line = f"{older} were made before digests were kept: they are checked by all but these"
+        console.print(line, markup=False, soft_wrap=True)
     console.print(_verdict(found), markup=False, soft_wrap=True)
 
 
@@ -105,10 +109,15 @@ def _verdict(found: Verified) -> str:
     if not found.faults:
         return "sound"
     if found.undone is not None:
-        return (
-            f"repaired: {found.undone:,} slides are undone and {found.removed:,} strays removed; "
-            "make shards, with the settings of this folder, does them again"
-        )
+        done = f"{found.undone:,} slides are undone and {found.removed:,} strays removed"
+        done += "".join(f", {name} is restored from its copy" for name in found.restored)
+        again = "; make shards, with the settings of this folder, does them again" if found.undone else ""
+        if found.lost:
+            names = " and ".join(found.lost)
+            return (
+                f"not repaired: {names}, which no sound copy is left of; put one of yours in its place. {done}{again}"
+            )
+        return f"repaired: {done}{again}"
     return f"{len(found.faults):,} faults; REPAIR=1 drops what is broken, so that make shards does it again"
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from wsi_prep import catalog as catalog_module
 from wsi_prep.catalog import Catalog
+from wsi_prep.errors import BadCatalog
 from wsi_prep.merging import Merger
 from wsi_prep.place import put_in_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.sealed_parquet import check_seal
 
 
 def slide(number, status="ok", tiles=3):
@@ -77,10 +79,11 @@ def test_slides_are_dropped_from_a_catalog_whose_columns_are_fewer(catalog, tmp_
     assert content(tmp_path) == WHOLE
 
 
-def test_a_row_can_be_described_anew(catalog):
+def test_a_row_can_be_described_anew(catalog, tmp_path):
     catalog.merge()
     catalog.replace_slides([{"slide_id": slide(3)["slide_id"], "tissue": "lung"}])
     assert [row["tissue"] for row in catalog.slides()] == [None, None, None, "lung", None, None]
+    assert check_seal(tmp_path / "catalog/slides/part-00000.parquet") == "sound"
 
 
 def test_tiles_without_their_slide_do_not_survive_a_start(catalog, tmp_path):
@@ -152,6 +155,7 @@ def test_killed_at_any_step_the_next_start_finds_before_or_after(tmp_path, chang
                 finished = False
         Catalog(out).recover()
         assert content(out) in (before, after)
+        assert {check_seal(path) for path in (out / "catalog").rglob("*.parquet")} == {"sound"}
         assert not list((out / "catalog").rglob(".*"))
         if finished:
             assert content(out) == after
@@ -213,10 +217,20 @@ def test_merging_while_the_run_lasts_takes_only_slides_that_are_through(catalog,
     assert len(list((tmp_path / "catalog/tiles").iterdir())) == 2
 
 
-def test_what_a_merge_meets_is_said(catalog, tmp_path):
-    (tmp_path / "catalog/tiles/s1.parquet").write_bytes(b"no table")
-    with pytest.raises(pa.ArrowInvalid), Merger(catalog, every=1) as merger:
+@pytest.mark.parametrize("at", [None, 40])
+def test_what_a_merge_meets_is_said(catalog, tmp_path, at):
+    file = tmp_path / "catalog/tiles/s1.parquet"
+    data = bytearray(file.read_bytes())
+    if at is not None:
+        data[at] ^= 1  # in a page: found by its checksum
+    file.write_bytes(data if at is not None else b"no table")
+    with (
+        pytest.raises(BadCatalog, match=r"a file of .*catalog/tiles is damaged; make verify with REPAIR=1"),
+        Merger(catalog, every=1) as merger,
+    ):
         merger.add("s1")
+    assert [row["slide_id"] for row in catalog.slides()] == WHOLE[0]
+    assert file.exists()
 
 
 def test_a_merged_part_has_few_row_groups(catalog, tmp_path):

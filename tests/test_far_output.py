@@ -25,6 +25,7 @@ from wsi_prep.manifest import EMPTY_ROW
 from wsi_prep.place import LOCK, open_place
 from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
 from wsi_prep.process import ProcessMark
+from wsi_prep.sealed_json import unseal
 from wsi_prep.sources import find_slides
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +78,7 @@ def pixels(objects):
 
 
 def record(objects):
-    run = json.loads(objects["run.json"])
+    run = unseal(objects["run.json"])
     assert run.pop("last_call")
     return run
 
@@ -88,7 +89,7 @@ def assert_as_local(server, local):
     assert pixels(objects) == pixels(local)
     assert record(objects) == record(local)
     names = {re.sub(r"\d{5}", "#", key) for key in objects if key not in pixels(objects)}
-    assert names == {LOCK, "run.json", "catalog/slides/part-#.parquet", "catalog/tiles/part-#.parquet"}
+    assert names == {LOCK, "run.json", ".run.json", "catalog/slides/part-#.parquet", "catalog/tiles/part-#.parquet"}
 
 
 def test_a_run_leaves_what_it_leaves_in_a_folder(server, slides, scheduler, local, capsys):

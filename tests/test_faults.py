@@ -21,6 +21,7 @@ from wsi_prep.jobs import WorkerDied, cluster, run_tasks
 from wsi_prep.manifest import EMPTY_ROW
 from wsi_prep.place import LOCK
 from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.sealed_json import unseal
 from wsi_prep.sources import find_slides
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +55,7 @@ def arguments(slides, out, *more):
 
 def record(out):
     """run.json without what tells of the last call alone."""
-    run = json.loads((out / "run.json").read_text())
+    run = unseal((out / "run.json").read_bytes())
     assert run.pop("last_call")
     return run
 

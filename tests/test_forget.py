@@ -13,6 +13,7 @@ from pipelines.verify import main as verify
 from wsi_prep import catalog as catalog_module
 from wsi_prep.catalog import Catalog
 from wsi_prep.forget import Tombstone, id_hash, read_tombstone
+from wsi_prep.output import read_run, write_run
 from wsi_prep.place import open_place
 from wsi_prep.private import keyed_patient
 
@@ -79,9 +80,9 @@ def test_a_dry_call_lists_and_changes_nothing(folder, capsys):
 
 def test_a_patient_is_gone_from_every_place_and_stays_away(folder, capsys):
     out = folder / "named"
-    run = json.loads((out / "run.json").read_text())
+    run = read_run(open_place(out))
     run["last_call"]["warnings"] = ["S19-0044721.tiff: the manifest's mpp 0.5 was used", "another"]
-    (out / "run.json").write_text(json.dumps(run))
+    write_run(open_place(out), run)
     kept = {row["file"]: row for row in rows(out)}["kept.tiff"]
     assert forget(folder, "--patient", "p7", "--shards", out) == 0
     printed = capsys.readouterr().out

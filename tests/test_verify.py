@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import zarr
@@ -16,7 +17,9 @@ from pipelines.shards import main as make_shards
 from pipelines.verify import main
 from tests.undisturbed import TIMINGS
 from wsi_prep.catalog import Catalog
+from wsi_prep.forget import Tombstone, write_tombstone
 from wsi_prep.jpeg import decode_tile, first_frame
+from wsi_prep.place import open_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.verify_catalog import SLIDE_COLUMNS, check_catalog_file
 from wsi_prep.verify_slide import SlideCheck, check_slide
@@ -239,6 +242,58 @@ def test_slides_of_a_damaged_part_are_undone(made, store, table, damage, capsys)
     assert "it has rows of 4 slides" in printed
     assert not list((store / "catalog").rglob("*.parquet"))
     assert not any((store / "stores").iterdir())
+
+
+def in_two_parts(out, stems):
+    """Bring the slides of these names, which begin with one of `stems`, into a second part of the catalog."""
+    moved = [row for row in rows(out) if row["file"][0] in stems]
+    tiles = pq.read_table(out / "catalog/tiles" / PART, schema=TILE_SCHEMA)
+    Catalog(out).drop({row["slide_id"] for row in moved})
+    for row in moved:
+        Catalog(out).commit(row, tiles.filter(pc.equal(tiles["slide_id"], row["slide_id"])))
+    Catalog(out).merge()
+
+
+def flip_each(out, paths):
+    for number, path in enumerate(paths):
+        flip(out / path, 40 + 11 * number)
+
+
+def test_each_kind_of_file_is_repaired_and_nothing_else_is_touched(made, store, capsys):
+    slides, whole = made
+    in_two_parts(store, "cd")
+    write_tombstone(open_place(store), Tombstone(frozenset({"a" * 32}), frozenset({"b" * 32})))
+    before = {name: (store / name).read_bytes() for name in ("run.json", "forgotten.json")}
+    a, b = (row_of(store, stem)["slide_id"] for stem in "ab")
+    damaged = [f"stores/{a}.zarr/zarr.json", f"stores/{a}.zarr/20x/zarr.json", f"tissue/{a}.geojson"]
+    damaged += [f"overlays/{a}.jpg", "catalog/tiles/part-00001.parquet", "run.json", "forgotten.json"]
+    flip_each(store, damaged)
+    untouched = [path for path in store.rglob("*") if b in str(path) and path.is_file()]
+    stamps = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in untouched}
+
+    assert main(["--shards", str(store), "--workers", "1", "--repair", "--yes"]) == 3
+    printed = capsys.readouterr().out
+    for told in (
+        "run.json: it is not as it was written",
+        "forgotten.json: it is not as it was written",
+        "catalog/tiles/part-00001.parquet: it is not as it was written, by its SHA-256; it has rows of 2 slides",
+        f"{a}: group: zarr.json ",
+        f"tissue/{a}.geojson is damaged",
+        "repaired: 3 slides are undone and 0 strays removed, run.json is restored from its copy, "
+        "forgotten.json is restored from its copy; make shards, with the settings of this folder, does them again",
+    ):
+        assert told in printed
+    assert (store / "forgotten.json").read_bytes() == before["forgotten.json"]
+    run = json.loads((store / "run.json").read_text())
+    assert run["settings"] == json.loads(before["run.json"])["settings"]
+    assert run["slides"] == {"ok": 1}
+
+    assert remake(slides, store) == 0
+    assert main(["--shards", str(store), "--workers", "1"]) == 0
+    assert capsys.readouterr().out.endswith("sound\n")
+    assert catalog(store) == catalog(whole)
+    assert files(store) == files(whole)
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in untouched} == stamps
 
 
 def test_files_of_the_catalog_that_disagree(store):

@@ -61,7 +61,7 @@ def open_catalogs(folders: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]
             ) from error
 
 
-_SLIDES = "CREATE TABLE slides AS SELECT found.*, folder FROM found JOIN folders USING (slide_id)"
+_SLIDES = "CREATE TABLE slides AS SELECT found.* EXCLUDE (digests), folder FROM found JOIN folders USING (slide_id)"
 _TILES = """
 CREATE VIEW tiles AS SELECT t.* FROM found_tiles t SEMI JOIN (FROM slides WHERE status = 'ok') USING (slide_id)
 """

@@ -3,11 +3,13 @@
 A worker commits a slide with two small files named by the slide's id, tiles first, the slide's row last: without that
 row the slide does not exist. When a run ends, the small files are merged into parts. A merge, or the removal of rows
 from a part, is written aside, then announced by a journal, then carried out by renames; what a crash interrupts is
-finished at the next start. All of it goes through a `Place`, so it holds on a disk and in an object store alike.
+finished at the next start. Each file holds a digest of itself (`sealed_parquet`); none whose digest
+is wrong is written anew. All of it goes through a `Place`, so it holds on a disk and in an object store alike.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -23,6 +25,7 @@ from wsi_prep.errors import BadCatalog
 from wsi_prep.memory import give_back_freed_memory
 from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
+from wsi_prep.sealed_parquet import check_seal, sealed_writer
 
 PART_NAME = re.compile(r"part-(\d{5})\.parquet")
 """No slide's own file has such a name: its id ends in more digits, whatever its stem."""
@@ -71,15 +74,8 @@ class Catalog:
 
     def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
         """Committed slides' rows, sorted by slide_id."""
-        try:
+        with self._readable("slides"):
             rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
-        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
-                raise
-            where = f"{self._place.where}/{_FOLDERS['slides']}"
-            raise BadCatalog(
-                f"a file of {where} is damaged; make verify with REPAIR=1 says which and drops it"
-            ) from error
         return sorted(rows, key=lambda row: str(row.get("slide_id")))
 
     def count_tiles(self) -> dict[str, int]:
@@ -116,6 +112,7 @@ class Catalog:
         for name, rows_there in zip(names, self._tables("slides", names), strict=True):
             old = rows_there.to_pylist()
             if any(row["slide_id"] in changed for row in old):
+                self._undamaged("slides", name)
                 table = pa.Table.from_pylist([{**row, **changed.get(row["slide_id"], {})} for row in old], SLIDE_SCHEMA)
                 self._write("slides", table, name)
 
@@ -164,6 +161,27 @@ class Catalog:
     def _source(self, table: str, name: str) -> Any:
         return next(self._place.sources([f"{_FOLDERS[table]}/{name}"]))
 
+    def _undamaged(self, table: str, name: str) -> Any:
+        """What pyarrow reads a file from that is to be written anew; BadCatalog where its digest is wrong."""
+        source = self._source(table, name)
+        if check_seal(source) == "broken":
+            raise self._damaged("", f"{_FOLDERS[table]}/{name}")
+        return source
+
+    @contextlib.contextmanager
+    def _readable(self, table: str) -> Iterator[None]:
+        """Around the reading of a table's files: what pyarrow cannot decode becomes BadCatalog."""
+        try:
+            yield
+        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
+                raise
+            raise self._damaged("a file of ", _FOLDERS[table]) from error
+
+    def _damaged(self, what: str, path: str) -> BadCatalog:
+        where = f"{what}{self._place.where}/{path}"
+        return BadCatalog(f"{where} is damaged; make verify with REPAIR=1 says which and drops it")
+
     def _tables(self, table: str, names: Iterable[str]) -> Iterator[pa.Table]:
         """The rows of a table's files, one after another; columns that an older version did not write are null."""
         for source in self._place.sources(f"{_FOLDERS[table]}/{name}" for name in names):
@@ -188,7 +206,9 @@ class Catalog:
             present = [f"{folder}/{name}" for name in names if table == "slides" or name in with_tiles]
             with (
                 self._place.making(f"{folder}/.{part}") as unfinished,
-                pq.ParquetWriter(unfinished, _TABLES[table], **_FORMAT) as writer,
+                unfinished.open("w+b") as file,
+                sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
+                self._readable(table),
             ):
                 for rows in _together(self._place.tables(present, _TABLES[table])):
                     writer.write_table(rows, row_group_size=_GROUP_ROWS)
@@ -198,9 +218,10 @@ class Catalog:
         for table, folder in _FOLDERS.items():
             with (
                 self._place.making(f"{folder}/.{part}") as unfinished,
-                pq.ParquetWriter(unfinished, _TABLES[table], **_FORMAT) as writer,
+                unfinished.open("w+b") as file,
+                sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
             ):
-                for batch in pq.ParquetFile(self._source(table, part)).iter_batches():
+                for batch in pq.ParquetFile(self._undamaged(table, part)).iter_batches():
                     rows = _of_today(pa.Table.from_batches([batch]), _TABLES[table])
                     writer.write_table(rows.filter(pc.invert(pc.is_in(rows["slide_id"], gone))))
         self._announce({"part": part, "singles": []})
@@ -218,7 +239,8 @@ class Catalog:
 
     def _write(self, table: str, rows: pa.Table, name: str) -> None:
         data = io.BytesIO()
-        pq.write_table(rows, data, **_FORMAT)
+        with sealed_writer(data, rows.schema, **_FORMAT) as writer:
+            writer.write_table(rows)
         self._place.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
 
 

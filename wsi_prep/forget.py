@@ -7,7 +7,6 @@ it tells nobody whom it is about. It is written first: a deletion that is killed
 from __future__ import annotations
 
 import hashlib
-import json
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +22,9 @@ from wsi_prep.output import catalog_counts, read_run, sweep, write_run, writing
 from wsi_prep.place import Place, open_place
 from wsi_prep.prepare import SlideTask, blank_row, failure, output_places
 from wsi_prep.private import drop_names
+from wsi_prep.sealed_json import NotAsWritten, read_sealed, write_sealed
 
-_TOMBSTONE = "forgotten.json"
+TOMBSTONE = "forgotten.json"
 _COLUMNS = ["slide_id", "file", "status", "patient_key", *(f"tiles_{m.name}" for m in MAGNIFICATIONS)]
 
 
@@ -56,20 +56,21 @@ def id_hash(slide_id: str) -> str:
 def read_tombstone(place: Place) -> Tombstone:
     """What the output is to forget; BadOutput where the file cannot be understood, since it must not be lost."""
     try:
-        told = json.loads(place.read(_TOMBSTONE))
+        told = read_sealed(place, TOMBSTONE)
         return Tombstone(frozenset(map(str, told["patients"])), frozenset(map(str, told["slides"])))
     except (FileNotFoundError, NotADirectoryError):
         return Tombstone()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, NotAsWritten, KeyError, TypeError) as error:
         raise BadOutput(
-            f"{place.where}/{_TOMBSTONE} cannot be read; restore it: without it, forgotten slides would be made again"
+            f"{place.where}/{TOMBSTONE} cannot be read; restore it: without it, forgotten slides would be made again "
+            "(make verify with REPAIR=1 does, from its copy)"
         ) from error
 
 
 def write_tombstone(place: Place, tombstone: Tombstone) -> None:
     """Replace the tombstone."""
     plain = {"patients": sorted(tombstone.patients), "slides": sorted(tombstone.slides)}
-    place.write(_TOMBSTONE, json.dumps(plain, indent=2).encode())
+    write_sealed(place, TOMBSTONE, plain)
 
 
 def leave_forgotten(

@@ -15,6 +15,7 @@ CODEC_NAME = "imagecodecs_jpeg"
 """The codec's name in Zarr metadata, that of imagecodecs' own Zarr v3 codec."""
 
 _START_OF_SCAN = 0xDA
+_TABLES = 0xDB
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -53,6 +54,20 @@ def first_frame(jpeg: bytes) -> tuple[int, int, int] | None:
             return marker, int.from_bytes(jpeg[at + 5 : at + 7], "big"), int.from_bytes(jpeg[at + 7 : at + 9], "big")
         at += 2 + length
     return None
+
+
+def tables_and_sampling(jpeg: bytes) -> tuple[bytes, ...]:
+    """A JPEG's quantisation tables, then its components with their sampling factors: what its quality decides."""
+    found = []
+    at = 2
+    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] != _START_OF_SCAN:
+        marker, end = jpeg[at + 1], at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if marker == _TABLES:
+            found.append(jpeg[at + 4 : end])
+        elif marker in _START_OF_FRAME:
+            found.append(jpeg[at + 9 : end])
+        at = end
+    return tuple(found)
 
 
 def is_ycc(jpeg: bytes) -> bool | None:

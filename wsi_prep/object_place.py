@@ -143,14 +143,15 @@ class ObjectPlace:
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Place."""
         sources = self.sources(f"{folder}/{name}" for name in self.names(folder) if is_table_file(name))
-        tables = [pq.read_table(source, schema=schema, columns=columns) for source in sources]
+        checked = {"page_checksum_verification": True}
+        tables = [pq.read_table(source, schema=schema, columns=columns, **checked) for source in sources]
         empty = schema.empty_table()
         return pa.concat_tables([empty if columns is None else empty.select(columns), *tables])
 
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """See Place."""
         for source in self.sources(paths):
-            yield pq.read_table(source, schema=schema)
+            yield pq.read_table(source, schema=schema, page_checksum_verification=True)
 
     def sources(self, paths: Iterable[str]) -> Iterator[pa.BufferReader]:
         """See Place; whole objects, of which the largest, a part of the catalog, has some hundred MB."""

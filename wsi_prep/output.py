@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +11,10 @@ from wsi_prep.catalog import Catalog
 from wsi_prep.errors import BadOutput
 from wsi_prep.place import Place, remove_tree
 from wsi_prep.prepare import output_places
+from wsi_prep.sealed_json import NotAsWritten, read_sealed, write_sealed
 from wsi_prep.terms import Terms
 
-_RUN = "run.json"
+RUN = "run.json"
 
 
 @contextlib.contextmanager
@@ -63,21 +63,20 @@ def require_held(place: Place, token: str) -> None:
 
 
 def read_run(place: Place) -> dict[str, Any]:
-    """What run.json says, or an empty dictionary."""
+    """What run.json says, or an empty dictionary; BadOutput where it is not as it was written."""
     try:
-        data = place.read(_RUN)
+        return read_sealed(place, RUN)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    try:
-        run: dict[str, Any] = json.loads(data)
-    except ValueError as error:
-        raise BadOutput(f"{place.where}/{_RUN} cannot be read as JSON; move it away and run again") from error
-    return run
+    except NotAsWritten as error:
+        raise BadOutput(
+            f"{place.where}/{RUN} is damaged or was edited; make verify with REPAIR=1 restores it from its copy"
+        ) from error
 
 
 def write_run(place: Place, run: dict[str, Any]) -> None:
     """Replace run.json."""
-    place.write(_RUN, json.dumps(run, indent=2).encode())
+    write_sealed(place, RUN, run)
 
 
 def catalog_counts(catalog: Catalog) -> dict[str, Any]:
@@ -103,5 +102,5 @@ def sweep(place: Place, catalog: Catalog) -> None:
 
 def _require_ours(place: Place) -> None:
     names = place.names("")
-    if _RUN not in names and any(not name.startswith(".") for name in names):
-        raise BadOutput(f"OUT {place.where} holds other files and no {_RUN}; name a new or an empty folder")
+    if RUN not in names and any(not name.startswith(".") for name in names):
+        raise BadOutput(f"OUT {place.where} holds other files and no {RUN}; name a new or an empty folder")

@@ -27,6 +27,9 @@ STAGING = ".staging"
 """Folder of an output on a disk in which slides are made before they are renamed into place."""
 
 _FILES_AT_ONCE = 200
+_PARQUET = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
 
 OBJECT_STORES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
 
@@ -238,14 +241,14 @@ class LocalPlace:
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Place."""
         files = [str(self._folder / folder / name) for name in self.names(folder) if is_table_file(name)]
-        rows = ds.dataset(files, schema=schema, format="parquet") if files else ds.dataset(schema.empty_table())
+        rows = ds.dataset(files, schema=schema, format=_PARQUET) if files else ds.dataset(schema.empty_table())
         return rows.to_table(columns=columns)
 
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """See Place."""
         for first in range(0, len(paths), _FILES_AT_ONCE):
             some = [str(self._folder / path) for path in paths[first : first + _FILES_AT_ONCE]]
-            yield ds.dataset(some, schema=schema, format="parquet").to_table(use_threads=False)
+            yield ds.dataset(some, schema=schema, format=_PARQUET).to_table(use_threads=False)
 
     def sources(self, paths: Iterable[str]) -> Iterator[Path]:
         """See Place."""

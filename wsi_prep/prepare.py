@@ -23,6 +23,7 @@ from wsi_prep import __version__
 from wsi_prep.cache import CacheSettings, Room
 from wsi_prep.catalog import Catalog
 from wsi_prep.crew import Crew
+from wsi_prep.digests import NO_DIGESTS, to_column
 from wsi_prep.errors import (
     BadOption,
     NotBrightField,
@@ -51,6 +52,7 @@ from wsi_prep.records import FORMAT_VERSION, SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.scale import Scale, check_assumed_mpp, resolve_scale
 from wsi_prep.sources import SlideSource, fingerprint
 from wsi_prep.stages import StageClock
+from wsi_prep.staging import StagedSlide
 from wsi_prep.stain import StainCall, classify_glow, classify_stain, colour_warning, stain_columns
 from wsi_prep.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.tile_writer import write_tiles
@@ -163,12 +165,12 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _staged(task: SlideTask, place: Place, room: Room) -> Iterator[Path]:
+def _staged(task: SlideTask, place: Place, room: Room) -> Iterator[StagedSlide]:
     """A folder to make the slide in, which is gone afterwards."""
     stage = (place.staging or room.folder) / f"{task.source.slide_id}-{uuid.uuid4().hex[:8]}"
     try:
         stage.mkdir(parents=True)
-        yield stage
+        yield StagedSlide(stage)
     finally:
         remove_tree(stage)
 
@@ -207,6 +209,7 @@ def blank_row(task: SlideTask) -> dict[str, Any]:
         seconds=0.0,
         bytes=0,
         files=0,
+        digests=NO_DIGESTS,
     )
     row.update(manifest_columns(task, row))
     return row
@@ -238,11 +241,12 @@ def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
         text = "the disk of the output folder is full; make room and run again"
     else:
         status, kind, text = "failed", type(error).__name__, bare_text(error, source.path)
-    return {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}
+    columns = {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}
+    return {**columns, "digests": NO_DIGESTS} if status == "failed" else columns  # what it left is swept
 
 
 def _prepare(
-    task: SlideTask, row: dict[str, Any], place: Place, stage: Path, room: Room, clock: StageClock
+    task: SlideTask, row: dict[str, Any], place: Place, stage: StagedSlide, room: Room, clock: StageClock
 ) -> pa.Table:
     """All of the work on one slide; fills `row` as facts become known, so that they survive a failure."""
     with Crew(task.threads) as crew, opened(task.source, task.settings.reader, room, crew) as opened_reader:
@@ -257,7 +261,7 @@ def _prepare_open(
     task: SlideTask,
     row: dict[str, Any],
     place: Place,
-    stage: Path,
+    stage: StagedSlide,
     clock: StageClock,
     crew: Crew,
     reader: TrustedLevels,
@@ -301,7 +305,7 @@ def _make_tiles(
     task: SlideTask,
     row: dict[str, Any],
     place: Place,
-    stage: Path,
+    stage: StagedSlide,
     clock: StageClock,
     crew: Crew,
     reader: SlideReader,
@@ -311,21 +315,22 @@ def _make_tiles(
 ) -> pa.Table:
     slide_id = task.source.slide_id
     polygons = tissue_polygons(tissue, thumbnail.step_x0, thumbnail.step_y0)
-    (stage / "tissue.geojson").write_text(json.dumps(feature_collection(polygons, FILE_FRAME)))
+    stage.write("tissue.geojson", json.dumps(feature_collection(polygons, FILE_FRAME)).encode())
     try:
         grid = Grid.of_slide(reader.info.width0, reader.info.height0, scale.mpp_x, scale.mpp_y)
     except TooCoarse:
-        (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, None, task.source.name))
+        stage.write("overlay.jpg", draw_overlay(thumbnail, tissue, None, task.source.name))
         row.update(_publish(task, place, stage))
         raise
     wanted = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, task.settings.plan, slide_id)
     settings = task.settings
     give_back_freed_memory()  # of a large slide's mask and what it was made of
     clock.enter("tiles")
-    store, jpeg, filters = stage / "store.zarr", settings.jpeg, settings.filters
-    plan, tiles, failures = write_tiles(store, slide_id, reader, wanted, jpeg, filters, crew)
+    store, jpeg, filters = stage.folder / "store.zarr", settings.jpeg, settings.filters
+    plan, tiles, failures, digests = write_tiles(store, slide_id, reader, wanted, jpeg, filters, crew)
+    stage.digests.update(digests)
     clock.enter("tissue")
-    (stage / "overlay.jpg").write_bytes(draw_overlay(thumbnail, tissue, plan, task.source.name))
+    stage.write("overlay.jpg", draw_overlay(thumbnail, tissue, plan, task.source.name))
     clock.enter("publish")
     row.update(_publish(task, place, stage))
     row.update({f"tiles_{m.name}": plan.count(m) for m in MAGNIFICATIONS})
@@ -354,8 +359,9 @@ def _verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings, lost: 
     return {"status": "empty", "error": f"no tile inside the slide has {settings.tissue_threshold:.0%} tissue"}
 
 
-def _publish(task: SlideTask, place: Place, stage: Path) -> dict[str, Any]:
-    """Bring what was staged into place; returns the count of files and the store's bytes."""
+def _publish(task: SlideTask, place: Place, staged: StagedSlide) -> dict[str, Any]:
+    """Bring what was staged into place; returns the count of files, the store's bytes, and all files' digests."""
+    stage = staged.folder
     _require_current(task, place)
     files = [p for p in stage.rglob("*") if p.is_file()]
     store_bytes = sum(p.stat().st_size for p in files if p.is_relative_to(stage / "store.zarr"))
@@ -363,7 +369,7 @@ def _publish(task: SlideTask, place: Place, stage: Path) -> dict[str, Any]:
     for name, path in output_places(task.source.slide_id).items():
         if (stage / name).exists():
             place.publish(stage / name, path)
-    return {"files": len(files), "bytes": store_bytes}
+    return {"files": len(files), "bytes": store_bytes, "digests": to_column(staged.digests)}
 
 
 def output_places(slide_id: str) -> dict[str, str]:

@@ -59,6 +59,7 @@ SLIDE_SCHEMA = pa.schema(
         ("seconds_publish", pa.float32()),  # renaming into place
         ("bytes", pa.int64()),  # of the tile store
         ("files", pa.int32()),  # that the slide left in the output folder, catalog aside
+        ("digests", pa.string()),  # of each of these files, as JSON by name (digests.py); null before they were kept
     ]
 )
 

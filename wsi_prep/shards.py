@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import google_crc32c
 import numpy as np
 
+from wsi_prep.digests import ShardDigest, sha256
 from wsi_prep.geometry import TILE_PX
 from wsi_prep.jpeg import JpegSettings
 from wsi_prep.records import TILES_PER_SHARD
@@ -44,20 +45,22 @@ class StoreWriter:
     """Writes a store into `folder`, which must not exist. Complete, and on the disk, only after `close`.
 
     An array is made of each magnification that a tile comes for; a store that gets none leaves no folder. Use as a
-    context manager: an error on the way closes the files and leaves the folder to whoever sweeps.
+    context manager: an error on the way closes the files and leaves the folder to whoever sweeps. After `close`,
+    `digests` has one of each file by its path in the store.
     """
 
     def __init__(self, folder: Path, jpeg: JpegSettings, attributes: dict[str, Any]) -> None:
         if folder.exists():
             raise FileExistsError(f"{folder} is there already")
         self._folder, self._jpeg, self._attributes = folder, jpeg, attributes
+        self.digests: dict[str, str] = {}
         self._disk = _Disk()
         self._arrays: dict[str, _ArrayWriter] = {}
 
     def append(self, magnification: str, jpeg: bytes) -> TileLocation:
         """Add one tile's JPEG to the array of that magnification."""
         if magnification not in self._arrays:
-            self._arrays[magnification] = _ArrayWriter(self._disk, self._folder, magnification)
+            self._arrays[magnification] = _ArrayWriter(self._disk, self._folder, magnification, self.digests)
         return self._arrays[magnification].append(jpeg)
 
     def close(self) -> None:
@@ -66,8 +69,9 @@ class StoreWriter:
             return
         for array in self._arrays.values():
             array.close(self._jpeg, self._attributes)
-        group = {"zarr_format": 3, "node_type": "group", "attributes": self._attributes}
-        self._disk.write(self._folder / "zarr.json", _json(group))
+        group = group_metadata(self._attributes)
+        self._disk.write(self._folder / "zarr.json", group)
+        self.digests["zarr.json"] = sha256(group)
         self._disk.close()
 
     def __enter__(self) -> StoreWriter:
@@ -115,8 +119,8 @@ class _Disk:
 class _ArrayWriter:
     """One array: its shards are of SHARD_TILES tiles, or the only one of as many as come."""
 
-    def __init__(self, disk: _Disk, store: Path, name: str) -> None:
-        self._disk = disk
+    def __init__(self, disk: _Disk, store: Path, name: str, digests: dict[str, str]) -> None:
+        self._disk, self._digests = disk, digests
         self._folder, self._name = store / name, name
         self._written = 0
         self._file: BinaryIO | None = None
@@ -131,7 +135,9 @@ class _ArrayWriter:
             self._file = (self._folder / shard).open("wb")
             self._index = np.full((SHARD_TILES, 2), _MISSING, "<u8")
             self._offset = 0
+            self._digest = ShardDigest()
         self._file.write(jpeg)
+        self._digest.update(jpeg)
         self._index[place] = self._offset, len(jpeg)
         location = TileLocation(f"{self._name}/{shard}", self._written, self._offset, len(jpeg), zlib.crc32(jpeg))
         self._offset += len(jpeg)
@@ -141,11 +147,11 @@ class _ArrayWriter:
         return location
 
     def close(self, jpeg: JpegSettings, attributes: dict[str, Any]) -> None:
-        per_shard = min(self._written, SHARD_TILES)
         if self._file is not None:
-            self._finish_shard(per_shard)
-        metadata = _array_metadata(self._written, per_shard, jpeg, {**attributes, "magnification": self._name})
-        self._disk.write(self._folder / "zarr.json", _json(metadata))
+            self._finish_shard(min(self._written, SHARD_TILES))
+        metadata = array_metadata(self._written, self._name, jpeg, attributes)
+        self._disk.write(self._folder / "zarr.json", metadata)
+        self._digests[f"{self._name}/zarr.json"] = sha256(metadata)
 
     def abandon(self) -> None:
         if self._file is not None:
@@ -155,16 +161,26 @@ class _ArrayWriter:
     def _finish_shard(self, per_shard: int) -> None:
         assert self._file is not None
         index = self._index[:per_shard].tobytes()
+        index += google_crc32c.value(index).to_bytes(4, "little")
         self._file.write(index)
-        self._file.write(google_crc32c.value(index).to_bytes(4, "little"))
+        self._digest.update(index)
         self._file.close()
-        self._disk.keep(Path(self._file.name))
+        path = Path(self._file.name)
+        self._disk.keep(path)
+        self._digests[f"{self._name}/{path.name}"] = self._digest.text
         self._file = None
 
 
-def _array_metadata(count: int, per_shard: int, jpeg: JpegSettings, attributes: dict[str, Any]) -> dict[str, Any]:
+def group_metadata(attributes: dict[str, Any]) -> bytes:
+    """The zarr.json of a store, to the byte."""
+    return _json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def array_metadata(count: int, magnification: str, jpeg: JpegSettings, attributes: dict[str, Any]) -> bytes:
+    """The zarr.json of an array of `count` tiles, to the byte; `attributes` are the store's."""
     tile = [1, TILE_PX, TILE_PX, 3]
-    return {
+    per_shard = min(count, SHARD_TILES)
+    metadata = {
         "zarr_format": 3,
         "node_type": "array",
         "shape": [count, *tile[1:]],
@@ -187,8 +203,9 @@ def _array_metadata(count: int, per_shard: int, jpeg: JpegSettings, attributes: 
             }
         ],
         "dimension_names": ["tile", "y", "x", "channel"],
-        "attributes": attributes,
+        "attributes": {**attributes, "magnification": magnification},
     }
+    return _json(metadata)
 
 
 def _json(value: dict[str, Any]) -> bytes:

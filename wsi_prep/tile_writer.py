@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from wsi_prep.ahead import one_ahead
 from wsi_prep.crew import Crew
 from wsi_prep.filters import TileFilter
-from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
+from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, Grid
 from wsi_prep.jpeg import JpegSettings, encode_tile
 from wsi_prep.pixels import TileGroup, read_groups
 from wsi_prep.plan import TilePlan
@@ -32,19 +33,18 @@ def write_tiles(
     jpeg: JpegSettings,
     filters: Sequence[TileFilter],
     crew: Crew,
-) -> tuple[TilePlan, pa.Table, list[int]]:
+) -> tuple[TilePlan, pa.Table, list[int], dict[str, str]]:
     """Write those tiles of `plan` that pass all `filters` into the folder `store`, none where none does.
 
     The crew measures and encodes side by side. Returns the plan of these tiles, their rows in TILE_SCHEMA,
-    and how many tiles of `plan` fail each filter.
+    how many tiles of `plan` fail each filter, and the digests of the store's files.
     """
-    attributes = {"slide_id": slide_id, "mpp": {m.name: plan.grid.mpp(m) for m in plan.grid.magnifications}}
     locations: list[TileLocation] = []
     measures = np.empty((len(plan), len(MEASURES)), np.float32)
     kept = np.zeros(len(plan), bool)
     with (
         contextlib.closing(one_ahead(read_groups(reader, plan))) as groups,
-        StoreWriter(store, jpeg, attributes) as writer,
+        StoreWriter(store, jpeg, store_attributes(slide_id, plan.grid)) as writer,
     ):
         for group in groups:
             name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
@@ -56,7 +56,12 @@ def write_tiles(
                     locations.append(writer.append(name, data))
     failures = [condition.failures(measures, plan.mag) for condition in filters]
     plan = plan.only(kept)
-    return plan, _rows(slide_id, plan, measures[kept], locations), failures
+    return plan, _rows(slide_id, plan, measures[kept], locations), failures, writer.digests
+
+
+def store_attributes(slide_id: str, grid: Grid) -> dict[str, Any]:
+    """What the metadata of a slide's store say of it: its id, and the um/px of each magnification that it can give."""
+    return {"slide_id": slide_id, "mpp": {m.name: grid.mpp(m) for m in grid.magnifications}}
 
 
 def _make(

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from wsi_prep.catalog import PART_NAME, Catalog
 from wsi_prep.cluster_options import ClusterOptions
 from wsi_prep.errors import BadCatalog, StoreFailed
+from wsi_prep.forget import TOMBSTONE
 from wsi_prep.jobs import cluster, run_tasks
-from wsi_prep.output import catalog_counts, read_run, sweep, write_run, writing
+from wsi_prep.output import RUN, catalog_counts, read_run, sweep, write_run, writing
 from wsi_prep.place import Place, open_place
 from wsi_prep.prepare import output_places
 from wsi_prep.records import is_table_file
+from wsi_prep.sealed_json import SealedFile
 from wsi_prep.verify_catalog import CatalogFile, Fault, check_catalog_file, slide_rows, twice
 from wsi_prep.verify_slide import SlideCheck, SlideReport, check_slide
 
@@ -26,7 +28,9 @@ Progress = Callable[[int, int, int], None]
 class Verified:
     """What was found in one output folder, or object-store URL, and what a repair did to it.
 
-    `strays` are paths relative to OUT. `undone` counts slides taken out of the catalog, `removed` files of no slide.
+    `strays` are paths relative to OUT. `undigested` counts slides, and `unsealed` files of the catalog, that were made
+    before digests were kept. `undone` counts slides taken out of the catalog, `removed` files of no slide; `restored`
+    and `lost` are files of JSON that were damaged.
     """
 
     out: str
@@ -37,6 +41,11 @@ class Verified:
     strays: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     files: list[CatalogFile] = field(default_factory=list)
+    sealed: list[SealedFile] = field(default_factory=list)
+    undigested: int = 0
+    unsealed: int = 0
+    restored: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     undone: int | None = None
     removed: int = 0
 
@@ -63,6 +72,7 @@ def verify(
             _finish_what_was_interrupted(place)
             names = Catalog(place).names()
         found = Verified(place.where)
+        _look_at_json(place, found)
         with cluster(ClusterOptions(workers=workers)) as client:
             tasks = [(found.out, name) for name in names]
             for task, outcome in run_tasks(client, check_catalog_file, tasks, lambda task: f"catalog-{task[1]}"):
@@ -92,6 +102,13 @@ def _file_outcome(name: str, outcome: CatalogFile | BaseException) -> CatalogFil
     return CatalogFile(name, damaged=True, faults=[fault])
 
 
+def _look_at_json(place: Place, found: Verified) -> None:
+    for name in (RUN, TOMBSTONE):
+        file = SealedFile.look_at(place, name)
+        found.sealed.append(file)
+        found.faults += [Fault("run", path, what) for path, what in file.wrong.items()]
+
+
 def _raise_if_store_failed(outcome: BaseException) -> None:
     """What a store does not give today is not broken: nothing is to be repaired for that."""
     if isinstance(outcome, StoreFailed):
@@ -104,6 +121,7 @@ def _sum_up_files(place: Place, found: Verified) -> None:
         found.faults.append(Fault("catalog", "catalog/.journal.json", what))
     for file in found.files:
         found.faults += file.faults
+        found.unsealed += file.unsealed
         found.broken.update(file.broken)
     for slide_id, count in twice([file for file in found.files if not file.damaged]).items():
         found.broken.add(slide_id)
@@ -136,6 +154,7 @@ def _add(found: Verified, report: SlideReport) -> None:
     found.slides += 1
     found.tiles += report.tiles
     found.bytes += report.bytes
+    found.undigested += not report.digests
     found.faults += report.faults
     if report.faults:
         found.broken.add(report.slide_id)
@@ -185,8 +204,10 @@ def _repair(place: Place, found: Verified) -> None:
     for path in found.strays:
         place.remove(path)
     sweep(place, catalog)
-    run = read_run(place)
-    if run:
+    for sealed in found.sealed:
+        if sealed.wrong:
+            (found.restored if sealed.restore(place) else found.lost).append(sealed.name)
+    if RUN not in found.lost and (run := read_run(place)):
         write_run(place, {**run, **catalog_counts(catalog)})
     found.removed = len(found.strays)
     found.undone = len(before - {str(row["slide_id"]) for row in catalog.slides(["slide_id"])})

@@ -16,14 +16,16 @@ from wsi_prep.catalog import PART_NAME
 from wsi_prep.errors import BadCatalog, StoreFailed
 from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
+from wsi_prep.sealed_parquet import check_seal
 from wsi_prep.slide_ids import require_slide_id
 
-SLIDE_COLUMNS = ["slide_id", "status", "width", "height", "tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"]
+_NEEDED_OF_SLIDES = ["slide_id", "status", "width", "height", "tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"]
+SLIDE_COLUMNS = [*_NEEDED_OF_SLIDES, "mpp_x", "mpp_y", "digests"]
 """What a slide is checked by."""
 
 _SCHEMAS = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _TILE_COLUMNS = ["slide_id", "magnification", "array", "shard", "index", "offset", "nbytes", "crc32"]
-_NEEDED = {"slides": set(SLIDE_COLUMNS), "tiles": set(_TILE_COLUMNS)}
+_NEEDED = {"slides": set(_NEEDED_OF_SLIDES), "tiles": set(_TILE_COLUMNS)}
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,14 @@ class Fault:
 
 
 KINDS = {
-    "catalog": "Parquet files that cannot be read, or lack their other half",
+    "run": "run.json and forgotten.json by their own digests",
+    "catalog": "Parquet files by their own digests, each with its other half",
     "rows": "slides' rows against the rows of their tiles",
     "orphans": "tiles' rows of no slide",
-    "metadata": "zarr.json against the rows",
-    "index": "shard files' own index, and its CRC-32C, against the rows",
+    "metadata": "zarr.json, to the byte",
+    "index": "shard files by index and CRC-32C, against the rows",
     "tiles": "JPEGs by their checksum, decoded to 392 x 392 x 3, baseline",
-    "pictures": "tissue outlines and overlays",
+    "pictures": "tissue outlines and overlays by their digests",
     "strays": "files that belong to no row",
 }
 """What is looked at, by kind of fault, in the order of the summary."""
@@ -57,7 +60,8 @@ class CatalogFile:
     """What a catalog's files of one name hold: ids by status, and what is wrong with them.
 
     `ids`: whatever the slides' rows name, as far as they can be read. `damaged`: the files are of no use. `broken`:
-    slides to be done again. `orphans`: ids that have tiles alone, or that are no ids.
+    slides to be done again. `orphans`: ids that have tiles alone, or that are no ids. `unsealed`: files that hold no
+    digest of themselves, as those of earlier versions.
     """
 
     name: str
@@ -67,14 +71,15 @@ class CatalogFile:
     broken: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    unsealed: int = 0
 
 
 def check_catalog_file(task: tuple[str, str]) -> CatalogFile:
     """Read the files `name` of an output's catalog whole; `task` is (OUT, name)."""
     place, name = open_place(task[0]), task[1]
     found = CatalogFile(name)
-    slides = _read(place, "slides", name, found)
-    found.ids = frozenset(map(str, slides["slide_id"].to_pylist() if slides is not None else ()))
+    slides = _slides(place, name, found)
+    found.ids = frozenset(str(slide_id) for slide_id, _ in slides)
     tile_ids = _tile_ids(place, name, found)
     if found.faults:
         found.damaged = True
@@ -83,9 +88,7 @@ def check_catalog_file(task: tuple[str, str]) -> CatalogFile:
             what = f"{found.faults[0].what}; it has rows of {len(known):,} slides"
             found.faults[0] = Fault("catalog", found.faults[0].where, what)
         return found
-    assert slides is not None
-    rows = zip(slides["slide_id"].to_pylist(), slides["status"].to_pylist(), strict=True)
-    for slide_id, status in rows:
+    for slide_id, status in slides:
         _take_row(found, slide_id, status)
     for slide_id in sorted(tile_ids - found.statuses.keys() - set(found.orphans)):
         found.orphans.append(slide_id)
@@ -112,19 +115,20 @@ def _take_row(found: CatalogFile, slide_id: Any, status: Any) -> None:
     found.statuses[slide_id] = str(status)
 
 
-def _read(place: Place, table: str, name: str, found: CatalogFile) -> pa.Table | None:
+def _slides(place: Place, name: str, found: CatalogFile) -> list[tuple[Any, Any]]:
     """The slides' ids and states, after everything in the file has been read once."""
     try:
-        whole = pq.read_table(_source(place, table, name), partitioning=None, page_checksum_verification=True)
-        _require_columns(table, whole.schema)
-        return whole.select(["slide_id", "status"])
+        source = _sealed(place, "slides", name, found)
+        whole = pq.read_table(source, partitioning=None, page_checksum_verification=True)
+        _require_columns("slides", whole.schema)
+        return list(zip(whole["slide_id"].to_pylist(), whole["status"].to_pylist(), strict=True))
     except FileNotFoundError:
-        found.faults.append(Fault("catalog", f"catalog/{table}/{name}", "it is not there, but its tiles are"))
+        _damaged(found, "slides", "it is not there, but its tiles are")
     except StoreFailed:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        found.faults.append(Fault("catalog", f"catalog/{table}/{name}", _one_line(error)))
-    return None
+        _damaged(found, "slides", _one_line(error))
+    return []
 
 
 def _tile_ids(place: Place, name: str, found: CatalogFile) -> set[str]:
@@ -132,18 +136,36 @@ def _tile_ids(place: Place, name: str, found: CatalogFile) -> set[str]:
     ids = set[str]()
     if not place.exists(f"catalog/tiles/{name}"):
         if PART_NAME.fullmatch(name):
-            found.faults.append(Fault("catalog", f"catalog/tiles/{name}", "it is not there, but its slides are"))
+            _damaged(found, "tiles", "it is not there, but its slides are")
         return ids
     try:
-        with pq.ParquetFile(_source(place, "tiles", name), page_checksum_verification=True) as file:
+        source = _sealed(place, "tiles", name, found)
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             _require_columns("tiles", file.schema_arrow)
             for group in range(file.num_row_groups):
                 ids.update(map(str, pc.unique(file.read_row_group(group)["slide_id"]).to_pylist()))
     except StoreFailed:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        found.faults.append(Fault("catalog", f"catalog/tiles/{name}", _one_line(error)))
+        _damaged(found, "tiles", _one_line(error))
     return ids
+
+
+def _damaged(found: CatalogFile, table: str, what: str) -> None:
+    """Note what is wrong with one of the two files; what was found first is the reason of the rest."""
+    path = f"catalog/{table}/{found.name}"
+    if path not in [fault.where for fault in found.faults]:
+        found.faults.append(Fault("catalog", path, what))
+
+
+def _sealed(place: Place, table: str, name: str, found: CatalogFile) -> Any:
+    """What pyarrow reads the file from, after its digest was compared."""
+    source = _source(place, table, name)
+    seal = check_seal(source)
+    found.unsealed += seal == "none"
+    if seal == "broken":
+        _damaged(found, table, "it is not as it was written, by its SHA-256")
+    return source
 
 
 def _source(place: Place, table: str, name: str) -> Any:
@@ -167,7 +189,8 @@ def _one_line(error: Exception) -> str:
 def slide_rows(place: Place, name: str) -> Iterator[dict[str, Any]]:
     """The rows of a slides file that check_catalog_file has found sound, a batch at a time."""
     with pq.ParquetFile(_source(place, "slides", name)) as file:
-        for batch in file.iter_batches(columns=SLIDE_COLUMNS):
+        columns = [name for name in SLIDE_COLUMNS if name in file.schema_arrow.names]
+        for batch in file.iter_batches(columns=columns):
             yield from batch.to_pylist()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from wsi_prep.errors import StoreFailed
+from wsi_prep.digests import ShardDigest, from_column
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, to_level0
-from wsi_prep.jpeg import CODEC_NAME, decode_tile, first_frame
+from wsi_prep.jpeg import JpegSettings, decode_tile, first_frame
 from wsi_prep.place import Place, open_place
 from wsi_prep.prepare import output_places
 from wsi_prep.records import TILES_PER_SHARD
 from wsi_prep.verify_catalog import Fault, tiles_of
+from wsi_prep.verify_metadata import check_metadata, same_settings
+from wsi_prep.verify_pictures import PICTURES, picture_faults
 
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
 _ENTRY, _CHECKSUM = 16, 4  # bytes in a shard's index
@@ -46,13 +46,17 @@ class SlideCheck:
 
 @dataclass(frozen=True)
 class SlideReport:
-    """What was found of one slide, and how many tiles and bytes were read for it."""
+    """What was found of one slide, and how many tiles and bytes were read for it.
+
+    `digests`: whether its row has those of its files, by which they were checked.
+    """
 
     slide_id: str
     faults: tuple[Fault, ...]
     strays: tuple[str, ...] = ()
     tiles: int = 0
     bytes: int = 0
+    digests: bool = True
 
 
 def check_slide(task: SlideCheck) -> SlideReport:
@@ -63,7 +67,8 @@ def check_slide(task: SlideCheck) -> SlideReport:
     """
     place, row, slide_id = open_place(task.out), task.row, task.slide_id
     tiles = tiles_of(place, task.name, slide_id)
-    found = list(_row_faults(row, tiles))
+    digests, found = _digests(row)
+    found += _row_faults(row, tiles)
     paths = output_places(slide_id)
     strays: list[str] = []
     read = 0
@@ -71,13 +76,20 @@ def check_slide(task: SlideCheck) -> SlideReport:
         store = paths["store.zarr"]
         sizes, expected = place.sizes(store), _expected_files(store, tiles)
         strays = sorted(sizes.keys() - expected)
-        found += _missing(store, expected - sizes.keys(), empty=not sizes) or _metadata_faults(place, store, row)
+        found += _missing(store, expected - sizes.keys(), empty=not sizes)
         if not found:
-            read = tiles["nbytes"].to_numpy().sum(dtype=np.int64)
-            found += [fault for name in _NAMES for fault in _array_faults(place, sizes, tiles, name)]
-    if row["status"] in _WITH_PICTURES:
-        found += _picture_faults(place, paths)
-    return SlideReport(slide_id, _counted(slide_id, found), tuple(strays), len(tiles), int(read))
+            metadata = check_metadata(place, store, row, digests)
+            found += [("metadata", what) for what in metadata.faults]
+            if not found:
+                read = tiles["nbytes"].to_numpy().sum(dtype=np.int64)
+                for name, jpeg in metadata.jpeg.items():
+                    found += _array_faults(place, sizes, tiles, name, jpeg, digests)
+    for name in PICTURES:
+        if row["status"] in _WITH_PICTURES or (digests is not None and name in digests):
+            found += [("pictures", what) for what in picture_faults(place, paths[name], name, digests)]
+    return SlideReport(
+        slide_id, _counted(slide_id, found), tuple(strays), len(tiles), int(read), digests=digests is not None
+    )
 
 
 _Found = tuple[str, str]
@@ -90,6 +102,14 @@ def _counted(slide_id: str, found: list[_Found]) -> tuple[Fault, ...]:
     for kind, what in found:
         kinds.setdefault(kind, []).append(what)
     return tuple(Fault(kind, slide_id, whats[0], len(whats)) for kind, whats in kinds.items())
+
+
+def _digests(row: dict[str, Any]) -> tuple[dict[str, str] | None, list[_Found]]:
+    """The digests of the slide's files, None where none were kept, and what is wrong with the column."""
+    try:
+        return from_column(row.get("digests")), []
+    except (ValueError, TypeError):
+        return None, [("rows", "its digests cannot be understood")]
 
 
 def _row_faults(row: dict[str, Any], tiles: pa.Table) -> Iterator[_Found]:
@@ -144,49 +164,17 @@ def _missing(store: str, gone: set[str], *, empty: bool) -> list[_Found]:
     return [("metadata" if name.endswith("zarr.json") else "index", f"{name} is not there") for name in names]
 
 
-def _metadata_faults(place: Place, store: str, row: dict[str, Any]) -> list[_Found]:
-    """What zarr.json of the group and of each array says that the rows do not, and codecs that are not ours."""
-    found = []
-    for name in ("", *(name for name in _NAMES if row[f"tiles_{name}"])):
-        try:
-            given = json.loads(place.read("/".join(filter(None, (store, name, "zarr.json")))))
-            wrong = _wrong_array(given, row[f"tiles_{name}"]) if name else _wrong_group(given)
-        except StoreFailed:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            wrong = f"cannot be understood ({type(error).__name__})"
-        if wrong:
-            found.append(("metadata", f"{name or 'group'}: zarr.json {wrong}"))
-    return found
-
-
-def _wrong_group(given: dict[str, Any]) -> str:
-    kind = given["zarr_format"], given["node_type"]
-    return "" if kind == (3, "group") else f"is of {kind}"
-
-
-def _wrong_array(given: dict[str, Any], count: int) -> str:
-    """In which way the metadata is not that of `count` tiles as docs/format.md has them, or an empty text."""
-    (codec,) = given["codecs"]
-    sharding = codec["configuration"]
-    wanted = {
-        "format": ((given["zarr_format"], given["node_type"], given["data_type"]), (3, "array", "uint8")),
-        "shape": (given["shape"], [count, *_SHAPE]),
-        "shards": (given["chunk_grid"]["configuration"]["chunk_shape"], [min(count, TILES_PER_SHARD), *_SHAPE]),
-        "keys": (given["chunk_key_encoding"], {"name": "default", "configuration": {"separator": "."}}),
-        "codec": ((codec["name"], sharding["codecs"][0]["name"]), ("sharding_indexed", CODEC_NAME)),
-        "chunks": ((sharding["chunk_shape"], sharding["index_location"]), ([1, *_SHAPE], "end")),
-    }
-    wrong = [f"has {name} {is_now}, not {right}" for name, (is_now, right) in wanted.items() if is_now != right]
-    return wrong[0] if wrong else ""
-
-
-def _array_faults(place: Place, sizes: dict[str, int], tiles: pa.Table, name: str) -> Iterator[_Found]:
-    """Each shard file of one magnification against its index, and each of its tiles by itself."""
+def _array_faults(
+    place: Place,
+    sizes: dict[str, int],
+    tiles: pa.Table,
+    name: str,
+    settings: JpegSettings,
+    digests: dict[str, str] | None,
+) -> Iterator[_Found]:
+    """Each shard file of one magnification against its index and its digest, and each of its tiles by itself."""
     columns = ("index", "offset", "nbytes", "crc32")
     of_name = tiles.filter(pa.compute.equal(tiles["magnification"], name)).sort_by("index")
-    if not len(of_name):
-        return
     table = np.stack([of_name[column].to_numpy().astype(np.int64) for column in columns], axis=1)
     per_shard = min(len(table), TILES_PER_SHARD)
     for start in range(0, len(table), per_shard):
@@ -194,23 +182,34 @@ def _array_faults(place: Place, sizes: dict[str, int], tiles: pa.Table, name: st
         path = of_name["shard"][start].as_py()
         where = f"{name}/{path.rpartition('/')[2]}"
         try:
-            if wrong := _wrong_index(place, path, sizes[path], rows, per_shard):
+            index, wrong = _index(place, path, sizes[path], rows, per_shard)
+            if wrong:
                 yield "index", f"{where} {wrong}"
                 continue
+            digest, sound = ShardDigest(), True
             jpegs = place.spans(path, [(offset, nbytes) for _, offset, nbytes, _ in rows.tolist()])
-            for (index, _, _, crc32), jpeg in zip(rows.tolist(), jpegs, strict=True):
-                if wrong := _wrong_tile(jpeg, crc32):
-                    yield "tiles", f"{name}[{index}] {wrong}"
+            for (number, _, _, crc32), jpeg in zip(rows.tolist(), jpegs, strict=True):
+                digest.update(jpeg)
+                if wrong := _wrong_tile(jpeg, crc32, None if number else settings):
+                    sound = False
+                    yield "tiles", f"{name}[{number}] {wrong} (in {where})"
+            digest.update(index)
+            if sound and digests is not None and digest.text != digests.get(where):
+                yield "index", f"{where} has another digest than its row"
         except OSError as error:
             yield "index", f"{where} cannot be read ({error.strerror})"
 
 
-def _wrong_index(place: Place, path: str, size: int, rows: NDArray[np.int64], per_shard: int) -> str:
-    """In which way the index at the end of a shard file is not what the rows say, or an empty text."""
+def _index(place: Place, path: str, size: int, rows: NDArray[np.int64], per_shard: int) -> tuple[bytes, str]:
+    """The index at the end of a shard file, with its CRC-32C, and how it is not what the rows say, or an empty text."""
     length = per_shard * _ENTRY + _CHECKSUM
     if size < length:
-        return f"has {size:,} bytes, fewer than its index"
+        return b"", f"has {size:,} bytes, fewer than its index"
     (data,) = place.spans(path, [(size - length, length)])
+    return data, _wrong_index(data, size, rows, per_shard)
+
+
+def _wrong_index(data: bytes, size: int, rows: NDArray[np.int64], per_shard: int) -> str:
     if google_crc32c.value(data[:-_CHECKSUM]) != int.from_bytes(data[-_CHECKSUM:], "little"):
         return "has an index whose CRC-32C is wrong"
     index = np.frombuffer(data[:-_CHECKSUM], "<u8").reshape(per_shard, 2)
@@ -219,13 +218,13 @@ def _wrong_index(place: Place, path: str, size: int, rows: NDArray[np.int64], pe
     if not np.array_equal(index[: len(rows)], rows[:, 1:3].astype(np.uint64)):
         return "has an index of other offsets or lengths than the rows"
     ends = np.cumsum(rows[:, 2])
-    if (rows[:, 2] <= 0).any() or not np.array_equal(rows[:, 1], ends - rows[:, 2]) or ends[-1] + length != size:
+    if (rows[:, 2] <= 0).any() or not np.array_equal(rows[:, 1], ends - rows[:, 2]) or ends[-1] + len(data) != size:
         return f"has tiles that do not lie one after another in its {size:,} bytes"
     return ""
 
 
-def _wrong_tile(jpeg: bytes, crc32: int) -> str:
-    """In which way these bytes are no tile with that checksum, or an empty text."""
+def _wrong_tile(jpeg: bytes, crc32: int, settings: JpegSettings | None) -> str:
+    """In which way these bytes are no tile with that checksum (and compressed so, if given), or an empty text."""
     if zlib.crc32(jpeg) != crc32:
         return "has another checksum than its row"
     if (first_frame(jpeg) or (0,))[0] != _BASELINE:
@@ -234,33 +233,6 @@ def _wrong_tile(jpeg: bytes, crc32: int) -> str:
         shape = decode_tile(jpeg).shape
     except (ValueError, RuntimeError) as error:
         return f"cannot be decoded ({type(error).__name__})"
-    return "" if shape == _SHAPE else f"is {' x '.join(map(str, shape))}"
-
-
-def _picture_faults(place: Place, paths: dict[str, str]) -> Iterator[_Found]:
-    for name, check in (("tissue.geojson", _require_outlines), ("overlay.jpg", _require_picture)):
-        path = paths[name]
-        try:
-            check(place.read(path))
-        except StoreFailed:
-            raise
-        except OSError as error:
-            yield "pictures", f"{path}: {error.strerror}"
-        except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
-            yield "pictures", f"{path} is damaged ({type(error).__name__})"
-
-
-def _require_outlines(data: bytes) -> None:
-    """Raise ValueError, KeyError, IndexError or TypeError unless this is GeoJSON of closed rings."""
-    document = json.loads(data)
-    if document["type"] != "FeatureCollection":
-        raise ValueError(document["type"])
-    for feature in document["features"]:
-        for ring in feature["geometry"]["coordinates"]:
-            if ring[0] != ring[-1] or not all(math.isfinite(value) for point in ring for value in point):
-                raise ValueError("a ring that is open")
-
-
-def _require_picture(data: bytes) -> None:
-    if decode_tile(data).ndim != len(_SHAPE):
-        raise ValueError("not a picture in colours")
+    if shape != _SHAPE:
+        return f"is {' x '.join(map(str, shape))}"
+    return "is compressed otherwise than zarr.json says" if settings and not same_settings(jpeg, settings) else ""
