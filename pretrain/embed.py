@@ -26,7 +26,7 @@ from pretrain.errors import BadFilter, BadShards
 from pretrain.index import TileAddress
 from pretrain.kept_features import FeatureFolder, FeatureRecord, counts, partial, tiles_stamp
 from pretrain.loader import UNREADABLE, read_tile
-from pretrain.parts import check_filter, matching_tiles
+from pretrain.parts import check_filter, checked_tiles
 from pretrain.sources import ShardSource, copies_of, open_source
 from wsi_prep.errors import BadOption
 from wsi_prep.geometry import TILE_PX
@@ -152,7 +152,7 @@ def _slides(
 def _runs(source: ShardSource, name: str, slides: pa.Table, where: str | None) -> Iterator[tuple[str, pa.Table]]:
     held: list[pa.Table] = []
     for batch in source.parquet("tiles", name).iter_batches(batch_size=1 << 16):
-        table = matching_tiles(batch, slides, where)
+        table = checked_tiles(source, batch, slides, where)
         ids = table["slide_id"].to_pylist()
         begin = 0
         for at in [n for n in range(1, len(ids)) if ids[n] != ids[n - 1]] + [len(ids)]:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pretrain.errors import BadShards
+from wsi_prep.below import file_below, folder_below, open_below
 from wsi_prep.copies import Copies, which_count
 from wsi_prep.records import is_table_file
 from wsi_prep.slide_ids import is_slide_id
@@ -95,17 +96,23 @@ class LocalFolder:
     def __init__(self, where: str) -> None:
         self.where = where
         self._folder = Path(where).absolute()
-        self._open = functools.lru_cache(maxsize=_OPEN_FILES)(_OpenFile)
+        self._open = functools.lru_cache(maxsize=_OPEN_FILES)(functools.partial(_OpenFile, self._folder))
 
     def files(self, table: str) -> list[CatalogFile]:
         """See ShardSource."""
-        found = sorted(p for p in (self._folder / "catalog" / table).glob("*") if is_table_file(p.name))
-        stats = [(p.name, p.stat()) for p in found]
+        try:
+            folder = folder_below(self._folder, f"catalog/{table}")
+            found = sorted(file.name for file in folder.iterdir() if is_table_file(file.name))
+            stats = [(name, file_below(self._folder, f"catalog/{table}/{name}")[1]) for name in found]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise BadShards(f"{self.where} cannot be read: {error.strerror or error}") from error
         return [CatalogFile(name, f"{s.st_size} {s.st_mtime_ns} {s.st_ino}") for name, s in stats]
 
     def parquet(self, table: str, name: str) -> pq.ParquetFile:
         """See ShardSource."""
-        return pq.ParquetFile(self._folder / "catalog" / table / name)
+        return pq.ParquetFile(file_below(self._folder, f"catalog/{table}/{name}")[0])
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         """See ShardSource."""
@@ -116,7 +123,7 @@ class LocalFolder:
         if len(memory) < nbytes:
             memory.extend(bytes(nbytes - len(memory)))
         wanted = memoryview(memory)[:nbytes]
-        file = self._open(f"{self._folder}/{path}")  # kept alive by this name while it is read, even if it is evicted
+        file = self._open(path)  # kept alive by this name while it is read, even if it is evicted
         if (found := os.preadv(file.descriptor, [wanted], offset)) != nbytes:
             raise OSError(f"{found} of {nbytes} bytes")
         return wanted
@@ -125,9 +132,9 @@ class LocalFolder:
 class _OpenFile:
     """A file descriptor that closes when nobody holds it any more."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, folder: Path, path: str) -> None:
         self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = open_below(folder, path)
 
     def __del__(self) -> None:
         if self.descriptor >= 0:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wsi_prep.errors import BadCatalog
+from wsi_prep.errors import BadCatalog, BadOutput
 from wsi_prep.memory import give_back_freed_memory
+from wsi_prep.out_names import is_part, is_slide_file
 from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
-
-PART_NAME = re.compile(r"part-(\d{5})\.parquet")
-"""No slide's own file has such a name: its id ends in more digits, whatever its stem."""
+from wsi_prep.slide_ids import require_slide_id
+from wsi_prep.small_json import read_object
 
 _PART_SLIDES = 50_000
 _PART_TILES = 4_000_000
 _GROUP_ROWS = 100_000
+_LAST_PART = 99_999
 _TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _FOLDERS = {table: f"catalog/{table}" for table in _TABLES}
 _JOURNAL = "catalog/.journal.json"
+_JOURNAL_BYTES = 16 * 2**20
+"""Three times the names of all slides that one merge takes."""
 _FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 _COUNTS = ("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x")
 
@@ -70,9 +72,11 @@ class Catalog:
         self._write("slides", pa.Table.from_pylist([slide], SLIDE_SCHEMA), name)
 
     def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
-        """Committed slides' rows, sorted by slide_id."""
+        """Committed slides' rows, sorted by slide_id; BadCatalog where a file cannot be read or names no slide."""
         try:
             rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
+        except BadOutput:
+            raise
         except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
                 raise
@@ -80,6 +84,9 @@ class Catalog:
             raise BadCatalog(
                 f"a file of {where} is damaged; make verify with REPAIR=1 says which and drops it"
             ) from error
+        if columns is None or "slide_id" in columns:
+            for row in rows:
+                require_slide_id(row["slide_id"])
         return sorted(rows, key=lambda row: str(row.get("slide_id")))
 
     def count_tiles(self) -> dict[str, int]:
@@ -143,7 +150,7 @@ class Catalog:
     def recover(self) -> None:
         """Finish what a killed run had announced, and forget what it had not."""
         if self._place.exists(_JOURNAL):
-            self._carry_out(json.loads(self._place.read(_JOURNAL)))
+            self._carry_out(self._journal())
         for folder in ("catalog", *_FOLDERS.values()):
             self._place.delete([f"{folder}/{name}" for name in self._place.names(folder) if name.startswith(".")])
         committed = {row["slide_id"] for row in self.slides(["slide_id"])}
@@ -152,14 +159,35 @@ class Catalog:
 
     def _names(self, table: str, *, parts: bool) -> list[str]:
         """A table's files, sorted: the parts, or those of single slides."""
-        names = filter(is_table_file, self._place.names(_FOLDERS[table]))
-        return [name for name in names if (PART_NAME.fullmatch(name) is not None) == parts]
+        return [name for name in self._place.names(_FOLDERS[table]) if is_table_file(name) and is_part(name) == parts]
+
+    def _journal(self) -> dict[str, Any]:
+        """What the journal announces; BadOutput unless it is of a part and of slides' own files."""
+        data = self._place.read(_JOURNAL, _JOURNAL_BYTES)
+        why = "it names what is no file of a catalog"
+        try:
+            change = read_object(data)
+        except ValueError as error:
+            change, why = {}, " ".join(str(error).split())[:100]
+        part, singles = change.get("part"), change.get("singles")
+        if not (is_part(part) and isinstance(singles, list) and all(map(is_slide_file, singles))):
+            where = f"{self._place.where}/{_JOURNAL}"
+            raise BadOutput(f"{where} is no journal of make shards ({why}); remove it and run again")
+        return {"part": part, "singles": singles}
 
     def _tile_counts(self, names: list[str]) -> dict[str, int]:
-        """How many tiles the slide of each of these files has."""
+        """How many tiles the slide of each of these files has; BadCatalog where a file is of another slide."""
         paths = [f"{_FOLDERS['slides']}/{name}" for name in names]
         rows = (row for table in self._place.tables(paths, SLIDE_SCHEMA) for row in table.to_pylist())
-        return {f"{row['slide_id']}.parquet": sum(row[c] or 0 for c in _COUNTS) for row in rows}
+        counts = {f"{row['slide_id']}.parquet": sum(row[c] or 0 for c in _COUNTS) for row in rows}
+        for name in names:
+            if name not in counts:
+                raise self._damaged("slides", f"{name} holds no row of the slide that it is named after")
+        return counts
+
+    def _damaged(self, table: str, what: str) -> BadCatalog:
+        where = f"{self._place.where}/{_FOLDERS[table]}"
+        return BadCatalog(f"{where}: {what}; make verify with REPAIR=1 drops it")
 
     def _source(self, table: str, name: str) -> Any:
         return next(self._place.sources([f"{_FOLDERS[table]}/{name}"]))
@@ -183,7 +211,10 @@ class Catalog:
 
     def _merge(self, names: list[str], with_tiles: Collection[str]) -> None:
         last = self._names("slides", parts=True)[-1:]
-        part = f"part-{sum(int(name.removesuffix('.parquet')[-5:]) + 1 for name in last):05d}.parquet"
+        number = sum(int(name.removesuffix(".parquet")[-5:]) + 1 for name in last)
+        if number > _LAST_PART:
+            raise self._damaged("slides", f"{last[0]} is there, beyond which there is no part")
+        part = f"part-{number:05d}.parquet"
         for table, folder in _FOLDERS.items():
             present = [f"{folder}/{name}" for name in names if table == "slides" or name in with_tiles]
             with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
@@ -122,7 +123,7 @@ def _digest(path: Path) -> str:
 
 def _bytes(mask: MaskFile) -> bytes:
     """What the file held when the run began."""
-    path = Path(mask.path)
+    path = Path(os.path.realpath(mask.path))  # a user may link masks
     try:
         data = bounded_bytes(LocalPlace(path.parent), path.name)
     except FileNotFoundError as error:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from wsi_prep.catalog import Catalog
-from wsi_prep.errors import BadOutput
+from wsi_prep.errors import BadOutput, UsageError
+from wsi_prep.out_names import PLACES, slide_of
 from wsi_prep.place import Place, remove_tree
-from wsi_prep.prepare import output_places
+from wsi_prep.small_json import Nonsense, read_object
 from wsi_prep.terms import Terms
 
 _RUN = "run.json"
@@ -49,6 +50,8 @@ def writing(place: Place) -> Iterator[None]:
     """Around the client's own writing into `place`: what the system refuses becomes BadOutput."""
     try:
         yield
+    except UsageError:
+        raise
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise BadOutput(
@@ -69,10 +72,22 @@ def read_run(place: Place) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     try:
-        run: dict[str, Any] = json.loads(data)
+        run = read_object(data)
+        _require_kinds(run)
     except ValueError as error:
-        raise BadOutput(f"{place.where}/{_RUN} cannot be read as JSON; move it away and run again") from error
+        why = " ".join(str(error).split())[:100]
+        raise BadOutput(f"{place.where}/{_RUN} cannot be read as JSON ({why}); move it away and run again") from error
     return run
+
+
+def _require_kinds(run: dict[str, Any]) -> None:
+    """Raise Nonsense where what is read of run.json again is not what is written there."""
+    last = run.get("last_call", {})
+    if not isinstance(run.get("settings", {}), dict) or not isinstance(last, dict):
+        raise Nonsense("its settings, or its last_call, are no object")
+    warnings = last.get("warnings", [])
+    if not isinstance(warnings, list) or not all(isinstance(each, str) for each in warnings):
+        raise Nonsense("the warnings of its last_call are no texts")
 
 
 def write_run(place: Place, run: dict[str, Any]) -> None:
@@ -93,11 +108,10 @@ def sweep(place: Place, catalog: Catalog) -> None:
         place.staging.mkdir()
     rows = catalog.slides(["slide_id", "status"])
     committed = {row["slide_id"] for row in rows if row["status"] != "failed"}
-    for anyones in output_places("*").values():
-        folder, _, name = anyones.partition("/")
-        ending = name.removeprefix("*")
+    for folder, ending in PLACES.values():
         for found in place.names(folder):
-            if found.endswith(ending) and found.removesuffix(ending) not in committed:
+            slide_id = slide_of(found, ending)
+            if slide_id is not None and slide_id not in committed:
                 place.remove(f"{folder}/{found}")
 
 

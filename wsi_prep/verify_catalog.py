@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wsi_prep.catalog import PART_NAME
 from wsi_prep.errors import BadCatalog, StoreFailed
+from wsi_prep.out_names import PART_NAME
 from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
 from wsi_prep.slide_ids import require_slide_id

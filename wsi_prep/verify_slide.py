@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,18 +13,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wsi_prep.errors import StoreFailed
-from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, to_level0
-from wsi_prep.jpeg import CODEC_NAME, decode_tile, first_frame
+from wsi_prep.geometry import MAGNIFICATIONS, to_level0
+from wsi_prep.jpeg import CODEC_NAME, decode_tile
+from wsi_prep.out_names import output_places
 from wsi_prep.place import Place, open_place
-from wsi_prep.prepare import output_places
 from wsi_prep.records import TILES_PER_SHARD
+from wsi_prep.small_json import read_object
+from wsi_prep.stored_tiles import LARGEST_JPEG, SHAPE, WrongBytes, decode_stored, is_picture
 from wsi_prep.verify_catalog import Fault, tiles_of
 
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
 _ENTRY, _CHECKSUM = 16, 4  # bytes in a shard's index
 _MISSING = 2**64 - 1
-_BASELINE = 0xC0  # SOF0
-_SHAPE = (TILE_PX, TILE_PX, 3)
+_METADATA_BYTES = 2**20
 _WITH_PICTURES = ("ok", "empty")
 
 
@@ -149,7 +148,7 @@ def _metadata_faults(place: Place, store: str, row: dict[str, Any]) -> list[_Fou
     found = []
     for name in ("", *(name for name in _NAMES if row[f"tiles_{name}"])):
         try:
-            given = json.loads(place.read("/".join(filter(None, (store, name, "zarr.json")))))
+            given = read_object(place.read("/".join(filter(None, (store, name, "zarr.json"))), _METADATA_BYTES))
             wrong = _wrong_array(given, row[f"tiles_{name}"]) if name else _wrong_group(given)
         except StoreFailed:
             raise
@@ -171,11 +170,11 @@ def _wrong_array(given: dict[str, Any], count: int) -> str:
     sharding = codec["configuration"]
     wanted = {
         "format": ((given["zarr_format"], given["node_type"], given["data_type"]), (3, "array", "uint8")),
-        "shape": (given["shape"], [count, *_SHAPE]),
-        "shards": (given["chunk_grid"]["configuration"]["chunk_shape"], [min(count, TILES_PER_SHARD), *_SHAPE]),
+        "shape": (given["shape"], [count, *SHAPE]),
+        "shards": (given["chunk_grid"]["configuration"]["chunk_shape"], [min(count, TILES_PER_SHARD), *SHAPE]),
         "keys": (given["chunk_key_encoding"], {"name": "default", "configuration": {"separator": "."}}),
         "codec": ((codec["name"], sharding["codecs"][0]["name"]), ("sharding_indexed", CODEC_NAME)),
-        "chunks": ((sharding["chunk_shape"], sharding["index_location"]), ([1, *_SHAPE], "end")),
+        "chunks": ((sharding["chunk_shape"], sharding["index_location"]), ([1, *SHAPE], "end")),
     }
     wrong = [f"has {name} {is_now}, not {right}" for name, (is_now, right) in wanted.items() if is_now != right]
     return wrong[0] if wrong else ""
@@ -202,7 +201,7 @@ def _array_faults(place: Place, sizes: dict[str, int], tiles: pa.Table, name: st
                 if wrong := _wrong_tile(jpeg, crc32):
                     yield "tiles", f"{name}[{index}] {wrong}"
         except OSError as error:
-            yield "index", f"{where} cannot be read ({error.strerror})"
+            yield "index", f"{where} cannot be read ({error.strerror or error})"
 
 
 def _wrong_index(place: Place, path: str, size: int, rows: NDArray[np.int64], per_shard: int) -> str:
@@ -218,23 +217,22 @@ def _wrong_index(place: Place, path: str, size: int, rows: NDArray[np.int64], pe
         return "has an index with more tiles than there are rows"
     if not np.array_equal(index[: len(rows)], rows[:, 1:3].astype(np.uint64)):
         return "has an index of other offsets or lengths than the rows"
-    ends = np.cumsum(rows[:, 2])
-    if (rows[:, 2] <= 0).any() or not np.array_equal(rows[:, 1], ends - rows[:, 2]) or ends[-1] + length != size:
-        return f"has tiles that do not lie one after another in its {size:,} bytes"
+    ends, nbytes = np.cumsum(rows[:, 2]), rows[:, 2]
+    possible = nbytes.min() > 0 and nbytes.max() <= LARGEST_JPEG
+    if not possible or not np.array_equal(rows[:, 1], ends - nbytes) or ends[-1] + length != size:
+        return f"has tiles that do not lie one after another in its {size:,} bytes, or are larger than a tile can be"
     return ""
 
 
 def _wrong_tile(jpeg: bytes, crc32: int) -> str:
     """In which way these bytes are no tile with that checksum, or an empty text."""
-    if zlib.crc32(jpeg) != crc32:
-        return "has another checksum than its row"
-    if (first_frame(jpeg) or (0,))[0] != _BASELINE:
-        return "is no baseline JPEG"
     try:
-        shape = decode_tile(jpeg).shape
+        decode_stored(jpeg, crc32)
+    except WrongBytes:
+        return "has another checksum than its row"
     except (ValueError, RuntimeError) as error:
-        return f"cannot be decoded ({type(error).__name__})"
-    return "" if shape == _SHAPE else f"is {' x '.join(map(str, shape))}"
+        return f"cannot be decoded ({' '.join(str(error).split())[:100]})"
+    return ""
 
 
 def _picture_faults(place: Place, paths: dict[str, str]) -> Iterator[_Found]:
@@ -245,14 +243,14 @@ def _picture_faults(place: Place, paths: dict[str, str]) -> Iterator[_Found]:
         except StoreFailed:
             raise
         except OSError as error:
-            yield "pictures", f"{path}: {error.strerror}"
+            yield "pictures", f"{path}: {error.strerror or error}"
         except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
             yield "pictures", f"{path} is damaged ({type(error).__name__})"
 
 
 def _require_outlines(data: bytes) -> None:
     """Raise ValueError, KeyError, IndexError or TypeError unless this is GeoJSON of closed rings."""
-    document = json.loads(data)
+    document = read_object(data)
     if document["type"] != "FeatureCollection":
         raise ValueError(document["type"])
     for feature in document["features"]:
@@ -262,5 +260,5 @@ def _require_outlines(data: bytes) -> None:
 
 
 def _require_picture(data: bytes) -> None:
-    if decode_tile(data).ndim != len(_SHAPE):
+    if not is_picture(data) or decode_tile(data).ndim != len(SHAPE):
         raise ValueError("not a picture in colours")
