@@ -30,6 +30,8 @@ from pretrain.parts import check_filter, checked_tiles
 from pretrain.sources import ShardSource, copies_of, open_source
 from wsi_prep.errors import BadOption
 from wsi_prep.geometry import TILE_PX
+from wsi_prep.records import SLIDE_SCHEMA
+from wsi_prep.tables import of_today
 
 Progress = Callable[[str, int], None]
 
@@ -141,7 +143,7 @@ def _slides(
     seen: set[str] = set()
     with_tiles = {file.name for file in source.files("tiles")}
     for name in (name for name in counted if name in with_tiles):
-        slides = source.parquet("slides", name).read().filter(counted[name])
+        slides = of_today(source.parquet("slides", name).read(), SLIDE_SCHEMA).filter(counted[name])
         for slide_id, table in _runs(source, name, slides, where):
             if slide_id in seen:
                 raise BadShards(f"{source.where}/catalog: {slide_id} is in two places; run make shards on it again")

@@ -28,6 +28,7 @@ from wsi_prep.errors import BadCatalog
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.stored_tiles import require_places
+from wsi_prep.tables import of_today
 
 INDEX_VERSION = 1
 STRATUM_LEVELS = ("stain", "institution", "tissue")
@@ -95,7 +96,7 @@ def build_part(source: ShardSource, name: str, has_tiles: bool, where: str | Non
 
     Raises BadShards where slides and tiles contradict each other, BadFilter where `where` cannot be evaluated.
     """
-    slides = source.parquet("slides", name).read()
+    slides = of_today(source.parquet("slides", name).read(), SLIDE_SCHEMA)
     slides = slides.filter(pc.equal(slides["status"], "ok"))
     check_ids(source, name, slides["slide_id"])
     found = [np.empty(0, _ROW)]

@@ -10,6 +10,7 @@ import pytest
 
 from wsi_prep import catalog as catalog_module
 from wsi_prep.catalog import Catalog
+from wsi_prep.errors import BadCatalog
 from wsi_prep.merging import Merger
 from wsi_prep.place import put_in_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
@@ -215,7 +216,7 @@ def test_merging_while_the_run_lasts_takes_only_slides_that_are_through(catalog,
 
 def test_what_a_merge_meets_is_said(catalog, tmp_path):
     (tmp_path / "catalog/tiles/s1.parquet").write_bytes(b"no table")
-    with pytest.raises(pa.ArrowInvalid), Merger(catalog, every=1) as merger:
+    with pytest.raises(BadCatalog, match=r"tiles/s1\.parquet is damaged"), Merger(catalog, every=1) as merger:
         merger.add("s1")
 
 

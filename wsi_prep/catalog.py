@@ -25,6 +25,7 @@ from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
 from wsi_prep.slide_ids import require_slide_id
 from wsi_prep.small_json import read_object
+from wsi_prep.tables import BadTable, of_today, open_table
 
 _PART_SLIDES = 50_000
 _PART_TILES = 4_000_000
@@ -75,9 +76,9 @@ class Catalog:
         """Committed slides' rows, sorted by slide_id; BadCatalog where a file cannot be read or names no slide."""
         try:
             rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
-        except BadOutput:
+        except (BadOutput, BadCatalog):
             raise
-        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
                 raise
             where = f"{self._place.where}/{_FOLDERS['slides']}"
@@ -103,7 +104,7 @@ class Catalog:
             self._delete(table, [name for name in (f"{i}.parquet" for i in sorted(slide_ids)) if name in present])
         gone = pa.array(sorted(slide_ids), pa.string())
         for part in self._names("slides", parts=True):
-            ids = pq.read_table(self._source("slides", part), columns=["slide_id"])["slide_id"]
+            ids = self._open("slides", part).read(["slide_id"])["slide_id"]
             if pc.any(pc.is_in(ids, gone)).as_py():
                 self._rewrite_part(part, gone)
 
@@ -119,9 +120,8 @@ class Catalog:
     def replace_slides(self, rows: Iterable[dict[str, Any]]) -> None:
         """Change those columns of slides that `rows` have beside the slide_id; their tiles are untouched."""
         changed = {row["slide_id"]: row for row in rows}
-        names = self._names("slides", parts=True) + self._names("slides", parts=False) if changed else []
-        for name, rows_there in zip(names, self._tables("slides", names), strict=True):
-            old = rows_there.to_pylist()
+        for name in self._names("slides", parts=True) + self._names("slides", parts=False) if changed else []:
+            old = of_today(self._open("slides", name).read(), SLIDE_SCHEMA).to_pylist()
             if any(row["slide_id"] in changed for row in old):
                 table = pa.Table.from_pylist([{**row, **changed.get(row["slide_id"], {})} for row in old], SLIDE_SCHEMA)
                 self._write("slides", table, name)
@@ -189,13 +189,12 @@ class Catalog:
         where = f"{self._place.where}/{_FOLDERS[table]}"
         return BadCatalog(f"{where}: {what}; make verify with REPAIR=1 drops it")
 
-    def _source(self, table: str, name: str) -> Any:
-        return next(self._place.sources([f"{_FOLDERS[table]}/{name}"]))
-
-    def _tables(self, table: str, names: Iterable[str]) -> Iterator[pa.Table]:
-        """The rows of a table's files, one after another; columns that an older version did not write are null."""
-        for source in self._place.sources(f"{_FOLDERS[table]}/{name}" for name in names):
-            yield pq.read_table(source, schema=_TABLES[table])
+    def _open(self, table: str, name: str) -> pq.ParquetFile:
+        """A file of a table; BadCatalog where it is none."""
+        try:
+            return open_table(next(self._place.sources([f"{_FOLDERS[table]}/{name}"])), _TABLES[table])
+        except BadTable as error:
+            raise self._damaged(table, f"{name} is damaged ({error})") from error
 
     def _delete(self, table: str, names: Iterable[str]) -> None:
         self._place.delete([f"{_FOLDERS[table]}/{name}" for name in names])
@@ -204,7 +203,7 @@ class Catalog:
         """Remove files of slides that a part has: a worker that left the cluster had finished them once more."""
         singles = {name.removesuffix(".parquet") for table in _TABLES for name in self._names(table, parts=False)}
         for part in self._names("slides", parts=True) if singles else []:
-            ids = pq.read_table(self._source("slides", part), columns=["slide_id"])["slide_id"]
+            ids = self._open("slides", part).read(["slide_id"])["slide_id"]
             merged = [f"{slide_id}.parquet" for slide_id in sorted(singles.intersection(ids.to_pylist()))]
             for table in _TABLES:
                 self._delete(table, merged)
@@ -231,8 +230,8 @@ class Catalog:
                 self._place.making(f"{folder}/.{part}") as unfinished,
                 pq.ParquetWriter(unfinished, _TABLES[table], **_FORMAT) as writer,
             ):
-                for batch in pq.ParquetFile(self._source(table, part)).iter_batches():
-                    rows = _of_today(pa.Table.from_batches([batch]), _TABLES[table])
+                for batch in self._open(table, part).iter_batches():
+                    rows = of_today(pa.Table.from_batches([batch]), _TABLES[table])
                     writer.write_table(rows.filter(pc.invert(pc.is_in(rows["slide_id"], gone))))
         self._announce({"part": part, "singles": []})
 
@@ -269,11 +268,3 @@ def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             held = []
     if held:
         yield pa.concat_tables(held)
-
-
-def _of_today(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The same rows with all of the schema's columns; those that an older version did not write are null."""
-    for field in schema:
-        if field.name not in rows.column_names:
-            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
-    return rows.select(schema.names).cast(schema)

@@ -23,6 +23,7 @@ from wsi_prep.place import LOCK, Span
 from wsi_prep.process import ProcessMark
 from wsi_prep.records import is_table_file
 from wsi_prep.small_json import read_object
+from wsi_prep.tables import require_table
 
 _FILES_AT_ONCE, _PIECES_AT_ONCE = 4, 4  # of uploads: pieces of 5 MB, each of which has its minute
 _REQUEST_BYTES = 8 * 2**20
@@ -157,15 +158,20 @@ class ObjectPlace:
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Place."""
-        sources = self.sources(f"{folder}/{name}" for name in self.names(folder) if is_table_file(name))
-        tables = [pq.read_table(source, schema=schema, columns=columns) for source in sources]
+        paths = [f"{folder}/{name}" for name in self.names(folder) if is_table_file(name)]
+        tables = [pq.read_table(source, schema=schema, columns=columns) for source in self._sound(paths, schema)]
         empty = schema.empty_table()
         return pa.concat_tables([empty if columns is None else empty.select(columns), *tables])
 
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """See Place."""
-        for source in self.sources(paths):
+        for source in self._sound(paths, schema):
             yield pq.read_table(source, schema=schema)
+
+    def _sound(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.BufferReader]:
+        for path, source in zip(paths, self.sources(paths), strict=True):
+            require_table(source, schema, f"{self.where}/{path}")
+            yield source
 
     def sources(self, paths: Iterable[str]) -> Iterator[pa.BufferReader]:
         """See Place; whole objects, of which the largest, a part of the catalog, has some hundred MB."""

@@ -97,7 +97,7 @@ def write_run(place: Place, run: dict[str, Any]) -> None:
 
 def catalog_counts(catalog: Catalog) -> dict[str, Any]:
     """What run.json says of the catalog: its slides by status, its tiles by magnification."""
-    statuses = Counter(row["status"] for row in catalog.slides(["status"]))
+    statuses = Counter(str(row["status"]) for row in catalog.slides(["status"]))
     return {"slides": dict(sorted(statuses.items())), "tiles": catalog.count_tiles()}
 
 

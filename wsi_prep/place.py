@@ -21,6 +21,7 @@ from wsi_prep.errors import BadOption, BadOutput
 from wsi_prep.locks import CannotLock, try_lock
 from wsi_prep.records import is_table_file
 from wsi_prep.shards import sync_folder
+from wsi_prep.tables import require_table
 
 LOCK = ".lock"
 """File of the output that the running client holds locked; it contains the run's token."""
@@ -88,7 +89,7 @@ class Place(Protocol):
         """Names of the files and folders in a folder, sorted, hidden ones too; none where there is no folder."""
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-        """The rows of all of a folder's files that records.is_table_file takes."""
+        """The rows of all of a folder's files that records.is_table_file takes; BadCatalog as tables.require_table."""
 
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """The rows of these Parquet files in order, of some files at once; columns that a file lacks are null."""
@@ -251,22 +252,24 @@ class LocalPlace:
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Place."""
-        files = [self._named(f"{folder}/{name}") for name in self.names(folder) if is_table_file(name)]
+        files = [self._table(f"{folder}/{name}", schema) for name in self.names(folder) if is_table_file(name)]
         rows = ds.dataset(files, schema=schema, format="parquet") if files else ds.dataset(schema.empty_table())
         return rows.to_table(columns=columns)
 
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """See Place."""
         for first in range(0, len(paths), _FILES_AT_ONCE):
-            some = [self._named(path) for path in paths[first : first + _FILES_AT_ONCE]]
+            some = [self._table(path, schema) for path in paths[first : first + _FILES_AT_ONCE]]
             yield ds.dataset(some, schema=schema, format="parquet").to_table(use_threads=False)
 
     def sources(self, paths: Iterable[str]) -> Iterator[Path]:
         """See Place."""
         return (file_below(self._folder, path)[0] for path in paths)
 
-    def _named(self, path: str) -> str:
-        return str(file_below(self._folder, path)[0])
+    def _table(self, path: str, schema: pa.Schema) -> str:
+        file, _ = file_below(self._folder, path)
+        require_table(file, schema, str(file))
+        return str(file)
 
     def write(self, path: str, data: bytes) -> None:
         """See Place."""

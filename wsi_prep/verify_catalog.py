@@ -17,6 +17,7 @@ from wsi_prep.out_names import PART_NAME
 from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
 from wsi_prep.slide_ids import require_slide_id
+from wsi_prep.tables import of_today, open_table, require_columns
 
 SLIDE_COLUMNS = ["slide_id", "status", "width", "height", "tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"]
 """What a slide is checked by."""
@@ -115,8 +116,9 @@ def _take_row(found: CatalogFile, slide_id: Any, status: Any) -> None:
 def _read(place: Place, table: str, name: str, found: CatalogFile) -> pa.Table | None:
     """The slides' ids and states, after everything in the file has been read once."""
     try:
-        whole = pq.read_table(_source(place, table, name), partitioning=None, page_checksum_verification=True)
-        _require_columns(table, whole.schema)
+        with _open(place, table, name, page_checksum_verification=True) as file:
+            whole = file.read()
+        require_columns(whole.schema, _SCHEMAS[table], _NEEDED[table])
         return whole.select(["slide_id", "status"])
     except FileNotFoundError:
         found.faults.append(Fault("catalog", f"catalog/{table}/{name}", "it is not there, but its tiles are"))
@@ -135,8 +137,8 @@ def _tile_ids(place: Place, name: str, found: CatalogFile) -> set[str]:
             found.faults.append(Fault("catalog", f"catalog/tiles/{name}", "it is not there, but its slides are"))
         return ids
     try:
-        with pq.ParquetFile(_source(place, "tiles", name), page_checksum_verification=True) as file:
-            _require_columns("tiles", file.schema_arrow)
+        with _open(place, "tiles", name, page_checksum_verification=True) as file:
+            require_columns(file.schema_arrow, TILE_SCHEMA, _NEEDED["tiles"])
             for group in range(file.num_row_groups):
                 ids.update(map(str, pc.unique(file.read_row_group(group)["slide_id"]).to_pylist()))
     except StoreFailed:
@@ -146,18 +148,8 @@ def _tile_ids(place: Place, name: str, found: CatalogFile) -> set[str]:
     return ids
 
 
-def _source(place: Place, table: str, name: str) -> Any:
-    return next(iter(place.sources([f"catalog/{table}/{name}"])))
-
-
-def _require_columns(table: str, schema: pa.Schema) -> None:
-    missing = _NEEDED[table] - set(schema.names)
-    if missing:
-        raise ValueError(f"it has no column {', '.join(sorted(missing))}")
-    for name in _NEEDED[table]:
-        wanted = _SCHEMAS[table].field(name).type
-        if schema.field(name).type != wanted:
-            raise ValueError(f"its column {name} is {schema.field(name).type}, not {wanted}")
+def _open(place: Place, table: str, name: str, **options: Any) -> pq.ParquetFile:
+    return open_table(next(iter(place.sources([f"catalog/{table}/{name}"]))), _SCHEMAS[table], **options)
 
 
 def _one_line(error: Exception) -> str:
@@ -166,7 +158,7 @@ def _one_line(error: Exception) -> str:
 
 def slide_rows(place: Place, name: str) -> Iterator[dict[str, Any]]:
     """The rows of a slides file that check_catalog_file has found sound, a batch at a time."""
-    with pq.ParquetFile(_source(place, "slides", name)) as file:
+    with _open(place, "slides", name) as file:
         for batch in file.iter_batches(columns=SLIDE_COLUMNS):
             yield from batch.to_pylist()
 
@@ -181,7 +173,8 @@ def tiles_of(place: Place, name: str, slide_id: str) -> pa.Table:
     except FileNotFoundError:
         return TILE_SCHEMA.empty_table()
     if not PART_NAME.fullmatch(name):
-        return pq.read_table(_source(place, "tiles", name), schema=TILE_SCHEMA, partitioning=None)
+        with _open(place, "tiles", name) as file:
+            return of_today(file.read(), TILE_SCHEMA)
     part = _open_part(place.where, name, version)
     groups = part.groups(slide_id)
     rows = part.file.read_row_groups(groups) if groups else TILE_SCHEMA.empty_table()
@@ -191,8 +184,8 @@ def tiles_of(place: Place, name: str, slide_id: str) -> pa.Table:
 class _Part:
     """A part of the tiles' table, and in which of its row groups a slide's rows can be."""
 
-    def __init__(self, source: Any) -> None:
-        self.file = pq.ParquetFile(source)
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self.file = file
         metadata = self.file.metadata
         column = self.file.schema_arrow.get_field_index("slide_id")
         self._alone: dict[str, list[int]] = {}
@@ -214,7 +207,7 @@ class _Part:
 @functools.lru_cache(maxsize=1)
 def _open_part(out: str, name: str, version: str) -> _Part:
     """`version` tells a part from one that takes its place."""
-    return _Part(_source(open_place(out), "tiles", name))
+    return _Part(_open(open_place(out), "tiles", name))
 
 
 def twice(files: Collection[CatalogFile]) -> Counter[str]:
