@@ -79,7 +79,9 @@ def check_ids(source: ShardSource, name: str, ids: pa.ChunkedArray) -> None:
     """Raise BadShards where a file of slides names what is no slide's id, and would lead elsewhere as a path."""
     for slide_id in ids.to_pylist():
         if not is_slide_id(slide_id):
-            raise BadShards(f"{source.where}/catalog: {name} names a slide {slide_id!r}, which is no slide id")
+            raise BadShards(
+                f"{source.where}/catalog: {name} names a slide {str(slide_id)[:60]!r}, which is no slide id"
+            )
 
 
 def copies_of(sources: Sequence[ShardSource]) -> tuple[list[dict[str, pa.BooleanArray]], Copies]:

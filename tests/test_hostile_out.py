@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,21 @@ def test_outlines_and_overlays_of_others_are_left_out_with_the_reason(out, tmp_p
     with open_catalogs([str(out)]) as connection:
         shown = {picture.slide: picture for picture in overlays(count(connection, [str(out)]), 9, 0).pictures}
     assert [bool(picture.jpeg) for _, picture in sorted(shown.items())] == [False, True]
+
+
+def test_folders_without_end_end_in_a_line(out):
+    at = os.open(out / f"stores/{SLIDE}.zarr", os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("a", dir_fd=at)
+        inner = os.open("a", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = inner
+    os.close(at)
+    place = open_place(out)
+    for call in (place.sizes, place.remove):
+        with pytest.raises(BadOutput, match="folders within folders without end"):
+            call(f"stores/{SLIDE}.zarr")
+    subprocess.run(["rm", "-rf", str(out)], check=True)  # which pytest could not
 
 
 def test_run_json_is_read_as_it_was_written(out):

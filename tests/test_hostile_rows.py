@@ -93,13 +93,14 @@ def checked(out, to):
 READERS = [indexed, embedded, packed, shown, checked]
 
 WRONG = [
-    *({"magnification": name} for name in ("../20x", "/etc", "20x/../../../../x", "", None)),
-    *({"shard": name} for name in ("../secret", "/etc/hostname", "stores/../../secret", f"{SHARD}/../c.0.0.0.0", None)),
+    *({"magnification": name} for name in ("../20x", "/etc", None)),
+    *({"shard": name} for name in ("../secret", "/etc/hostname", f"{SHARD}/../c.0.0.0.0", None)),
     *({"offset": number} for number in (-1, 1 << 62, None)),
     *({"nbytes": number} for number in (2**31 - 1, LARGEST_JPEG + 1, 0, -1, None)),
     *({"index": number} for number in (-1, 2**31 - 1, 2048, None)),
     {"crc32": None},
 ]
+PAIRS = [(read, wrong) for n, wrong in enumerate(WRONG) for read in READERS if read is not shown or n % 4 == 0]
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -107,8 +108,7 @@ def test_sound_rows_are_read(out, tmp_path, read):
     read(out, tmp_path / "to")
 
 
-@pytest.mark.parametrize("read", READERS)
-@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize(("read", "wrong"), PAIRS)
 def test_a_row_that_leads_elsewhere_ends_in_a_line_that_names_it(out, tmp_path, read, wrong):
     (tmp_path / "secret").write_bytes(b"a secret")
     before = sorted(tmp_path.rglob("*"))

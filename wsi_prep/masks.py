@@ -114,6 +114,8 @@ def _outlined(data: bytes, info: SlideInfo, thumbnail: Thumbnail) -> NDArray[np.
 
 
 def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise BadOption(f"MASKS {path} is no file; remove it")
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

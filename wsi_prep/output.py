@@ -71,6 +71,8 @@ def read_run(place: Place) -> dict[str, Any]:
         data = place.read(_RUN)
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except PermissionError as error:
+        raise BadOutput(f"{place.where}/{_RUN} cannot be read ({error.strerror}); mend that") from error
     try:
         run = read_object(data)
         _require_kinds(run)

@@ -239,7 +239,10 @@ class LocalPlace:
         at = path_below(self._folder, path)
         if at.is_symlink() or not at.is_dir():
             return {path: at.lstat().st_size} if os.path.lexists(at) else {}
-        found = (Path(folder, name) for folder, inner, files in os.walk(at) for name in (*inner, *files))
+        try:
+            found = [Path(folder, name) for folder, inner, files in os.walk(at) for name in (*inner, *files)]
+        except RecursionError as error:
+            raise BadOutput(f"{at} holds folders within folders without end; remove it") from error
         files = (each for each in found if each.is_symlink() or not each.is_dir())
         return {str(file.relative_to(self._folder)): file.lstat().st_size for file in files}
 
@@ -249,6 +252,8 @@ class LocalPlace:
             return sorted(path.name for path in folder_below(self._folder, folder).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except PermissionError as error:
+            raise BadOutput(f"{self.where}/{folder} cannot be listed ({error.strerror}); mend that") from error
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Place."""
@@ -326,9 +331,12 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all it holds; nothing happens where there is none."""
+    """Remove a file, a link, or a folder with all it holds; nothing happens where there is none."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except RecursionError as error:
+            raise BadOutput(f"{path} holds folders within folders without end; remove it") from error
     else:
         path.unlink(missing_ok=True)
 

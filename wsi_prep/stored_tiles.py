@@ -111,5 +111,7 @@ def is_picture(jpeg: bytes) -> bool:
 
 
 def _not_ours(row: Mapping[str, Any]) -> str:
-    named = f"{str(row['slide_id'])[:80]!r} {str(row['magnification'])[:10]} {row['index']}"
+    magnification = str(row["magnification"])[:10]
+    shown = magnification if magnification.isalnum() else repr(magnification)
+    named = f"{str(row['slide_id'])[:80]!r} {shown} {row['index']}"
     return f"the tile {named} in {str(row['shard'])[:120]!r} has a place that is not of this format; run make verify"

@@ -113,7 +113,7 @@ def _require_kind(field: pa.Field, schema: pa.Schema) -> None:
     """Raise BadTable for a column of lists or the like, or a text in place of a number."""
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     if pa.types.is_nested(kind):
-        raise BadTable(f"its column {field.name[:40]} is {str(kind)[:60]}")
+        raise BadTable(f"its column {field.name[:40]!r} is {str(kind)[:60]!r}")
     at = schema.get_field_index(field.name)
     if at >= 0 and not pa.types.is_null(kind) and _is_text(kind) != _is_text(schema.field(at).type):
         raise BadTable(f"its column {field.name} is {kind}, not {schema.field(at).type}")
