@@ -85,7 +85,7 @@ def show_summary(console: Console, out: str, summary: RunSummary) -> None:
         _show_made(console, out, summary)
     _show_rows(console, summary.rows)
     for warning in summary.warnings:
-        console.print(f"note: {warning}", soft_wrap=True, markup=False)
+        console.print(f"note: {printable(warning)}", soft_wrap=True, markup=False)
 
 
 def _show_made(console: Console, out: str, summary: RunSummary) -> None:
@@ -108,10 +108,11 @@ def _show_made(console: Console, out: str, summary: RunSummary) -> None:
 def _show_rows(console: Console, rows: list[dict[str, Any]]) -> None:
     """One line for each slide that is not ok, failures first."""
     order = {"failed": 0, "excluded": 1, "empty": 2}
-    for row in sorted(rows, key=lambda row: (order.get(row["status"], 3), row["file"]))[:_SHOWN]:
+    for row in sorted(rows, key=lambda row: (order.get(row["status"], 3), str(row["file"])))[:_SHOWN]:
         reason = f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"])
         reason += f" ({row['warning']})" if row.get("warning") else ""
-        console.print(f"{row['status']:<8}  {printable(row['file'])}  {reason}", soft_wrap=True, markup=False)
+        line = f"{row['status']:<8}  {row['file']}  {reason}"
+        console.print(printable(line), soft_wrap=True, markup=False)
     if len(rows) > _SHOWN:
         console.print(f"... and {len(rows) - _SHOWN} more: see status and error in the catalog's slides")
 

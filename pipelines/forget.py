@@ -89,7 +89,8 @@ def _list(console: Console, found: Forgetting) -> None:
     line = f"{found.out}: {len(found.rows):,} slides, {found.tiles:,} tiles, {files}"
     console.print(line, markup=False, soft_wrap=True)
     for row in found.rows[:_SHOWN]:
-        console.print(f"  {row['status']:<8}  {printable(row['slide_id'])}", markup=False, soft_wrap=True)
+        line = f"  {row['status']!s:<8}  {row['slide_id']}"
+        console.print(printable(line), markup=False, soft_wrap=True)
     if len(found.rows) > _SHOWN:
         console.print(f"  ... and {len(found.rows) - _SHOWN:,} more")
 

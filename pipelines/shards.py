@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.console import SlideProgress, show_summary
+from pipelines.console import SlideProgress, printable, show_summary
 from pipelines.options import Options
 from wsi_prep.cache import CacheSettings
 from wsi_prep.cluster_options import ClusterOptions, read_slurm_config, tls_files
@@ -43,10 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
         with SlideProgress(console, link=options.dashboard) as progress:
             summary = run_shards(request, progress)
     except UsageError as error:
-        errors.print(f"shards: {without_secrets(str(error))}", markup=False, soft_wrap=True)
+        errors.print(f"shards: {printable(without_secrets(str(error)))}", markup=False, soft_wrap=True)
         return EXIT_WRONG_CALL
     except ClusterLost as error:
-        errors.print(f"shards: {error}", markup=False, soft_wrap=True)
+        errors.print(f"shards: {printable(str(error))}", markup=False, soft_wrap=True)
         return EXIT_SOME_FAILED
     except KeyboardInterrupt:
         errors.print("shards: interrupted; what is done is kept, and the same call goes on from here")

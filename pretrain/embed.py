@@ -26,11 +26,13 @@ from pretrain.errors import BadFilter, BadShards, BadWeights
 from pretrain.index import TileAddress
 from pretrain.kept_features import FeatureFolder, FeatureRecord, counts, partial, tiles_stamp
 from pretrain.loader import UNREADABLE, read_tile
-from pretrain.parts import matching_tiles, read_filter
+from pretrain.parts import checked_tiles, read_filter
 from pretrain.sources import ShardSource, copies_of, open_source
 from wsi_prep.errors import BadOption
 from wsi_prep.geometry import TILE_PX
+from wsi_prep.records import SLIDE_SCHEMA
 from wsi_prep.sql import CONDITION_SECONDS, Condition
+from wsi_prep.tables import of_today
 
 Progress = Callable[[str, int], None]
 
@@ -143,7 +145,7 @@ def _slides(
     seen: set[str] = set()
     with_tiles = {file.name for file in source.files("tiles")}
     for name in (name for name in counted if name in with_tiles):
-        slides = source.parquet("slides", name).read().filter(counted[name])
+        slides = of_today(source.parquet("slides", name).read(), SLIDE_SCHEMA).filter(counted[name])
         for slide_id, table in _runs(source, name, slides, where):
             if slide_id in seen:
                 raise BadShards(f"{source.where}/catalog: {slide_id} is in two places; run make shards on it again")
@@ -154,7 +156,7 @@ def _slides(
 def _runs(source: ShardSource, name: str, slides: pa.Table, where: Condition | None) -> Iterator[tuple[str, pa.Table]]:
     held: list[pa.Table] = []
     for batch in source.parquet("tiles", name).iter_batches(batch_size=1 << 16):
-        table = matching_tiles(batch, slides, where)
+        table = checked_tiles(source, batch, slides, where)
         ids = table["slide_id"].to_pylist()
         begin = 0
         for at in [n for n in range(1, len(ids)) if ids[n] != ids[n - 1]] + [len(ids)]:

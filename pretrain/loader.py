@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -25,7 +24,7 @@ from pretrain.index import Index, TileAddress
 from pretrain.sampler import Draw, DrawnCounts, Sampler
 from wsi_prep.errors import BadOption
 from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
-from wsi_prep.jpeg import decode_tile
+from wsi_prep.stored_tiles import decode_stored
 
 _CHUNK = 8  # tiles a task: few enough to share a small batch, enough to make the task's own cost small
 _TRIES = 64
@@ -170,7 +169,7 @@ class Loader:
         addresses = self._index.addresses(draw.tile[task.rows])
         for row, read, address in zip(task.rows, task.reads, addresses, strict=True):
             try:
-                _decode(read.result() if read else _read(address, self._memory()), address, arrays[row])
+                decode_stored(read.result() if read else _read(address, self._memory()), address.crc32, arrays[row])
             except UNREADABLE as error:
                 bad += self._note(address, error)
                 other, more = self._replace(draw, int(row), arrays[row])
@@ -200,7 +199,7 @@ class Loader:
                 continue
             address = self._index.address(int(other.tile[0]))
             try:
-                _decode(_read(address), address, pixels)
+                decode_stored(_read(address), address.crc32, pixels)
             except UNREADABLE as error:
                 bad += self._note(address, error)
                 continue
@@ -257,12 +256,6 @@ def _read(address: TileAddress, memory: bytearray | None = None) -> bytes | memo
         raise OSError(_reason(error)) from error
 
 
-def _decode(jpeg: Any, address: TileAddress, pixels: NDArray[np.uint8]) -> None:
-    if imagecodecs.deflate_crc32(jpeg) != address.crc32:
-        raise ValueError("CRC-32 differs from the catalog's")
-    decode_tile(jpeg, pixels)
-
-
 def _with(draw: Draw, row: int, other: Draw) -> Draw:
     fields = []
     for name in ("position", "tile", "slide", "stratum", "mpp"):
@@ -280,5 +273,5 @@ def _reason(error: Exception) -> str:
 def read_tile(address: TileAddress) -> NDArray[np.uint8]:
     """(392, 392, 3) uint8 RGB of one tile; OSError, ValueError or RuntimeError if it cannot be read."""
     pixels = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
-    _decode(_read(address), address, pixels)
+    decode_stored(_read(address), address.crc32, pixels)
     return pixels

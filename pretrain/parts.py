@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from pretrain.errors import BadFilter, BadShards
 from pretrain.sources import ShardSource, check_ids
-from wsi_prep.errors import BadQuery
+from wsi_prep.errors import BadCatalog, BadQuery
 from wsi_prep.geometry import MAGNIFICATIONS
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, TILES_PER_SHARD
+from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.sql import CONDITION_SECONDS, Condition
+from wsi_prep.stored_tiles import require_places
+from wsi_prep.tables import of_today
 
 INDEX_VERSION = 1
 STRATUM_LEVELS = ("stain", "institution", "tissue")
@@ -42,7 +44,6 @@ SLIDE = np.dtype([("id_hash", "<u8"), ("split", "<f8"), ("by_patient", "<u4"), *
 
 _NAMES = [m.name for m in MAGNIFICATIONS]
 _NEEDED = ("slide_id", "magnification", "mpp", "shard", "index", "offset", "nbytes", "crc32")
-_LARGEST_JPEG = 1 << 24
 _SHOWN = 200  # characters of a filter, in a message
 
 
@@ -97,7 +98,7 @@ def build_part(source: ShardSource, name: str, has_tiles: bool, where: Condition
 
     Raises BadShards where slides and tiles contradict each other, BadFilter where `where` cannot be evaluated.
     """
-    slides = source.parquet("slides", name).read()
+    slides = of_today(source.parquet("slides", name).read(), SLIDE_SCHEMA)
     slides = slides.filter(pc.equal(slides["status"], "ok"))
     check_ids(source, name, slides["slide_id"])
     found = [np.empty(0, _ROW)]
@@ -195,13 +196,22 @@ def matching_tiles(batch: pa.RecordBatch, slides: pa.Table, where: Condition | N
 
 
 def _rows(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: Condition | None) -> NDArray[Any]:
-    table = matching_tiles(batch, slides, where)
+    table = checked_tiles(source, batch, slides, where)
     rows = np.empty(len(table), _ROW)
     for name in (*(TILE.names or ()), "slide", "mpp"):
         rows[name] = table[name].to_numpy()
     rows["magnification"] = pc.index_in(table["magnification"], pa.array(_NAMES)).to_numpy(zero_copy_only=False)
-    _check_tiles(source, table, rows)
     return rows
+
+
+def checked_tiles(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: Condition | None) -> pa.Table:
+    """`matching_tiles`; BadShards where one of them does not lie where the format says."""
+    table = matching_tiles(batch, slides, where)
+    try:
+        require_places(table)
+    except BadCatalog as error:
+        raise BadShards(f"{source.where}/catalog: {error}") from error
+    return table
 
 
 def _matching(table: pa.Table, where: Condition) -> pa.Array:
@@ -219,19 +229,6 @@ def _not_understood(where: str, error: Exception) -> BadFilter:
         f"the filter {shown!r} is not understood ({line}); write a condition on the catalog's columns, "
         "as in stain = 'HE' and focus > 0.3"
     )
-
-
-def _check_tiles(source: ShardSource, table: pa.Table, rows: NDArray[Any]) -> None:
-    """Shard files must be where the format says: the loader goes by slide, magnification and index alone."""
-    number = pa.array(rows["index"] // TILES_PER_SHARD).cast(pa.string())
-    stores = (pa.scalar("stores/"), table["slide_id"], pa.scalar(".zarr/"), table["magnification"])
-    expected = pc.binary_join_element_wise(*stores, pa.scalar("/c."), number, pa.scalar(".0.0.0"), "")
-    wrong = pc.invert(pc.fill_null(pc.equal(expected, table["shard"]), False)).to_numpy()
-    wrong |= (rows["nbytes"] == 0) | (rows["nbytes"] > _LARGEST_JPEG) | (rows["offset"] >= 1 << 62)
-    wrong |= ~(rows["mpp"] > 0)
-    if wrong.any():
-        row = table.slice(int(np.argmax(wrong)), 1).to_pylist()[0]
-        raise BadShards(f"{source.where}/catalog: the tile {row['index']} in {row['shard']!r} is not of this format")
 
 
 def _cells(rows: NDArray[Any]) -> NDArray[Any]:

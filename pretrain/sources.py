@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +18,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pretrain.errors import BadShards
+from wsi_prep.below import file_below, folder_below, open_below, require_size
 from wsi_prep.copies import Copies, which_count
-from wsi_prep.records import is_table_file
+from wsi_prep.geometry import MAGNIFICATIONS
+from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
 from wsi_prep.slide_ids import is_slide_id
+from wsi_prep.tables import BadTable, open_table, require_columns
 
+_SCHEMAS = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
+_NEEDED = {
+    "slides": ("slide_id", "status", *(f"tiles_{m.name}" for m in MAGNIFICATIONS)),
+    "tiles": (
+        *("slide_id", "magnification", "mpp", "x0", "y0", "span0", "row", "col"),
+        *("shard", "index", "offset", "nbytes", "crc32"),
+    ),
+}
 _OPEN_FILES = 512
+_TABLE_BYTES = 4 * 2**30  # of a catalog's file in a store, which is read whole
 _RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
 _SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://", "http://", "https://", "memory://")
 
@@ -44,7 +57,7 @@ class ShardSource(Protocol):
         """The Parquet files of catalog/<table>, sorted by name; BadShards if there is no catalog."""
 
     def parquet(self, table: str, name: str) -> pq.ParquetFile:
-        """One of them, open."""
+        """One of them, open; BadShards where it is no table of a catalog."""
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes from `offset` of the file at `path`, relative to the folder; OSError if they are not there."""
@@ -66,7 +79,9 @@ def check_ids(source: ShardSource, name: str, ids: pa.ChunkedArray) -> None:
     """Raise BadShards where a file of slides names what is no slide's id, and would lead elsewhere as a path."""
     for slide_id in ids.to_pylist():
         if not is_slide_id(slide_id):
-            raise BadShards(f"{source.where}/catalog: {name} names a slide {slide_id!r}, which is no slide id")
+            raise BadShards(
+                f"{source.where}/catalog: {name} names a slide {str(slide_id)[:60]!r}, which is no slide id"
+            )
 
 
 def copies_of(sources: Sequence[ShardSource]) -> tuple[list[dict[str, pa.BooleanArray]], Copies]:
@@ -95,17 +110,25 @@ class LocalFolder:
     def __init__(self, where: str) -> None:
         self.where = where
         self._folder = Path(where).absolute()
-        self._open = functools.lru_cache(maxsize=_OPEN_FILES)(_OpenFile)
+        self._open = functools.lru_cache(maxsize=_OPEN_FILES)(functools.partial(_OpenFile, self._folder))
 
     def files(self, table: str) -> list[CatalogFile]:
         """See ShardSource."""
-        found = sorted(p for p in (self._folder / "catalog" / table).glob("*") if is_table_file(p.name))
-        stats = [(p.name, p.stat()) for p in found]
+        try:
+            folder = folder_below(self._folder, f"catalog/{table}")
+            found = sorted(file.name for file in folder.iterdir() if is_table_file(file.name))
+            stats = [(name, file_below(self._folder, f"catalog/{table}/{name}")[1]) for name in found]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise BadShards(f"{self.where} cannot be read: {error.strerror or error}") from error
         return [CatalogFile(name, f"{s.st_size} {s.st_mtime_ns} {s.st_ino}") for name, s in stats]
 
     def parquet(self, table: str, name: str) -> pq.ParquetFile:
         """See ShardSource."""
-        return pq.ParquetFile(self._folder / "catalog" / table / name)
+        path = f"catalog/{table}/{name}"
+        with _reading(self.where, path):
+            return _opened(file_below(self._folder, path)[0], table)
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         """See ShardSource."""
@@ -116,7 +139,7 @@ class LocalFolder:
         if len(memory) < nbytes:
             memory.extend(bytes(nbytes - len(memory)))
         wanted = memoryview(memory)[:nbytes]
-        file = self._open(f"{self._folder}/{path}")  # kept alive by this name while it is read, even if it is evicted
+        file = self._open(path)  # kept alive by this name while it is read, even if it is evicted
         if (found := os.preadv(file.descriptor, [wanted], offset)) != nbytes:
             raise OSError(f"{found} of {nbytes} bytes")
         return wanted
@@ -125,9 +148,9 @@ class LocalFolder:
 class _OpenFile:
     """A file descriptor that closes when nobody holds it any more."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, folder: Path, path: str) -> None:
         self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = open_below(folder, path)
 
     def __del__(self) -> None:
         if self.descriptor >= 0:
@@ -168,8 +191,11 @@ class ObjectStore:
 
     def parquet(self, table: str, name: str) -> pq.ParquetFile:
         """See ShardSource. The file (at most some 4 million rows) is fetched whole."""
-        whole = self._store.get(f"catalog/{table}/{name}").bytes()
-        return pq.ParquetFile(pa.BufferReader(pa.py_buffer(whole)))
+        path = f"catalog/{table}/{name}"
+        found = self._store.get(path)
+        with _reading(self.where, path):
+            require_size(path, found.meta["size"], _TABLE_BYTES)
+            return _opened(pa.BufferReader(pa.py_buffer(found.bytes())), table)
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         """See ShardSource."""
@@ -181,6 +207,22 @@ class ObjectStore:
     def read_into(self, memory: bytearray, path: str, offset: int, nbytes: int) -> bytes:
         """See ShardSource."""
         return self.read(path, offset, nbytes)
+
+
+def _opened(source: Path | pa.BufferReader, table: str) -> pq.ParquetFile:
+    file = open_table(source, _SCHEMAS[table])
+    require_columns(file.schema_arrow, _SCHEMAS[table], _NEEDED[table])
+    return file
+
+
+@contextlib.contextmanager
+def _reading(where: str, path: str) -> Iterator[None]:
+    """What is wrong with a file of a catalog is BadShards."""
+    try:
+        yield
+    except (BadTable, pa.ArrowException, OSError) as error:
+        why = " ".join(str(error).split())
+        raise BadShards(f"{where}/{path} cannot be read ({why}); run make verify on it") from error
 
 
 def _first_line(error: Exception) -> str:

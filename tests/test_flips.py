@@ -208,7 +208,7 @@ def test_what_is_damaged_is_not_written_anew_as_if_it_were_sound(made, tmp_path)
     out = shutil.copytree(made[0], tmp_path / "out")
     tiles = out / "catalog/tiles" / PART
     tiles.write_bytes(flipped(tiles.read_bytes(), 8 * 100))
-    with pytest.raises(BadCatalog, match=f"catalog/tiles/{PART} is damaged; make verify with REPAIR=1"):
+    with pytest.raises(BadCatalog, match=f"catalog/tiles: {PART} is damaged; make verify with REPAIR=1"):
         Catalog(out).drop({made[1]["slide_id"]})
     for name, read in (("run.json", read_run), ("forgotten.json", read_tombstone)):
         data = (out / name).read_bytes()

@@ -22,7 +22,8 @@ ONLY_IN = {
 }
 SHARED_WITH_TRAINING = {
     *("wsi_prep.records", "wsi_prep.jpeg", "wsi_prep.codec", "wsi_prep.errors", "wsi_prep.geometry"),
-    *("wsi_prep.slide_ids", "wsi_prep.copies", "wsi_prep.sql", "wsi_prep.own_folder"),
+    *("wsi_prep.slide_ids", "wsi_prep.copies", "wsi_prep.out_names", "wsi_prep.below", "wsi_prep.stored_tiles"),
+    *("wsi_prep.tables", "wsi_prep.sql", "wsi_prep.own_folder"),
 }
 PURE = {"numpy", "hashlib", "math", "collections", "dataclasses", "typing", "__future__", "wsi_prep"}
 

@@ -94,5 +94,5 @@ def test_a_time_limit_needs_no_lock(number, tmp_path):
 def test_a_lock_file_that_cannot_be_opened_says_so(tmp_path):
     (tmp_path / ".lock").mkdir()
     for held in (open_place(tmp_path).locked("t", take_over=False), open_place(tmp_path).undisturbed(take_over=False)):
-        with pytest.raises(BadOutput, match=r"\.lock cannot be opened \(Is a directory\)"), held:
+        with pytest.raises(BadOutput, match=r"\.lock is no file but a folder"), held:
             pass

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, Generic, TypeVar
 
 import cv2
 import duckdb
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from wsi_prep.audit import NAMES, Audit
-from wsi_prep.errors import StoreFailed
+from wsi_prep.errors import BadCatalog, BadOutput, StoreFailed
 from wsi_prep.geometry import TILE_PX
-from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
+from wsi_prep.jpeg import JpegSettings, encode_tile
+from wsi_prep.out_names import output_places
 from wsi_prep.place import Place, open_place
+from wsi_prep.stored_tiles import WrongBytes, decode_stored, is_picture, place_of
 
 OVERLAY_PX = 2000
 """Widest overlay to show."""
@@ -27,8 +28,6 @@ OVERLAY_PX = 2000
 _OVERLAY_BYTES = 8_000_000
 _TILE_BYTES = 7_000_000
 _MOST_TILES = 800
-_LARGEST_FILE = 1 << 26
-_LARGEST_JPEG = 1 << 24
 _SMALL = JpegSettings(quality=80)
 
 T = TypeVar("T")
@@ -119,13 +118,15 @@ def _mark(seed: int, name: str) -> int:
 def _overlay(place: Place, audited: Audit, number: int) -> Picture:
     slide = audited.slides[number]
     try:
-        path = _inside(f"overlays/{slide.slide_id}.jpg")
-        if place.sizes(path).get(path, 0) > _LARGEST_FILE:
-            return Picture(number, b"", "the overlay is too large for a picture of ours")
-        pixels = cv2.imdecode(np.frombuffer(place.read(path), np.uint8), cv2.IMREAD_COLOR)
+        data = place.read(output_places(slide.slide_id)["overlay.jpg"])
+        if not is_picture(data):
+            return Picture(number, b"", "the overlay cannot be decoded")
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except StoreFailed:
         raise
-    except (OSError, ValueError, cv2.error):
+    except (OSError, ValueError, cv2.error) as error:
+        if isinstance(error, BadOutput):
+            return Picture(number, b"", "the overlay is a link, no file, or too large")
         made = slide.status in ("ok", "empty")
         return Picture(number, b"", "the overlay is missing" if made else f"{slide.status} before an overlay was made")
     if pixels is None:
@@ -134,13 +135,6 @@ def _overlay(place: Place, audited: Audit, number: int) -> Picture:
     size = (round(pixels.shape[1] * scale), max(1, round(pixels.shape[0] * scale)))
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     return Picture(number, encode_tile(np.asarray(small[..., ::-1], np.uint8), _SMALL))
-
-
-def _inside(path: str) -> str:
-    """The path; ValueError for one of the catalog's that leads out of its folder."""
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise ValueError(f"{path} leaves the folder")
-    return path
 
 
 def _picks(audited: Audit, each: int, seed: int) -> list[tuple[int, str, int]]:
@@ -174,7 +168,7 @@ def _rows(
         "place": pa.array(range(len(picks)), pa.int64()),
     }
     connection.register("wanted", pa.table(wanted))
-    names = ("magnification", "index", "x0", "y0", "mpp", "shard", "offset", "nbytes", "crc32")
+    names = ("slide_id", "magnification", "index", "x0", "y0", "mpp", "shard", "offset", "nbytes", "crc32")
     columns = ", ".join(f'tiles."{name}"' for name in names)
     found = connection.execute(
         f'SELECT place, {columns} FROM tiles JOIN wanted USING (slide_id, magnification, "index") ORDER BY place'  # noqa: S608
@@ -185,20 +179,24 @@ def _rows(
 def _tile(place: Place, row: dict[str, Any], side: int) -> tuple[bytes, str]:
     """The tile's JPEG as it lies in its shard file, or `side` px wide; or nothing, and why."""
     try:
-        if not 0 < (row["nbytes"] or 0) <= _LARGEST_JPEG or (row["offset"] or 0) < 0:
-            return b"", "the catalog states no place and size of a tile"
-        (jpeg,) = place.spans(_inside(row["shard"]), [(row["offset"], row["nbytes"])])
-        if len(jpeg) < row["nbytes"]:
+        at = place_of(row)
+        if row["shard"] != at.shard:
+            return b"", "the tile cannot be read"
+        (jpeg,) = place.spans(at.shard, [(at.offset, at.nbytes)])
+        if len(jpeg) < at.nbytes:
             return b"", "the tile's bytes are gone"
-        if zlib.crc32(jpeg) != row["crc32"]:
-            return b"", "the tile's bytes are not those that were written"
-        return (jpeg if side == TILE_PX else _smaller(jpeg, side)), ""
+        pixels = decode_stored(jpeg, at.crc32)
     except StoreFailed:
         raise
-    except (OSError, ValueError, TypeError, RuntimeError, cv2.error):
+    except BadCatalog:
+        return b"", "the catalog states no place and size of a tile"
+    except WrongBytes:
+        return b"", "the tile's bytes are not those that were written"
+    except (OSError, ValueError, RuntimeError, cv2.error):
         return b"", "the tile cannot be read"
+    return (jpeg if side == TILE_PX else _smaller(pixels, side)), ""
 
 
-def _smaller(jpeg: bytes, side: int) -> bytes:
-    small = cv2.resize(decode_tile(jpeg), (side, side), interpolation=cv2.INTER_AREA)
+def _smaller(pixels: NDArray[np.uint8], side: int) -> bytes:
+    small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
     return encode_tile(np.asarray(small, np.uint8), _SMALL)

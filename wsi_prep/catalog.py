@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wsi_prep.errors import BadCatalog
+from wsi_prep.errors import BadCatalog, BadOutput
 from wsi_prep.memory import give_back_freed_memory
+from wsi_prep.out_names import is_part, is_slide_file
 from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
 from wsi_prep.sealed_parquet import check_seal, sealed_writer
-
-PART_NAME = re.compile(r"part-(\d{5})\.parquet")
-"""No slide's own file has such a name: its id ends in more digits, whatever its stem."""
+from wsi_prep.slide_ids import require_slide_id
+from wsi_prep.small_json import read_object
+from wsi_prep.tables import BadTable, of_today, open_table
 
 _PART_SLIDES = 50_000
 _PART_TILES = 4_000_000
 _GROUP_ROWS = 100_000
+_LAST_PART = 99_999
 _TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _FOLDERS = {table: f"catalog/{table}" for table in _TABLES}
 _JOURNAL = "catalog/.journal.json"
+_JOURNAL_BYTES = 16 * 2**20
+"""Three times the names of all slides that one merge takes."""
 _FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 _COUNTS = ("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x")
 
@@ -73,9 +76,12 @@ class Catalog:
         self._write("slides", pa.Table.from_pylist([slide], SLIDE_SCHEMA), name)
 
     def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
-        """Committed slides' rows, sorted by slide_id."""
+        """Committed slides' rows, sorted by slide_id; BadCatalog where a file cannot be read or names no slide."""
         with self._readable("slides"):
             rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
+        if columns is None or "slide_id" in columns:
+            for row in rows:
+                require_slide_id(row["slide_id"])
         return sorted(rows, key=lambda row: str(row.get("slide_id")))
 
     def count_tiles(self) -> dict[str, int]:
@@ -92,7 +98,7 @@ class Catalog:
             self._delete(table, [name for name in (f"{i}.parquet" for i in sorted(slide_ids)) if name in present])
         gone = pa.array(sorted(slide_ids), pa.string())
         for part in self._names("slides", parts=True):
-            ids = pq.read_table(self._source("slides", part), columns=["slide_id"])["slide_id"]
+            ids = self._open("slides", part).read(["slide_id"])["slide_id"]
             if pc.any(pc.is_in(ids, gone)).as_py():
                 self._rewrite_part(part, gone)
 
@@ -108,11 +114,10 @@ class Catalog:
     def replace_slides(self, rows: Iterable[dict[str, Any]]) -> None:
         """Change those columns of slides that `rows` have beside the slide_id; their tiles are untouched."""
         changed = {row["slide_id"]: row for row in rows}
-        names = self._names("slides", parts=True) + self._names("slides", parts=False) if changed else []
-        for name, rows_there in zip(names, self._tables("slides", names), strict=True):
-            old = rows_there.to_pylist()
+        for name in self._names("slides", parts=True) + self._names("slides", parts=False) if changed else []:
+            old = of_today(self._open("slides", name).read(), SLIDE_SCHEMA).to_pylist()
             if any(row["slide_id"] in changed for row in old):
-                self._undamaged("slides", name)
+                self._require_undamaged("slides", name)
                 table = pa.Table.from_pylist([{**row, **changed.get(row["slide_id"], {})} for row in old], SLIDE_SCHEMA)
                 self._write("slides", table, name)
 
@@ -140,7 +145,7 @@ class Catalog:
     def recover(self) -> None:
         """Finish what a killed run had announced, and forget what it had not."""
         if self._place.exists(_JOURNAL):
-            self._carry_out(json.loads(self._place.read(_JOURNAL)))
+            self._carry_out(self._journal())
         for folder in ("catalog", *_FOLDERS.values()):
             self._place.delete([f"{folder}/{name}" for name in self._place.names(folder) if name.startswith(".")])
         committed = {row["slide_id"] for row in self.slides(["slide_id"])}
@@ -149,43 +154,66 @@ class Catalog:
 
     def _names(self, table: str, *, parts: bool) -> list[str]:
         """A table's files, sorted: the parts, or those of single slides."""
-        names = filter(is_table_file, self._place.names(_FOLDERS[table]))
-        return [name for name in names if (PART_NAME.fullmatch(name) is not None) == parts]
+        return [name for name in self._place.names(_FOLDERS[table]) if is_table_file(name) and is_part(name) == parts]
+
+    def _journal(self) -> dict[str, Any]:
+        """What the journal announces; BadOutput unless it is of a part and of slides' own files."""
+        data = self._place.read(_JOURNAL, _JOURNAL_BYTES)
+        why = "it names what is no file of a catalog"
+        try:
+            change = read_object(data)
+        except ValueError as error:
+            change, why = {}, " ".join(str(error).split())[:100]
+        part, singles = change.get("part"), change.get("singles")
+        if not (is_part(part) and isinstance(singles, list) and all(map(is_slide_file, singles))):
+            where = f"{self._place.where}/{_JOURNAL}"
+            raise BadOutput(f"{where} is no journal of make shards ({why}); remove it and run again")
+        return {"part": part, "singles": singles}
 
     def _tile_counts(self, names: list[str]) -> dict[str, int]:
-        """How many tiles the slide of each of these files has."""
+        """How many tiles the slide of each of these files has; BadCatalog where a file is of another slide."""
         paths = [f"{_FOLDERS['slides']}/{name}" for name in names]
         rows = (row for table in self._place.tables(paths, SLIDE_SCHEMA) for row in table.to_pylist())
-        return {f"{row['slide_id']}.parquet": sum(row[c] or 0 for c in _COUNTS) for row in rows}
+        counts = {f"{row['slide_id']}.parquet": sum(row[c] or 0 for c in _COUNTS) for row in rows}
+        for name in names:
+            if name not in counts:
+                raise self._damaged("slides", f"{name} holds no row of the slide that it is named after")
+        return counts
 
-    def _source(self, table: str, name: str) -> Any:
-        return next(self._place.sources([f"{_FOLDERS[table]}/{name}"]))
+    def _damaged(self, table: str, what: str) -> BadCatalog:
+        where = f"{self._place.where}/{_FOLDERS[table]}"
+        return BadCatalog(f"{where}: {what}; make verify with REPAIR=1 drops it")
 
-    def _undamaged(self, table: str, name: str) -> Any:
-        """What pyarrow reads a file from that is to be written anew; BadCatalog where its digest is wrong."""
-        source = self._source(table, name)
-        if check_seal(source) == "broken":
-            raise self._damaged("", f"{_FOLDERS[table]}/{name}")
-        return source
+    def _require_undamaged(self, table: str, name: str) -> None:
+        """Raise BadCatalog where the digest of a file is wrong that is to be written anew."""
+        if check_seal(self._source(table, name)) == "broken":
+            raise self._damaged(table, f"{name} is damaged")
 
     @contextlib.contextmanager
     def _readable(self, table: str) -> Iterator[None]:
         """Around the reading of a table's files: what pyarrow cannot decode becomes BadCatalog."""
         try:
             yield
-        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+        except (BadOutput, BadCatalog):
+            raise
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
                 raise
-            raise self._damaged("a file of ", _FOLDERS[table]) from error
+            where = f"{self._place.where}/{_FOLDERS[table]}"
+            raise BadCatalog(
+                f"a file of {where} is damaged; make verify with REPAIR=1 says which and drops it"
+            ) from error
 
-    def _damaged(self, what: str, path: str) -> BadCatalog:
-        where = f"{what}{self._place.where}/{path}"
-        return BadCatalog(f"{where} is damaged; make verify with REPAIR=1 says which and drops it")
+    def _source(self, table: str, name: str) -> Any:
+        """What pyarrow reads a file from."""
+        return next(iter(self._place.sources([f"{_FOLDERS[table]}/{name}"])))
 
-    def _tables(self, table: str, names: Iterable[str]) -> Iterator[pa.Table]:
-        """The rows of a table's files, one after another; columns that an older version did not write are null."""
-        for source in self._place.sources(f"{_FOLDERS[table]}/{name}" for name in names):
-            yield pq.read_table(source, schema=_TABLES[table])
+    def _open(self, table: str, name: str) -> pq.ParquetFile:
+        """A file of a table; BadCatalog where it is none."""
+        try:
+            return open_table(self._source(table, name), _TABLES[table], page_checksum_verification=True)
+        except BadTable as error:
+            raise self._damaged(table, f"{name} is damaged ({error})") from error
 
     def _delete(self, table: str, names: Iterable[str]) -> None:
         self._place.delete([f"{_FOLDERS[table]}/{name}" for name in names])
@@ -194,14 +222,17 @@ class Catalog:
         """Remove files of slides that a part has: a worker that left the cluster had finished them once more."""
         singles = {name.removesuffix(".parquet") for table in _TABLES for name in self._names(table, parts=False)}
         for part in self._names("slides", parts=True) if singles else []:
-            ids = pq.read_table(self._source("slides", part), columns=["slide_id"])["slide_id"]
+            ids = self._open("slides", part).read(["slide_id"])["slide_id"]
             merged = [f"{slide_id}.parquet" for slide_id in sorted(singles.intersection(ids.to_pylist()))]
             for table in _TABLES:
                 self._delete(table, merged)
 
     def _merge(self, names: list[str], with_tiles: Collection[str]) -> None:
         last = self._names("slides", parts=True)[-1:]
-        part = f"part-{sum(int(name.removesuffix('.parquet')[-5:]) + 1 for name in last):05d}.parquet"
+        number = sum(int(name.removesuffix(".parquet")[-5:]) + 1 for name in last)
+        if number > _LAST_PART:
+            raise self._damaged("slides", f"{last[0]} is there, beyond which there is no part")
+        part = f"part-{number:05d}.parquet"
         for table, folder in _FOLDERS.items():
             present = [f"{folder}/{name}" for name in names if table == "slides" or name in with_tiles]
             with (
@@ -221,8 +252,9 @@ class Catalog:
                 unfinished.open("w+b") as file,
                 sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
             ):
-                for batch in pq.ParquetFile(self._undamaged(table, part)).iter_batches():
-                    rows = _of_today(pa.Table.from_batches([batch]), _TABLES[table])
+                self._require_undamaged(table, part)
+                for batch in self._open(table, part).iter_batches():
+                    rows = of_today(pa.Table.from_batches([batch]), _TABLES[table])
                     writer.write_table(rows.filter(pc.invert(pc.is_in(rows["slide_id"], gone))))
         self._announce({"part": part, "singles": []})
 
@@ -260,11 +292,3 @@ def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             held = []
     if held:
         yield pa.concat_tables(held)
-
-
-def _of_today(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The same rows with all of the schema's columns; those that an older version did not write are null."""
-    for field in schema:
-        if field.name not in rows.column_names:
-            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
-    return rows.select(schema.names).cast(schema)

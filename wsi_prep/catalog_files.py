@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 
 from wsi_prep.catalog import require_catalog
 from wsi_prep.copies import Copies, which_count
-from wsi_prep.errors import BadCatalog, StoreFailed
+from wsi_prep.errors import BadCatalog, StoreFailed, UsageError
 from wsi_prep.place import Place, local_folder, open_place
 from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
+from wsi_prep.tables import BadTable, open_table, require_plausible
 
 TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _PIECE_BYTES = 8 * 2**20
@@ -51,14 +52,18 @@ class CatalogFiles:
     failures: list[StoreFailed] = field(default_factory=list)
 
 
-def catalog_files(shards: Sequence[str]) -> CatalogFiles:
+def catalog_files(shards: Sequence[str], *, texts: bool = False) -> CatalogFiles:
     """The catalogs of the OUT folders, or object stores' URLs, `shards` as one, each slide counted once.
+
+    With `texts` those of tiles are looked at too, for who reads them all: see tables.open_table.
 
     Raises BadCatalog where there is none, or it cannot be read; BadOption for a URL of no store that is known;
     StoreFailed where one does not answer.
     """
     failures: list[StoreFailed] = []
-    files = [(n, name, sources) for n, where in enumerate(shards) for name, sources in _named(where, failures)]
+    files = [
+        (n, name, sources) for n, where in enumerate(shards) for name, sources in _named(where, failures, texts=texts)
+    ]
     rows = [_ids(shards[n], name, sources["slides"]) for n, name, sources in files]
     ids = pa.concat_tables([pa.table({"slide_id": pa.array([], pa.string()), "ok": pa.array([], pa.bool_())}), *rows])
     copies = which_count(ids["slide_id"].combine_chunks(), ids["ok"].combine_chunks())
@@ -78,7 +83,9 @@ def catalog_files(shards: Sequence[str]) -> CatalogFiles:
     return CatalogFiles(tables, pa.concat_tables(folders), copies, failures)
 
 
-def _named(where: str, failures: list[StoreFailed]) -> Iterator[tuple[str, dict[str, Path | ds.Dataset]]]:
+def _named(
+    where: str, failures: list[StoreFailed], *, texts: bool
+) -> Iterator[tuple[str, dict[str, Path | ds.Dataset]]]:
     """The names of a catalog's files of slides, sorted, each with its files by table. Tiles of no slide are none."""
     place, folder = open_place(where), local_folder(where)
     found = {table: _sizes(place, f"catalog/{table}", near=folder is not None) for table in TABLES}
@@ -87,7 +94,11 @@ def _named(where: str, failures: list[StoreFailed]) -> Iterator[tuple[str, dict[
         sources: dict[str, Path | ds.Dataset] = {}
         for table in (table for table in TABLES if name in found[table]):
             path, size = f"catalog/{table}/{name}", found[table][name]
-            sources[table] = folder / path if folder is not None else _rows(place, path, size, table, failures)
+            if folder is None:
+                sources[table] = _rows(place, path, size, table, failures)
+            else:
+                sources[table] = folder / path
+                _require_table(place, path, table, where, texts=texts or table == "slides")
         yield name, sources
 
 
@@ -97,6 +108,21 @@ def _sizes(place: Place, folder: str, *, near: bool) -> dict[str, int]:
         return dict.fromkeys(filter(is_table_file, place.names(folder)), 0)
     sizes = {path.removeprefix(f"{folder}/"): size for path, size in place.sizes(folder).items()}
     return {name: size for name, size in sizes.items() if "/" not in name and is_table_file(name)}
+
+
+def _require_table(place: Place, path: str, table: str, where: str, *, texts: bool) -> None:
+    """Raise BadCatalog where a file on a disk is no table, or claims more rows, or `texts`, than it can hold."""
+    try:
+        for source in place.sources([path]):
+            if texts:
+                open_table(source, TABLES[table]).close()
+            else:
+                with pq.ParquetFile(source) as file:
+                    require_plausible(file.metadata, file.schema_arrow, TABLES[table], source.stat().st_size)
+    except UsageError:
+        raise
+    except (BadTable, pa.ArrowException, OSError) as error:
+        raise BadCatalog(f"the catalog of {where} cannot be read ({path}: {first_line(error)})") from error
 
 
 def _rows(place: Place, path: str, size: int, table: str, failures: list[StoreFailed]) -> ds.Dataset:

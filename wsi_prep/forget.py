@@ -18,11 +18,12 @@ from wsi_prep.errors import BadOutput, Forgotten
 from wsi_prep.geometry import MAGNIFICATIONS
 from wsi_prep.institution import UNKNOWN
 from wsi_prep.manifest import EMPTY_ROW
+from wsi_prep.out_names import output_places
 from wsi_prep.output import catalog_counts, read_run, sweep, write_run, writing
 from wsi_prep.place import Place, open_place
-from wsi_prep.prepare import SlideTask, blank_row, failure, output_places
+from wsi_prep.prepare import SlideTask, blank_row, failure
 from wsi_prep.private import drop_names
-from wsi_prep.sealed_json import NotAsWritten, read_sealed, write_sealed
+from wsi_prep.sealed_json import read_sealed, write_sealed
 
 TOMBSTONE = "forgotten.json"
 _COLUMNS = ["slide_id", "file", "status", "patient_key", *(f"tiles_{m.name}" for m in MAGNIFICATIONS)]
@@ -57,14 +58,22 @@ def read_tombstone(place: Place) -> Tombstone:
     """What the output is to forget; BadOutput where the file cannot be understood, since it must not be lost."""
     try:
         told = read_sealed(place, TOMBSTONE)
-        return Tombstone(frozenset(map(str, told["patients"])), frozenset(map(str, told["slides"])))
+        return Tombstone(_hashes(told["patients"]), _hashes(told["slides"]))
     except (FileNotFoundError, NotADirectoryError):
         return Tombstone()
-    except (OSError, NotAsWritten, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f" ({error})" if isinstance(error, BadOutput) else ""
         raise BadOutput(
-            f"{place.where}/{TOMBSTONE} cannot be read; restore it: without it, forgotten slides would be made again "
-            "(make verify with REPAIR=1 does, from its copy)"
+            f"{place.where}/{TOMBSTONE} cannot be read{why}; restore it: without it, forgotten slides would be made "
+            "again (make verify with REPAIR=1 does, from its copy)"
         ) from error
+
+
+def _hashes(told: Any) -> frozenset[str]:
+    """The texts of a list; TypeError for anything else, which would forget nobody."""
+    if not isinstance(told, list) or not all(isinstance(each, str) for each in told):
+        raise TypeError("no list of hashes")
+    return frozenset(told)
 
 
 def write_tombstone(place: Place, tombstone: Tombstone) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.errors import BadMask
+from wsi_prep.errors import BadMask, BadOutput
 from wsi_prep.place import Place
 from wsi_prep.polygons import FILE_FRAME, FRAME, QUPATH_FRAME, Polygon
 
@@ -36,9 +36,11 @@ def bounded_bytes(place: Place, path: str) -> bytes:
     try:
         if place.sizes(path).get(path, 0) > _MOST_BYTES:
             raise BadMask(f"it is larger than {_MOST_BYTES >> 20} MiB; simplify it")
-        return place.read(path)
+        return place.read(path, _MOST_BYTES)
     except FileNotFoundError:
         raise
+    except BadOutput as error:
+        raise BadMask("it is a link, or no file") from error
     except OSError as error:
         raise BadMask(f"it cannot be read ({error.strerror})") from error
 

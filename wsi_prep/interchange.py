@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import BadCatalog, BadMask
 from wsi_prep.geojson import bounded_bytes, read_outlines
-from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
+from wsi_prep.geometry import TILE_PX
+from wsi_prep.out_names import output_places, require_names
 from wsi_prep.place import Place, aside, open_place, write_atomically
 from wsi_prep.polygons import QUPATH_FRAME, feature_collection
 from wsi_prep.query import open_catalog
@@ -22,7 +23,6 @@ from wsi_prep.slide_ids import require_slide_id
 from wsi_prep.sql import QUESTION_SECONDS, one_expression
 
 _WIDEST = 1e6  # level-0 px of a tile
-_MAGNIFICATIONS = {m.name for m in MAGNIFICATIONS}
 
 _OUTLINED = """SELECT DISTINCT slide_id, bounds_x0, bounds_y0, reader FROM slides LEFT JOIN tiles USING (slide_id)
 WHERE status IN ('ok', 'empty') AND ({where}\n) ORDER BY slide_id"""
@@ -40,15 +40,6 @@ class Written:
     files: int = 0
     tiles: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
-
-
-def require_names(slide_id: Any, magnification: Any) -> None:
-    """Raise BadCatalog unless both are safe as parts of file names."""
-    require_slide_id(slide_id)
-    if magnification not in _MAGNIFICATIONS:
-        raise BadCatalog(
-            f"the catalog has tiles of {slide_id} at {str(magnification)[:20]!r}, which is no magnification"
-        )
 
 
 def write_qupath(out: str, where: str, to: Path, seconds: float = QUESTION_SECONDS) -> Written:
@@ -81,7 +72,7 @@ def _for_qupath(place: Place, slide: dict[str, Any]) -> dict[str, Any]:
     if None in bounds:
         raise BadMask("its row does not say where its bounds begin; make its shards anew in another OUT")
     try:
-        data = bounded_bytes(place, f"tissue/{slide['slide_id']}.geojson")
+        data = bounded_bytes(place, output_places(slide["slide_id"])["tissue.geojson"])
     except FileNotFoundError as error:
         raise BadMask("its tissue/*.geojson is not there") from error
     outlines = read_outlines(data, *bounds)

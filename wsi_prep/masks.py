@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
@@ -113,6 +114,8 @@ def _outlined(data: bytes, info: SlideInfo, thumbnail: Thumbnail) -> NDArray[np.
 
 
 def _digest(path: Path) -> str:
+    if not path.is_file():
+        raise BadOption(f"MASKS {path} is no file; remove it")
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -122,7 +125,7 @@ def _digest(path: Path) -> str:
 
 def _bytes(mask: MaskFile) -> bytes:
     """What the file held when the run began."""
-    path = Path(mask.path)
+    path = Path(os.path.realpath(mask.path))  # a user may link masks
     try:
         data = bounded_bytes(LocalPlace(path.parent), path.name)
     except FileNotFoundError as error:

@@ -16,15 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
+from wsi_prep.below import MOST_BYTES, require_size
 from wsi_prep.errors import BadOutput
 from wsi_prep.object_store import ahead, ask, failed, open_store
 from wsi_prep.place import LOCK, Span
 from wsi_prep.process import ProcessMark
 from wsi_prep.records import is_table_file
+from wsi_prep.small_json import read_object
+from wsi_prep.tables import require_table
 
 _FILES_AT_ONCE, _PIECES_AT_ONCE = 4, 4  # of uploads: pieces of 5 MB, each of which has its minute
 _REQUEST_BYTES = 8 * 2**20
 _LOCK_TRIES = 3
+_LOCK_BYTES = 64 * 2**10
+_TABLE_BYTES = 4 * 2**30
+"""Of a catalog's file: ours have some hundred MB."""
 
 
 class ObjectPlace:
@@ -93,9 +99,19 @@ class ObjectPlace:
         """See Place."""
         return str(self._lock()[0].get("token"))
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, most: int = MOST_BYTES) -> bytes:
         """See Place."""
-        return ask(f"{self.where}/{path}", lambda: bytes(self._store.get(path).bytes()))
+        return self._get(path, most)[0]
+
+    def _get(self, path: str, most: int) -> tuple[bytes, Any]:
+        """What an object holds, and what the store says of it. An object is read only if it can be of its kind."""
+
+        def get() -> tuple[bytes, Any]:
+            found = self._store.get(path)
+            require_size(f"{self.where}/{path}", found.meta["size"], most)
+            return bytes(found.bytes()), found.meta
+
+        return ask(f"{self.where}/{path}", get)
 
     def spans(self, path: str, spans: Iterable[Span]) -> Iterator[bytes]:
         """See Place. Spans that follow one another are one request of 8 MB or less; 5 of these are held at most."""
@@ -142,20 +158,27 @@ class ObjectPlace:
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Place."""
-        sources = self.sources(f"{folder}/{name}" for name in self.names(folder) if is_table_file(name))
+        paths = [f"{folder}/{name}" for name in self.names(folder) if is_table_file(name)]
         checked = {"page_checksum_verification": True}
-        tables = [pq.read_table(source, schema=schema, columns=columns, **checked) for source in sources]
+        tables = [
+            pq.read_table(source, schema=schema, columns=columns, **checked) for source in self._sound(paths, schema)
+        ]
         empty = schema.empty_table()
         return pa.concat_tables([empty if columns is None else empty.select(columns), *tables])
 
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """See Place."""
-        for source in self.sources(paths):
+        for source in self._sound(paths, schema):
             yield pq.read_table(source, schema=schema, page_checksum_verification=True)
+
+    def _sound(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.BufferReader]:
+        for path, source in zip(paths, self.sources(paths), strict=True):
+            require_table(source, schema, f"{self.where}/{path}")
+            yield source
 
     def sources(self, paths: Iterable[str]) -> Iterator[pa.BufferReader]:
         """See Place; whole objects, of which the largest, a part of the catalog, has some hundred MB."""
-        for data in ahead(self.read, paths):
+        for data in ahead(functools.partial(self.read, most=_TABLE_BYTES), paths):
             yield pa.BufferReader(pa.py_buffer(data))
 
     def write(self, path: str, data: bytes) -> None:
@@ -253,14 +276,9 @@ class ObjectPlace:
 
     def _lock(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What the lock says, and its version; FileNotFoundError where there is none."""
-
-        def get() -> tuple[bytes, Any]:
-            found = self._store.get(LOCK)
-            return bytes(found.bytes()), found.meta
-
-        data, meta = ask(f"{self.where}/{LOCK}", get)
+        data, meta = self._get(LOCK, _LOCK_BYTES)
         try:
-            says: dict[str, Any] = json.loads(data)
+            says = read_object(data)
         except ValueError as error:
             raise BadOutput(f"{self.where}/{LOCK} is no lock of a run; remove it and run again") from error
         return says, _version(meta)

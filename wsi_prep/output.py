@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from wsi_prep.catalog import Catalog
-from wsi_prep.errors import BadOutput
+from wsi_prep.errors import BadOutput, UsageError
+from wsi_prep.out_names import PLACES, slide_of
 from wsi_prep.place import Place, remove_tree
-from wsi_prep.prepare import output_places
 from wsi_prep.sealed_json import NotAsWritten, read_sealed, write_sealed
+from wsi_prep.small_json import Nonsense
 from wsi_prep.terms import Terms
 
 RUN = "run.json"
@@ -49,6 +50,8 @@ def writing(place: Place) -> Iterator[None]:
     """Around the client's own writing into `place`: what the system refuses becomes BadOutput."""
     try:
         yield
+    except UsageError:
+        raise
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise BadOutput(
@@ -65,13 +68,28 @@ def require_held(place: Place, token: str) -> None:
 def read_run(place: Place) -> dict[str, Any]:
     """What run.json says, or an empty dictionary; BadOutput where it is not as it was written."""
     try:
-        return read_sealed(place, RUN)
+        run = read_sealed(place, RUN)
+        _require_kinds(run)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except NotAsWritten as error:
+    except PermissionError as error:
+        raise BadOutput(f"{place.where}/{RUN} cannot be read ({error.strerror}); mend that") from error
+    except (NotAsWritten, Nonsense) as error:
         raise BadOutput(
-            f"{place.where}/{RUN} is damaged or was edited; make verify with REPAIR=1 restores it from its copy"
+            f"{place.where}/{RUN} is damaged or was edited ({error}); "
+            "make verify with REPAIR=1 restores it from its copy"
         ) from error
+    return run
+
+
+def _require_kinds(run: dict[str, Any]) -> None:
+    """Raise Nonsense where what is read of run.json again is not what is written there."""
+    last = run.get("last_call", {})
+    if not isinstance(run.get("settings", {}), dict) or not isinstance(last, dict):
+        raise Nonsense("its settings, or its last_call, are no object")
+    warnings = last.get("warnings", [])
+    if not isinstance(warnings, list) or not all(isinstance(each, str) for each in warnings):
+        raise Nonsense("the warnings of its last_call are no texts")
 
 
 def write_run(place: Place, run: dict[str, Any]) -> None:
@@ -81,7 +99,7 @@ def write_run(place: Place, run: dict[str, Any]) -> None:
 
 def catalog_counts(catalog: Catalog) -> dict[str, Any]:
     """What run.json says of the catalog: its slides by status, its tiles by magnification."""
-    statuses = Counter(row["status"] for row in catalog.slides(["status"]))
+    statuses = Counter(str(row["status"]) for row in catalog.slides(["status"]))
     return {"slides": dict(sorted(statuses.items())), "tiles": catalog.count_tiles()}
 
 
@@ -92,11 +110,10 @@ def sweep(place: Place, catalog: Catalog) -> None:
         place.staging.mkdir()
     rows = catalog.slides(["slide_id", "status"])
     committed = {row["slide_id"] for row in rows if row["status"] != "failed"}
-    for anyones in output_places("*").values():
-        folder, _, name = anyones.partition("/")
-        ending = name.removeprefix("*")
+    for folder, ending in PLACES.values():
         for found in place.names(folder):
-            if found.endswith(ending) and found.removesuffix(ending) not in committed:
+            slide_id = slide_of(found, ending)
+            if slide_id is not None and slide_id not in committed:
                 place.remove(f"{folder}/{found}")
 
 

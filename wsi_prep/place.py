@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,10 +16,12 @@ from typing import IO, Any, Protocol
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from wsi_prep.below import MOST_BYTES, file_below, folder_below, open_below, path_below, read_below
 from wsi_prep.errors import BadOption, BadOutput
 from wsi_prep.locks import CannotLock, try_lock
 from wsi_prep.records import is_table_file
 from wsi_prep.shards import sync_folder
+from wsi_prep.tables import require_table
 
 LOCK = ".lock"
 """File of the output that the running client holds locked; it contains the run's token."""
@@ -30,6 +33,9 @@ _FILES_AT_ONCE = 200
 _PARQUET = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
+_LOCK_BYTES = 1024
+_TOKEN = re.compile(rb"[\w -]{0,64}")
+"""What a lock holds: a token, or dashes in its place."""
 
 OBJECT_STORES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
 
@@ -43,6 +49,7 @@ class Place(Protocol):
 
     `where` is what errors call it. `staging` is a folder from which `publish` can move; None where it copies, from any.
     Reading what is not there raises FileNotFoundError. What the system refuses is an OSError, or StoreFailed.
+    Nothing is reached through a link below the folder, or opened that is no file: BadOutput.
     """
 
     where: str
@@ -66,8 +73,8 @@ class Place(Protocol):
     def holder(self) -> str:
         """The token of the run that holds the lock, or was the last to hold it."""
 
-    def read(self, path: str) -> bytes:
-        """What a file holds."""
+    def read(self, path: str, most: int = MOST_BYTES) -> bytes:
+        """What a file holds; BadOutput where that is more than `most` bytes."""
 
     def spans(self, path: str, spans: Iterable[Span]) -> Iterator[bytes]:
         """The bytes of each of these spans of one file, in order, fewer where it ends; not all are held at once."""
@@ -85,7 +92,7 @@ class Place(Protocol):
         """Names of the files and folders in a folder, sorted, hidden ones too; none where there is no folder."""
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-        """The rows of all of a folder's files that records.is_table_file takes."""
+        """The rows of all of a folder's files that records.is_table_file takes; BadCatalog as tables.require_table."""
 
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """The rows of these Parquet files in order, of some files at once; columns that a file lacks are null."""
@@ -148,8 +155,8 @@ class LocalPlace:
             raise BadOutput(f"OUT {out} is a file; name a folder")
         try:
             out.mkdir(parents=True, exist_ok=True)
-            probe = out / f".probe.{os.getpid()}"
-            probe.write_bytes(b"")
+            probe = out / f".probe.{uuid.uuid4().hex}"
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
             probe.unlink()
         except OSError as error:
             raise BadOutput(f"OUT {out} cannot be written ({error.strerror}); name a folder that can") from error
@@ -157,14 +164,16 @@ class LocalPlace:
     def make_folders(self, *paths: str) -> None:
         """See Place."""
         for path in paths:
-            (self._folder / path).mkdir(parents=True, exist_ok=True)
+            folder_below(self._folder, path).mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def locked(self, token: str, *, take_over: bool) -> Iterator[None]:
         """See Place. The lock ends with the process that holds it, however that ends."""
-        with self._lock_file("ab") as lock:
+        with self._lock_file(os.O_RDWR | os.O_APPEND | os.O_CREAT) as lock:
             if not self._try(lock):
                 raise BadOutput(f"another run is writing to {self.where}; wait for it, or name another OUT")
+            if not _TOKEN.fullmatch(lock.read(_LOCK_BYTES)):  # another name of a file that is somebody's, or no lock
+                raise BadOutput(f"{self._folder / LOCK} is no lock of a run; remove it and run again")
             try:
                 lock.truncate(0)
                 lock.write(token.encode())
@@ -176,19 +185,22 @@ class LocalPlace:
     @contextlib.contextmanager
     def undisturbed(self, *, take_over: bool) -> Iterator[None]:
         """See Place; shared with others who look. A run cannot begin meanwhile, so `take_over` makes no difference."""
-        if not (self._folder / LOCK).exists():  # a copy may come without it
+        if not self.exists(LOCK):  # a copy may come without it
             yield
             return
-        with self._lock_file("rb") as lock:
+        with self._lock_file(os.O_RDONLY) as lock:
             if not self._try(lock, shared=True):
                 raise BadOutput(f"a run is writing to {self.where}; look at it when that is through")
             yield
 
-    def _lock_file(self, mode: str) -> IO[bytes]:
+    def _lock_file(self, flags: int) -> IO[bytes]:
         try:
-            return (self._folder / LOCK).open(mode, buffering=0)
+            opened = open_below(self._folder, LOCK, flags)
+        except BadOutput:
+            raise
         except OSError as error:
             raise BadOutput(f"{self._folder / LOCK} cannot be opened ({error.strerror}); mend that") from error
+        return os.fdopen(opened, "r+b" if flags & os.O_RDWR else "rb", buffering=0)
 
     def _try(self, lock: IO[bytes], *, shared: bool = False) -> bool:
         try:
@@ -198,90 +210,107 @@ class LocalPlace:
 
     def dismiss_workers(self) -> None:
         """See Place."""
-        with (self._folder / LOCK).open("r+b", buffering=0) as lock:  # as long as the token: a full disk takes it too
-            lock.write(b"-" * (self._folder / LOCK).stat().st_size)
+        with self._lock_file(os.O_RDWR) as lock:  # as long as the token: a full disk takes it too
+            lock.write(b"-" * os.fstat(lock.fileno()).st_size)
 
     def holder(self) -> str:
         """See Place."""
-        return (self._folder / LOCK).read_text()
+        return read_below(self._folder, LOCK, _LOCK_BYTES).decode(errors="replace")
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, most: int = MOST_BYTES) -> bytes:
         """See Place."""
-        return (self._folder / path).read_bytes()
+        return read_below(self._folder, path, most)
 
     def spans(self, path: str, spans: Iterable[Span]) -> Iterator[bytes]:
         """See Place."""
-        with (self._folder / path).open("rb") as file:
-            for offset, count in spans:
-                yield os.pread(file.fileno(), count, offset)
+        with os.fdopen(open_below(self._folder, path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            for offset, count in spans:  # as much memory as is asked for is taken before it is read
+                yield os.pread(file.fileno(), max(0, min(count, size - offset)), offset)
 
     def exists(self, path: str) -> bool:
         """See Place."""
-        return (self._folder / path).exists()
+        return os.path.lexists(path_below(self._folder, path))
 
     def version(self, path: str) -> str:
         """See Place."""
-        now = (self._folder / path).stat()
+        _, now = file_below(self._folder, path)
         return f"{now.st_ino} {now.st_mtime_ns} {now.st_size}"
 
     def sizes(self, path: str) -> dict[str, int]:
-        """See Place. Links inside the folder are not followed to other folders."""
-        at = self._folder / path
-        found = at.rglob("*") if at.is_dir() else filter(os.path.lexists, [at])
-        files = [file for file in found if not file.is_dir() or file.is_symlink()]
-        return {str(file.relative_to(self._folder)): file.stat(follow_symlinks=file.exists()).st_size for file in files}
+        """See Place. A link is a file, and as long as what it says."""
+        at = path_below(self._folder, path)
+        if at.is_symlink() or not at.is_dir():
+            return {path: at.lstat().st_size} if os.path.lexists(at) else {}
+        try:
+            found = [Path(folder, name) for folder, inner, files in os.walk(at) for name in (*inner, *files)]
+        except RecursionError as error:
+            raise BadOutput(f"{at} holds folders within folders without end; remove it") from error
+        files = (each for each in found if each.is_symlink() or not each.is_dir())
+        return {str(file.relative_to(self._folder)): file.lstat().st_size for file in files}
 
     def names(self, folder: str) -> list[str]:
         """See Place."""
         try:
-            return sorted(path.name for path in (self._folder / folder).iterdir())
+            return sorted(path.name for path in folder_below(self._folder, folder).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except PermissionError as error:
+            raise BadOutput(f"{self.where}/{folder} cannot be listed ({error.strerror}); mend that") from error
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Place."""
-        files = [str(self._folder / folder / name) for name in self.names(folder) if is_table_file(name)]
+        files = [self._table(f"{folder}/{name}", schema) for name in self.names(folder) if is_table_file(name)]
         rows = ds.dataset(files, schema=schema, format=_PARQUET) if files else ds.dataset(schema.empty_table())
         return rows.to_table(columns=columns)
 
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """See Place."""
         for first in range(0, len(paths), _FILES_AT_ONCE):
-            some = [str(self._folder / path) for path in paths[first : first + _FILES_AT_ONCE]]
+            some = [self._table(path, schema) for path in paths[first : first + _FILES_AT_ONCE]]
             yield ds.dataset(some, schema=schema, format=_PARQUET).to_table(use_threads=False)
 
     def sources(self, paths: Iterable[str]) -> Iterator[Path]:
         """See Place."""
-        return (self._folder / path for path in paths)
+        return (file_below(self._folder, path)[0] for path in paths)
+
+    def _table(self, path: str, schema: pa.Schema) -> str:
+        file, _ = file_below(self._folder, path)
+        require_table(file, schema, str(file))
+        return str(file)
 
     def write(self, path: str, data: bytes) -> None:
         """See Place."""
-        write_atomically(self._folder / path, data)
+        write_atomically(path_below(self._folder, path), data)
 
     def making(self, path: str) -> AbstractContextManager[Path]:
         """See Place."""
-        return aside(self._folder / path)
+        return aside(path_below(self._folder, path))
 
     def rename(self, old: str, new: str) -> None:
         """See Place."""
-        if (self._folder / old).exists():
-            (self._folder / old).rename(self._folder / new)
-        sync_folder((self._folder / new).parent)
+        before, after = path_below(self._folder, old), path_below(self._folder, new)
+        if os.path.lexists(before):
+            before.rename(after)
+        sync_folder(after.parent)
 
     def publish(self, staged: Path, path: str) -> None:
         """See Place."""
-        target = self._folder / path
+        target = path_below(self._folder, path)
         target.parent.mkdir(exist_ok=True)
         put_in_place(staged, target)
 
     def delete(self, paths: Iterable[str]) -> None:
         """See Place."""
         for path in paths:
-            (self._folder / path).unlink(missing_ok=True)
+            try:
+                path_below(self._folder, path).unlink(missing_ok=True)
+            except IsADirectoryError as error:
+                raise BadOutput(f"{self.where}/{path} is a folder in place of a file; remove it") from error
 
     def remove(self, path: str) -> None:
         """See Place."""
-        remove_tree(self._folder / path)
+        remove_tree(path_below(self._folder, path))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -305,9 +334,12 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all it holds; nothing happens where there is none."""
+    """Remove a file, a link, or a folder with all it holds; nothing happens where there is none."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except RecursionError as error:
+            raise BadOutput(f"{path} holds folders within folders without end; remove it") from error
     else:
         path.unlink(missing_ok=True)
 

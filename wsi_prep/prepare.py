@@ -41,6 +41,7 @@ from wsi_prep.jpeg import JpegSettings
 from wsi_prep.manifest import ManifestRow
 from wsi_prep.masks import MaskFile, read_mask
 from wsi_prep.memory import give_back_freed_memory, keep_freed_memory
+from wsi_prep.out_names import output_places
 from wsi_prep.overlay import draw_overlay
 from wsi_prep.place import Place, open_place, remove_tree
 from wsi_prep.plan import PlanSettings, TilePlan, plan_tiles
@@ -370,15 +371,6 @@ def _publish(task: SlideTask, place: Place, staged: StagedSlide) -> dict[str, An
         if (stage / name).exists():
             place.publish(stage / name, path)
     return {"files": len(files), "bytes": store_bytes, "digests": to_column(staged.digests)}
-
-
-def output_places(slide_id: str) -> dict[str, str]:
-    """Where each staged thing of a slide ends up, relative to the output."""
-    return {
-        "store.zarr": f"stores/{slide_id}.zarr",
-        "tissue.geojson": f"tissue/{slide_id}.geojson",
-        "overlay.jpg": f"overlays/{slide_id}.jpg",
-    }
 
 
 def _facts(info: SlideInfo) -> dict[str, Any]:

@@ -31,8 +31,9 @@ class ProcessMark:
 
     @classmethod
     def of(cls, written: Mapping[str, Any]) -> ProcessMark:
-        """The mark that `as_dict` was written into this; what is missing is unknown."""
-        return cls(**{name: written[name] for name in asdict(cls()) if name in written})
+        """The mark that `as_dict` was written into this; what is missing, or of another type, is unknown."""
+        unknown = asdict(cls())
+        return cls(**{n: written[n] for n, value in unknown.items() if type(written.get(n)) is type(value)})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -39,6 +39,7 @@ from wsi_prep.prepare import (
     prepare_slide,
 )
 from wsi_prep.private import add_names, check_names_file, key_check, keyed_patient
+from wsi_prep.records import STATUSES
 from wsi_prep.runlog import RunLog
 from wsi_prep.sources import Found, SlideSource, fingerprint, look_for_slides, paths_below
 from wsi_prep.terms import Terms
@@ -52,6 +53,8 @@ _LOOKED_AT = (
 )
 """The columns of earlier rows that a run needs; of millions of slides all would not fit."""
 
+_MOST_WARNINGS = 50_000
+_DONE = frozenset(STATUSES) - {"failed"}
 _PACKAGES = ("openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs", "opencv-python", "zarr")
 
 
@@ -288,7 +291,7 @@ def _not_done(
         row = rows.get(task.source.slide_id)
         mark = marks.get(task.source.slide_id), task.config_hash
         same = row is not None and (row["fingerprint"], row["config_hash"]) == mark
-        if row is None or not same or row["status"] == "failed" or _lost_stain(task, row):
+        if row is None or not same or row["status"] not in _DONE or _lost_stain(task, row):
             todo.append(task)
             continue
         described = {**row, **manifest_columns(task, row)}
@@ -384,8 +387,15 @@ def _last_call(summary: RunSummary) -> dict[str, Any]:
         "worker_seconds": round(summary.worker_seconds, 3),
         "tiles_per_second": round(made / max(summary.seconds, 1e-9), 2),
         "tiles_per_worker_second": round(made / max(summary.worker_seconds, 1e-9), 2),
-        "warnings": summary.warnings,
+        "warnings": _some(summary.warnings),
     }
+
+
+def _some(warnings: list[str]) -> list[str]:
+    """So many that run.json stays a file that is read whole."""
+    more = len(warnings) - _MOST_WARNINGS
+    said = f"and {more:,} more; the column warning of catalog/slides has those of slides"
+    return [*warnings[:_MOST_WARNINGS], said] if more > 0 else warnings
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from wsi_prep.digests import sha256
 from wsi_prep.place import Place
+from wsi_prep.small_json import Nonsense, read_object
 
 _FIELD = "digest"
 _ALGORITHM = "sha256:"
@@ -49,11 +50,11 @@ def seal(document: dict[str, Any]) -> bytes:
 def unseal(data: bytes) -> dict[str, Any]:
     """The document in a file's bytes; NotAsWritten where they are others than were written."""
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        document = read_object(data)
+    except Nonsense as error:
+        raise NotAsWritten(str(error)) from error
+    except ValueError as error:
         raise NotAsWritten("it is no JSON") from error
-    if not isinstance(document, dict):
-        raise NotAsWritten("it holds no fields")
     bare = {name: value for name, value in document.items() if name != _FIELD}
     if not _has_seal(document):
         return bare

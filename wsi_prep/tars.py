@@ -8,22 +8,21 @@ import json
 import math
 import tarfile
 import tempfile
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from wsi_prep.errors import BadCatalog, BadOption
-from wsi_prep.interchange import Written, require_names
+from wsi_prep.errors import BadOption
+from wsi_prep.interchange import Written
 from wsi_prep.place import Place, aside, open_place
 from wsi_prep.query import open_catalog
-from wsi_prep.records import TILE_SCHEMA, TILES_PER_SHARD
+from wsi_prep.records import TILE_SCHEMA
 from wsi_prep.sql import QUESTION_SECONDS, one_expression
+from wsi_prep.stored_tiles import place_of, require_whole
 
 _BLOCK = 512
-_LARGEST_JPEG = 1 << 24
 _STRATUM = ("stain", "institution", "tissue", "patient_key")
 _TILES = "SELECT {columns} FROM tiles JOIN slides USING (slide_id) WHERE status = 'ok' AND ({where}\n) {order}"
 
@@ -60,8 +59,8 @@ def write_tars(
         for batch in catalog.ask(_TILES.format(columns=columns, where=one_expression(where), order=order)):
             for shard, rows in itertools.groupby(batch.to_pylist(), _shard):
                 for row, jpeg in _stored(place, shard, rows):
-                    if isinstance(jpeg, OSError):
-                        written.left_out[f"{row['array']}[{row['index']}]"] = jpeg.strerror or str(jpeg)
+                    if isinstance(jpeg, Exception):
+                        written.left_out[f"{row['array']}[{row['index']}]"] = getattr(jpeg, "strerror", "") or str(jpeg)
                         continue
                     tars.add(_key(row), {"jpg": jpeg, "json": _json(row)})
                     written.tiles += 1
@@ -102,17 +101,13 @@ class _Tars:
 
 
 def _shard(row: dict[str, Any]) -> str:
-    """The file that the tile is in, as the format says."""
-    require_names(row["slide_id"], row["magnification"])
-    index, offset, nbytes = (row[name] if row[name] is not None else -1 for name in ("index", "offset", "nbytes"))
-    if index < 0 or offset < 0 or not 0 < nbytes <= _LARGEST_JPEG:
-        raise BadCatalog(f"the catalog has a tile of {row['slide_id']} whose place is not of this format")
-    return f"stores/{row['slide_id']}.zarr/{row['magnification']}/c.{index // TILES_PER_SHARD}.0.0.0"
+    """The file that the tile is in."""
+    return place_of(row).shard
 
 
 def _stored(
     place: Place, shard: str, rows: Iterable[dict[str, Any]]
-) -> Iterator[tuple[dict[str, Any], bytes | OSError]]:
+) -> Iterator[tuple[dict[str, Any], bytes | Exception]]:
     """Rows of one shard file, each with its tile's JPEG, or with the reason where that is not there, or not whole."""
     waiting = deque(rows)
     while waiting:
@@ -120,10 +115,17 @@ def _stored(
         try:
             for jpeg in jpegs:
                 row = waiting.popleft()
-                whole = len(jpeg) == row["nbytes"] and zlib.crc32(jpeg) == row["crc32"]
-                yield row, jpeg if whole else OSError("its bytes are not those that the catalog says")
+                yield row, _whole(jpeg, row["crc32"])
         except OSError as error:
             yield waiting.popleft(), error
+
+
+def _whole(jpeg: bytes, crc32: int) -> bytes | Exception:
+    try:
+        require_whole(jpeg, crc32)
+    except ValueError:
+        return ValueError("its bytes are not those that the catalog says")
+    return jpeg
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from wsi_prep.errors import OtherConfiguration
 
+_SHOWN = 60
 _NAMED_AS = {"manifest": "a manifest", "masks": "masks", "institution_pattern": "an institution pattern"}
 
 
@@ -57,7 +58,9 @@ class Terms:
         old, new = _flat(before), _flat(self.settings)
         changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if changed:
-            shown = "; ".join(f"{name} was {old.get(name)}, now {new.get(name)}" for name in changed[:3])
+            shown = "; ".join(
+                f"{name[:_SHOWN]} was {str(old.get(name))[:_SHOWN]}, now {new.get(name)}" for name in changed[:3]
+            )
             raise OtherConfiguration(
                 f"OUT {where} was made with other settings ({shown}); name another OUT, "
                 "or add REDO=1 to do its slides again with the new ones"

@@ -7,14 +7,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from wsi_prep.catalog import PART_NAME, Catalog
+from wsi_prep.catalog import Catalog
 from wsi_prep.cluster_options import ClusterOptions
 from wsi_prep.errors import BadCatalog, StoreFailed
 from wsi_prep.forget import TOMBSTONE
 from wsi_prep.jobs import cluster, run_tasks
+from wsi_prep.out_names import PART_NAME, PLACES
 from wsi_prep.output import RUN, catalog_counts, read_run, sweep, write_run, writing
 from wsi_prep.place import Place, open_place
-from wsi_prep.prepare import output_places
 from wsi_prep.records import is_table_file
 from wsi_prep.sealed_json import SealedFile
 from wsi_prep.verify_catalog import CatalogFile, Fault, check_catalog_file, slide_rows, twice
@@ -166,9 +166,7 @@ def _find_strays(place: Place, found: Verified) -> None:
     """Files beside the slides' own: in stores, tissue and overlays those of no slide, in the catalog any but tables."""
     statuses = {i: status for file in found.files if not file.damaged for i, status in file.statuses.items()}
     damaged = any(file.damaged for file in found.files)
-    for anyones in output_places("*").values():
-        folder, _, pattern = anyones.partition("/")
-        ending = pattern.removeprefix("*")
+    for folder, ending in PLACES.values():
         for name in place.names(folder):
             slide_id = name.removesuffix(ending)
             kept = ending != ".zarr" and statuses.get(slide_id) not in (None, "failed")

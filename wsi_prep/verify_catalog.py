@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wsi_prep.catalog import PART_NAME
 from wsi_prep.errors import BadCatalog, StoreFailed
+from wsi_prep.out_names import PART_NAME
 from wsi_prep.place import Place, open_place
 from wsi_prep.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
 from wsi_prep.sealed_parquet import check_seal
 from wsi_prep.slide_ids import require_slide_id
+from wsi_prep.tables import of_today, open_table, require_columns
 
 _NEEDED_OF_SLIDES = ["slide_id", "status", "width", "height", "tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"]
 SLIDE_COLUMNS = [*_NEEDED_OF_SLIDES, "mpp_x", "mpp_y", "digests"]
@@ -118,9 +119,9 @@ def _take_row(found: CatalogFile, slide_id: Any, status: Any) -> None:
 def _slides(place: Place, name: str, found: CatalogFile) -> list[tuple[Any, Any]]:
     """The slides' ids and states, after everything in the file has been read once."""
     try:
-        source = _sealed(place, "slides", name, found)
-        whole = pq.read_table(source, partitioning=None, page_checksum_verification=True)
-        _require_columns("slides", whole.schema)
+        with _sealed(place, "slides", name, found) as file:
+            whole = file.read()
+        require_columns(whole.schema, SLIDE_SCHEMA, _NEEDED["slides"])
         return list(zip(whole["slide_id"].to_pylist(), whole["status"].to_pylist(), strict=True))
     except FileNotFoundError:
         _damaged(found, "slides", "it is not there, but its tiles are")
@@ -139,9 +140,8 @@ def _tile_ids(place: Place, name: str, found: CatalogFile) -> set[str]:
             _damaged(found, "tiles", "it is not there, but its slides are")
         return ids
     try:
-        source = _sealed(place, "tiles", name, found)
-        with pq.ParquetFile(source, page_checksum_verification=True) as file:
-            _require_columns("tiles", file.schema_arrow)
+        with _sealed(place, "tiles", name, found) as file:
+            require_columns(file.schema_arrow, TILE_SCHEMA, _NEEDED["tiles"])
             for group in range(file.num_row_groups):
                 ids.update(map(str, pc.unique(file.read_row_group(group)["slide_id"]).to_pylist()))
     except StoreFailed:
@@ -158,28 +158,22 @@ def _damaged(found: CatalogFile, table: str, what: str) -> None:
         found.faults.append(Fault("catalog", path, what))
 
 
-def _sealed(place: Place, table: str, name: str, found: CatalogFile) -> Any:
-    """What pyarrow reads the file from, after its digest was compared."""
+def _sealed(place: Place, table: str, name: str, found: CatalogFile) -> pq.ParquetFile:
+    """The file, to be read with its pages' checksums; ValueError where it is not what its digest is of."""
     source = _source(place, table, name)
     seal = check_seal(source)
     found.unsealed += seal == "none"
-    if seal == "broken":
-        _damaged(found, table, "it is not as it was written, by its SHA-256")
-    return source
+    if seal == "broken":  # a bit in a footer may crash pyarrow
+        raise ValueError("it is not as it was written, by its SHA-256")
+    return open_table(source, _SCHEMAS[table], page_checksum_verification=True)
+
+
+def _open(place: Place, table: str, name: str) -> pq.ParquetFile:
+    return open_table(_source(place, table, name), _SCHEMAS[table])
 
 
 def _source(place: Place, table: str, name: str) -> Any:
     return next(iter(place.sources([f"catalog/{table}/{name}"])))
-
-
-def _require_columns(table: str, schema: pa.Schema) -> None:
-    missing = _NEEDED[table] - set(schema.names)
-    if missing:
-        raise ValueError(f"it has no column {', '.join(sorted(missing))}")
-    for name in _NEEDED[table]:
-        wanted = _SCHEMAS[table].field(name).type
-        if schema.field(name).type != wanted:
-            raise ValueError(f"its column {name} is {schema.field(name).type}, not {wanted}")
 
 
 def _one_line(error: Exception) -> str:
@@ -188,7 +182,7 @@ def _one_line(error: Exception) -> str:
 
 def slide_rows(place: Place, name: str) -> Iterator[dict[str, Any]]:
     """The rows of a slides file that check_catalog_file has found sound, a batch at a time."""
-    with pq.ParquetFile(_source(place, "slides", name)) as file:
+    with _open(place, "slides", name) as file:
         columns = [name for name in SLIDE_COLUMNS if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=columns):
             yield from batch.to_pylist()
@@ -204,7 +198,8 @@ def tiles_of(place: Place, name: str, slide_id: str) -> pa.Table:
     except FileNotFoundError:
         return TILE_SCHEMA.empty_table()
     if not PART_NAME.fullmatch(name):
-        return pq.read_table(_source(place, "tiles", name), schema=TILE_SCHEMA, partitioning=None)
+        with _open(place, "tiles", name) as file:
+            return of_today(file.read(), TILE_SCHEMA)
     part = _open_part(place.where, name, version)
     groups = part.groups(slide_id)
     rows = part.file.read_row_groups(groups) if groups else TILE_SCHEMA.empty_table()
@@ -214,8 +209,8 @@ def tiles_of(place: Place, name: str, slide_id: str) -> pa.Table:
 class _Part:
     """A part of the tiles' table, and in which of its row groups a slide's rows can be."""
 
-    def __init__(self, source: Any) -> None:
-        self.file = pq.ParquetFile(source)
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self.file = file
         metadata = self.file.metadata
         column = self.file.schema_arrow.get_field_index("slide_id")
         self._alone: dict[str, list[int]] = {}
@@ -237,7 +232,7 @@ class _Part:
 @functools.lru_cache(maxsize=1)
 def _open_part(out: str, name: str, version: str) -> _Part:
     """`version` tells a part from one that takes its place."""
-    return _Part(_source(open_place(out), "tiles", name))
+    return _Part(_open(open_place(out), "tiles", name))
 
 
 def twice(files: Collection[CatalogFile]) -> Counter[str]:

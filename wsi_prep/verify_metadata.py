@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +14,11 @@ from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, Grid
 from wsi_prep.jpeg import JpegSettings, encode_tile, tables_and_sampling
 from wsi_prep.place import Place
 from wsi_prep.shards import array_metadata, group_metadata
+from wsi_prep.small_json import read_object
 from wsi_prep.tile_writer import store_attributes
 
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
+_MOST_BYTES = 2**20
 _SCALE = ("width", "height", "mpp_x", "mpp_y")
 _NO_SENSE = (OSError, ValueError, KeyError, TypeError, IndexError, ArithmeticError, RecursionError, TooCoarse)
 _ANY_TILE = np.zeros((TILE_PX, TILE_PX, 3), np.uint8)
@@ -37,8 +38,8 @@ def check_metadata(place: Place, store: str, row: Mapping[str, Any], digests: Ma
     for name in ("", *(name for name in _NAMES if row[f"tiles_{name}"])):
         within, called = (f"{name}/zarr.json" if name else "zarr.json"), f"{name or 'group'}: zarr.json"
         try:
-            data = place.read(f"{store}/{within}")
-            given = json.loads(data)
+            data = place.read(f"{store}/{within}", _MOST_BYTES)
+            given = read_object(data)
             attributes = _attributes(given, row, name)
             if name:
                 found.jpeg[name] = _settings(given)

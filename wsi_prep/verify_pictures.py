@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 
@@ -10,6 +9,8 @@ from wsi_prep.digests import sha256
 from wsi_prep.errors import StoreFailed
 from wsi_prep.jpeg import decode_tile
 from wsi_prep.place import Place
+from wsi_prep.small_json import read_object
+from wsi_prep.stored_tiles import is_picture
 
 
 def picture_faults(place: Place, path: str, name: str, digests: Mapping[str, str] | None) -> Iterator[str]:
@@ -23,14 +24,14 @@ def picture_faults(place: Place, path: str, name: str, digests: Mapping[str, str
     except StoreFailed:
         raise
     except OSError as error:
-        yield f"{path}: {error.strerror}"
+        yield f"{path}: {error.strerror or error}"
     except (ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
         yield f"{path} is damaged ({type(error).__name__})"
 
 
 def _require_outlines(data: bytes) -> None:
     """Raise ValueError, KeyError, IndexError or TypeError unless this is GeoJSON of closed rings."""
-    document = json.loads(data)
+    document = read_object(data)
     if document["type"] != "FeatureCollection":
         raise ValueError(document["type"])
     for feature in document["features"]:
@@ -40,7 +41,7 @@ def _require_outlines(data: bytes) -> None:
 
 
 def _require_picture(data: bytes) -> None:
-    if decode_tile(data).ndim != 3:
+    if not is_picture(data) or decode_tile(data).ndim != 3:
         raise ValueError("not a picture in colours")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wsi_prep.digests import ShardDigest, from_column
-from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX, to_level0
-from wsi_prep.jpeg import JpegSettings, decode_tile, first_frame
+from wsi_prep.geometry import MAGNIFICATIONS, to_level0
+from wsi_prep.jpeg import JpegSettings
+from wsi_prep.out_names import output_places
 from wsi_prep.place import Place, open_place
-from wsi_prep.prepare import output_places
 from wsi_prep.records import TILES_PER_SHARD
+from wsi_prep.stored_tiles import LARGEST_JPEG, WrongBytes, decode_stored
 from wsi_prep.verify_catalog import Fault, tiles_of
 from wsi_prep.verify_metadata import check_metadata, same_settings
 from wsi_prep.verify_pictures import PICTURES, picture_faults
@@ -25,8 +25,6 @@ from wsi_prep.verify_pictures import PICTURES, picture_faults
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
 _ENTRY, _CHECKSUM = 16, 4  # bytes in a shard's index
 _MISSING = 2**64 - 1
-_BASELINE = 0xC0  # SOF0
-_SHAPE = (TILE_PX, TILE_PX, 3)
 _WITH_PICTURES = ("ok", "empty")
 
 
@@ -197,7 +195,7 @@ def _array_faults(
             if sound and digests is not None and digest.text != digests.get(where):
                 yield "index", f"{where} has another digest than its row"
         except OSError as error:
-            yield "index", f"{where} cannot be read ({error.strerror})"
+            yield "index", f"{where} cannot be read ({error.strerror or error})"
 
 
 def _index(place: Place, path: str, size: int, rows: NDArray[np.int64], per_shard: int) -> tuple[bytes, str]:
@@ -217,22 +215,19 @@ def _wrong_index(data: bytes, size: int, rows: NDArray[np.int64], per_shard: int
         return "has an index with more tiles than there are rows"
     if not np.array_equal(index[: len(rows)], rows[:, 1:3].astype(np.uint64)):
         return "has an index of other offsets or lengths than the rows"
-    ends = np.cumsum(rows[:, 2])
-    if (rows[:, 2] <= 0).any() or not np.array_equal(rows[:, 1], ends - rows[:, 2]) or ends[-1] + len(data) != size:
-        return f"has tiles that do not lie one after another in its {size:,} bytes"
+    ends, nbytes = np.cumsum(rows[:, 2]), rows[:, 2]
+    possible = nbytes.min() > 0 and nbytes.max() <= LARGEST_JPEG
+    if not possible or not np.array_equal(rows[:, 1], ends - nbytes) or ends[-1] + len(data) != size:
+        return f"has tiles that do not lie one after another in its {size:,} bytes, or are larger than a tile can be"
     return ""
 
 
 def _wrong_tile(jpeg: bytes, crc32: int, settings: JpegSettings | None) -> str:
     """In which way these bytes are no tile with that checksum (and compressed so, if given), or an empty text."""
-    if zlib.crc32(jpeg) != crc32:
-        return "has another checksum than its row"
-    if (first_frame(jpeg) or (0,))[0] != _BASELINE:
-        return "is no baseline JPEG"
     try:
-        shape = decode_tile(jpeg).shape
+        decode_stored(jpeg, crc32)
+    except WrongBytes:
+        return "has another checksum than its row"
     except (ValueError, RuntimeError) as error:
-        return f"cannot be decoded ({type(error).__name__})"
-    if shape != _SHAPE:
-        return f"is {' x '.join(map(str, shape))}"
+        return f"cannot be decoded ({' '.join(str(error).split())[:100]})"
     return "is compressed otherwise than zarr.json says" if settings and not same_settings(jpeg, settings) else ""
