@@ -1,8 +1,8 @@
 """Somebody else on the machine: gives up its rights, tries every door of a cluster, and prints as JSON what it got.
 
-`python -m tests.stranger USER SECRET ADDRESS...`: the number of the user to become (-1: stay who one is), a file that
-this user may not read, and ip:port of whatever listens. Everything is imported before the rights are gone, because
-they may not suffice to read this checkout.
+`python -m tests.stranger USER SECRET SECONDS WAY@ADDRESS...`: the number of the user to become (-1: stay who one is), a
+file that this user may not read, how long to wait for each answer, and which of WAYS to try at which ip:port. All is
+imported before the rights are gone, because they may not suffice to read this checkout.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from distributed.protocol.pickle import dumps
 
 PAGES = ("/", "/status", "/info/main/workers.html", "/info/main/logs.html", "/json/identity.json", "/json/counts.json")
 PAGES += ("/metrics", "/health", "/individual-progress", "/api/v1/get_workers", "/statics/css/base.css")
-_SECONDS = 3
+WAYS = ("plain", "self-made certificate", "no certificate", "pages")
 
 
 def steal(path):
@@ -38,37 +38,37 @@ def ways():
     for each in (self_made, nameless):
         each["ssl_context"].check_hostname = False
         each["ssl_context"].verify_mode = ssl.CERT_NONE
-    return {"plain": ("tcp", {}), "self-made certificate": ("tls", self_made), "no certificate": ("tls", nameless)}
+    return dict(zip(WAYS, (("tcp", {}), ("tls", self_made), ("tls", nameless)), strict=False))
 
 
-async def enter(way, address, secret):
+async def enter(way, address, secret, seconds):
     """Say hello, ask who that is, then have it read the secret; how far that went, or None where nobody opened."""
     scheme, arguments = way
     try:
-        comm = await asyncio.wait_for(connect(f"{scheme}://{address}", **arguments), _SECONDS)
+        comm = await asyncio.wait_for(connect(f"{scheme}://{address}", **arguments), seconds)
     except (OSError, ValueError):  # ValueError: it speaks before it is asked, so no TLS
         return None
     try:
-        kind = (await asked(comm, op="identity"))["type"]
+        kind = (await asked(comm, seconds, op="identity"))["type"]
         call = {"function": dumps(steal), "args": dumps((secret,)), "kwargs": dumps({}), "wait": True}
-        return f"{kind}: {await asked(comm, op='run_function' if kind == 'Scheduler' else 'run', **call)}"
+        return f"{kind}: {await asked(comm, seconds, op='run_function' if kind == 'Scheduler' else 'run', **call)}"
     except Exception as error:
         return f"went in, then {error!r}"
     finally:
         comm.abort()
 
 
-async def asked(comm, **message):
+async def asked(comm, seconds, **message):
     await comm.write(message)
-    return await asyncio.wait_for(comm.read(), _SECONDS)
+    return await asyncio.wait_for(comm.read(), seconds)
 
 
-def pages(address):
+def pages(address, seconds):
     """Every page that is served there: its name, its status, its beginning."""
     got = {}
     for path in PAGES:
         try:
-            with urllib.request.urlopen(f"http://{address}{path}", timeout=_SECONDS) as answer:
+            with urllib.request.urlopen(f"http://{address}{path}", timeout=seconds) as answer:
                 got[path] = f"{answer.status} {answer.read(200)!r}"
         except urllib.error.HTTPError as error:
             if error.code != 404:
@@ -78,17 +78,18 @@ def pages(address):
     return got
 
 
-async def main(user, secret, addresses):
+async def main(user, secret, seconds, tries):
     known = ways()
     if user >= 0:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
-    doors = [(name, address) for address in addresses for name in known]
-    found = await asyncio.gather(*(enter(known[name], address, secret) for name, address in doors))
-    got = {f"{name} {address}": text for (name, address), text in zip(doors, found, strict=True) if text}
+    doors = [door.split("@") for door in tries if not door.startswith("pages@")]
+    found = await asyncio.gather(*(enter(known[way], address, secret, seconds) for way, address in doors))
+    got = {f"{way} {address}": text for (way, address), text in zip(doors, found, strict=True) if text}
+    sites = [door.removeprefix("pages@") for door in tries if door.startswith("pages@")]
     with ThreadPoolExecutor(16) as threads:
-        for address, shown in zip(addresses, threads.map(pages, addresses), strict=True):
+        for address, shown in zip(sites, threads.map(pages, sites, [seconds] * len(sites)), strict=True):
             got |= {f"page {address}{path}": text for path, text in shown.items()}
     if user >= 0:
         assert not os.access(secret, os.R_OK)
@@ -96,4 +97,4 @@ async def main(user, secret, addresses):
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    asyncio.run(main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4:]))

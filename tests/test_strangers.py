@@ -13,11 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cryptography import x509
 from distributed import LocalCluster
 
 from tests.dask_processes import ROOT, kill, make_certificates, wait_until
 from tests.slurm_stand_in import stand_in
-from tests.stranger import PAGES
+from tests.stranger import PAGES, WAYS
+from wsi_prep.closed_cluster import throw_away_certificates
 from wsi_prep.cluster_options import ClusterOptions, SlurmConfig, TlsFiles
 from wsi_prep.jobs import cluster, dashboard_link, run_tasks
 
@@ -41,10 +43,14 @@ def listening(*processes):
 
 
 def stranger(secret, addresses):
-    """What another user gets of these addresses."""
-    command = [sys.executable, "-m", "tests.stranger", str(NOBODY), str(secret)]
-    command += [f"{ip}:{port}" for ip, port in addresses]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    """What another user gets of these addresses, whatever he tries."""
+    return tried(secret, 3, [f"{way}@{ip}:{port}" for way in WAYS for ip, port in addresses])
+
+
+def tried(secret, seconds, tries):
+    """What another user gets who waits so long for each answer."""
+    command = [sys.executable, "-m", "tests.stranger", str(NOBODY), str(secret), str(seconds), *tries]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -60,11 +66,18 @@ def works(client):
 
 
 def test_the_stranger_gets_into_a_cluster_that_is_open(secret):
-    before = listening(psutil.Process())
-    with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"):
-        got = stranger(secret, new_doors(before))
-    assert sum("the key" in text for text in got.values()) == 3  # scheduler, nanny and worker
-    assert any(door.endswith("/info/main/workers.html") for door in got)
+    with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as open_:
+        (nanny,) = open_.workers.values()
+        doors = [address.removeprefix("tcp://") for address in (open_.scheduler_address, nanny.address)]
+        doors += [nanny.worker_address.removeprefix("tcp://")]
+        pages = f"pages@127.0.0.1:{open_.scheduler.http_server.port}"
+        got = tried(secret, 60, [*(f"plain@{door}" for door in doors), pages])
+    assert sorted(text.partition(":")[0] for text in got.values() if "the key" in text) == [
+        "Nanny",
+        "Scheduler",
+        "Worker",
+    ]
+    assert any(page.endswith("/info/main/workers.html") for page in got)
 
 
 def test_a_local_cluster_lets_nobody_in(secret):
@@ -128,6 +141,14 @@ def test_a_folder_that_somebody_else_has_made_is_not_used(secret, tmp_path, monk
     assert Path(used).is_relative_to(made)
     assert (made.stat().st_uid, made.stat().st_mode & 0o777) == (os.getuid(), 0o700)
     assert secret.read_text() == "the key"
+
+
+def test_certificates_are_valid_whatever_the_clock_says():
+    for made in (throw_away_certificates(), throw_away_certificates()):
+        shown = x509.load_pem_x509_certificate(made.tls_ca_file.encode())
+        assert (shown.not_valid_before_utc.year, shown.not_valid_after_utc.year) == (1970, 9999)
+        assert {made.tls_client_cert, made.tls_scheduler_cert, made.tls_worker_cert} == {made.tls_ca_file}
+    assert made.tls_worker_key != throw_away_certificates().tls_worker_key
 
 
 def test_jobs_of_slurm_let_nobody_in(secret, tmp_path, monkeypatch):

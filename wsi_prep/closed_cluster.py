@@ -13,6 +13,7 @@ import secrets
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,30 @@ from wsi_prep.errors import BadOption
 from wsi_prep.own_folder import own_folder
 
 LOOPBACK = "127.0.0.1"
+_ALWAYS = (datetime(1970, 1, 1), datetime(9999, 12, 31))  # UTC, as X.509 has it
 
 
 def throw_away_certificates() -> Security:
-    """A key that lives as long as this call, and its certificate, which every part of one cluster shows and trusts."""
+    """A key that lives as long as this call, and its certificate, which every part of one cluster shows and trusts.
+
+    As Security.temporary(), but valid whatever the clocks of a cluster's machines say.
+    """
     try:
-        return Security.temporary()
+        from cryptography import x509  # noqa: PLC0415 - only where a cluster is started
+        from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
+        from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
     except ImportError as error:
         raise BadOption("a cluster's certificates need the package cryptography; install the extra [shards]") from error
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "one call of make shards")])
+    unsigned = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), *_ALWAYS)
+    shown = unsigned.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+    kept = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+    roles = ("client", "scheduler", "worker")
+    pairs = {f"tls_{role}_{what}": text for role in roles for what, text in (("cert", shown), ("key", kept))}
+    return Security(require_encryption=True, tls_ca_file=shown, **pairs)
 
 
 @dataclass(frozen=True)
