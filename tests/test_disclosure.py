@@ -87,9 +87,8 @@ def stray_file(out):
     (out / "names.csv").write_text("slide_id,path")
 
 
-def hidden_folder(out):
-    (out / ".staging/x").mkdir(parents=True)
-    (out / ".staging/x/overlay.jpg").write_bytes(b"")
+def hidden_file(out):
+    (out / ".staging/overlay.jpg").write_bytes(b"")
 
 
 def link(out):
@@ -122,6 +121,23 @@ def comment_in_tile(out):
     path.write_bytes(data[: at + 2] + b"\xff\xfe\x00\x0aDOE JANE" + data[at + 2 :])
 
 
+def folder(out):
+    (out / "overlays/DOE JANE").mkdir()
+
+
+def empty_store(out):
+    (out / "stores/DOE JANE.zarr").mkdir()
+
+
+def catalog_file(out):
+    path = next((out / "catalog/tiles").iterdir())
+    pq.write_table(pq.read_table(path).slice(0, 0), path.with_name("DOE JANE.parquet"))
+
+
+def long_lock(out):
+    (out / ".lock").write_text("a" * 32 + " DOE JANE made this on 1961-03-17 at St Elsewhere")
+
+
 def column(out):
     path = next((out / "catalog/slides").iterdir())
     rows = pq.read_table(path)
@@ -132,7 +148,8 @@ def column(out):
     "slip",
     [
         stray_file,
-        hidden_folder,
+        hidden_file,
+        empty_store,
         link,
         fifo,
         foreign_overlay,
@@ -140,6 +157,9 @@ def column(out):
         behind_overlay,
         comment_in_tile,
         column,
+        folder,
+        catalog_file,
+        long_lock,
     ],
 )
 def test_what_does_not_belong_is_seen(outs, tmp_path, slip, capsys):
@@ -158,12 +178,14 @@ def test_texts_of_every_kind_of_metadata_are_shown(outs, tmp_path):
     for file, place in ((outline, "features"), (group, "attributes")):
         text = json.loads(file.read_text())
         inner = text["features"][0]["properties"] if place == "features" else text.setdefault("attributes", {})
-        inner["patient"] = "DOE JANE"
+        inner |= {"patient": "DOE JANE", "number": 4711, "ROE JOHN": None}
         file.write_text(json.dumps(text))
     texts = disclose(str(out)).texts
     assert texts["slides, Parquet metadata made for"] == {"Dr Adams": 1}
     assert texts["tissue outlines features.properties.patient"] == {"DOE JANE": 1}
     assert texts["tile stores: descriptions attributes.patient"] == {"DOE JANE": 1}
+    assert texts["tile stores: descriptions attributes.number"] == {"4711": 1}
+    assert texts["tissue outlines, its fields"]["features.properties.ROE JOHN"] == 1
 
 
 def test_a_sound_jpeg_has_no_odd_part(outs):

@@ -6,7 +6,7 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
-from labels_beside import MPP, Placement, odd_name, placement, write
+from labels_beside import MPP, Placement, odd_name, picture, placement, write
 from prepared import prepare
 
 from sample_slides.layout import make_layout
@@ -87,6 +87,20 @@ def test_of_two_pictures_that_nothing_tells_apart_none_is_taken(tmp_path, slide)
     path = write(tmp_path / "in", slide, what, np.random.default_rng(3))
     with pytest.raises(UnreadableSlide, match="is not what smaller ones of its proportions show"):
         open_slide(str(path))
+
+
+@pytest.mark.parametrize("levels", [(), (4, 8)])
+def test_a_label_with_levels_of_its_own_is_no_slide_beside_a_picture_in_colour(tmp_path, slide, levels):
+    label = picture(np.random.default_rng(5), "label", 1350, 1275)
+    (tmp_path / "in").mkdir()
+    with tifffile.TiffWriter(tmp_path / "in/s.ome.tif", ome=True) as tif:
+        for pixels in (label, slide):
+            common = {"photometric": "rgb", "tile": (256, 256), "compression": "zlib"}
+            meta = {"axes": "YXS", "PhysicalSizeX": MPP, "PhysicalSizeY": MPP}
+            tif.write(pixels, subifds=len(levels), metadata=meta, **common)
+            for factor in levels:
+                tif.write(np.ascontiguousarray(pixels[::factor, ::factor]), subfiletype=1, **common)
+    require_the_slide_alone(prepare(tmp_path / "in/s.ome.tif", tmp_path / "out"), slide)
 
 
 @pytest.mark.parametrize("reader", ["auto", "tiff", "openslide"])

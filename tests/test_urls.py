@@ -106,6 +106,19 @@ def test_what_only_looks_like_a_signature_is_part_of_the_name(path):
     assert without_secrets(f"at {path}") == f"at {path}"
 
 
+@pytest.mark.parametrize(
+    ("url", "bare"),
+    [
+        ("https://[::1]:8080/a.svs?sig=s3Cr3T", "https://[::1]:8080/a.svs"),
+        ("https://me:p@ss?w#rd@host/a.svs", "https://host/a.svs"),
+        ("simplecache::https://me:pw@host/a.svs?sig=s3Cr3T#x", "simplecache::https://host/a.svs"),
+        ("zip://a.svs::https://host/b.zip?sig=s3Cr3T", "zip://a.svs::https://host/b.zip"),
+    ],
+)
+def test_odd_urls_are_cut_too(url, bare):
+    assert bare_url(url) == bare
+
+
 def test_sas_in_an_object_stores_url_is_cut():
     assert bare_url("az://slides/a.svs?sv=2022&sig=abc%3D") == "az://slides/a.svs"
 

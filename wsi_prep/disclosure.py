@@ -5,6 +5,7 @@ Nothing is judged here but by its kind: whether a text names somebody is for a p
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -29,16 +30,22 @@ _KINDS = (
     ("tile stores: tiles", re.compile(r"stores/([^/]+)\.zarr/(?:5x|10x|20x|40x)/c\.\d+\.0\.0\.0")),
     ("tissue outlines", re.compile(r"tissue/([^/]+)\.geojson")),
     ("overlays", re.compile(r"overlays/([^/]+)\.jpg")),
-    ("catalog of slides", re.compile(r"catalog/slides/[^/.][^/]*\.parquet")),
-    ("catalog of tiles", re.compile(r"catalog/tiles/[^/.][^/]*\.parquet")),
+    ("catalog of slides", re.compile(r"catalog/slides/([^/.][^/]*)\.parquet")),
+    ("catalog of tiles", re.compile(r"catalog/tiles/([^/.][^/]*)\.parquet")),
     ("run.json", re.compile(r"run\.json")),
     ("lock", re.compile(r"\.lock")),
     ("forgotten slides", re.compile(r"forgotten\.json")),
 )
+_FOLDER = re.compile(
+    r"\.staging|catalog(?:/slides|/tiles)?|tissue|overlays|stores(?:/([^/]+)\.zarr(?:/(?:5x|10x|20x|40x))?)?"
+)
 _DESCRIPTIONS, _TILES, _OUTLINES, _OVERLAYS, _OF_SLIDES, _OF_TILES, *_ALONE = (name for name, _ in _KINDS)
+_CATALOG = (_OF_SLIDES, _OF_TILES)
+_PART = re.compile(r"part-\d{5}")
 _MOST_BYTES = 64 * 2**20
 """Of a file of JSON, or a picture; what is larger is none of ours."""
 
+_LOCK_BYTES = 64
 _HEAD_BYTES = 2048
 """Of a tile, up to its scan."""
 
@@ -79,11 +86,13 @@ def disclose(out: str) -> Disclosure:
         for path in by_kind[kind]:
             _table(place, path, table, found, ids)
     found.slides = len(ids)
-    for kind, pattern in _KINDS[:4]:
+    for kind, pattern in _KINDS[:6]:
         for path in by_kind[kind]:
             match = pattern.fullmatch(path)
-            if match is not None and match[1] not in ids:
+            if match is not None and match[1] not in ids and not (kind in _CATALOG and _PART.fullmatch(match[1])):
                 found.strays.append(f"{path} is of no slide in the catalog")
+    filled = {path.split("/")[1] for kind in (_DESCRIPTIONS, _TILES) for path in by_kind[kind]}
+    found.strays += [f"stores/{name} holds nothing" for name in place.names("stores") if name not in filled]
     for kind in (_DESCRIPTIONS, _OUTLINES, *_ALONE):
         for path in by_kind[kind]:
             _json(place, path, kind, found)
@@ -126,8 +135,19 @@ def _listed(folder: Path, found: Disclosure) -> dict[str, int]:
                 sizes[below] = state.st_size
             elif not stat.S_ISDIR(state.st_mode):
                 found.strays.append(f"{below} is a link, or no file")
+                continue
+            elif not _FOLDER.fullmatch(below):
+                found.strays.append(f"{below} is no folder of an output")
+            found.strays += [f"{below} has an attribute {name!r} on the disk" for name in _attributes(path)]
     found.times = (first, last) if sizes else None
     return sizes
+
+
+def _attributes(path: str) -> list[str]:
+    """Names of what people and programs have noted beside a file, where the system knows such a thing."""
+    with contextlib.suppress(OSError, AttributeError):
+        return [name for name in os.listxattr(path, follow_symlinks=False) if name.startswith("user.")]
+    return []
 
 
 def _table(place: Place, path: str, table: str, found: Disclosure, ids: set[str]) -> None:
@@ -212,29 +232,34 @@ def odd_parts(jpeg: bytes, *, whole: bool = False) -> Iterator[str]:
 
 
 def _json(place: Place, path: str, kind: str, found: Disclosure) -> None:
-    """Every text of a file of JSON, by its place in it; of coordinates there is none."""
+    """Every field of a file of JSON and the texts in it; of a slide's files the numbers too, but for coordinates."""
     data = _small(place, path, found)
     if data is None:
         return
     if kind == "lock":
+        found.texts["lock"][_text(data[:_LOCK_BYTES])] += 1
+        found.strays += [f"{path} holds more than a run's token"] if len(data) > _LOCK_BYTES else []
         return
     slide = path.split("/")[1].removesuffix(".zarr").removesuffix(".geojson") if "/" in path else ""
     try:
-        for where, text in _texts_in(json.loads(data), ""):
-            found.texts[f"{kind} {where}"][_without_id(text, slide, "")] += 1
+        for where, value in _values_in(json.loads(data), ""):
+            found.texts[f"{kind}, its fields"][where] += 1
+            if isinstance(value, str) or (slide and isinstance(value, int | float) and not isinstance(value, bool)):
+                found.texts[f"{kind} {where}"][_without_id(str(value), slide, "")] += 1
     except (ValueError, RecursionError):
         found.strays.append(f"{path} cannot be read as JSON")
 
 
-def _texts_in(value: Any, where: str) -> Iterator[tuple[str, str]]:
+def _values_in(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Fields and what they hold; of lists what is no number, since coordinates and shapes are theirs."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _texts_in(inner, f"{where}.{key}" if where else str(key))
+            yield from _values_in(inner, f"{where}.{key}" if where else str(key))
     elif isinstance(value, list):
         for inner in value:
             if not isinstance(inner, int | float):
-                yield from _texts_in(inner, where)
-    elif isinstance(value, str):
+                yield from _values_in(inner, where)
+    else:
         yield where, value
 
 

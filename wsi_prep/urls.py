@@ -11,7 +11,10 @@ from pathlib import PurePosixPath
 from urllib.parse import unquote
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*"
-_USER = re.compile(rf"({_SCHEME})://[^/\s?#]*@")
+_USER = re.compile(rf"({_SCHEME})://[^/\s]*@")
+_CHAINED = re.compile(rf"::(?={_SCHEME}://)")
+"""Between the URLs of fsspec's chains; an address of IPv6 has colons too."""
+
 _WEB = re.compile(r"(?i)https?://")
 _WEB_REST = re.compile(r"(?s)[?#].*")
 _REST = re.compile(r"(?s)(?<=.)\?[\w.~%$-]+=.*")
@@ -29,7 +32,7 @@ def bare_url(path: str) -> str:
     """Where a file lies. A local path stays as it is."""
     if "://" not in path:
         return path
-    return "::".join(map(_bare_one, path.split("::")))
+    return "::".join(map(_bare_one, _CHAINED.split(path)))
 
 
 def name_of(path: str) -> str:
@@ -63,7 +66,7 @@ def _bare_in_text(url: str) -> str:
 def _secrets(path: str) -> list[str]:
     """What a URL holds beside the place, as it stands there and decoded, the longest first."""
     bare, found = bare_url(path), set()
-    for url in path.split("::"):
+    for url in _CHAINED.split(path):
         user = _USER.match(url)
         words = [*re.split(r"[:@]", user[0].partition("://")[2])] if user else []
         rest = re.search(r"(?s)[?#](.*)", url)

@@ -96,8 +96,8 @@ class Picture:
 class Candidate:
     """A picture of the file: `sides` in px, `why_not` it cannot be read; where it can, its levels, itself the first.
 
-    `name` is what the file calls it, `count` how many levels the file gives it, read or not, and `is_first` whether the
-    file begins with it.
+    `name` is what the file calls it, `count` how many levels the file gives it, read or not, and `is_base` whether the
+    file begins with it and says its size, as Aperio's do of the slide.
     """
 
     sides: tuple[int, int]
@@ -106,7 +106,7 @@ class Candidate:
     image: OmeImage | None = None
     name: str = ""
     count: int = 1
-    is_first: bool = False
+    is_base: bool = False
 
     @property
     def area(self) -> int:
@@ -136,7 +136,8 @@ def _plain_candidates(tiff: Any) -> Iterator[Candidate]:
         if not why and page.samplesperpixel != 3:
             why = "not 8-bit RGB"
         levels = () if why else (_in_colour(page),)
-        yield Candidate(sides, why, levels, name=name, is_first=number == 0)
+        is_base = number == 0 and f"{sides[0]}x{sides[1]}" in str(page.description)
+        yield Candidate(sides, why, levels, name=name, is_base=is_base)
 
 
 def _pages(tiff: Any) -> Iterator[tuple[Any, str]]:

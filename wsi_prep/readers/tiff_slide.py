@@ -65,7 +65,7 @@ def find_pyramid(tiff: Any, images: Sequence[OmeImage] | None, read: Read) -> Py
     """
     found = candidates(tiff, images)
     _require_readable(found)
-    slide = _slide(found, _Looks(found, read), first_is_slide=bool(tiff.is_svs))
+    slide = _slide(found, _Looks(found, read), is_aperio=bool(tiff.is_svs))
     require_small_tiles(slide.levels[0].page)
     own = [slide, *(one for one in found if one is not slide and _may_be_level(one, slide))]
     levels = [level for one in own for level in one.levels if level is slide.levels[0] or _fits(level, slide)]
@@ -144,29 +144,29 @@ def _middle(picture: Picture) -> tuple[int, int, int, int]:
     return (picture.width - width) // 2, (picture.height - height) // 2, width, height
 
 
-def _slide(found: Sequence[Candidate], looks: _Looks, *, first_is_slide: bool) -> Candidate:
+def _slide(found: Sequence[Candidate], looks: _Looks, *, is_aperio: bool) -> Candidate:
     """The largest that is a pyramid, or else the largest of all; UnsupportedLayout where that cannot be read."""
     named = sorted((one for one in found if not one.is_aside), key=lambda one: -one.area)
     slide = named[0]
     pyramid = next((one for one in named if looks.is_pyramid(one)), None)
     if pyramid not in (None, slide) and pyramid.area >= _DWARFED * slide.area:
-        slide = _of_two(slide, pyramid, looks, is_first=first_is_slide and slide.is_first)
+        slide = _of_two(slide, pyramid, looks, is_base=is_aperio and slide.is_base)
     if slide.why_not:
         raise UnsupportedLayout(slide.why_not, slide.sides)
-    return _rather(slide, named, looks)
+    return _rather(slide, named, looks, is_shown=pyramid is not None and slide.count == 1)
 
 
-def _of_two(alone: Candidate, pyramid: Candidate, looks: _Looks, *, is_first: bool) -> Candidate:
+def _of_two(alone: Candidate, pyramid: Candidate, looks: _Looks, *, is_base: bool) -> Candidate:
     """Whether the slide is the largest picture, which nothing shows reduced, or a smaller one that others do.
 
     Where both have the same proportions, all levels of the slide may be wrong instead, and only the format can tell
-    (`is_first`: it says that the file begins with the slide). Raises UnreadableSlide where nothing does.
+    (`is_base`: it says that this one is the slide). Raises UnreadableSlide where nothing does.
     """
     if not alone.why_not and not pyramid.why_not and looks.is_part(pyramid, alone):
         return alone
     if alone.why_not or pyramid.count > 1 or not pyramid.reduces(alone) or looks.is_written(alone):
         return pyramid
-    if is_first:
+    if is_base:
         return alone
     raise UnreadableSlide(
         f"its largest picture, {alone.sides[0]} x {alone.sides[1]} px, is not what smaller ones of its proportions "
@@ -174,13 +174,13 @@ def _of_two(alone: Candidate, pyramid: Candidate, looks: _Looks, *, is_first: bo
     )
 
 
-def _rather(slide: Candidate, named: Sequence[Candidate], looks: _Looks) -> Candidate:
-    """Another picture of tissue size where the slide looks like a label, and that one does not."""
-    rivals = [
-        one
-        for one in named
-        if one is not slide and not one.why_not and not one.reduces(slide) and one.area >= _DWARFED * slide.area
-    ]
+def _rather(slide: Candidate, named: Sequence[Candidate], looks: _Looks, *, is_shown: bool) -> Candidate:
+    """Another picture of tissue size where the slide looks like a label, and that one does not.
+
+    Where the slide `is_shown` reduced by others, those of its proportions need no look.
+    """
+    large = (one for one in named if one is not slide and not one.why_not and one.area >= _DWARFED * slide.area)
+    rivals = [one for one in large if not (is_shown and one.reduces(slide))]
     if not rivals or not looks.is_written(slide):
         return slide
     least = looks.is_pyramid(slide)
@@ -208,5 +208,5 @@ def _notes(slide: Candidate, others: Sequence[Candidate]) -> Iterator[str]:
         sizes = ", ".join(f"{width} x {height}" for width, height in (one.sides for one in scenes[:3]))
         more = ", ..." if len(scenes) > 3 else ""
         pictures = "1 more picture" if len(scenes) == 1 else f"{len(scenes)} more pictures"
-        why = "the largest" if scenes[0].area <= slide.area else "the largest that others show reduced"
+        why = "the largest" if scenes[0].area <= slide.area else "one that others show reduced, or that has colour,"
         yield f"the file holds {pictures} of tissue size ({sizes}{more} px), left out: {why} is the slide"
