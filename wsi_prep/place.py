@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from wsi_prep.below import MOST_BYTES, file_below, folder_below, open_below, path_below, read_below
-from wsi_prep.errors import BadOption, BadOutput
+from wsi_prep.errors import BadCatalog, BadOption, BadOutput
 from wsi_prep.locks import CannotLock, try_lock
 from wsi_prep.records import is_table_file
 from wsi_prep.shards import sync_folder
@@ -268,7 +268,12 @@ class LocalPlace:
         """See Place."""
         for first in range(0, len(paths), _FILES_AT_ONCE):
             some = [self._table(path, schema) for path in paths[first : first + _FILES_AT_ONCE]]
-            yield ds.dataset(some, schema=schema, format=_PARQUET).to_table(use_threads=False)
+            try:
+                yield ds.dataset(some, schema=schema, format=_PARQUET).to_table(use_threads=False)
+            except pa.ArrowException as error:
+                where = f"{self.where}/{paths[first].rpartition('/')[0]}"
+                why = " ".join(str(error).split())[:200]
+                raise BadCatalog(f"a file of {where} is damaged; make verify with REPAIR=1 drops it ({why})") from error
 
     def sources(self, paths: Iterable[str]) -> Iterator[Path]:
         """See Place."""

@@ -25,6 +25,7 @@ from wsi_prep.verify_pictures import PICTURES, picture_faults
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
 _ENTRY, _CHECKSUM = 16, 4  # bytes in a shard's index
 _MISSING = 2**64 - 1
+_PLACE = ("index", "offset", "nbytes", "crc32")
 _WITH_PICTURES = ("ok", "empty")
 
 
@@ -124,6 +125,9 @@ def _row_faults(row: dict[str, Any], tiles: pa.Table) -> Iterator[_Found]:
         if len(of_name) != (row[f"tiles_{name}"] or 0):
             yield "rows", f"{row[f'tiles_{name}']} tiles at {name} by its row, {len(of_name)} rows of tiles"
             continue
+        if any(of_name[column].null_count for column in _PLACE):
+            yield "rows", f"tiles at {name} without a place in their shard"
+            continue
         index = of_name["index"].to_numpy()
         if not np.array_equal(np.sort(index), np.arange(len(index))):
             yield "rows", f"tiles at {name} are not numbered 0 to {len(index) - 1}"
@@ -171,9 +175,8 @@ def _array_faults(
     digests: dict[str, str] | None,
 ) -> Iterator[_Found]:
     """Each shard file of one magnification against its index and its digest, and each of its tiles by itself."""
-    columns = ("index", "offset", "nbytes", "crc32")
     of_name = tiles.filter(pa.compute.equal(tiles["magnification"], name)).sort_by("index")
-    table = np.stack([of_name[column].to_numpy().astype(np.int64) for column in columns], axis=1)
+    table = np.stack([of_name[column].to_numpy().astype(np.int64) for column in _PLACE], axis=1)
     per_shard = min(len(table), TILES_PER_SHARD)
     for start in range(0, len(table), per_shard):
         rows = table[start : start + per_shard]
