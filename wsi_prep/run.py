@@ -39,7 +39,6 @@ from wsi_prep.prepare import (
     prepare_slide,
 )
 from wsi_prep.private import add_names, check_names_file, key_check, keyed_patient
-from wsi_prep.records import STATUSES
 from wsi_prep.runlog import RunLog
 from wsi_prep.sources import Found, SlideSource, fingerprint, look_for_slides, paths_below
 from wsi_prep.terms import Terms
@@ -54,7 +53,6 @@ _LOOKED_AT = (
 """The columns of earlier rows that a run needs; of millions of slides all would not fit."""
 
 _MOST_WARNINGS = 50_000
-_DONE = frozenset(STATUSES) - {"failed"}
 _PACKAGES = ("openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs", "opencv-python", "zarr")
 
 
@@ -291,7 +289,7 @@ def _not_done(
         row = rows.get(task.source.slide_id)
         mark = marks.get(task.source.slide_id), task.config_hash
         same = row is not None and (row["fingerprint"], row["config_hash"]) == mark
-        if row is None or not same or row["status"] not in _DONE or _lost_stain(task, row):
+        if row is None or not same or row["status"] not in ("ok", "empty", "excluded") or _lost_stain(task, row):
             todo.append(task)
             continue
         described = {**row, **manifest_columns(task, row)}
