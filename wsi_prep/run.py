@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +43,7 @@ from wsi_prep.sources import Found, SlideSource, fingerprint, look_for_slides, p
 from wsi_prep.terms import Terms
 from wsi_prep.times import settled
 from wsi_prep.urls import bare_url
+from wsi_prep.versions import told_versions
 
 _LOOKED_AT = (
     *("slide_id", "file", "status", "error_type", "error", "warning", "fingerprint", "config_hash", "patient_key"),
@@ -53,7 +53,6 @@ _LOOKED_AT = (
 """The columns of earlier rows that a run needs; of millions of slides all would not fit."""
 
 _MOST_WARNINGS = 50_000
-_PACKAGES = ("openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs", "opencv-python", "zarr")
 
 
 @dataclass(frozen=True)
@@ -367,7 +366,7 @@ def _record(place: Place, catalog: Catalog, summary: RunSummary, *, worked: bool
     before = read_run(place)
     run = {**before, **catalog_counts(catalog)}
     if worked or "last_call" not in before:
-        run["versions"] = {"wsi_prep": __version__, "python": platform.python_version(), **_versions()}
+        run["versions"] = {"wsi_prep": __version__, "python": platform.python_version(), **told_versions()}
         run["last_call"] = _last_call(summary)
     if run != before:
         write_run(place, run)
@@ -394,13 +393,3 @@ def _some(warnings: list[str]) -> list[str]:
     more = len(warnings) - _MOST_WARNINGS
     said = f"and {more:,} more; the column warning of catalog/slides has those of slides"
     return [*warnings[:_MOST_WARNINGS], said] if more > 0 else warnings
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -25,6 +25,8 @@ OUTPUT_PACKAGES = (
 CLUSTER_PACKAGES = ("dask", "distributed", "cloudpickle")
 """Packages that must be the same for tasks and results to travel."""
 
+_TOLD_PACKAGES = ("openslide-python", "openslide-bin", "tiffslide", "tifffile", "imagecodecs", "opencv-python", "zarr")
+
 CODE = "the code of wsi_prep"
 
 
@@ -58,3 +60,14 @@ def difference(here: Mapping[str, str], there: Mapping[str, str]) -> str:
     """What is not the same, of the names that both know, as "dask 2 (here 1)"; empty where all is the same."""
     names = [name for name in here if name in there and here[name] != there[name]]
     return ", ".join(f"{name} {there[name]} (here {here[name]})" for name in names)
+
+
+def told_versions() -> dict[str, str]:
+    """Versions of the packages that run.json tells of, as far as they are here."""
+    versions = {}
+    for package in _TOLD_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
