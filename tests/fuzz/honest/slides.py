@@ -63,7 +63,7 @@ def pyramid(rng, case: Case, sound: tuple[Coding, ...]) -> tuple[Page, list[Page
     """Level 0 and the reduced levels, these perhaps with lies; `sound` are the codings to choose from."""
     how, tile = coding(rng, case, sound), int(pick(rng, (256, 256, 240, 512)))
     level0 = Page(case.truth.pixels, how, tile)
-    if chance(rng, 0.08):
+    if chance(rng, 0.08) and not any(" fills " in told for told in case.told):  # a writer does one or the other
         bare_glass_left_out(case, level0)
     width = case.truth.size[0]
     levels = [Page(small, how, tile, factor=width / small.shape[1]) for small in reduced_levels(rng, case.truth)]
