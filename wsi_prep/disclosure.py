@@ -32,15 +32,16 @@ _KINDS = (
     ("overlays", re.compile(r"overlays/([^/]+)\.jpg")),
     ("catalog of slides", re.compile(r"catalog/slides/([^/.][^/]*)\.parquet")),
     ("catalog of tiles", re.compile(r"catalog/tiles/([^/.][^/]*)\.parquet")),
-    ("run.json", re.compile(r"run\.json")),
+    ("run.json", re.compile(r"\.?run\.json")),
     ("lock", re.compile(r"\.lock")),
-    ("forgotten slides", re.compile(r"forgotten\.json")),
+    ("forgotten slides", re.compile(r"\.?forgotten\.json")),
 )
 _FOLDER = re.compile(
     r"\.staging|catalog(?:/slides|/tiles)?|tissue|overlays|stores(?:/([^/]+)\.zarr(?:/(?:5x|10x|20x|40x))?)?"
 )
 _DESCRIPTIONS, _TILES, _OUTLINES, _OVERLAYS, _OF_SLIDES, _OF_TILES, *_ALONE = (name for name, _ in _KINDS)
 _CATALOG = (_OF_SLIDES, _OF_TILES)
+_DIGEST = re.compile(r'"(sha256|crc32c):[0-9A-Za-z+/=]+"')
 _PART = re.compile(r"part-\d{5}")
 _MOST_BYTES = 64 * 2**20
 """Of a file of JSON, or a picture; what is larger is none of ours."""
@@ -191,7 +192,9 @@ def _rows(place: Place, batch: pa.RecordBatch, table: str, found: Disclosure, id
 
 
 def _without_id(text: str, slide_id: str, column: str) -> str:
-    """A text that is longer than the id in it, with its place."""
+    """A text that is longer than the id in it, with its place; digests by their kind."""
+    if column == "digests":
+        text = _DIGEST.sub(r'"\1:<digits>"', text)
     return text.replace(slide_id, "<slide_id>") if column != "slide_id" and slide_id and text != slide_id else text
 
 
