@@ -277,8 +277,9 @@ def test_a_question_without_end_is_ended(shards, capsys, question):
 
 def in_child(shards, question, *more, settings=""):
     """The command in a process of its own; its exit code, its standard error, and the most memory it held (bytes)."""
-    script = f"import pipelines.query as q, wsi_prep.sql as sql, resource, sys\n{settings}\n"
-    script += "code = q.main(sys.argv[1:])\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\nsys.exit(code)"
+    script = f"import pipelines.query as q, wsi_prep.sql as sql, sys\n{settings}\n"
+    script += "code = q.main(sys.argv[1:])\nprint(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+    script += "sys.exit(code)"  # getrusage counts what the parent held when it forked
     words = [sys.executable, "-c", script, "--shards", str(shards), "--sql", question, *more]
     done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=ROOT, timeout=120)
     return done.returncode, done.stderr, int(done.stdout.split()[-1]) * 1024 if done.stdout else 0

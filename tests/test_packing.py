@@ -230,7 +230,7 @@ def test_recomputation_changes_neither_loss_nor_gradient(mode, drop):
     ("wrong", "says"),
     [
         ({"width": 25}, "does not divide by 3 heads"),
-        ({"depth": 0}, "depth 0 is below 1"),
+        ({"depth": 0}, "depth 0 is not between 1"),
         ({"image_px": 30}, "do not divide into patches"),
         ({"drop_path": 1.0}, "drop path"),
         ({"drop_path": float("nan")}, "drop path"),

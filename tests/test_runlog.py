@@ -33,7 +33,7 @@ def test_each_slide_begins_and_ends_in_the_log(logged):
     for slide_id, row in rows.items():
         began, ended = [event for event in events if event.get("slide_id") == slide_id]
         assert began["event"] == "slide_started"
-        assert began["worker"].startswith("tcp://")
+        assert began["worker"].startswith("tls://127.0.0.1:")
         assert ended["event"] == ("slide_failed" if row["status"] == "failed" else "slide_finished")
         assert ended["tiles"] == row["tiles_5x"] + row["tiles_10x"] + row["tiles_20x"]
         assert datetime.fromisoformat(ended["time"]).utcoffset().total_seconds() == 0

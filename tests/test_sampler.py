@@ -168,7 +168,7 @@ def test_replacement_is_of_the_same_stratum_and_repeatable(skewed):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"batch": 0}, "empty"),
+        ({"batch": 0}, "a batch of 0 tiles is not between 1"),
         ({"alpha": 1.5}, "alpha 1.5"),
         ({"alpha": float("nan")}, "alpha nan"),
         ({"mix": {"20x": -1.0}}, "share -1.0 of 20x"),

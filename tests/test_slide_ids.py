@@ -1,6 +1,7 @@
 """Slides' ids: safe everywhere whatever the file is called, and known again by all that read an output."""
 
 import hashlib
+import json
 import shutil
 import string
 from functools import partial
@@ -168,10 +169,15 @@ def renamed(out, ids):
     for folder, ending in (("stores", ".zarr"), ("tissue", ".geojson"), ("overlays", ".jpg")):
         for new, old in ids.items():
             (out / folder / f"{new}{ending}").rename(out / folder / f"{old}{ending}")
+    for old in ids.values():
+        for file in (out / f"stores/{old}.zarr").rglob("zarr.json"):
+            new = next(new for new in ids if ids[new] == old)
+            file.write_bytes(file.read_bytes().replace(json.dumps(new).encode(), json.dumps(old).encode()))
     for name, schema in (("slides", SLIDE_SCHEMA), ("tiles", TILE_SCHEMA)):
         rows = pq.read_table(out / "catalog" / name, schema=schema).to_pylist()
         for row in rows:
             old = ids.get(row["slide_id"], row["slide_id"])
+            row.update({"digests": None} if "digests" in row else {})  # which none had
             row.update({k: row[k].replace(row["slide_id"], old) for k in ("array", "shard") if k in row}, slide_id=old)
         alone = set(sorted(ids.values())[:2])
         table = pa.Table.from_pylist(rows, schema)
