@@ -10,6 +10,7 @@ from dicom_wsi import write_dicom_slide
 from prepared import prepare
 
 from wsi_prep.jpeg import is_ycc
+from wsi_prep.readers.select import open_slide
 
 ABOUT = "Aperio Image Library v11.2.1 \n3600x3400 (256x256) JPEG/RGB Q=75|AppMag = 40|MPP = 0.25"
 FACTORS = (4, 16)
@@ -240,3 +241,14 @@ def test_a_jpeg_tells_its_colours_by_its_markers(painted):
     ]
     assert [is_ycc(jpeg[:2] + jpeg[20:]) for jpeg in unmarked] == [None, True, True]  # without APP0, by its samples
     assert is_ycc(rgb[:2] + rgb[18:]) is False  # without Adobe's marker, by names
+
+
+def test_a_grey_slide_is_not_taken_for_a_label_beside_its_own_empty_levels(tmp_path, painted):
+    grey = cv2.merge([cv2.cvtColor(painted[0], cv2.COLOR_RGB2GRAY)] * 3)
+    filled = np.pad(grey, ((0, 1400), (0, 1500), (0, 0)), constant_values=255)
+    path = write_svs(tmp_path / "s.svs", filled)
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        for page in tif.pages[2:]:
+            for name in ("TileByteCounts", "TileOffsets"):
+                page.tags[name].overwrite([0] * len(page.dataoffsets))
+    assert open_slide(str(path)).info.width0 == filled.shape[1]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ thumbnail is made from, where these are smaller."""
 
 _MOST_PX = 512
 """Of a tile's sides; larger ones are looked at in part."""
+
+_LAST_TOO = 8
+"""Where one of so many tiles, in both directions, is looked at, two places of each tile of the level are."""
 
 _LEAST_SAMPLES, _MOST_SAMPLES = 3, 48
 """In each direction, where the slide has so many tiles."""
@@ -143,10 +147,12 @@ def _sites(info: SlideInfo, thumbnail: Thumbnail) -> Iterator[Rectangle]:
         yield _site(info, int(x * thumbnail.step_x0), int(y * thumbnail.step_y0))
     side = info.tile_px
     every = min(_SAMPLE_EVERY, max(1, math.floor(info.levels[thumbnail.level].downsample)))
-    down = _spread(-(-info.height0 // side), every)
-    for col in _spread(-(-info.width0 // side), every):
-        for row in down:
-            yield _site(info, col * side, row * side)
+    tiles = -(-info.width0 // side), -(-info.height0 // side)
+    for last in (False, True) if every >= _LAST_TOO else (False,):
+        down = _spread(tiles[1], every, last=last)
+        for col in _spread(tiles[0], every, last=last):
+            for row in down:
+                yield _site(info, col * side, row * side)
 
 
 def _site(info: SlideInfo, x0: int, y0: int) -> Rectangle:
@@ -163,9 +169,11 @@ def _in_tissue(info: SlideInfo, thumbnail: Thumbnail, tissue: NDArray[np.bool_])
         yield _site(info, int(col * thumbnail.step_x0), int(row * thumbnail.step_y0))
 
 
-def _spread(tiles: int, every: int) -> list[int]:
-    """Of so many tiles, about one of `every`: the last of equal stretches, where a JPEG that was cut off is grey."""
+def _spread(tiles: int, every: int, *, last: bool) -> list[int]:
+    """Of so many tiles, about one of `every`: the middle of equal stretches, or their last, where the grey of a JPEG is
+    that was cut off.
+    """
     count = min(tiles, max(_LEAST_SAMPLES, -(-tiles // every)), _MOST_SAMPLES)
-    if -(-tiles // every) == count:
-        return [min(tiles, every * (i + 1)) - 1 for i in range(count)]
-    return [(i + 1) * tiles // count - 1 for i in range(count)]
+    whole = -(-tiles // every) == count
+    edges = [min(tiles, every * i) if whole else i * tiles // count for i in range(count + 1)]
+    return [end - 1 if last else (begin + end) // 2 for begin, end in pairwise(edges)]

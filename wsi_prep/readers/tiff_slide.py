@@ -113,6 +113,14 @@ class _Looks:
         light, dark = pixels.min(axis=2) >= _WRITTEN_GROUND, pixels.max(axis=2) <= _WRITTEN_INK
         return bool(plain.mean() > 0.97 and light.mean() > 0.4 and dark.mean() > 0.02)
 
+    def is_coloured(self, one: Candidate) -> bool:
+        """Whether it shows colour, as a slide does that a label must give way to; a grey or empty one shows none."""
+        picture = one.levels[-1]
+        pixels = self._read(picture, _middle(picture))
+        if pixels is None:
+            return False
+        return bool((pixels.max(axis=2).astype(int) - pixels.min(axis=2) > _WRITTEN_COLOUR).mean() >= 0.03)
+
     def is_part(self, small: Candidate, large: Candidate) -> bool:
         """Whether the small one is the large one reduced, but padded, cut or out of proportion."""
         across, down = (b / a for a, b in zip(small.sides, large.sides, strict=True))
@@ -164,7 +172,9 @@ def _of_two(alone: Candidate, pyramid: Candidate, looks: _Looks, *, is_base: boo
     """
     if not alone.why_not and not pyramid.why_not and looks.is_part(pyramid, alone):
         return alone
-    if alone.why_not or pyramid.count > 1 or not pyramid.reduces(alone) or looks.is_written(alone):
+    if alone.why_not or pyramid.count > 1 or not pyramid.reduces(alone):
+        return pyramid
+    if looks.is_written(alone) and looks.is_coloured(pyramid):
         return pyramid
     if is_base:
         return alone
@@ -184,7 +194,7 @@ def _rather(slide: Candidate, named: Sequence[Candidate], looks: _Looks, *, is_s
     if not rivals or not looks.is_written(slide):
         return slide
     least = looks.is_pyramid(slide)
-    return next((one for one in rivals if not looks.is_written(one) and looks.is_pyramid(one) >= least), slide)
+    return next((one for one in rivals if looks.is_coloured(one) and looks.is_pyramid(one) >= least), slide)
 
 
 def _may_be_level(one: Candidate, slide: Candidate) -> bool:
