@@ -153,6 +153,8 @@ class Condition:
                     found: list[tuple[Any, ...]] = connection.execute(sql).fetchall()
             except duckdb.Error as error:
                 raise deadline.late or BadQuery(next(iter(str(error).splitlines()), "no reason")) from error
+        if deadline.late:  # an interrupt can be lost, and the work then ends by itself
+            raise deadline.late
         return found
 
 
@@ -177,6 +179,8 @@ class Deadline:
         finally:
             done.set()
             self._left -= time.monotonic() - began
+            if self._left < 0:
+                self.late = BadQuery(self._line)
 
     def _watch(self, done: threading.Event, left: float) -> None:
         if done.wait(left):
