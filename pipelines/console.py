@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from wsi_prep.errors import BadOption
-from wsi_prep.geometry import MAGNIFICATIONS
-from wsi_prep.run import RunSummary
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.run.call import RunSummary
 
 _SHOWN = 50
 

@@ -17,7 +17,7 @@ from pretrain.evaluate import load_model
 from pretrain.recipe import PRECISIONS
 from pretrain.train import DTYPES
 from wsi_prep.errors import UsageError
-from wsi_prep.sql import CONDITION_SECONDS
+from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_BAD_TILES = 0, 2, 3
 

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from pipelines.options import Options
 from wsi_prep.errors import WsiPrepError
-from wsi_prep.stain_fit.cohort import Cohort, read_slides, read_tiles
-from wsi_prep.stain_fit.examples import Example, changed, recoloured
-from wsi_prep.stain_fit.fit import Judged, fit, fit_temperature, hold_out_cases, with_temperature
-from wsi_prep.stain_fit.report import by_recipe, reliability, section
-from wsi_prep.stain_model import MODEL_FILE
+from wsi_prep.stain.fit.cohort import Cohort, read_slides, read_tiles
+from wsi_prep.stain.fit.examples import Example, changed, recoloured
+from wsi_prep.stain.fit.fit import Judged, fit, fit_temperature, hold_out_cases, with_temperature
+from wsi_prep.stain.fit.report import by_recipe, reliability, section
+from wsi_prep.stain.network import MODEL_FILE
 
 
 def main(arguments: list[str] | None = None) -> int:

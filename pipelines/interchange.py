@@ -11,10 +11,10 @@ from rich.console import Console
 from pipelines.console import printable
 from pipelines.options import Options
 from pipelines.verify import output_named
+from wsi_prep.curation.exchange.coordinates import Written, write_clam, write_qupath, write_trident
+from wsi_prep.curation.exchange.tars import write_tars
 from wsi_prep.errors import UsageError
-from wsi_prep.interchange import Written, write_clam, write_qupath, write_trident
-from wsi_prep.sql import QUESTION_SECONDS
-from wsi_prep.tars import write_tars
+from wsi_prep.untrusted.sql import QUESTION_SECONDS
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_LEFT_OUT, EXIT_INTERRUPTED = 0, 2, 3, 130
 KINDS = ("qupath", "trident", "clam", "webdataset")

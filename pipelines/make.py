@@ -15,7 +15,7 @@ from pathlib import Path
 from pipelines.targets import TARGETS, Target
 from pipelines.variables import Call, WrongCall, arguments, nearest, no_target, options, read_call
 from wsi_prep.errors import BadOption
-from wsi_prep.own_folder import own_folder
+from wsi_prep.untrusted.own_folder import own_folder
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -132,7 +132,7 @@ def _no_slides_of_others(out: str) -> None:
         return
     from sample_slides.make import CMU, SYNTHETIC  # noqa: PLC0415
     from wsi_prep.errors import UsageError  # noqa: PLC0415 - the environment may not be there yet
-    from wsi_prep.query import open_catalog  # noqa: PLC0415
+    from wsi_prep.output.query import open_catalog  # noqa: PLC0415
 
     samples = {*SYNTHETIC, CMU}
     try:

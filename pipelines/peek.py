@@ -17,7 +17,7 @@ from pretrain.look import save_picture
 from pretrain.peek import PeekSettings, contact_sheet
 from pretrain.sampler import Sampler, SamplingSettings
 from wsi_prep.errors import UsageError
-from wsi_prep.sql import CONDITION_SECONDS
+from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_BAD_TILES = 0, 2, 3
 

@@ -14,9 +14,9 @@ from rich.table import Table
 from pipelines.console import printable
 from pipelines.options import Options
 from pipelines.verify import output_named
+from wsi_prep.curation.estimate import Assumptions, Estimate, Interval, estimate, read_sample
 from wsi_prep.errors import UsageError
-from wsi_prep.estimate import Assumptions, Estimate, Interval, estimate, read_sample
-from wsi_prep.place import write_atomically
+from wsi_prep.storage.place import write_atomically
 
 EXIT_OK, EXIT_WRONG_CALL = 0, 2
 

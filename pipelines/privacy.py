@@ -14,9 +14,9 @@ from rich.console import Console
 from pipelines.console import printable
 from pipelines.options import Options
 from pipelines.verify import output_named
-from wsi_prep.disclosure import Disclosure, disclose
+from wsi_prep.curation.disclosure import Disclosure, disclose
 from wsi_prep.errors import BadOption, UsageError
-from wsi_prep.place import local_folder, write_atomically
+from wsi_prep.storage.place import local_folder, write_atomically
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_STRAYS, EXIT_INTERRUPTED = 0, 2, 3, 130
 _ALL_SHOWN, _SAMPLE, _STRAYS = 12, 4, 20

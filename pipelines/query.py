@@ -14,8 +14,8 @@ from rich.text import Text
 from pipelines.console import printable
 from pipelines.options import Options
 from wsi_prep.errors import UsageError
-from wsi_prep.query import head, open_catalog, write
-from wsi_prep.sql import QUESTION_SECONDS, bounded_memory
+from wsi_prep.output.query import head, open_catalog, write
+from wsi_prep.untrusted.sql import QUESTION_SECONDS, bounded_memory
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 2, 130
 _PIPED_WIDTH = 100_000  # no line of a file is broken

@@ -11,19 +11,19 @@ from rich.console import Console
 
 from pipelines.console import SlideProgress, printable, show_summary
 from pipelines.options import Options
-from wsi_prep.cache import CacheSettings
-from wsi_prep.cluster_options import ClusterOptions, read_slurm_config, tls_files
+from wsi_prep.compute.cluster.options import ClusterOptions, read_slurm_config, tls_files
 from wsi_prep.errors import BadOption, ClusterLost, UsageError
-from wsi_prep.filters import parse_filters
-from wsi_prep.geometry import parse_magnifications
-from wsi_prep.institution import InstitutionPattern
-from wsi_prep.jpeg import JpegSettings
-from wsi_prep.place import local_folder
-from wsi_prep.plan import PlanSettings
-from wsi_prep.prepare import DEFAULT_TIME_LIMIT, PrepareSettings
-from wsi_prep.readers.select import READERS
-from wsi_prep.run import RunRequest, run_shards
-from wsi_prep.urls import without_secrets
+from wsi_prep.format.jpeg import JpegSettings
+from wsi_prep.format.magnifications import parse_magnifications
+from wsi_prep.run.call import RunRequest, run_shards
+from wsi_prep.run.slide import DEFAULT_TIME_LIMIT, PrepareSettings
+from wsi_prep.slides.fetch.cache import CacheSettings
+from wsi_prep.slides.find.institution import InstitutionPattern
+from wsi_prep.slides.readers.select import READERS
+from wsi_prep.slides.urls import without_secrets
+from wsi_prep.storage.place import local_folder
+from wsi_prep.tiles.filters import parse_filters
+from wsi_prep.tiles.plan import PlanSettings
 
 PATIENT_KEY_VARIABLE, ID_KEY_VARIABLE = "WSI_PREP_PATIENT_KEY", "WSI_PREP_ID_KEY"
 

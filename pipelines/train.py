@@ -19,7 +19,7 @@ from pretrain.recipes import debug, recipe
 from pretrain.run import Ended, Reporter, RunCall, run, settle_recipe
 from pretrain.train import Trainer
 from wsi_prep.errors import UsageError
-from wsi_prep.sql import CONDITION_SECONDS
+from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_STOPPED, EXIT_SAVED, EXIT_INTERRUPTED = 0, 2, 3, 75, 130
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pretrain.devices import send
 from pretrain.randomness import uniforms
 from wsi_prep.errors import BadOption
-from wsi_prep.geometry import TILE_PX
+from wsi_prep.format.magnifications import TILE_PX
 
 _GLOBAL, _LOCAL = 3, 4  # purposes of random numbers
 _NUMBERS = 7  # of each crop

@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.tensor_files import FLOATS, check_safetensors
 from wsi_prep.errors import BadOption
-from wsi_prep.own_folder import own_folder
+from wsi_prep.untrusted.own_folder import own_folder
 
 MODES = ("ddp", "fsdp")
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"

@@ -29,10 +29,10 @@ from pretrain.loader import UNREADABLE, read_tile
 from pretrain.parts import checked_tiles, read_filter
 from pretrain.sources import ShardSource, copies_of, open_source
 from wsi_prep.errors import BadOption
-from wsi_prep.geometry import TILE_PX
-from wsi_prep.records import SLIDE_SCHEMA
-from wsi_prep.sql import CONDITION_SECONDS, Condition
-from wsi_prep.tables import of_today
+from wsi_prep.format.magnifications import TILE_PX
+from wsi_prep.format.records import SLIDE_SCHEMA
+from wsi_prep.untrusted.sql import CONDITION_SECONDS, Condition
+from wsi_prep.untrusted.tables import of_today
 
 Progress = Callable[[str, int], None]
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pretrain.errors import BadFilter, BadShards
 from pretrain.parts import INDEX_VERSION, STRATUM_LEVELS, Part, build_part, open_part, read_filter
 from pretrain.sources import ShardSource, digest, open_source
-from wsi_prep.copies import which_count
-from wsi_prep.geometry import MAGNIFICATIONS
-from wsi_prep.records import FORMAT_VERSION, TILES_PER_SHARD
-from wsi_prep.sql import CONDITION_SECONDS
+from wsi_prep.format.copies import which_count
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import FORMAT_VERSION, TILES_PER_SHARD
+from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
 Progress = Callable[[int, int], None]
 

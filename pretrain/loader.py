@@ -23,8 +23,8 @@ from pretrain.errors import TooManyBadTiles
 from pretrain.index import Index, TileAddress
 from pretrain.sampler import Draw, DrawnCounts, Sampler
 from wsi_prep.errors import BadOption
-from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
-from wsi_prep.stored_tiles import decode_stored
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
+from wsi_prep.untrusted.stored_tiles import decode_stored
 
 _CHUNK = 8  # tiles a task: few enough to share a small batch, enough to make the task's own cost small
 _TRIES = 64

@@ -21,7 +21,7 @@ from pretrain.randomness import uniforms
 from pretrain.sampler import Draw, Sampler
 from pretrain.sheet import GAP, MARGIN, PALE, beside, captioned, flow, heading, line, shrunk, stack
 from wsi_prep.errors import BadOption
-from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 
 _CHOOSE = 12  # purpose of random numbers
 _BATCH, _READS = 16, 16  # tiles embedded together; reads in flight, for object stores

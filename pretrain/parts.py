@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from pretrain.errors import BadFilter, BadShards
 from pretrain.sources import ShardSource, check_ids
 from wsi_prep.errors import BadCatalog, BadQuery
-from wsi_prep.geometry import MAGNIFICATIONS
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
-from wsi_prep.sql import CONDITION_SECONDS, Condition
-from wsi_prep.stored_tiles import require_places
-from wsi_prep.tables import of_today
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.untrusted.sql import CONDITION_SECONDS, Condition
+from wsi_prep.untrusted.stored_tiles import require_places
+from wsi_prep.untrusted.tables import of_today
 
 INDEX_VERSION = 1
 STRATUM_LEVELS = ("stain", "institution", "tissue")

@@ -16,7 +16,7 @@ from pretrain.crops import CropSettings, CropWindows, crop, plan_crops
 from pretrain.loader import UNREADABLE, read_tile
 from pretrain.sampler import Draw, Sampler
 from pretrain.sheet import GAP, INK, LINE, MARGIN, PALE, blank, flow, font, heading, line, shrunk, stack
-from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 
 _ACROSS = 10  # tiles of a stratum
 _SMALL_PX = 124  # a tile shown small

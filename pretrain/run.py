@@ -33,7 +33,7 @@ from pretrain.recipe import Recipe
 from pretrain.sampler import Sampler
 from pretrain.tasks import Task, load_tasks
 from pretrain.train import DTYPES, Outcome, Trainer
-from wsi_prep.sql import CONDITION_SECONDS
+from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
 RUN_VERSION = 1
 _DATA = ("shards", "where", "tiles", "slides")

@@ -17,7 +17,7 @@ from pretrain.index import Index
 from pretrain.parts import STRATUM_LEVELS
 from pretrain.randomness import uniforms
 from wsi_prep.errors import BadOption
-from wsi_prep.geometry import MAGNIFICATIONS, magnification
+from wsi_prep.format.magnifications import MAGNIFICATIONS, magnification
 
 VIRCHOW2_MIX = {"40x": 0.2, "20x": 0.4, "10x": 0.2, "5x": 0.2}
 SPLITS = ("train", "held out", "all")

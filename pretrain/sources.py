@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pretrain.errors import BadShards
-from wsi_prep.below import file_below, folder_below, open_below, require_size
-from wsi_prep.copies import Copies, which_count
-from wsi_prep.geometry import MAGNIFICATIONS
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
-from wsi_prep.slide_ids import is_slide_id
-from wsi_prep.tables import BadTable, open_table, require_columns
+from wsi_prep.format.copies import Copies, which_count
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
+from wsi_prep.format.slide_ids import is_slide_id
+from wsi_prep.untrusted.below import file_below, folder_below, open_below, require_size
+from wsi_prep.untrusted.tables import BadTable, open_table, require_columns
 
 _SCHEMAS = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _NEEDED = {

@@ -21,8 +21,8 @@ from pretrain.errors import BadTask
 from pretrain.randomness import uniforms
 from pretrain.tiles import EncodedTiles, TileFiles, Tiles
 from wsi_prep.errors import BadQuery
-from wsi_prep.geometry import MAGNIFICATIONS
-from wsi_prep.sql import Condition
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.untrusted.sql import Condition
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

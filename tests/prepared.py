@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import zarr
 
-from wsi_prep.catalog import Catalog
-from wsi_prep.manifest import EMPTY_ROW
-from wsi_prep.masks import MaskFile
-from wsi_prep.place import LOCK, open_place
-from wsi_prep.plan import PlanSettings
-from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
-from wsi_prep.sources import find_slides
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.slides.find.manifest import EMPTY_ROW
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.storage.place import LOCK, open_place
+from wsi_prep.tiles.plan import PlanSettings
+from wsi_prep.tissue.masks import MaskFile
 
 
 @dataclass

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from wsi_prep.jpeg import decode_tile
-from wsi_prep.manifest import EMPTY_ROW
-from wsi_prep.plan import PlanSettings
-from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
-from wsi_prep.sources import find_slides
+from wsi_prep.format.jpeg import decode_tile
+from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.slides.find.manifest import EMPTY_ROW
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.tiles.plan import PlanSettings
 
 MAGNIFICATIONS = ("40x", "20x", "10x", "5x")
 

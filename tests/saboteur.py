@@ -56,7 +56,9 @@ def _may(path, times):
 
 
 def dask_setup(worker):
-    from wsi_prep import place, prepare, tile_writer
+    from wsi_prep.run import slide as prepare
+    from wsi_prep.storage import place
+    from wsi_prep.tiles import writer as tile_writer
 
     opened, encode_tile, sync_file = prepare.opened, tile_writer.encode_tile, place._sync_file
     current = {"name": "", "tiles": 0}

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from wsi_prep.catalog import Catalog
-from wsi_prep.geometry import TILE_PX
-from wsi_prep.jpeg import JpegSettings, encode_tile
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
-from wsi_prep.shards import StoreWriter
+from wsi_prep.format.jpeg import JpegSettings, encode_tile
+from wsi_prep.format.magnifications import TILE_PX
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.tiles.store import StoreWriter
 
 MPP = {"40x": 0.25, "20x": 0.5, "10x": 1.0, "5x": 2.0}
 

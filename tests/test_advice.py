@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from test_sources import dicom
 
 from wsi_prep.errors import UnreadableSlide
-from wsi_prep.readers.advice import advice
-from wsi_prep.readers.select import open_slide
+from wsi_prep.slides.readers.advice import advice
+from wsi_prep.slides.readers.select import open_slide
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
 COMMAND = (

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from wsi_prep.ahead import one_ahead
+from wsi_prep.compute.ahead import one_ahead
 
 
 def test_items_come_in_order_and_whole():

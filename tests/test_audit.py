@@ -16,12 +16,13 @@ from shard_folders import add_overlay, add_row, add_slide
 from pipelines.audit import main
 from pretrain.index import open_index
 from pretrain.sampler import Sampler, SamplingSettings
-from wsi_prep import audit_page, audit_pictures
-from wsi_prep.audit import balance, effective
-from wsi_prep.audit_catalog import count, open_catalogs
-from wsi_prep.audit_pictures import overlays, tiles
-from wsi_prep.jpeg import decode_tile
-from wsi_prep.records import SLIDE_SCHEMA
+from wsi_prep.curation.audit import page as audit_page
+from wsi_prep.curation.audit import pictures as audit_pictures
+from wsi_prep.curation.audit.count import count, open_catalogs
+from wsi_prep.curation.audit.numbers import balance, effective
+from wsi_prep.curation.audit.pictures import overlays, tiles
+from wsi_prep.format.jpeg import decode_tile
+from wsi_prep.format.records import SLIDE_SCHEMA
 
 PEOPLE = {"patient_key": "p"}
 

@@ -13,9 +13,9 @@ from playwright.sync_api import expect, sync_playwright
 from shard_folders import add_overlay, add_row, add_slide
 
 from pipelines.audit import main
-from wsi_prep.audit import balance
-from wsi_prep.audit_catalog import count, open_catalogs
-from wsi_prep.records import SLIDE_SCHEMA
+from wsi_prep.curation.audit.count import count, open_catalogs
+from wsi_prep.curation.audit.numbers import balance
+from wsi_prep.format.records import SLIDE_SCHEMA
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 HOSTILE = {

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from wsi_prep.cache import CacheSettings, Room
 from wsi_prep.errors import BadOption, NoRoom
+from wsi_prep.slides.fetch.cache import CacheSettings, Room
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_it_is_gone_after_an_error_too(settings):
 
 HOLDER = """
 import sys
-from wsi_prep.cache import CacheSettings, Room
+from wsi_prep.slides.fetch.cache import CacheSettings, Room
 with Room(CacheSettings(sys.argv[1], 1e-6)) as room:
     room.reserve(800)
     (room.folder / "a.ndpi").write_bytes(b"pixels")

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from wsi_prep import catalog as catalog_module
-from wsi_prep.catalog import Catalog
 from wsi_prep.errors import BadCatalog
-from wsi_prep.merging import Merger
-from wsi_prep.place import put_in_place
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
-from wsi_prep.sealed_parquet import check_seal
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.output import catalog as catalog_module
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.merging import Merger
+from wsi_prep.output.sealed_parquet import check_seal
+from wsi_prep.storage.place import put_in_place
 
 
 def slide(number, status="ok", tiles=3):

@@ -52,7 +52,7 @@ def test_an_encrypted_cluster_takes_those_who_have_its_certificate(slides, undis
     of_dask = ["--tls-ca-file", files["ca"], "--tls-cert", files["cert"], "--tls-key", files["key"]]
     ours = ["--tls-ca", files["ca"], "--tls-cert", files["cert"], "--tls-key", files["key"]]
     with DaskProcesses(tmp_path, tls=of_dask) as cluster, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("wsi_prep.jobs._CONNECT_SECONDS", 3)
+        patch.setattr("wsi_prep.compute.jobs._CONNECT_SECONDS", 3)
         cluster.worker()
         assert cluster.address.startswith("tls://")
         named = ["--scheduler", cluster.address]
@@ -103,7 +103,7 @@ def other_imagecodecs(tmp_path):
 def test_a_worker_with_other_versions_is_refused_before_work(slides, tmp_path, other_imagecodecs, capsys):
     changed = tmp_path / "changed"
     shutil.copytree(ROOT / "wsi_prep", changed / "wsi_prep")
-    with (changed / "wsi_prep/stain.py").open("a") as file:
+    with (changed / "wsi_prep/stain/classify.py").open("a") as file:
         file.write("# another state of the code\n")
     for path, says in ((other_imagecodecs, "imagecodecs 2020.1.1 (here "), (changed, "the code of wsi_prep ")):
         with DaskProcesses(tmp_path) as cluster:

@@ -16,10 +16,10 @@ from pipelines.query import main as query
 from pretrain.backbone import Backbone, BackboneSettings
 from pretrain.embed import EmbedSettings, embed_shards
 from pretrain.index import open_index
-from wsi_prep.audit_catalog import count, open_catalogs
-from wsi_prep.catalog import Catalog
-from wsi_prep.copies import which_count
-from wsi_prep.query import open_catalog
+from wsi_prep.curation.audit.count import count, open_catalogs
+from wsi_prep.format.copies import which_count
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.query import open_catalog
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.one_of(st.none(), st.booleans())), max_size=40))

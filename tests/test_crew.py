@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.undisturbed import outcome
-from wsi_prep.cluster_options import ClusterOptions
-from wsi_prep.crew import Crew
+from wsi_prep.compute.cluster.options import ClusterOptions
+from wsi_prep.compute.jobs import threads_a_task
+from wsi_prep.compute.threads import Crew
 from wsi_prep.errors import DamagedSlide
-from wsi_prep.jobs import threads_a_task
-from wsi_prep.manifest import EMPTY_ROW
-from wsi_prep.place import LOCK
-from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
-from wsi_prep.readers.select import open_slide
-from wsi_prep.sources import find_slides
+from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.slides.find.manifest import EMPTY_ROW
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.storage.place import LOCK
 
 
 @given(st.integers(1, 5), st.lists(st.integers(), max_size=40))

@@ -10,7 +10,7 @@ from scipy import stats
 
 from pretrain.crops import CropSettings, CropWindows, crop, plan_crops
 from wsi_prep.errors import BadOption
-from wsi_prep.geometry import TILE_PX
+from wsi_prep.format.magnifications import TILE_PX
 
 POSITIONS = np.arange(6)
 ALL = [

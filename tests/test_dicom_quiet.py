@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from dicom_wsi import write_dicom_slide
 
-from wsi_prep.dicom import dicom_header
+from wsi_prep.slides.dicom import dicom_header
 
 NAME = "DOE JANE"
 

@@ -13,7 +13,7 @@ import tifffile
 
 from pipelines.privacy import main
 from pipelines.shards import main as make_shards
-from wsi_prep.disclosure import disclose, odd_parts
+from wsi_prep.curation.disclosure import disclose, odd_parts
 
 
 def write_slide(path):

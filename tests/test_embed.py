@@ -18,7 +18,7 @@ from pipelines.embed import EXIT_BAD_TILES, main
 from pipelines.export import main as export
 from pretrain.colour import normalise
 from pretrain.evaluate import load_run
-from wsi_prep.jpeg import JpegSettings, encode_tile
+from wsi_prep.format.jpeg import JpegSettings, encode_tile
 
 
 @pytest.fixture(scope="module")

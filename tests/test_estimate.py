@@ -8,8 +8,8 @@ from scipy.stats import bootstrap
 from shard_folders import add_row, add_slide
 
 from pipelines.plan import main, number
+from wsi_prep.curation.estimate import NAMES, REST, Assumptions, estimate, read_sample
 from wsi_prep.errors import BadCatalog, BadOption
-from wsi_prep.estimate import NAMES, REST, Assumptions, estimate, read_sample
 
 
 @pytest.fixture(scope="module")

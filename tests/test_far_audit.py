@@ -5,7 +5,7 @@ from object_server import BUCKET
 from shard_folders import add_overlay, add_row, add_slide
 
 from pipelines.audit import main
-from wsi_prep.catalog import Catalog
+from wsi_prep.output.catalog import Catalog
 
 AT = f"s3://{BUCKET}/study/out"
 PREFIX = "study/out/"

@@ -16,9 +16,9 @@ from object_server import BUCKET
 from pipelines.forget import main
 from pipelines.shards import main as make_shards
 from pipelines.verify import main as verify
-from wsi_prep.forget import read_tombstone
-from wsi_prep.place import LOCK, open_place
-from wsi_prep.process import ProcessMark
+from wsi_prep.curation.forget import read_tombstone
+from wsi_prep.storage.lock_holder import ProcessMark
+from wsi_prep.storage.place import LOCK, open_place
 
 ROOT = Path(__file__).parents[1]
 AT = f"s3://{BUCKET}/study/out"

@@ -21,12 +21,12 @@ from object_server import BUCKET
 from pipelines.shards import main
 from tests.undisturbed import TIMINGS
 from wsi_prep.errors import BadOutput, RunReplaced, StoreFailed
-from wsi_prep.manifest import EMPTY_ROW
-from wsi_prep.place import LOCK, open_place
-from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
-from wsi_prep.process import ProcessMark
-from wsi_prep.sealed_json import unseal
-from wsi_prep.sources import find_slides
+from wsi_prep.output.sealed_json import unseal
+from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.slides.find.manifest import EMPTY_ROW
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.storage.lock_holder import ProcessMark
+from wsi_prep.storage.place import LOCK, open_place
 
 ROOT = Path(__file__).parents[1]
 AT = f"s3://{BUCKET}/study/out"
@@ -178,7 +178,7 @@ def test_a_store_that_never_answers_ends_the_call_in_one_line(server, slides, sc
 @pytest.fixture
 def quick(monkeypatch):
     """Give up after one more try: how often and how long it is tried is not what is tested."""
-    monkeypatch.setattr("wsi_prep.object_store._RETRIES", {"max_retries": 1})
+    monkeypatch.setattr("wsi_prep.storage.object_store._RETRIES", {"max_retries": 1})
 
 
 def test_shards_that_cannot_be_written_fail_their_slides_and_a_later_call_makes_them(

@@ -14,11 +14,11 @@ from object_server import BUCKET
 from pipelines.shards import main as make_shards
 from pipelines.verify import main as verify
 from tests.undisturbed import TIMINGS
+from wsi_prep.curation.verify.catalog import SLIDE_COLUMNS, check_catalog_file
+from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.errors import BadOutput, StoreFailed
-from wsi_prep.place import LOCK, open_place
-from wsi_prep.process import ProcessMark
-from wsi_prep.verify_catalog import SLIDE_COLUMNS, check_catalog_file
-from wsi_prep.verify_slide import SlideCheck, check_slide
+from wsi_prep.storage.lock_holder import ProcessMark
+from wsi_prep.storage.place import LOCK, open_place
 
 AT = f"s3://{BUCKET}/study/out"
 PREFIX = "study/out/"

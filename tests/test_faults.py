@@ -15,14 +15,14 @@ from dask_processes import SABOTEUR
 from undisturbed import copies, outcome, tables
 
 from pipelines.shards import main
-from wsi_prep.cluster_options import ClusterOptions
+from wsi_prep.compute.cluster.options import ClusterOptions
+from wsi_prep.compute.jobs import WorkerDied, cluster, run_tasks
 from wsi_prep.errors import RunReplaced, WriteFailed
-from wsi_prep.jobs import WorkerDied, cluster, run_tasks
-from wsi_prep.manifest import EMPTY_ROW
-from wsi_prep.place import LOCK
-from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
-from wsi_prep.sealed_json import unseal
-from wsi_prep.sources import find_slides
+from wsi_prep.output.sealed_json import unseal
+from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.slides.find.manifest import EMPTY_ROW
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.storage.place import LOCK
 
 ROOT = Path(__file__).parents[1]
 

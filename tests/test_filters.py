@@ -13,13 +13,13 @@ from real_tiles import prepared
 
 from pipelines.shards import build_parser, build_request, main
 from wsi_prep.errors import BadOption
-from wsi_prep.filters import TileFilter, parse_filters, say_lost
-from wsi_prep.geometry import MAGNIFICATIONS
-from wsi_prep.jpeg import decode_tile
-from wsi_prep.plan import PlanSettings
-from wsi_prep.prepare import PrepareSettings
-from wsi_prep.quality import MEASURES
-from wsi_prep.records import FORMAT_VERSION
+from wsi_prep.format.jpeg import decode_tile
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import FORMAT_VERSION
+from wsi_prep.run.slide import PrepareSettings
+from wsi_prep.tiles.filters import TileFilter, parse_filters, say_lost
+from wsi_prep.tiles.plan import PlanSettings
+from wsi_prep.tiles.quality import MEASURES
 
 COARSE = PlanSettings(magnifications=("20x", "10x", "5x"))
 

@@ -16,21 +16,21 @@ from hypothesis import strategies as st
 
 from pipelines.verify import main as verify
 from tests.prepared import prepare
-from wsi_prep.catalog import Catalog
-from wsi_prep.digests import from_column
+from wsi_prep.curation.forget import Tombstone, read_tombstone, write_tombstone
+from wsi_prep.curation.verify.catalog import SLIDE_COLUMNS, check_catalog_file
+from wsi_prep.curation.verify.metadata import check_metadata, same_settings
+from wsi_prep.curation.verify.pictures import PICTURES, picture_faults
+from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.errors import BadCatalog, BadOutput
-from wsi_prep.forget import Tombstone, read_tombstone, write_tombstone
-from wsi_prep.jpeg import JpegSettings, encode_tile
-from wsi_prep.output import read_run, write_run
-from wsi_prep.place import LocalPlace, open_place
-from wsi_prep.prepare import output_places
-from wsi_prep.query import open_catalog, write
-from wsi_prep.sealed_json import NotAsWritten, SealedFile, seal, unseal
-from wsi_prep.sealed_parquet import KEY
-from wsi_prep.verify_catalog import SLIDE_COLUMNS, check_catalog_file
-from wsi_prep.verify_metadata import check_metadata, same_settings
-from wsi_prep.verify_pictures import PICTURES, picture_faults
-from wsi_prep.verify_slide import SlideCheck, check_slide
+from wsi_prep.format.jpeg import JpegSettings, encode_tile
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.folder import read_run, write_run
+from wsi_prep.output.query import open_catalog, write
+from wsi_prep.output.sealed_json import NotAsWritten, SealedFile, seal, unseal
+from wsi_prep.output.sealed_parquet import KEY
+from wsi_prep.run.slide import output_places
+from wsi_prep.storage.digests import from_column
+from wsi_prep.storage.place import LocalPlace, open_place
 
 PART = "part-00000.parquet"
 FLIPS = 200

@@ -10,8 +10,8 @@ from scipy.ndimage import convolve
 from skimage.data import immunohistochemistry
 
 from sample_slides.make import ihc_svs, make_synthetic
-from wsi_prep.focus import ROW_STEP, focus
-from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
+from wsi_prep.format.jpeg import JpegSettings, decode_tile, encode_tile
+from wsi_prep.tiles.focus import ROW_STEP, focus
 
 REAL = ("celiac-duodenum_HE_40x.svs", "net-duodenum_SYN-IHC_40x.svs", "crohn-colon_HE_40x.tiff")
 ENLARGED_BY = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}

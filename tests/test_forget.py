@@ -10,12 +10,12 @@ import zarr
 from pipelines.forget import main
 from pipelines.shards import main as make_shards
 from pipelines.verify import main as verify
-from wsi_prep import catalog as catalog_module
-from wsi_prep.catalog import Catalog
-from wsi_prep.forget import Tombstone, id_hash, read_tombstone
-from wsi_prep.output import read_run, write_run
-from wsi_prep.place import open_place
-from wsi_prep.private import keyed_patient
+from wsi_prep.curation.forget import Tombstone, id_hash, read_tombstone
+from wsi_prep.output import catalog as catalog_module
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.folder import read_run, write_run
+from wsi_prep.slides.private import keyed_patient
+from wsi_prep.storage.place import open_place
 
 KEY = b"a secret that is long enough"
 

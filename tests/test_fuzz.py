@@ -15,12 +15,12 @@ from dicom_wsi import write_dicom_slide
 from fuzz.corpus import picture
 from fuzz.tiff_lies import TILE_LENGTH, TILE_WIDTH, Layout, payload
 
-from wsi_prep import dicom
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
-from wsi_prep.readers.bounds import MOST_DIRECTORIES, coded_size
-from wsi_prep.readers.select import open_slide
-from wsi_prep.sources import find_slides
-from wsi_prep.thumbnail import read_thumbnail
+from wsi_prep.slides import dicom
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.slides.pyramid.thumbnail import read_thumbnail
+from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.slides.readers.tiff.bounds import MOST_DIRECTORIES, coded_size
 
 ROOT = Path(__file__).parents[1]
 

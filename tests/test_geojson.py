@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from shapely import contains_xy
 from shapely.geometry import Polygon as Shape
 
-from wsi_prep import geojson as geojson_module
 from wsi_prep.errors import BadMask
-from wsi_prep.geojson import Outlines, read_outlines
-from wsi_prep.polygons import FILE_FRAME, feature_collection, filled, tissue_polygons
+from wsi_prep.tissue import geojson as geojson_module
+from wsi_prep.tissue.geojson import Outlines, read_outlines
+from wsi_prep.tissue.polygons import FILE_FRAME, feature_collection, filled, tissue_polygons
 
 SQUARE = [[0, 0], [100, 0], [100, 100], [0, 100], [0, 0]]
 FAR = [[500, 500], [600, 500], [600, 600], [500, 600], [500, 500]]

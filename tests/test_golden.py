@@ -8,10 +8,10 @@ import pytest
 import tifffile
 from real_tiles import prepared
 
-from wsi_prep.jpeg import JpegSettings, encode_tile
-from wsi_prep.plan import PlanSettings
-from wsi_prep.prepare import PrepareSettings
-from wsi_prep.quality import MEASURES, measure_tile
+from wsi_prep.format.jpeg import JpegSettings, encode_tile
+from wsi_prep.run.slide import PrepareSettings
+from wsi_prep.tiles.plan import PlanSettings
+from wsi_prep.tiles.quality import MEASURES, measure_tile
 
 
 @pytest.mark.parametrize("magnifications", [("40x", "20x", "10x", "5x"), ("20x", "5x"), ("40x",)])

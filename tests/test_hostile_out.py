@@ -16,18 +16,18 @@ from shard_folders import add_overlay, add_slide
 from pipelines.forget import main as forget
 from pipelines.interchange import main as interchange
 from pipelines.verify import main as verify
-from wsi_prep.audit_catalog import count, open_catalogs
-from wsi_prep.audit_pictures import overlays
-from wsi_prep.catalog import Catalog
+from wsi_prep.curation.audit.count import count, open_catalogs
+from wsi_prep.curation.audit.pictures import overlays
+from wsi_prep.curation.forget import read_tombstone
+from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.errors import BadCatalog, BadOutput, UsageError
-from wsi_prep.forget import read_tombstone
-from wsi_prep.out_names import is_part, is_slide_file, output_places, shard_place, slide_of
-from wsi_prep.output import begin, held_output, read_run, writing
-from wsi_prep.place import open_place
-from wsi_prep.process import ProcessMark
-from wsi_prep.slide_ids import is_slide_id, make_slide_id
-from wsi_prep.terms import Terms
-from wsi_prep.verify_slide import SlideCheck, check_slide
+from wsi_prep.format.layout import is_part, is_slide_file, output_places, shard_place, slide_of
+from wsi_prep.format.slide_ids import is_slide_id, make_slide_id
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.folder import begin, held_output, read_run, writing
+from wsi_prep.output.terms import Terms
+from wsi_prep.storage.lock_holder import ProcessMark
+from wsi_prep.storage.place import open_place
 
 TERMS = Terms({"format": 2}, {}, redo=False)
 OUTLINE = {"type": "FeatureCollection", "features": []}

@@ -22,19 +22,19 @@ from pretrain.embed import EmbedSettings, embed_shards
 from pretrain.errors import BadShards
 from pretrain.index import open_index
 from pretrain.loader import UNREADABLE, read_tile
-from wsi_prep.audit_catalog import count, open_catalogs
-from wsi_prep.audit_pictures import tiles as tile_pictures
-from wsi_prep.catalog import Catalog
+from wsi_prep.curation.audit.count import count, open_catalogs
+from wsi_prep.curation.audit.pictures import tiles as tile_pictures
+from wsi_prep.curation.estimate import read_sample
+from wsi_prep.curation.exchange.tars import write_tars
+from wsi_prep.curation.verify.catalog import check_catalog_file
+from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.errors import BadCatalog, UsageError
-from wsi_prep.estimate import read_sample
-from wsi_prep.jpeg import JpegSettings, encode_tile
-from wsi_prep.query import open_catalog
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
-from wsi_prep.stored_tiles import LARGEST_JPEG, decode_stored, place_of, require_places
-from wsi_prep.tables import BadTable, open_table
-from wsi_prep.tars import write_tars
-from wsi_prep.verify_catalog import check_catalog_file
-from wsi_prep.verify_slide import SlideCheck, check_slide
+from wsi_prep.format.jpeg import JpegSettings, encode_tile
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.query import open_catalog
+from wsi_prep.untrusted.stored_tiles import LARGEST_JPEG, decode_stored, place_of, require_places
+from wsi_prep.untrusted.tables import BadTable, open_table
 
 SLIDE = "slide1-00000001"
 SHARD = f"stores/{SLIDE}.zarr/20x/c.0.0.0.0"

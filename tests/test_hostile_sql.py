@@ -17,10 +17,10 @@ from shard_folders import add_slide
 from pipelines.query import main
 from pretrain.errors import BadFilter
 from pretrain.index import open_index
-from wsi_prep import sql
+from wsi_prep.curation.exchange.coordinates import write_clam
 from wsi_prep.errors import BadOption, BadQuery
-from wsi_prep.interchange import write_clam
-from wsi_prep.sql import Condition, check_expression
+from wsi_prep.untrusted import sql
+from wsi_prep.untrusted.sql import Condition, check_expression
 
 ROOT = Path(__file__).parents[1]
 
@@ -277,7 +277,7 @@ def test_a_question_without_end_is_ended(shards, capsys, question):
 
 def in_child(shards, question, *more, settings=""):
     """The command in a process of its own; its exit code, its standard error, and the most memory it held (bytes)."""
-    script = f"import pipelines.query as q, wsi_prep.sql as sql, sys\n{settings}\n"
+    script = f"import pipelines.query as q, wsi_prep.untrusted.sql as sql, sys\n{settings}\n"
     script += "code = q.main(sys.argv[1:])\nprint(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
     script += "sys.exit(code)"  # getrusage counts what the parent held when it forked
     words = [sys.executable, "-c", script, "--shards", str(shards), "--sql", question, *more]

@@ -10,8 +10,8 @@ from shard_folders import add_slide
 
 from pretrain.errors import BadFilter, BadShards
 from pretrain.index import open_index
-from wsi_prep.catalog import Catalog
-from wsi_prep.jpeg import decode_tile
+from wsi_prep.format.jpeg import decode_tile
+from wsi_prep.output.catalog import Catalog
 
 
 @pytest.fixture

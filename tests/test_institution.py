@@ -5,9 +5,9 @@ import pytest
 
 from pipelines.shards import main
 from wsi_prep.errors import BadOption
-from wsi_prep.institution import InstitutionPattern, Origin, find_origin
-from wsi_prep.private import keyed_patient
-from wsi_prep.sources import find_slides, paths_below
+from wsi_prep.slides.find.institution import InstitutionPattern, Origin, find_origin
+from wsi_prep.slides.find.sources import find_slides, paths_below
+from wsi_prep.slides.private import keyed_patient
 
 LAB = r"^(?P<institution>[^/]+)/(?P<patient>P\d+)"
 

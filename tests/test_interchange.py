@@ -15,10 +15,10 @@ from shard_folders import MPP, add_slide, grey
 from test_masks import prepared
 
 from pipelines.interchange import main
-from wsi_prep.catalog import Catalog
-from wsi_prep.jpeg import decode_tile
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
-from wsi_prep.tars import write_tars
+from wsi_prep.curation.exchange.tars import write_tars
+from wsi_prep.format.jpeg import decode_tile
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.output.catalog import Catalog
 
 FACTS = {"width": 9000, "height": 7000, "bounds_x0": 0, "bounds_y0": 0, "reader": "tiff"}
 

@@ -13,10 +13,10 @@ import pytest
 from pipelines.shards import main
 from tests.dask_processes import DaskProcesses, kill, wait_until
 from tests.undisturbed import committed, copies, files, outcome, tables
-from wsi_prep.manifest import EMPTY_ROW
-from wsi_prep.place import LOCK, STAGING
-from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
-from wsi_prep.sources import find_slides
+from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.slides.find.manifest import EMPTY_ROW
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.storage.place import LOCK, STAGING
 
 NAMES = "abcde"
 

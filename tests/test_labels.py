@@ -13,8 +13,8 @@ from sample_slides.layout import make_layout
 from sample_slides.scene import make_scene
 from sample_slides.texture import he_stain
 from wsi_prep.errors import UnreadableSlide
-from wsi_prep.readers.aside import is_aside, name_in
-from wsi_prep.readers.select import open_slide
+from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.slides.readers.tiff.aside import is_aside, name_in
 
 
 @pytest.fixture(scope="module")

@@ -10,20 +10,36 @@ PACKAGES = ("wsi_prep", "pretrain", "pipelines", "sample_slides")
 
 # each heavy library and the only files that may import it
 ONLY_IN = {
-    "openslide": {"wsi_prep/readers/openslide_reader.py"},
-    "tiffslide": {"wsi_prep/readers/tiff_reader.py"},
-    "tifffile": {"wsi_prep/readers/tiff_reader.py", "wsi_prep/readers/aperio.py"},
-    "zarr": {"wsi_prep/codec.py"},
-    "dask": {"wsi_prep/jobs.py", "wsi_prep/closed_cluster.py", "wsi_prep/slurm.py"},
-    "distributed": {"wsi_prep/jobs.py", "wsi_prep/closed_cluster.py", "wsi_prep/slurm.py"},
-    "obstore": {"wsi_prep/object_place.py", "wsi_prep/object_store.py", "pretrain/sources.py"},
-    "dask_jobqueue": {"wsi_prep/slurm.py"},
+    "openslide": {"wsi_prep/slides/readers/openslide_reader.py"},
+    "tiffslide": {"wsi_prep/slides/readers/tiff/reader.py"},
+    "tifffile": {"wsi_prep/slides/readers/tiff/reader.py", "wsi_prep/slides/readers/aperio.py"},
+    "zarr": {"wsi_prep/format/codec.py"},
+    "dask": {"wsi_prep/compute/jobs.py", "wsi_prep/compute/cluster/closed.py", "wsi_prep/compute/cluster/slurm.py"},
+    "distributed": {
+        "wsi_prep/compute/jobs.py",
+        "wsi_prep/compute/cluster/closed.py",
+        "wsi_prep/compute/cluster/slurm.py",
+    },
+    "obstore": {"wsi_prep/storage/object_place.py", "wsi_prep/storage/object_store.py", "pretrain/sources.py"},
+    "dask_jobqueue": {"wsi_prep/compute/cluster/slurm.py"},
     "torch.distributed": {"pretrain/distributed.py"},
 }
 SHARED_WITH_TRAINING = {
-    *("wsi_prep.records", "wsi_prep.jpeg", "wsi_prep.codec", "wsi_prep.errors", "wsi_prep.geometry"),
-    *("wsi_prep.slide_ids", "wsi_prep.copies", "wsi_prep.out_names", "wsi_prep.below", "wsi_prep.stored_tiles"),
-    *("wsi_prep.tables", "wsi_prep.sql", "wsi_prep.own_folder"),
+    *(
+        "wsi_prep.format.records",
+        "wsi_prep.format.jpeg",
+        "wsi_prep.format.codec",
+        "wsi_prep.errors",
+        "wsi_prep.format.magnifications",
+    ),
+    *(
+        "wsi_prep.format.slide_ids",
+        "wsi_prep.format.copies",
+        "wsi_prep.format.layout",
+        "wsi_prep.untrusted.below",
+        "wsi_prep.untrusted.stored_tiles",
+    ),
+    *("wsi_prep.untrusted.tables", "wsi_prep.untrusted.sql", "wsi_prep.untrusted.own_folder"),
 }
 PURE = {"numpy", "hashlib", "math", "collections", "dataclasses", "typing", "__future__", "wsi_prep"}
 
@@ -83,7 +99,7 @@ def test_slide_stage_does_not_know_the_trainer():
 
 def test_only_its_command_knows_how_the_stain_classifier_is_fitted():
     outside = [p for p in sources() if not p.is_relative_to(ROOT / "wsi_prep" / "stain_fit")]
-    assert [p.name for p in outside if uses(p, "wsi_prep.stain_fit") or uses(p, "sklearn")] == ["fit_stain.py"]
+    assert [p.name for p in outside if uses(p, "wsi_prep.stain.fit") or uses(p, "sklearn")] == ["fit_stain.py"]
 
 
 @pytest.mark.parametrize("command", ["shards", "query", "interchange", "console", "verify", "forget", "plan"])
@@ -101,11 +117,11 @@ def test_trainer_takes_only_the_shard_format():
 @pytest.mark.parametrize(
     "planted",
     [
-        "from wsi_prep.readers.base import SlideInfo",
-        "import wsi_prep.readers.base",
-        "from wsi_prep.readers import base",
+        "from wsi_prep.slides.base import SlideInfo",
+        "import wsi_prep.slides.base",
+        "from wsi_prep.slides.readers import base",
         "from wsi_prep import prepare",
-        "def later():\n    from wsi_prep.stain_fit.dyes import DYES",
+        "def later():\n    from wsi_prep.stain.fit.dyes import DYES",
     ],
 )
 def test_a_forbidden_import_is_seen(planted):
@@ -113,7 +129,9 @@ def test_a_forbidden_import_is_seen(planted):
 
 
 def test_an_allowed_import_is_none():
-    allowed = "from wsi_prep.errors import StoreFailed\nfrom wsi_prep import jpeg\nimport wsi_prep.records as records"
+    allowed = (
+        "from wsi_prep.errors import StoreFailed\nfrom wsi_prep import jpeg\nimport wsi_prep.format.records as records"
+    )
     assert not not_among(imports_of(allowed), SHARED_WITH_TRAINING)
 
 
@@ -126,5 +144,5 @@ def test_what_training_shares_needs_no_slide_library():
 
 
 def test_the_plan_is_pure():
-    roots = {name.split(".")[0] for name in imports(ROOT / "wsi_prep/plan.py")}
+    roots = {name.split(".")[0] for name in imports(ROOT / "wsi_prep/tiles/plan.py")}
     assert roots <= PURE

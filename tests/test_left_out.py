@@ -4,9 +4,9 @@ import pytest
 from test_sources import dicom, touch
 
 from wsi_prep.errors import NoSlides, UnreadableSlide
-from wsi_prep.formats import PICTURE_ENDINGS, SLIDE_ENDINGS, is_left_out, left_out_note
-from wsi_prep.readers.select import open_slide
-from wsi_prep.sources import find_slides, look_for_slides
+from wsi_prep.slides.find.endings import PICTURE_ENDINGS, SLIDE_ENDINGS, is_left_out, left_out_note
+from wsi_prep.slides.find.sources import find_slides, look_for_slides
+from wsi_prep.slides.readers.select import open_slide
 
 
 def left_out(slides):

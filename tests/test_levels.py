@@ -9,8 +9,8 @@ import tifffile
 from dicom_wsi import write_dicom_slide
 from prepared import prepare
 
-from wsi_prep.jpeg import is_ycc
-from wsi_prep.readers.select import open_slide
+from wsi_prep.format.jpeg import is_ycc
+from wsi_prep.slides.readers.select import open_slide
 
 ABOUT = "Aperio Image Library v11.2.1 \n3600x3400 (256x256) JPEG/RGB Q=75|AppMag = 40|MPP = 0.25"
 FACTORS = (4, 16)

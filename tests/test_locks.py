@@ -12,11 +12,11 @@ import os
 import pytest
 
 from pipelines.shards import main
-from wsi_prep.cache import CacheSettings, Room
+from wsi_prep.compute.time_limit import time_limit
 from wsi_prep.errors import BadOutput, NoRoom
-from wsi_prep.locks import CannotLock, try_lock, wait_for_lock
-from wsi_prep.place import open_place
-from wsi_prep.time_limit import time_limit
+from wsi_prep.slides.fetch.cache import CacheSettings, Room
+from wsi_prep.storage.locks import CannotLock, try_lock, wait_for_lock
+from wsi_prep.storage.place import open_place
 
 WITHOUT = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS]
 BROKEN = [errno.EIO, errno.ESTALE, errno.EBADF]

@@ -14,12 +14,12 @@ from pretrain.index import open_index
 from pretrain.look import Lookout, LookSettings, as_colours, nearest, principal_components, save_picture
 from pretrain.sampler import Sampler, SamplingSettings
 from pretrain.sheet import GAP, MARGIN, line
-from wsi_prep.catalog import Catalog
 from wsi_prep.errors import BadOption
-from wsi_prep.geometry import TILE_PX
-from wsi_prep.jpeg import JpegSettings, encode_tile
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
-from wsi_prep.shards import StoreWriter
+from wsi_prep.format.jpeg import JpegSettings, encode_tile
+from wsi_prep.format.magnifications import TILE_PX
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.tiles.store import StoreWriter
 
 CPU = torch.device("cpu")
 CAPTIONED = 96  # px across of a tile with a caption

@@ -3,8 +3,8 @@ import math
 import pytest
 
 from wsi_prep.errors import BadManifest
-from wsi_prep.manifest import ManifestRow, read_manifest
-from wsi_prep.sources import find_slides
+from wsi_prep.slides.find.manifest import ManifestRow, read_manifest
+from wsi_prep.slides.find.sources import find_slides
 
 
 @pytest.fixture

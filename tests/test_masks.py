@@ -21,10 +21,10 @@ from test_geojson import SQUARE, feature
 from pipelines.interchange import main as interchange
 from pipelines.shards import main
 from wsi_prep.errors import BadMask, BadOption
-from wsi_prep.masks import MaskFile, find_masks, read_mask
-from wsi_prep.readers.base import Level, SlideInfo
-from wsi_prep.sources import SlideSource, find_slides
-from wsi_prep.thumbnail import Thumbnail
+from wsi_prep.slides.base import Level, SlideInfo
+from wsi_prep.slides.find.sources import SlideSource, find_slides
+from wsi_prep.slides.pyramid.thumbnail import Thumbnail
+from wsi_prep.tissue.masks import MaskFile, find_masks, read_mask
 
 
 def encoded(pixels):

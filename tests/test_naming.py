@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from pipelines.shards import main
 from wsi_prep.errors import BadManifest
-from wsi_prep.manifest import read_manifest
-from wsi_prep.masks import find_masks
-from wsi_prep.naming import KnownNames, as_stored
-from wsi_prep.sources import SlideSource, find_slides, look_for_slides
+from wsi_prep.slides.find.manifest import read_manifest
+from wsi_prep.slides.find.naming import KnownNames, as_stored
+from wsi_prep.slides.find.sources import SlideSource, find_slides, look_for_slides
+from wsi_prep.tissue.masks import find_masks
 
 FORMS = ("NFC", "NFD")
 NAME = "Müller é 각.svs"  # letters that NFD takes apart in two and in three

@@ -13,7 +13,7 @@ from pretrain.index import open_index
 from pretrain.loader import Loader, LoaderSettings
 from pretrain.sampler import Sampler, SamplingSettings
 from wsi_prep.errors import BadCatalog, BadQuery, StoreFailed
-from wsi_prep.query import open_catalog
+from wsi_prep.output.query import open_catalog
 
 MIX = {"20x": 0.5, "10x": 0.5}
 AT = "s3://slides/study/out"

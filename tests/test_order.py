@@ -10,7 +10,7 @@ import pytest
 import tifffile
 
 from pipelines.shards import main
-from wsi_prep.sources import find_slides
+from wsi_prep.slides.find.sources import find_slides
 
 KEY = b"a secret that is long enough"
 SLIDES = 7

@@ -8,8 +8,8 @@ from prepared import prepare
 from test_levels import reduced, require_right
 
 from wsi_prep.errors import UnreadableSlide
-from wsi_prep.readers.ome import OmeChannel, colour_order, um_per_unit
-from wsi_prep.readers.select import open_slide
+from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.slides.readers.tiff.ome import OmeChannel, colour_order, um_per_unit
 
 SIZES = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
 UM = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}

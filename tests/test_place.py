@@ -9,9 +9,9 @@ import pytest
 from object_server import BUCKET
 from test_catalog import slide, tiles
 
-from wsi_prep.catalog import Catalog
 from wsi_prep.errors import BadOption, BadOutput, StoreFailed
-from wsi_prep.place import open_place
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.storage.place import open_place
 
 AT = f"s3://{BUCKET}/study/out"
 

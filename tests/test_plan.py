@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_prep.errors import BadOption
-from wsi_prep.geometry import MAGNIFICATIONS, Grid, to_level0
-from wsi_prep.plan import PlanSettings, plan_tiles
+from wsi_prep.format.magnifications import MAGNIFICATIONS, Grid, to_level0
+from wsi_prep.tiles.plan import PlanSettings, plan_tiles
 
 M40, M20, M10, M5 = MAGNIFICATIONS
 

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 from shapely.geometry import Point, shape
 
-from wsi_prep.polygons import FILE_FRAME, feature_collection, tissue_polygons
+from wsi_prep.tissue.polygons import FILE_FRAME, feature_collection, tissue_polygons
 
 
 def tissue_geojson(mask, *step):

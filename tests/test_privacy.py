@@ -19,8 +19,8 @@ from private_slides import label_picture, plant, tag_values, worth_searching
 
 from pipelines.shards import main
 from sample_slides.make import CMU
-from wsi_prep.private import add_names
-from wsi_prep.sources import find_slides
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.slides.private import add_names
 
 ALLOWED = ("vendor", "scanner", "objective", "mpp_x", "mpp_y", "width", "height", "reader")
 FEW = ["--max-tiles", "5x=1 10x=2 20x=4 40x=4"]

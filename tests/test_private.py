@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from mrxs_wsi import write_mrxs
 
 from wsi_prep.errors import UnreadableSlide
-from wsi_prep.private import bare_text, key_check, keyed_patient, keyed_slide_id, reason
-from wsi_prep.readers.select import open_slide
-from wsi_prep.sources import find_slides
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.slides.private import bare_text, key_check, keyed_patient, keyed_slide_id, reason
+from wsi_prep.slides.readers.select import open_slide
 
 KEY, OTHER = b"a secret that is long enough", b"another secret that is long enough"
 PATH = "/data/DOE JANE/S19-0044721 left.svs"

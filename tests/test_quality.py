@@ -8,8 +8,8 @@ from skimage.color import hed_from_rgb, rgb2hed, rgb2hsv
 from skimage.data import immunohistochemistry
 
 from sample_slides.texture import he_stain, ihc_stain
-from wsi_prep.quality import MEASURES, Measurer, colours, measure_tile
-from wsi_prep.stain import classify_stain, stain_densities
+from wsi_prep.stain.classify import classify_stain, stain_densities
+from wsi_prep.tiles.quality import MEASURES, Measurer, colours, measure_tile
 
 PENS = {
     "green": [(36, 115, 63), (20, 90, 50), (80, 170, 110)],

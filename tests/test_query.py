@@ -13,12 +13,12 @@ import pytest
 from test_golden import prepared
 
 from pipelines.query import main
-from wsi_prep.audit_catalog import open_catalogs
-from wsi_prep.catalog import Catalog
-from wsi_prep.plan import PlanSettings
-from wsi_prep.prepare import PrepareSettings
-from wsi_prep.query import open_catalog
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.curation.audit.count import open_catalogs
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.query import open_catalog
+from wsi_prep.run.slide import PrepareSettings
+from wsi_prep.tiles.plan import PlanSettings
 
 DOCUMENT = (Path(__file__).parents[1] / "docs/queries.md").read_text()
 MAGNIFICATIONS = {"5x": 2, "10x": 5, "20x": 12, "40x": 30}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_prep.errors import UnreadableSlide
-from wsi_prep.ranges import ExpectedRanges, RemoteRanges, joined, open_ranges, seekable
+from wsi_prep.slides.fetch.ranges import ExpectedRanges, RemoteRanges, joined, open_ranges, seekable
 
 SPANS = st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 5_000)), max_size=40)
 DATA = bytes(range(256)) * 500
@@ -86,7 +86,7 @@ class Counting:
 def test_what_is_asked_for_again_comes_once_as_far_as_memory_allows(monkeypatch):
     tiles = [(n * 1000, 1000) for n in range(100)]
     for most, expected in ((200_000, 100_000), (10_000, 190_000)):  # of all bytes, and of ten tiles
-        monkeypatch.setattr("wsi_prep.ranges.KEPT_BYTES", most)
+        monkeypatch.setattr("wsi_prep.slides.fetch.ranges.KEPT_BYTES", most)
         files = Counting(DATA)
         ranges = RemoteRanges(files, "file")
         for _ in range(2):

@@ -14,8 +14,8 @@ from PIL import ImageCms
 from sample_slides.coordinates import coordinate_slide as make_coordinate_slide
 from sample_slides.coordinates import expected
 from wsi_prep.errors import BadOption, DamagedSlide, UnreadableSlide
-from wsi_prep.readers.select import open_slide
-from wsi_prep.readers.tiff_reader import UnsupportedLayout
+from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.slides.readers.tiff.reader import UnsupportedLayout
 
 WHITE = (255, 255, 255)
 
@@ -369,7 +369,7 @@ def test_openslide_never_gets_an_svs_that_would_end_its_process(tmp_path, reader
         tif.write(iter([b""]), description=about, **empty, **common)
         tif.write(pixels[:600, :800], description="macro", **common)
     opened = f"open_slide({str(tmp_path / 's.svs')!r}, {reader!r}).info.width0"
-    code = f"from wsi_prep.readers.select import open_slide; print({opened})"
+    code = f"from wsi_prep.slides.readers.select import open_slide; print({opened})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if reader == "auto":
         assert done.stdout.strip() == "1536", done.stderr

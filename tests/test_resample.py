@@ -3,7 +3,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wsi_prep.resample import area_resample, halve, reduce_by
+from wsi_prep.slides.pyramid.resample import area_resample, halve, reduce_by
 
 
 def slow_area_mean(source, start_x, start_y, step_x, step_y):

@@ -13,7 +13,7 @@ from distributed import LocalCluster
 
 from pipelines.shards import main
 from sample_slides.coordinates import coordinate_slide as make_coordinate_slide
-from wsi_prep.jpeg import decode_tile
+from wsi_prep.format.jpeg import decode_tile
 
 
 def shards(slides, out, *more):
@@ -327,7 +327,7 @@ def test_an_output_that_cannot_be_used_is_refused(two, tmp_path, capsys):
 
 def test_a_scheduler_that_is_not_there_costs_nothing(two, capsys, monkeypatch):
     slides, out, manifest = two
-    monkeypatch.setattr("wsi_prep.jobs._CONNECT_SECONDS", 1)
+    monkeypatch.setattr("wsi_prep.compute.jobs._CONNECT_SECONDS", 1)
     assert shards(slides, out, "--manifest", manifest) == 0
     before = rows(out)
     manifest.write_text("slide,mpp,tissue\na.tiff,0.5,lung\nb.tiff,1.0,skin\n")

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.shards import main
 from tests.undisturbed import copies
-from wsi_prep.stages import STAGES, StageClock
+from wsi_prep.run.stages import STAGES, StageClock
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from sample_slides.coordinates import coordinate_slide as write_coordinates
 from sample_slides.coordinates import expected
 from sample_slides.layout import MASK_MPP
 from sample_slides.make import CMU, he_svs, ihc_svs, main, make_synthetic, mask_path, nompp_tiff
-from wsi_prep.geometry import TILE_PX, magnification
+from wsi_prep.format.magnifications import TILE_PX, magnification
 
 ROOT = Path(__file__).parents[1]
 

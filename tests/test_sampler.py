@@ -11,7 +11,7 @@ from pretrain.randomness import uniforms
 from pretrain.sampler import DrawnCounts, Sampler, SamplingSettings
 from pretrain.sources import LocalFolder
 from wsi_prep.errors import BadOption
-from wsi_prep.geometry import MAGNIFICATIONS
+from wsi_prep.format.magnifications import MAGNIFICATIONS
 
 ONE = {"20x": 1.0}
 MAGS = [m.name for m in MAGNIFICATIONS]

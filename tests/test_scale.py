@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from wsi_prep.errors import BadOption, ImplausibleMpp, MissingMpp, TooCoarse
-from wsi_prep.readers.base import Level, SlideInfo
-from wsi_prep.scale import check_assumed_mpp, resolve_scale
+from wsi_prep.slides.base import Level, SlideInfo
+from wsi_prep.slides.scale import check_assumed_mpp, resolve_scale
 
 
 def info(mpp=None, source="vendor", objective=None):

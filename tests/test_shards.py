@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import zarr
 
-from wsi_prep import shards
-from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
-from wsi_prep.shards import StoreWriter
+from wsi_prep.format.jpeg import JpegSettings, decode_tile, encode_tile
+from wsi_prep.tiles import store as shards
+from wsi_prep.tiles.store import StoreWriter
 
 
 def tile(seed):

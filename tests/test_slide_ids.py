@@ -20,15 +20,15 @@ from pipelines.forget import main as forget
 from pipelines.shards import main as shards
 from pretrain.index import open_index
 from sample_slides.make import make_synthetic, nompp_tiff
-from wsi_prep.audit_catalog import count, open_catalogs
-from wsi_prep.catalog import Catalog
+from wsi_prep.curation.audit.count import count, open_catalogs
+from wsi_prep.curation.verify.store import verify
 from wsi_prep.errors import BadCatalog
-from wsi_prep.private import keyed_slide_id
-from wsi_prep.query import open_catalog
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
-from wsi_prep.slide_ids import former_slide_id, is_slide_id, make_slide_id, require_slide_id
-from wsi_prep.sources import find_slides
-from wsi_prep.verify import verify
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.format.slide_ids import former_slide_id, is_slide_id, make_slide_id, require_slide_id
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.query import open_catalog
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.slides.private import keyed_slide_id
 
 ANY_NAME = st.text(st.characters(codec=None), max_size=300)
 ENDINGS = st.sampled_from(["", ".svs", ".ome.tiff", ".dcm", ". ", "."])

@@ -9,7 +9,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide
-from wsi_prep.sources import find_slides, fingerprint
+from wsi_prep.slides.find.sources import find_slides, fingerprint
 
 WSI = "1.2.840.10008.5.1.4.1.1.77.1.6"
 

@@ -16,14 +16,22 @@ from sample_slides.layout import make_layout
 from sample_slides.scene import make_scene
 from sample_slides.texture import he_stain, ihc_stain
 from wsi_prep.errors import BadStainModel, NotBrightField
-from wsi_prep.glass import Glass
-from wsi_prep.readers.select import open_slide
-from wsi_prep.scale import resolve_scale
-from wsi_prep.stain import DISAGREES, SURE, StainCall, classify_glow, classify_stain, colour_warning, stain_columns
-from wsi_prep.stain_features import COUNT, FEATURE_VERSION, stain_features
-from wsi_prep.stain_model import MODEL_FILE, MOST_UNUSUAL, StainModel, packaged_model, read_stain_model
-from wsi_prep.thumbnail import read_thumbnail
-from wsi_prep.tissue import MASK_MPP, check_bright_field, detect_tissue
+from wsi_prep.slides.pyramid.thumbnail import read_thumbnail
+from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.slides.scale import resolve_scale
+from wsi_prep.stain.classify import (
+    DISAGREES,
+    SURE,
+    StainCall,
+    classify_glow,
+    classify_stain,
+    colour_warning,
+    stain_columns,
+)
+from wsi_prep.stain.features import COUNT, FEATURE_VERSION, stain_features
+from wsi_prep.stain.network import MODEL_FILE, MOST_UNUSUAL, StainModel, packaged_model, read_stain_model
+from wsi_prep.tissue.detect import MASK_MPP, check_bright_field, detect_tissue
+from wsi_prep.tissue.glass import Glass
 
 # Ruifrok and Johnston's vectors, and two more
 HAEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)
@@ -262,7 +270,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, monkeypatch):
     assert isinstance(again, StainModel)
     assert np.array_equal(again.into, model.into)
     assert again.temperature == model.temperature
-    monkeypatch.setattr("wsi_prep.stain_model.FEATURE_VERSION", FEATURE_VERSION + 1)
+    monkeypatch.setattr("wsi_prep.stain.network.FEATURE_VERSION", FEATURE_VERSION + 1)
     with pytest.raises(BadStainModel, match="is for version 1 of the features") as wrong:
         read_stain_model(tmp_path / "same.safetensors")
     assert "\n" not in str(wrong.value)

@@ -11,14 +11,14 @@ from imagecodecs import jpeg8_encode
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from pipelines.fit_stain import main
-from wsi_prep.stain_features import COUNT
-from wsi_prep.stain_fit.cohort import read_tiles
-from wsi_prep.stain_fit.dyes import DYES, RECIPES
-from wsi_prep.stain_fit.examples import CLASSES, REAL, Example, Tissue, changed, mosaic, recoloured
-from wsi_prep.stain_fit.fit import Judged, calibrated, even_weights, fit, fit_temperature, hold_out_cases
-from wsi_prep.stain_fit.recolour import Structures, compress, dye, stain_vectors, tissue_maps
-from wsi_prep.stain_fit.report import balanced_accuracy, calibration_error, confusion
-from wsi_prep.stain_model import read_stain_model, softmax
+from wsi_prep.stain.features import COUNT
+from wsi_prep.stain.fit.cohort import read_tiles
+from wsi_prep.stain.fit.dyes import DYES, RECIPES
+from wsi_prep.stain.fit.examples import CLASSES, REAL, Example, Tissue, changed, mosaic, recoloured
+from wsi_prep.stain.fit.fit import Judged, calibrated, even_weights, fit, fit_temperature, hold_out_cases
+from wsi_prep.stain.fit.recolour import Structures, compress, dye, stain_vectors, tissue_maps
+from wsi_prep.stain.fit.report import balanced_accuracy, calibration_error, confusion
+from wsi_prep.stain.network import read_stain_model, softmax
 
 HAEMATOXYLIN, EOSIN = np.array([0.65, 0.70, 0.29]), np.array([0.09, 0.95, 0.28])
 

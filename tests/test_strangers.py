@@ -19,9 +19,9 @@ from distributed import LocalCluster
 from tests.dask_processes import ROOT, kill, make_certificates, wait_until
 from tests.slurm_stand_in import stand_in
 from tests.stranger import PAGES, WAYS
-from wsi_prep.closed_cluster import throw_away_certificates
-from wsi_prep.cluster_options import ClusterOptions, SlurmConfig, TlsFiles
-from wsi_prep.jobs import cluster, dashboard_link, run_tasks
+from wsi_prep.compute.cluster.closed import throw_away_certificates
+from wsi_prep.compute.cluster.options import ClusterOptions, SlurmConfig, TlsFiles
+from wsi_prep.compute.jobs import cluster, dashboard_link, run_tasks
 
 NOBODY = 65534 if os.getuid() == 0 else -1  # without the right to become another user, one without the certificates
 

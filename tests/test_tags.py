@@ -4,8 +4,8 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_prep.readers.select import open_slide
-from wsi_prep.readers.tags import parse_objective, vendor_and_scanner
+from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.slides.readers.tags import parse_objective, vendor_and_scanner
 
 MAKER, MODEL = "dicom.Manufacturer", "dicom.ManufacturerModelName"
 

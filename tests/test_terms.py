@@ -8,9 +8,9 @@ import pytest
 from pipelines.shards import main
 from sample_slides.make import make_synthetic, nompp_tiff
 from wsi_prep.errors import OtherConfiguration
-from wsi_prep.output import held_output, read_run
-from wsi_prep.place import LOCK, LocalPlace
-from wsi_prep.terms import Terms
+from wsi_prep.output.folder import held_output, read_run
+from wsi_prep.output.terms import Terms
+from wsi_prep.storage.place import LOCK, LocalPlace
 
 PATTERN = ("--institution-pattern", "(?P<institution>[a-z]+)")
 

@@ -4,8 +4,8 @@ import pytest
 from sample_slides.coordinates import coordinate_slide as make_coordinate_slide
 from sample_slides.coordinates import expected
 from wsi_prep.errors import ImplausibleMpp
-from wsi_prep.readers.select import open_slide
-from wsi_prep.thumbnail import read_thumbnail
+from wsi_prep.slides.pyramid.thumbnail import read_thumbnail
+from wsi_prep.slides.readers.select import open_slide
 
 
 @pytest.mark.parametrize("factors", [(), (3, 9), (2, 16)])

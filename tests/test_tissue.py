@@ -8,10 +8,10 @@ import pytest
 
 from sample_slides.make import mask_path
 from wsi_prep.errors import BadOption, NotBrightField
-from wsi_prep.glass import Glass
-from wsi_prep.readers.select import open_slide
-from wsi_prep.thumbnail import read_thumbnail
-from wsi_prep.tissue import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
+from wsi_prep.slides.pyramid.thumbnail import read_thumbnail
+from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.tissue.detect import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
+from wsi_prep.tissue.glass import Glass
 
 REFERENCES = Path(__file__).parents[2] / "shared" / "masks"
 

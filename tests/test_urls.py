@@ -16,9 +16,9 @@ from prepared import prepare
 
 from pipelines.shards import main
 from wsi_prep.errors import BadManifest, NoSlides
-from wsi_prep.private import bare_text
-from wsi_prep.sources import find_slides, fingerprint
-from wsi_prep.urls import bare_url, name_of, without_secrets
+from wsi_prep.slides.find.sources import find_slides, fingerprint
+from wsi_prep.slides.private import bare_text
+from wsi_prep.slides.urls import bare_url, name_of, without_secrets
 
 SECRET = st.text(string.ascii_letters + string.digits + "+/=-_.~", min_size=8, max_size=40).map(lambda s: f"s3Cr3T{s}")
 PARAMETERS = (

@@ -14,11 +14,11 @@ import webdataset
 
 from pretrain.index import TileAddress, open_index
 from pretrain.sampler import Sampler, SamplingSettings
-from wsi_prep.catalog import Catalog
-from wsi_prep.geometry import MAGNIFICATIONS
-from wsi_prep.jpeg import JpegSettings
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
-from wsi_prep.shards import StoreWriter
+from wsi_prep.format.jpeg import JpegSettings
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.tiles.store import StoreWriter
 
 _MPP = {"40x": 0.25, "20x": 0.5, "10x": 1.0, "5x": 2.0}
 _STAINS, _INSTITUTIONS = ("HE", "HE", "HE", "IHC"), 5

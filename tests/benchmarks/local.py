@@ -19,8 +19,8 @@ import zarr
 from pretrain.loader import Loader, LoaderSettings
 from tests.benchmarks.cohort import Cohort, make_peers, sizes
 from tests.benchmarks.measure import Figure, Run, compare, on_cores
-from wsi_prep.geometry import TILE_PX
-from wsi_prep.jpeg import decode_tile
+from wsi_prep.format.jpeg import decode_tile
+from wsi_prep.format.magnifications import TILE_PX
 
 
 def run(cohort: Cohort, repeats: int) -> list[Figure]:

@@ -18,8 +18,8 @@ import openslide
 from PIL import Image
 
 from tests.benchmarks.measure import Run
-from wsi_prep.geometry import MAGNIFICATIONS, TILE_PX
-from wsi_prep.jpeg import JpegSettings, encode_tile
+from wsi_prep.format.jpeg import JpegSettings, encode_tile
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 
 _SAMPLE = 300
 

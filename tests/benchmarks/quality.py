@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tests.benchmarks.measure import machine
-from wsi_prep.focus import focus
-from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
-from wsi_prep.quality import MEASURES, Measurer, measure_tile
+from wsi_prep.format.jpeg import JpegSettings, decode_tile, encode_tile
+from wsi_prep.tiles.focus import focus
+from wsi_prep.tiles.quality import MEASURES, Measurer, measure_tile
 
 Tile = NDArray[np.uint8]
 INKS = {"green": (36, 115, 63), "blue": (30, 50, 160), "red": (200, 30, 50), "black": (25, 25, 30)}

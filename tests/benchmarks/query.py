@@ -15,8 +15,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tests.benchmarks.measure import Figure, machine, markdown, table
-from wsi_prep.query import open_catalog
-from wsi_prep.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.output.query import open_catalog
 
 _SECONDS = 2.0
 _TILES_A_PART = 4_000_000  # as the catalog's merge leaves them

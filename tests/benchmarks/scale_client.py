@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from wsi_prep import run as run_module
-from wsi_prep.catalog import Catalog
-from wsi_prep.cluster_options import ClusterOptions
-from wsi_prep.prepare import SlideTask, blank_row
-from wsi_prep.records import TILE_SCHEMA
-from wsi_prep.run import RunRequest, run_shards
+from wsi_prep.compute.cluster.options import ClusterOptions
+from wsi_prep.format.records import TILE_SCHEMA
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.run import call as run_module
+from wsi_prep.run.call import RunRequest, run_shards
+from wsi_prep.run.slide import SlideTask, blank_row
 
 
 class StandIn:

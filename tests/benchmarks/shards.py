@@ -25,13 +25,13 @@ from sample_slides.make import CMU, make_missing
 from tests.benchmarks.measure import Figure, compare, machine, markdown, memory, on_cores, table
 from tests.benchmarks.mosaics import LAYOUTS, make_mosaic
 from tests.benchmarks.peers import peers
-from wsi_prep import tile_writer
-from wsi_prep.geometry import MAGNIFICATIONS
-from wsi_prep.jpeg import JpegSettings, decode_tile, encode_tile
-from wsi_prep.manifest import EMPTY_ROW
-from wsi_prep.plan import PlanSettings
-from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
-from wsi_prep.sources import find_slides
+from wsi_prep.format.jpeg import JpegSettings, decode_tile, encode_tile
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.slides.find.manifest import EMPTY_ROW
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.tiles import writer as tile_writer
+from wsi_prep.tiles.plan import PlanSettings
 
 _TARGETS = {"svs": 0.85, "svs, dense": 0.85, "generic": 0.85, "svs, 0.2281": 0.6, "svs, JPEG 2000": 0.8}
 _SAMPLE = 300

@@ -16,8 +16,8 @@ from sample_slides.make import CMU, make_missing
 from tests.benchmarks.measure import Figure, compare, machine, markdown, on_cores, table
 from tests.benchmarks.mosaics import LAYOUTS, make_mosaic
 from tests.benchmarks.shards import peak_megabytes, prepare
-from wsi_prep.cluster_options import ClusterOptions
-from wsi_prep.run import RunRequest, run_shards
+from wsi_prep.compute.cluster.options import ClusterOptions
+from wsi_prep.run.call import RunRequest, run_shards
 
 _PARTS = ("latency", "workers", "threads", "tenfold")
 _LATENCY_SECONDS = 0.005

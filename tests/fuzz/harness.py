@@ -17,19 +17,19 @@ import cv2
 import numpy as np
 
 from wsi_prep import errors
+from wsi_prep.compute.jobs import WorkerDied
+from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.errors import UsageError
-from wsi_prep.geometry import TILE_PX
-from wsi_prep.glass import Glass
-from wsi_prep.jobs import WorkerDied
-from wsi_prep.manifest import EMPTY_ROW
-from wsi_prep.place import LOCK
-from wsi_prep.prepare import PrepareSettings, SlideTask, prepare_slide
-from wsi_prep.quality import measure_tile
-from wsi_prep.records import STATUSES
-from wsi_prep.resample import area_resample
-from wsi_prep.sources import find_slides
-from wsi_prep.stain import classify_stain
-from wsi_prep.verify_slide import SlideCheck, check_slide
+from wsi_prep.format.magnifications import TILE_PX
+from wsi_prep.format.records import STATUSES
+from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.slides.find.manifest import EMPTY_ROW
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.slides.pyramid.resample import area_resample
+from wsi_prep.stain.classify import classify_stain
+from wsi_prep.storage.place import LOCK
+from wsi_prep.tiles.quality import measure_tile
+from wsi_prep.tissue.glass import Glass
 
 cv2.setNumThreads(1)  # a pool of threads does not survive a fork
 

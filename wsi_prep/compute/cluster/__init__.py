@@ -1,0 +1,1 @@
+"""Which cluster does the work, and who gets in."""

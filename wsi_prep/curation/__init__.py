@@ -1,0 +1,1 @@
+"""Finished shards: checked, shown, exchanged, reckoned with and forgotten."""

@@ -1,0 +1,1 @@
+"""What is in shards, as numbers, pictures and one page."""

@@ -1,0 +1,225 @@
+"""What shards hold, as numbers: strata, what a balanced sampler would draw of them, diversity, quality.
+
+Records and pure functions on them; audit_catalog fills them from the catalogs of shards folders.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from wsi_prep.errors import BadOption
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import STATUSES
+
+LEVELS = ("stain", "institution", "tissue")
+MIX = {"40x": 0.2, "20x": 0.4, "10x": 0.2, "5x": 0.2}
+"""Share of each magnification in what is drawn (Virchow2, arXiv 2408.00738)."""
+
+BINS = 24
+MPP_BINS_AN_OCTAVE = 8
+"""So a bin around a magnification's scale reaches 4.4 % to either side: about what counts as that scale."""
+
+NOT_STATED = "not stated"
+NAMES = tuple(m.name for m in MAGNIFICATIONS)
+
+
+@dataclass(frozen=True)
+class Slide:
+    """A slide's row: `folder` is the number of its shards folder, `tiles` counts by MAGNIFICATIONS, mpp in um/px."""
+
+    slide_id: str
+    folder: int
+    file: str
+    status: str
+    stain: str
+    stain_confidence: float | None
+    institution: str
+    tissue: str
+    mpp: float | None
+    scanner: str
+    tissue_mm2: float | None
+    error_type: str
+    error: str
+    warning: str
+    tiles: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Tiles of one stain, institution and tissue at a magnification.
+
+    `tissue_mm2` is the tissue of its slides, `drawn` its share of what the balanced sampler draws, in [0, 1].
+    """
+
+    magnification: str
+    stain: str
+    institution: str
+    tissue: str
+    slides: int
+    tiles: int
+    tissue_mm2: float
+    drawn: float
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """stain, institution, tissue."""
+        return self.stain, self.institution, self.tissue
+
+
+@dataclass(frozen=True)
+class Effective:
+    """Effective numbers of groups: exp of Shannon's entropy, and the inverse of Simpson's index."""
+
+    shannon: float
+    simpson: float
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How many `groups` there are of `what` at `magnification` ("all": any), and how many by each measure."""
+
+    what: str
+    magnification: str
+    groups: int
+    slides: Effective
+    tiles: Effective
+    tissue_mm2: Effective
+    drawn: Effective
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A quantity of tiles (or of their slides: stain_confidence): BINS `counts` from 0 to `top`, and quantiles."""
+
+    quantity: str
+    magnification: str
+    top: float
+    counts: tuple[int, ...]
+    median: float
+    upper: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All numbers. `strata` are by magnification, then name; `mpp` counts slides by bin (0 is 0.25 um/px)."""
+
+    folders: tuple[str, ...]
+    alpha: float
+    slides: tuple[Slide, ...]
+    strata: tuple[Stratum, ...]
+    diversity: tuple[Diversity, ...]
+    mpp: Mapping[int, int]
+    mpp_sources: Mapping[str, int]
+    scanners: Mapping[str, int]
+    distributions: tuple[Distribution, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """Slides by status, in the order of STATUSES."""
+        found = Counter(slide.status for slide in self.slides)
+        return {status: found[status] for status in (*STATUSES, *sorted(found.keys() - set(STATUSES)))}
+
+    @property
+    def tiles(self) -> dict[str, int]:
+        """Tiles by magnification."""
+        return {name: sum(s.tiles for s in self.strata if s.magnification == name) for name in NAMES}
+
+    @property
+    def tissue_mm2(self) -> float:
+        """Tissue of the slides that are ok."""
+        return sum(slide.tissue_mm2 or 0.0 for slide in self.slides if slide.status == "ok")
+
+    @property
+    def reasons(self) -> list[tuple[str, str, list[Slide]]]:
+        """status, error_type and slides of what is not ok, the most frequent first."""
+        found = defaultdict(list)
+        for slide in self.slides:
+            if slide.status != "ok":
+                found[slide.status, slide.error_type].append(slide)
+        return [(*key, slides) for key, slides in sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))]
+
+
+def with_shares(strata: Sequence[Stratum], alpha: float) -> tuple[Stratum, ...]:
+    """The strata with what the sampler draws of each: its magnification's MIX times n^alpha of its n tiles.
+
+    A magnification without tiles leaves its share to the others. Within a stratum slides are drawn evenly.
+    Raises BadOption for an `alpha` outside 0 to 1.
+    """
+    if not 0 <= alpha <= 1:
+        raise BadOption(f"alpha {alpha} is not between 0 (uniform) and 1 (as found)")
+    weights = [stratum.tiles**alpha for stratum in strata]
+    total: dict[str, float] = defaultdict(float)
+    for stratum, weight in zip(strata, weights, strict=True):
+        total[stratum.magnification] += weight
+    present = sum(MIX[name] for name in total)
+    return tuple(
+        Stratum(**{**vars(s), "drawn": MIX[s.magnification] / present * weight / total[s.magnification]})
+        for s, weight in zip(strata, weights, strict=True)
+    )
+
+
+def merged(slides: Sequence[Slide], strata: Sequence[Stratum]) -> tuple[Stratum, ...]:
+    """Strata of all magnifications together: a slide, and its tissue, counts once."""
+    of: dict[tuple[str, str, str], list[Slide]] = defaultdict(list)
+    for slide in slides:
+        if any(slide.tiles):
+            of[slide.stain, slide.institution, slide.tissue].append(slide)
+    drawn: dict[tuple[str, str, str], float] = defaultdict(float)
+    for stratum in strata:
+        drawn[stratum.name] += stratum.drawn
+    return tuple(
+        Stratum(
+            "all", *name, len(rows), sum(sum(s.tiles) for s in rows), sum(s.tissue_mm2 or 0 for s in rows), drawn[name]
+        )
+        for name, rows in sorted(of.items())
+    )
+
+
+def diversity(strata: Sequence[Stratum], together: Sequence[Stratum]) -> tuple[Diversity, ...]:
+    """Of each level and of the strata over all magnifications, then of the strata at each."""
+    found = [_diversity(level, "all", together, (level,)) for level in LEVELS]
+    found.append(_diversity("stratum", "all", together, LEVELS))
+    at = {name: [s for s in strata if s.magnification == name] for name in NAMES}
+    return (*found, *(_diversity("stratum", name, these, LEVELS) for name, these in at.items() if these))
+
+
+def effective(amounts: Sequence[float]) -> Effective:
+    """Effective number of groups of these sizes (Hill numbers of order 1 and 2); 0 where all are empty."""
+    total = math.fsum(amounts)
+    if not total > 0:
+        return Effective(0.0, 0.0)
+    shares = [amount / total for amount in amounts if amount > 0]
+    return Effective(
+        math.exp(-math.fsum(p * math.log(p) for p in shares)), 1 / math.fsum(share * share for share in shares)
+    )
+
+
+def balance(audited: Audit) -> dict[str, list[tuple[str, float, float]]]:
+    """For magnification and each level: name, share of the tiles that are there, share drawn; the largest first."""
+    total = max(sum(stratum.tiles for stratum in audited.strata), 1)
+    found = {}
+    for level in ("magnification", *LEVELS):
+        there: dict[str, float] = defaultdict(float)
+        drawn: dict[str, float] = defaultdict(float)
+        for stratum in audited.strata:
+            there[getattr(stratum, level)] += stratum.tiles / total
+            drawn[getattr(stratum, level)] += stratum.drawn
+        names = sorted(there, key=lambda name: (-there[name], name))
+        found[level] = [(name, there[name], drawn[name]) for name in names]
+    return found
+
+
+def _diversity(what: str, magnification: str, strata: Sequence[Stratum], levels: Sequence[str]) -> Diversity:
+    amounts: dict[str, dict[tuple[str, ...], float]] = {}
+    for measure in ("slides", "tiles", "tissue_mm2", "drawn"):
+        sums: dict[tuple[str, ...], float] = defaultdict(float)
+        for stratum in strata:
+            sums[tuple(getattr(stratum, level) for level in levels)] += getattr(stratum, measure)
+        amounts[measure] = sums
+    measures = {measure: effective(list(sums.values())) for measure, sums in amounts.items()}
+    return Diversity(what, magnification, len(amounts["tiles"]), **measures)

@@ -1,0 +1,180 @@
+"""The audit as one HTML page that needs no network: numbers, pictures, style and script are inside it.
+
+Whatever a catalog says is text: the template escapes it, the script sets it as text, and the page's own content policy
+lets no other script run and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from wsi_prep.curation.audit.numbers import LEVELS, MPP_BINS_AN_OCTAVE, NAMES, Audit, Slide
+from wsi_prep.curation.audit.pictures import Gallery, Picture, TilePicture
+from wsi_prep.format.magnifications import TILE_PX
+
+MOST_SLIDES = 20_000
+"""Most slides that the page lists; some 350 bytes each."""
+
+_NAMED = 50
+_BARS = 12
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a chart: its length is `share` of the longest."""
+
+    name: str
+    count: int
+    share: float
+
+
+def render_page(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TilePicture]) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("wsi_prep.curation.audit"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {"sig": significant, "many": lambda count: f"{count:,}"}
+    script, style = (_file(environment, f"audit.{ending}") for ending in ("js", "css"))
+    numbers = {slide: number for number, slide in enumerate(audited.slides)}
+    return environment.get_template("audit.html").render(
+        audited=audited,
+        data=page_data(audited, overlays, tiles),
+        names=[Path(folder).absolute().name for folder in audited.folders],
+        levels=LEVELS,
+        magnifications=NAMES,
+        named_most=_NAMED,
+        slides_most=MOST_SLIDES,
+        numbers=numbers,
+        warned=[slide for slide in audited.slides if slide.warning],
+        mpp=_mpp_bars(audited.mpp),
+        mpp_sources=bars(audited.mpp_sources),
+        scanners=bars(audited.scanners),
+        quality=_by_quantity(audited),
+        extent=extent(audited, overlays, tiles),
+        script=script,
+        style=style,
+        script_hash=_hash(script),
+        style_hash=_hash(style),
+    )
+
+
+def page_data(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TilePicture]) -> dict[str, Any]:
+    """What the page's script works on, as it goes into JSON."""
+    each = {(s.magnification, *s.name): s.drawn / s.slides for s in audited.strata}
+    pictured = {picture.slide for picture in (*overlays.pictures, *tiles.pictures)}
+    listed = sorted(pictured.union(range(min(MOST_SLIDES, len(audited.slides)))))
+    return {
+        "magnifications": NAMES,
+        "tilesThere": sum(audited.tiles.values()),
+        "slides": [{"number": n, **_slide(audited.slides[n], each)} for n in listed],
+        "overlays": [_picture(p) for p in overlays.pictures],
+        "tiles": [_picture(p) | _place(p) for p in tiles.pictures],
+    }
+
+
+def extent(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TilePicture]) -> list[str]:
+    """How much of the shards the page shows, in words."""
+    found = []
+    if len(audited.slides) > MOST_SLIDES:
+        listed = f"{MOST_SLIDES:,} of {len(audited.slides):,} slides, the first by name, and those of its pictures"
+        found.append(f"the page lists {listed}; its tables and what the filter changes are of these")
+    of = f"{len(overlays.pictures):,} of {overlays.available:,} overlays"
+    found.append(
+        f"the page shows {of}, at most {overlays.widest_px:,} px wide; they lie in overlays/ of their shards folder"
+    )
+    stored = "as stored" if tiles.widest_px == TILE_PX else f"made smaller, {tiles.widest_px} px wide"
+    found.append(f"the page shows {len(tiles.pictures):,} of {tiles.available:,} tiles drawn for the strata, {stored}")
+    return found
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number for people: `digits` significant, without an exponent; a dash for none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits}g}"))))
+    decimals = max(0, min(digits + 3, digits - 1 - exponent))
+    return f"{value:,.{decimals}f}"
+
+
+def bars(counts: Mapping[str, int]) -> list[Bar]:
+    """The largest counts as bars, the others as one."""
+    longest = max(counts.values(), default=1)
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    found = [Bar(name, count, count / longest) for name, count in ranked[:_BARS]]
+    rest = sum(count for _, count in ranked[_BARS:])
+    others = Bar(f"{len(ranked) - _BARS} others", rest, min(1.0, rest / longest))
+    return [*found, others] if rest else found
+
+
+def _slide(slide: Slide, each: Mapping[tuple[str, str, str, str], float]) -> dict[str, Any]:
+    stratum = slide.stain, slide.institution, slide.tissue
+    shares = [each.get((name, *stratum), 0.0) if n else 0.0 for name, n in zip(NAMES, slide.tiles, strict=True)]
+    return {
+        "file": slide.file,
+        "id": slide.slide_id,
+        "status": slide.status,
+        "stain": slide.stain,
+        "sure": slide.stain_confidence,
+        "institution": slide.institution,
+        "tissue": slide.tissue,
+        "mpp": slide.mpp,
+        "scanner": slide.scanner,
+        "mm2": slide.tissue_mm2,
+        "tiles": slide.tiles,
+        "drawn": [float(f"{share:.6g}") for share in shares],
+        "note": ": ".join(filter(None, (slide.error_type, slide.error or slide.warning))),
+    }
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    return {
+        "slide": picture.slide,
+        "jpeg": base64.b64encode(picture.jpeg).decode(),
+        "missing": picture.missing,
+    }
+
+
+def _place(tile: TilePicture) -> dict[str, Any]:
+    return {"magnification": tile.magnification, "index": tile.index, "x0": tile.x0, "y0": tile.y0, "mpp": tile.mpp}
+
+
+def _by_quantity(audited: Audit) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for distribution in audited.distributions:
+        found.setdefault(distribution.quantity, {})[distribution.magnification] = distribution
+    return found
+
+
+def _mpp_bars(counts: Mapping[int, int]) -> list[Bar]:
+    """A bar for every bin from the finest slide to the coarsest, and at least from 40x to 5x; none without slides."""
+    longest = max(counts.values(), default=1)
+    bins = range(min(*counts, -2), max(*counts, 26) + 1) if counts else ()
+    return [
+        Bar(significant(0.25 * 2 ** (n / MPP_BINS_AN_OCTAVE)), counts.get(n, 0), counts.get(n, 0) / longest)
+        for n in bins
+    ]
+
+
+def _file(environment: jinja2.Environment, name: str) -> str:
+    assert environment.loader
+    return environment.loader.get_source(environment, name)[0]
+
+
+def _hash(text: str) -> str:
+    """For the page's content policy: the one script or style that may be used."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,202 @@
+"""The audit's pictures: overlays of slides, and tiles of each stratum as they lie in the shards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import cv2
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from wsi_prep.curation.audit.numbers import NAMES, Audit
+from wsi_prep.errors import BadCatalog, BadOutput, StoreFailed
+from wsi_prep.format.jpeg import JpegSettings, encode_tile
+from wsi_prep.format.layout import output_places
+from wsi_prep.format.magnifications import TILE_PX
+from wsi_prep.storage.place import Place, open_place
+from wsi_prep.untrusted.stored_tiles import WrongBytes, decode_stored, is_picture, place_of
+
+OVERLAY_PX = 2000
+"""Widest overlay to show."""
+
+_OVERLAY_BYTES = 8_000_000
+_TILE_BYTES = 7_000_000
+_MOST_TILES = 800
+_SMALL = JpegSettings(quality=80)
+
+T = TypeVar("T")
+P = TypeVar("P", bound="Picture")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A JPEG of the slide of that number in Audit.slides; where it is empty, `missing` says why."""
+
+    slide: int
+    jpeg: bytes
+    missing: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilePicture(Picture):
+    """A tile: `index` in its array, position in level-0 px, mpp in um/px of the stored pixels."""
+
+    magnification: str
+    index: int
+    x0: int
+    y0: int
+    mpp: float
+
+
+@dataclass(frozen=True)
+class Gallery(Generic[P]):
+    """Pictures, how many of them were `available` to show, and the widest that one is, in px."""
+
+    pictures: tuple[P, ...]
+    available: int
+    widest_px: int
+
+
+def overlays(audited: Audit, most: int, seed: int) -> Gallery[Picture]:
+    """At most `most` slides' overlays, chosen by `seed`, one of each status and stratum in turn, by Audit's order."""
+    there = [number for number, slide in enumerate(audited.slides) if slide.status != "failed"]
+
+    def group(number: int) -> tuple[str, ...]:
+        slide = audited.slides[number]
+        return slide.status, slide.stain, slide.institution, slide.tissue
+
+    places = [open_place(folder) for folder in audited.folders]
+    found: list[Picture] = []
+    size = 0
+    for number in _in_turn(there, group, lambda n: audited.slides[n].slide_id, seed)[:most]:
+        picture = _overlay(places[audited.slides[number].folder], audited, number)
+        size += len(picture.jpeg)
+        if size > _OVERLAY_BYTES:
+            break
+        found.append(picture)
+    return Gallery(tuple(sorted(found, key=lambda picture: picture.slide)), len(there), OVERLAY_PX)
+
+
+def tiles(audited: Audit, connection: duckdb.DuckDBPyConnection, each: int, seed: int) -> Gallery[TilePicture]:
+    """`each` tiles of every stratum, drawn by `seed` from as many slides as there are, as stored or made smaller."""
+    picks = _picks(audited, each, seed)
+    rows = _rows(audited, connection, picks[:_MOST_TILES])
+    side = TILE_PX if sum(row["nbytes"] or 0 for _, row in rows) <= _TILE_BYTES else TILE_PX // 2
+    places = [open_place(folder) for folder in audited.folders]
+    found: list[TilePicture] = []
+    size = 0
+    for number, row in rows:
+        jpeg, missing = _tile(places[audited.slides[number].folder], row, side)
+        size += len(jpeg)
+        if size > _TILE_BYTES:
+            break
+        place = {name: row[name] for name in ("magnification", "index", "x0", "y0", "mpp")}
+        found.append(TilePicture(number, jpeg, missing, **place))
+    return Gallery(tuple(found), len(picks), side)
+
+
+def _in_turn(items: Iterable[T], group: Callable[[T], Any], name: Callable[[T], str], seed: int) -> list[T]:
+    """The items by the turn that they have within their group, and that by a hash of seed and name."""
+    turns: Counter[Any] = Counter()
+    order = []
+    for item in sorted(items, key=lambda item: _mark(seed, name(item))):
+        order.append((turns[group(item)], item))
+        turns[group(item)] += 1
+    return [item for _, item in sorted(order, key=lambda pair: pair[0])]
+
+
+def _mark(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest(), "little")
+
+
+def _overlay(place: Place, audited: Audit, number: int) -> Picture:
+    slide = audited.slides[number]
+    try:
+        data = place.read(output_places(slide.slide_id)["overlay.jpg"])
+        if not is_picture(data):
+            return Picture(number, b"", "the overlay cannot be decoded")
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except StoreFailed:
+        raise
+    except (OSError, ValueError, cv2.error) as error:
+        if isinstance(error, BadOutput):
+            return Picture(number, b"", "the overlay is a link, no file, or too large")
+        made = slide.status in ("ok", "empty")
+        return Picture(number, b"", "the overlay is missing" if made else f"{slide.status} before an overlay was made")
+    if pixels is None:
+        return Picture(number, b"", "the overlay cannot be decoded")
+    scale = min(1.0, OVERLAY_PX / pixels.shape[1])
+    size = (round(pixels.shape[1] * scale), max(1, round(pixels.shape[0] * scale)))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return Picture(number, encode_tile(np.asarray(small[..., ::-1], np.uint8), _SMALL))
+
+
+def _picks(audited: Audit, each: int, seed: int) -> list[tuple[int, str, int]]:
+    """Slide, magnification and index of tiles: first one of every stratum, then a second, ..."""
+    cells: dict[tuple[str, ...], list[int]] = {}
+    for number, slide in enumerate(audited.slides):
+        for name, count in zip(NAMES, slide.tiles, strict=True):
+            if count:
+                cells.setdefault((name, slide.stain, slide.institution, slide.tissue), []).append(number)
+    picks = []
+    for stratum, numbers in cells.items():
+        name = stratum[0]
+        slides = sorted(numbers, key=lambda n: _mark(seed, audited.slides[n].slide_id))[:each]
+        for at, number in enumerate(slides):
+            count = audited.slides[number].tiles[NAMES.index(name)]
+            wanted = len(range(at, each, len(slides)))
+            drawn = np.random.default_rng(_mark(seed, f"{audited.slides[number].slide_id} {name}"))
+            indices = drawn.choice(count, min(wanted, count), replace=False).tolist()
+            picks += [(at + turn * len(slides), (number, name, index)) for turn, index in enumerate(indices)]
+    return [pick for _, pick in sorted(picks, key=lambda pair: pair[0])]
+
+
+def _rows(
+    audited: Audit, connection: duckdb.DuckDBPyConnection, picks: list[tuple[int, str, int]]
+) -> list[tuple[int, dict[str, Any]]]:
+    """Rows of the catalog's tiles for the picks, in their order, with the slide's number."""
+    wanted = {
+        "slide_id": pa.array([audited.slides[number].slide_id for number, _, _ in picks], pa.string()),
+        "magnification": pa.array([name for _, name, _ in picks], pa.string()),
+        "index": pa.array([index for _, _, index in picks], pa.int32()),
+        "place": pa.array(range(len(picks)), pa.int64()),
+    }
+    connection.register("wanted", pa.table(wanted))
+    names = ("slide_id", "magnification", "index", "x0", "y0", "mpp", "shard", "offset", "nbytes", "crc32")
+    columns = ", ".join(f'tiles."{name}"' for name in names)
+    found = connection.execute(
+        f'SELECT place, {columns} FROM tiles JOIN wanted USING (slide_id, magnification, "index") ORDER BY place'  # noqa: S608
+    ).fetchall()
+    return [(picks[place][0], dict(zip(names, row, strict=True))) for place, *row in found]
+
+
+def _tile(place: Place, row: dict[str, Any], side: int) -> tuple[bytes, str]:
+    """The tile's JPEG as it lies in its shard file, or `side` px wide; or nothing, and why."""
+    try:
+        at = place_of(row)
+        if row["shard"] != at.shard:
+            return b"", "the tile cannot be read"
+        (jpeg,) = place.spans(at.shard, [(at.offset, at.nbytes)])
+        if len(jpeg) < at.nbytes:
+            return b"", "the tile's bytes are gone"
+        pixels = decode_stored(jpeg, at.crc32)
+    except StoreFailed:
+        raise
+    except BadCatalog:
+        return b"", "the catalog states no place and size of a tile"
+    except WrongBytes:
+        return b"", "the tile's bytes are not those that were written"
+    except (OSError, ValueError, RuntimeError, cv2.error):
+        return b"", "the tile cannot be read"
+    return (jpeg if side == TILE_PX else _smaller(pixels, side)), ""
+
+
+def _smaller(pixels: NDArray[np.uint8], side: int) -> bytes:
+    small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
+    return encode_tile(np.asarray(small, np.uint8), _SMALL)

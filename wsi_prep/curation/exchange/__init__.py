@@ -1,0 +1,1 @@
+"""Shards in the forms that other tools read."""

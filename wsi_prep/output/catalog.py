@@ -1,0 +1,294 @@
+"""The catalog: two folders of Parquet files, and the rules that keep them true while runs come, go and are killed.
+
+A worker commits a slide with two small files named by the slide's id, tiles first, the slide's row last: without that
+row the slide does not exist. When a run ends, the small files are merged into parts. A merge, or the removal of rows
+from a part, is written aside, then announced by a journal, then carried out by renames; what a crash interrupts is
+finished at the next start. Each file holds a digest of itself (`sealed_parquet`); none whose digest
+is wrong is written anew. All of it goes through a `Place`, so it holds on a disk and in an object store alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from wsi_prep.compute.memory import give_back_freed_memory
+from wsi_prep.errors import BadCatalog, BadOutput
+from wsi_prep.format.layout import is_part, is_slide_file
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
+from wsi_prep.format.slide_ids import require_slide_id
+from wsi_prep.output.sealed_parquet import check_seal, sealed_writer
+from wsi_prep.storage.place import Place, open_place
+from wsi_prep.untrusted.small_json import read_object
+from wsi_prep.untrusted.tables import BadTable, of_today, open_table
+
+_PART_SLIDES = 50_000
+_PART_TILES = 4_000_000
+_GROUP_ROWS = 100_000
+_LAST_PART = 99_999
+_TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
+_FOLDERS = {table: f"catalog/{table}" for table in _TABLES}
+_JOURNAL = "catalog/.journal.json"
+_JOURNAL_BYTES = 16 * 2**20
+"""Three times the names of all slides that one merge takes."""
+_FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+_COUNTS = ("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x")
+
+
+class Catalog:
+    """The catalog of one output folder. One client at a time may call anything but `commit`, which workers call."""
+
+    def __init__(self, out: Place | Path) -> None:
+        self._place = open_place(out) if isinstance(out, Path) else out
+
+    def names(self) -> list[str]:
+        """Names of the files of both tables, sorted, each once; BadCatalog where there are none of slides."""
+        names = {
+            table: {name for parts in (True, False) for name in self._names(table, parts=parts)} for table in _TABLES
+        }
+        require_catalog(self._place.where, bool(names["slides"]))
+        return sorted(names["slides"] | names["tiles"])
+
+    def create(self) -> None:
+        """Make the folders where they are missing."""
+        self._place.make_folders(*_FOLDERS.values())
+
+    @staticmethod
+    def no_tiles() -> pa.Table:
+        """The tiles of a slide that has none."""
+        return TILE_SCHEMA.empty_table()
+
+    def commit(self, slide: dict[str, Any], tiles: pa.Table) -> None:
+        """Add one slide: from the return of this call on, it exists."""
+        name = f"{slide['slide_id']}.parquet"
+        if len(tiles):
+            self._write("tiles", tiles.cast(TILE_SCHEMA), name)
+        else:  # an earlier try may have got this far
+            self._place.delete([f"{_FOLDERS['tiles']}/{name}"])
+        self._write("slides", pa.Table.from_pylist([slide], SLIDE_SCHEMA), name)
+
+    def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
+        """Committed slides' rows, sorted by slide_id; BadCatalog where a file cannot be read or names no slide."""
+        with self._readable("slides"):
+            rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
+        if columns is None or "slide_id" in columns:
+            for row in rows:
+                require_slide_id(row["slide_id"])
+        return sorted(rows, key=lambda row: str(row.get("slide_id")))
+
+    def count_tiles(self) -> dict[str, int]:
+        """Tiles of all committed slides by magnification."""
+        rows = self.slides(list(_COUNTS))
+        return {name.removeprefix("tiles_"): sum(row[name] or 0 for row in rows) for name in _COUNTS}
+
+    def drop(self, slide_ids: Collection[str]) -> None:
+        """Take slides out of the catalog; their other files are left to `sweep`."""
+        if not slide_ids:
+            return
+        for table in ("slides", "tiles"):
+            present = set(self._names(table, parts=False))
+            self._delete(table, [name for name in (f"{i}.parquet" for i in sorted(slide_ids)) if name in present])
+        gone = pa.array(sorted(slide_ids), pa.string())
+        for part in self._names("slides", parts=True):
+            ids = self._open("slides", part).read(["slide_id"])["slide_id"]
+            if pc.any(pc.is_in(ids, gone)).as_py():
+                self._rewrite_part(part, gone)
+
+    def drop_from(self, part: str, slide_ids: Collection[str]) -> None:
+        """Take rows of these slides out of one part, whichever of its two tables has them."""
+        self._rewrite_part(part, pa.array(sorted(slide_ids), pa.string()))
+
+    def discard(self, name: str) -> None:
+        """Remove the files of one name, readable or not; the slides in them exist no more."""
+        for table in _TABLES:
+            self._delete(table, [name])
+
+    def replace_slides(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Change those columns of slides that `rows` have beside the slide_id; their tiles are untouched."""
+        changed = {row["slide_id"]: row for row in rows}
+        for name in self._names("slides", parts=True) + self._names("slides", parts=False) if changed else []:
+            old = of_today(self._open("slides", name).read(), SLIDE_SCHEMA).to_pylist()
+            if any(row["slide_id"] in changed for row in old):
+                self._require_undamaged("slides", name)
+                table = pa.Table.from_pylist([{**row, **changed.get(row["slide_id"], {})} for row in old], SLIDE_SCHEMA)
+                self._write("slides", table, name)
+
+    def merge(self, slide_ids: Collection[str] | None = None) -> None:
+        """Merge the small files of these slides, or of all, into parts; may run while workers commit other slides."""
+        if slide_ids is None:
+            self._forget_merged()
+        with_tiles = set(self._names("tiles", parts=False))
+        singles = self._names("slides", parts=False)
+        if slide_ids is not None:
+            singles = [name for name in singles if name.removesuffix(".parquet") in slide_ids]
+        counts = self._tile_counts(singles)
+        batch: list[str] = []
+        tiles = 0
+        for name in singles:
+            tiles += counts[name]
+            batch.append(name)
+            if len(batch) >= _PART_SLIDES or tiles >= _PART_TILES:
+                self._merge(batch, with_tiles)
+                batch, tiles = [], 0
+        if batch:
+            self._merge(batch, with_tiles)
+        give_back_freed_memory()
+
+    def recover(self) -> None:
+        """Finish what a killed run had announced, and forget what it had not."""
+        if self._place.exists(_JOURNAL):
+            self._carry_out(self._journal())
+        for folder in ("catalog", *_FOLDERS.values()):
+            self._place.delete([f"{folder}/{name}" for name in self._place.names(folder) if name.startswith(".")])
+        committed = {row["slide_id"] for row in self.slides(["slide_id"])}
+        singles = self._names("tiles", parts=False)
+        self._delete("tiles", [name for name in singles if name.removesuffix(".parquet") not in committed])
+
+    def _names(self, table: str, *, parts: bool) -> list[str]:
+        """A table's files, sorted: the parts, or those of single slides."""
+        return [name for name in self._place.names(_FOLDERS[table]) if is_table_file(name) and is_part(name) == parts]
+
+    def _journal(self) -> dict[str, Any]:
+        """What the journal announces; BadOutput unless it is of a part and of slides' own files."""
+        data = self._place.read(_JOURNAL, _JOURNAL_BYTES)
+        why = "it names what is no file of a catalog"
+        try:
+            change = read_object(data)
+        except ValueError as error:
+            change, why = {}, " ".join(str(error).split())[:100]
+        part, singles = change.get("part"), change.get("singles")
+        if not (is_part(part) and isinstance(singles, list) and all(map(is_slide_file, singles))):
+            where = f"{self._place.where}/{_JOURNAL}"
+            raise BadOutput(f"{where} is no journal of make shards ({why}); remove it and run again")
+        return {"part": part, "singles": singles}
+
+    def _tile_counts(self, names: list[str]) -> dict[str, int]:
+        """How many tiles the slide of each of these files has; BadCatalog where a file is of another slide."""
+        paths = [f"{_FOLDERS['slides']}/{name}" for name in names]
+        rows = (row for table in self._place.tables(paths, SLIDE_SCHEMA) for row in table.to_pylist())
+        counts = {f"{row['slide_id']}.parquet": sum(row[c] or 0 for c in _COUNTS) for row in rows}
+        for name in names:
+            if name not in counts:
+                raise self._damaged("slides", f"{name} holds no row of the slide that it is named after")
+        return counts
+
+    def _damaged(self, table: str, what: str) -> BadCatalog:
+        where = f"{self._place.where}/{_FOLDERS[table]}"
+        return BadCatalog(f"{where}: {what}; make verify with REPAIR=1 drops it")
+
+    def _require_undamaged(self, table: str, name: str) -> None:
+        """Raise BadCatalog where the digest of a file is wrong that is to be written anew."""
+        if check_seal(self._source(table, name)) == "broken":
+            raise self._damaged(table, f"{name} is damaged")
+
+    @contextlib.contextmanager
+    def _readable(self, table: str) -> Iterator[None]:
+        """Around the reading of a table's files: what pyarrow cannot decode becomes BadCatalog."""
+        try:
+            yield
+        except (BadOutput, BadCatalog):
+            raise
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
+                raise
+            where = f"{self._place.where}/{_FOLDERS[table]}"
+            raise BadCatalog(
+                f"a file of {where} is damaged; make verify with REPAIR=1 says which and drops it"
+            ) from error
+
+    def _source(self, table: str, name: str) -> Any:
+        """What pyarrow reads a file from."""
+        return next(iter(self._place.sources([f"{_FOLDERS[table]}/{name}"])))
+
+    def _open(self, table: str, name: str) -> pq.ParquetFile:
+        """A file of a table; BadCatalog where it is none."""
+        try:
+            return open_table(self._source(table, name), _TABLES[table], page_checksum_verification=True)
+        except BadTable as error:
+            raise self._damaged(table, f"{name} is damaged ({error})") from error
+
+    def _delete(self, table: str, names: Iterable[str]) -> None:
+        self._place.delete([f"{_FOLDERS[table]}/{name}" for name in names])
+
+    def _forget_merged(self) -> None:
+        """Remove files of slides that a part has: a worker that left the cluster had finished them once more."""
+        singles = {name.removesuffix(".parquet") for table in _TABLES for name in self._names(table, parts=False)}
+        for part in self._names("slides", parts=True) if singles else []:
+            ids = self._open("slides", part).read(["slide_id"])["slide_id"]
+            merged = [f"{slide_id}.parquet" for slide_id in sorted(singles.intersection(ids.to_pylist()))]
+            for table in _TABLES:
+                self._delete(table, merged)
+
+    def _merge(self, names: list[str], with_tiles: Collection[str]) -> None:
+        last = self._names("slides", parts=True)[-1:]
+        number = sum(int(name.removesuffix(".parquet")[-5:]) + 1 for name in last)
+        if number > _LAST_PART:
+            raise self._damaged("slides", f"{last[0]} is there, beyond which there is no part")
+        part = f"part-{number:05d}.parquet"
+        for table, folder in _FOLDERS.items():
+            present = [f"{folder}/{name}" for name in names if table == "slides" or name in with_tiles]
+            with (
+                self._place.making(f"{folder}/.{part}") as unfinished,
+                unfinished.open("w+b") as file,
+                sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
+                self._readable(table),
+            ):
+                for rows in _together(self._place.tables(present, _TABLES[table])):
+                    writer.write_table(rows, row_group_size=_GROUP_ROWS)
+        self._announce({"part": part, "singles": names})
+
+    def _rewrite_part(self, part: str, gone: pa.Array) -> None:
+        for table, folder in _FOLDERS.items():
+            with (
+                self._place.making(f"{folder}/.{part}") as unfinished,
+                unfinished.open("w+b") as file,
+                sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
+            ):
+                self._require_undamaged(table, part)
+                for batch in self._open(table, part).iter_batches():
+                    rows = of_today(pa.Table.from_batches([batch]), _TABLES[table])
+                    writer.write_table(rows.filter(pc.invert(pc.is_in(rows["slide_id"], gone))))
+        self._announce({"part": part, "singles": []})
+
+    def _announce(self, change: dict[str, Any]) -> None:
+        self._place.write(_JOURNAL, json.dumps(change).encode())
+        self._carry_out(change)
+
+    def _carry_out(self, change: dict[str, Any]) -> None:
+        for folder in _FOLDERS.values():
+            self._place.rename(f"{folder}/.{change['part']}", f"{folder}/{change['part']}")
+        for table in _FOLDERS:
+            self._delete(table, change["singles"])
+        self._place.delete([_JOURNAL])
+
+    def _write(self, table: str, rows: pa.Table, name: str) -> None:
+        data = io.BytesIO()
+        with sealed_writer(data, rows.schema, **_FORMAT) as writer:
+            writer.write_table(rows)
+        self._place.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
+
+
+def require_catalog(where: str, there: bool) -> None:
+    """Raise BadCatalog unless it is there."""
+    if not there:
+        raise BadCatalog(f"{where} holds no catalog/slides; name a folder that make shards has filled")
+
+
+def _together(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in large tables: a row group a slide would make a part's footer larger than its rows."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(map(len, held)) >= _GROUP_ROWS:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)

@@ -1,0 +1,113 @@
+"""The output's own JSON files, run.json and forgotten.json: each holds a digest of itself, and lies there twice.
+
+The last field, `digest`, is the SHA-256 of the same file without it. The copy has the file's name with a dot before it,
+and is written first: it is never older, and what is damaged of one is restored from the other.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from wsi_prep.storage.digests import sha256
+from wsi_prep.storage.place import Place
+from wsi_prep.untrusted.small_json import Nonsense, read_object
+
+_FIELD = "digest"
+_ALGORITHM = "sha256:"
+
+
+class NotAsWritten(ValueError):
+    """The bytes of such a file are not those that were written."""
+
+
+def write_sealed(place: Place, name: str, document: dict[str, Any]) -> None:
+    """Replace the file `name`, and its copy before it."""
+    data = seal(document)
+    place.write(f".{name}", data)
+    place.write(name, data)
+
+
+def read_sealed(place: Place, name: str) -> dict[str, Any]:
+    """What the file `name` says, or its copy where only that is there, without its digest.
+
+    Raises NotAsWritten, and FileNotFoundError where there is none. A file of an earlier
+    version has no digest, and is taken as it is.
+    """
+    try:
+        data = place.read(name)
+    except (FileNotFoundError, NotADirectoryError):
+        data = place.read(f".{name}")
+    return unseal(data)
+
+
+def seal(document: dict[str, Any]) -> bytes:
+    """The document, which has no field `digest`, as the file's bytes."""
+    return _text({**document, _FIELD: sha256(_text(document))})
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """The document in a file's bytes; NotAsWritten where they are others than were written."""
+    try:
+        document = read_object(data)
+    except Nonsense as error:
+        raise NotAsWritten(str(error)) from error
+    except ValueError as error:
+        raise NotAsWritten("it is no JSON") from error
+    bare = {name: value for name, value in document.items() if name != _FIELD}
+    if not _has_seal(document):
+        return bare
+    if seal(bare) != data:
+        raise NotAsWritten("its digest is of other bytes")
+    return bare
+
+
+@dataclass(frozen=True)
+class SealedFile:
+    """One of these files as it was found. `wrong`: what is, by path. `sound`: bytes to restore both from, if any."""
+
+    name: str
+    wrong: dict[str, str]
+    sound: bytes | None
+
+    @classmethod
+    def look_at(cls, place: Place, name: str) -> SealedFile:
+        """Both copies of the file `name`, neither of which needs to be there."""
+        found = {path: _bytes(place, path) for path in (name, f".{name}")}
+        wrong: dict[str, str] = {}
+        sound = None
+        for path, data in found.items():
+            try:
+                if data is not None and unseal(data) is not None and sound is None:
+                    sound = data
+            except NotAsWritten as error:
+                wrong[path] = f"it is not as it was written: {error}"
+        if found[name] is None and found[f".{name}"] is not None:
+            wrong[name] = "it is not there, but its copy is"
+        return cls(name, wrong, sound)
+
+    def restore(self, place: Place) -> bool:
+        """Write both anew from the one that is sound; whether there is one."""
+        if self.sound is None:
+            return False
+        write_sealed(place, self.name, unseal(self.sound))
+        return True
+
+
+def _bytes(place: Place, path: str) -> bytes | None:
+    try:
+        return place.read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _has_seal(document: dict[str, Any]) -> bool:
+    """By the field's name or by its value: one bit that changes cannot take away both."""
+    return _FIELD in document or any(
+        isinstance(value, str) and value.startswith(_ALGORITHM) for value in document.values()
+    )
+
+
+def _text(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=2).encode()

@@ -1,0 +1,1 @@
+"""One call of `make shards`, and one slide's work in it."""

@@ -1,0 +1,1 @@
+"""Slides' bytes, from wherever they are."""

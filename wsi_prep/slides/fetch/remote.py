@@ -1,0 +1,97 @@
+"""Files that may be anywhere: which file system has them, and whole copies of slides on the worker's disk."""
+
+from __future__ import annotations
+
+import errno
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from wsi_prep.errors import NoRoom, UnreadableSlide
+from wsi_prep.slides.fetch.cache import Room
+from wsi_prep.slides.urls import bare_url
+from wsi_prep.storage.place import OBJECT_STORES
+
+_PIECE_BYTES = 8 * 2**20
+_IN_FLIGHT = 4
+
+
+def file_system(path: str) -> tuple[Any, str]:
+    """The fsspec file system of a path or URL, and the path in it; ValueError or ImportError where there is none."""
+    if path.startswith(OBJECT_STORES):
+        from wsi_prep.storage.object_store import file_system as of_objects  # noqa: PLC0415 - its library loads for these alone
+
+        return of_objects(path)
+    files, inner = fsspec.core.url_to_fs(path)
+    return files, str(inner)
+
+
+def local_path(path: str) -> str | None:
+    """The path of a local file, which may have been named by a URL; None where it is elsewhere."""
+    if path.startswith(OBJECT_STORES):
+        return None
+    files, inner = file_system(path)
+    return inner if isinstance(files, LocalFileSystem) else None
+
+
+def is_elsewhere(path: str) -> bool:
+    """Whether a path names something that is not on a disk of this machine."""
+    return "://" in path and local_path(path) is None
+
+
+def files_in(folder: str) -> list[str]:
+    """Paths, or URLs, of the files that lie in a folder, sorted; none where there is no folder."""
+    files, inner = file_system(folder)
+    if isinstance(files, LocalFileSystem):
+        return sorted(str(p) for p in Path(inner).iterdir() if p.is_file()) if Path(inner).is_dir() else []
+    try:
+        found = files.ls(inner, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(str(files.unstrip_protocol(f["name"])) for f in found if f["type"] == "file")
+
+
+def copy_here(path: str, files: tuple[str, ...], room: Room) -> str:
+    """Copy a slide with all its files into the room, as they lie beside each other; returns the copy of `path`."""
+    base = bare_url(path).rpartition("/")[0]
+    sizes = {url: _size(url) for url in files}
+    room.reserve(sum(sizes.values()))
+    try:
+        for url, size in sizes.items():
+            target = room.folder / "slide" / _below(url, base)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _copy(url, size, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NoRoom("the disk of the cache is full; make room there, or name another with CACHE") from error
+    return str(room.folder / "slide" / _below(path, base))
+
+
+def _below(url: str, base: str) -> str:
+    below = bare_url(url).removeprefix(f"{base}/")
+    assert ".." not in below.split("/")  # the parts of a slide lie beside it, or in a folder there
+    return below
+
+
+def _size(url: str) -> int:
+    files, inner = file_system(url)
+    try:
+        return int(files.size(inner))
+    except FileNotFoundError as error:
+        raise UnreadableSlide("the file does not exist") from error
+
+
+def _copy(url: str, size: int, target: Path) -> None:
+    files, inner = file_system(url)
+    starts = range(0, size, _PIECE_BYTES)
+    with target.open("wb") as file, ThreadPoolExecutor(_IN_FLIGHT) as pool:
+        for group in (starts[i : i + _IN_FLIGHT] for i in range(0, len(starts), _IN_FLIGHT)):
+            ends = [min(size, start + _PIECE_BYTES) for start in group]
+            for data in pool.map(files.cat_file, [inner] * len(group), group, ends):
+                file.write(data)
+        if file.tell() != size:
+            raise UnreadableSlide(f"{file.tell():,} of its {size:,} bytes came; was it changed meanwhile?")

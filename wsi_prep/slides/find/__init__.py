@@ -1,0 +1,1 @@
+"""Which slides there are, and what a lab knows of them."""

@@ -1,0 +1,214 @@
+"""The manifest: what a lab knows of its slides, as a CSV with one row a slide."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from wsi_prep.errors import BadManifest
+from wsi_prep.slides.fetch.remote import file_system
+from wsi_prep.slides.find.endings import why_left_out
+from wsi_prep.slides.find.naming import KnownNames, did_you_mean, one_form
+from wsi_prep.slides.find.sources import SlideSource
+from wsi_prep.slides.urls import bare_url, name_of, without_secrets
+from wsi_prep.stain.classify import STAINS
+from wsi_prep.untrusted.csv_lines import read_csv
+
+COLUMNS = ("slide", "mpp", "stain", "institution", "tissue", "patient")
+_STAIN_SPELLINGS = {"H&E": "HE", "H & E": "HE", "H+E": "HE"}
+_MAX_CELL = 1000
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """What the manifest says of one slide; None where its cell is empty. `mpp` is um/px as given, plausible or not."""
+
+    mpp: float | None = None
+    stain: str | None = None
+    institution: str | None = None
+    tissue: str | None = None
+    patient: str | None = None
+
+
+EMPTY_ROW = ManifestRow()
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Manifest rows by slide_id, and the manifest's entries that fit no slide found.
+
+    Of these, their lines too, and what else can be said of each: `hints` with names, `bare_hints` without.
+    """
+
+    rows: dict[str, ManifestRow]
+    unknown: tuple[str, ...]
+    unknown_lines: tuple[int, ...] = ()
+    hints: tuple[str, ...] = ()
+    bare_hints: tuple[str, ...] = ()
+
+    def notes(self, *, private: bool) -> list[str]:
+        """What a user should know of the entries that fit no slide, in a line; `private`: without names."""
+        if not self.unknown:
+            return []
+        names = [f"line {line}" for line in self.unknown_lines] if private else self.unknown
+        hints = self.bare_hints if private else self.hints
+        entries = [f"{name}{hint}" for name, hint in zip(names, hints, strict=True)][:_SHOWN]
+        shown = ", ".join(entries) + (", ..." if len(names) > _SHOWN else "")
+        return [f"the manifest names {len(names)} slides that were not found: {shown}"]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    line: int
+    cell: str
+    parts: tuple[str, ...]
+    row: ManifestRow
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest as read; `match` says which row belongs to which slide."""
+
+    where: str
+    entries: tuple[_Entry, ...]
+
+    def match(self, sources: Sequence[SlideSource], left_out: Sequence[str] = ()) -> Matched:
+        """Find each entry's slide by its name, or by as much of its path as the entry gives, in any Unicode form.
+
+        `left_out` are files that were found and are not read. Raises BadManifest for an entry that fits several slides.
+        """
+        by_name: dict[str, list[SlideSource]] = defaultdict(list)
+        for source in sources:
+            for name in {source.name, name_of(source.path)}:
+                by_name[one_form(name)].append(source)
+        chosen: dict[str, _Entry] = {}
+        unknown = []
+        for entry in self.entries:
+            fits = [s for s in by_name.get(one_form(entry.parts[-1]), []) if _ends_with(s, entry.parts, one_form)]
+            if len(fits) > 1:  # of names that differ in their form alone, the one that is written
+                fits = [s for s in fits if _ends_with(s, entry.parts, str)] or fits
+            if not fits:
+                unknown.append(entry)
+                continue
+            if len(fits) > 1:
+                raise BadManifest(
+                    f"{self.where}, line {entry.line}: {entry.cell} fits {len(fits)} slides "
+                    f"({', '.join(bare_url(s.path) for s in fits[:3])}); write part of the folder too"
+                )
+            self._choose(chosen, fits[0].slide_id, entry)
+        rows = {slide_id: entry.row for slide_id, entry in chosen.items()}
+        cells, lines = tuple(entry.cell for entry in unknown), tuple(entry.line for entry in unknown)
+        hints = _hints(unknown, sources, left_out)
+        return Matched(rows, cells, lines, tuple(hint for hint, _ in hints), tuple(hint for _, hint in hints))
+
+    def _choose(self, chosen: dict[str, _Entry], slide_id: str, entry: _Entry) -> None:
+        before = chosen.get(slide_id)
+        if before is not None:
+            raise BadManifest(
+                f"{self.where} names {entry.cell} twice, in lines {before.line} and {entry.line}; keep one"
+            )
+        chosen[slide_id] = entry
+
+
+def read_manifest(path: str) -> Manifest:
+    """Read a manifest from a file or URL; raises BadManifest, naming the line, for anything that is not understood."""
+    try:
+        files, inner = file_system(path)
+        data: bytes = files.cat_file(inner)
+    except (OSError, ValueError, ImportError) as error:
+        why = without_secrets(" ".join(str(error).split()), path)[:160]
+        raise BadManifest(f"MANIFEST {bare_url(path)} cannot be read ({why})") from error
+    path = bare_url(path)
+    header, rows = read_csv(path, data)
+    _check_header(path, header)
+    entries: dict[str, _Entry] = {}
+    for line, cells in rows:
+        entry = _entry(path, line, header, cells)
+        if entry.cell in entries:
+            lines = f"lines {entries[entry.cell].line} and {entry.line}"
+            raise BadManifest(f"{path} names {entry.cell} twice, in {lines}; keep one")
+        entries[entry.cell] = entry
+    return Manifest(path, tuple(entries.values()))
+
+
+def _check_header(path: str, names: list[str]) -> None:
+    for name in names:
+        if name not in COLUMNS:
+            near = difflib.get_close_matches(name, COLUMNS, 1)
+            hint = f"did you mean {near[0]!r}?" if near else "is it a manifest?"
+            raise BadManifest(f"{path}: column {name[:60]!r} is not known, {hint} The columns are {', '.join(COLUMNS)}")
+    if "slide" not in names:
+        raise BadManifest(f"{path} has no column 'slide'; the columns are {', '.join(COLUMNS)}")
+    if len(set(names)) != len(names):
+        raise BadManifest(f"{path} has a column twice: {', '.join(names)}")
+
+
+def _entry(path: str, line: int, header: list[str], cells: list[str]) -> _Entry:
+    where = f"{path}, line {line}"
+    if len(cells) != len(header):
+        raise BadManifest(f"{where} has {len(cells)} cells where the header has {len(header)}")
+    values = dict(zip(header, cells, strict=True))
+    for name, value in values.items():
+        if len(value) > _MAX_CELL or not value.isprintable():
+            raise BadManifest(f"{where}: the cell of column {name} is too long, or has characters that do not print")
+    slide = bare_url(values.pop("slide"))
+    if not slide:
+        raise BadManifest(f"{where} names no slide")
+    parts = tuple(part for part in slide.replace("\\", "/").split("/") if part not in ("", "."))
+    row = ManifestRow(
+        mpp=_mpp(where, values.get("mpp", "")),
+        stain=_stain(where, values.get("stain", "")),
+        institution=values.get("institution") or None,
+        tissue=values.get("tissue") or None,
+        patient=values.get("patient") or None,
+    )
+    return _Entry(line, slide, parts or (slide,), row)
+
+
+def _mpp(where: str, cell: str) -> float | None:
+    if not cell:
+        return None
+    try:
+        return float(cell)
+    except ValueError as error:
+        raise BadManifest(f"{where}: mpp {cell!r} is not a number; write um/px, as in 0.25") from error
+
+
+def _stain(where: str, cell: str) -> str | None:
+    if not cell:
+        return None
+    stain = _STAIN_SPELLINGS.get(cell.upper(), cell.upper())
+    if stain not in STAINS:
+        near = difflib.get_close_matches(stain, STAINS, 1)
+        hint = f", did you mean {near[0]}?" if near else ";"
+        raise BadManifest(f"{where}: stain {cell[:60]!r} is not known{hint} choose from {' '.join(STAINS)}")
+    return stain
+
+
+def _ends_with(source: SlideSource, parts: tuple[str, ...], form: Callable[[str], str]) -> bool:
+    wanted = tuple(map(form, parts))
+    if wanted == (form(source.name),):
+        return True
+    path = tuple(part for part in form(bare_url(source.path)).split("/") if part)
+    return path[-len(wanted) :] == wanted
+
+
+def _hints(unknown: Sequence[_Entry], sources: Sequence[SlideSource], left_out: Sequence[str]) -> list[tuple[str, str]]:
+    """What to put behind each entry that fits no slide, with names and without."""
+    if not unknown:
+        return []
+    known = KnownNames(name for source in sources for name in (source.name, name_of(source.path)))
+    not_read = {one_form(PurePosixPath(path).name): path for path in left_out}
+    hints = []
+    for entry in unknown:
+        name = entry.parts[-1]
+        path, meant = not_read.get(one_form(name)), known.meant(name)
+        if path is not None:
+            hints.append((f" ({why_left_out(path)})",) * 2)
+        else:
+            hints.append((did_you_mean(meant), " (a slide's name but for case or ending)" if meant else ""))
+    return hints

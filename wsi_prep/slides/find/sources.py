@@ -1,0 +1,399 @@
+"""Finding slides: what in a folder, a glob or a list is one, and which files belong together."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
+from wsi_prep.format.slide_ids import former_slide_id, make_slide_id
+from wsi_prep.slides.dicom import DicomHeader, dicom_header
+from wsi_prep.slides.fetch.remote import file_system, files_in, is_elsewhere
+from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, only_left_out
+from wsi_prep.slides.find.naming import KnownNames, as_stored, did_you_mean, one_form
+from wsi_prep.slides.private import keyed_slide_id
+from wsi_prep.slides.urls import bare_url, name_of, without_secrets
+from wsi_prep.storage.place import OBJECT_STORES
+from wsi_prep.untrusted.csv_lines import read_csv
+
+_INDEXES = (".vms", ".vmu")
+_DICOM_INDEX = "DICOMDIR"
+_DICOM_STARTS = 128  # bytes, before which a file may hold anything
+_LOOK_AT_ONCE = 16
+_EDGE_BYTES, _SAMPLE_BYTES, _SAMPLES, _MAX_EXTRA_FILES = 65536, 4096, 16, 64
+
+
+@dataclass(frozen=True)
+class SlideSource:
+    """One slide as found.
+
+    `slide_id` is unique and safe as a file name and object key; `path` is what a reader opens (local absolute path or
+    URL, with the signature that it may bear: `slides.urls` says what may be written of it); `name` is the file's
+    name as given, no folder; `files` are all files that the slide consists of. `former_id`
+    is what earlier versions may have called it. Its text, which a cluster may log, is the id alone.
+    """
+
+    slide_id: str
+    path: str = field(repr=False)
+    name: str = field(repr=False)
+    files: tuple[str, ...] = field(repr=False)
+    former_id: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Slides sorted by path, and the files beside them that are pictures too and are not read."""
+
+    sources: list[SlideSource]
+    left_out: tuple[str, ...] = ()
+
+
+def find_slides(slides: str, *, id_root: str | None = None, id_key: bytes | None = None) -> list[SlideSource]:
+    """The slides that `look_for_slides` finds."""
+    return look_for_slides(slides, id_root=id_root, id_key=id_key).sources
+
+
+def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | None = None) -> Found:
+    """What `slides` names: a folder, a file, a glob, a .csv list, or any of these as a URL.
+
+    Ids hash the absolute path, or with `id_root` the path relative to that folder; with `id_key` they are keyed hashes
+    and hold nothing of the name. Raises NoSlides where nothing is found and BadManifest for a list that cannot be used.
+    """
+    fs, inner = _filesystem(slides)
+    where = bare_url(slides)
+    pictures: list[str] = []
+    nothing = ""
+    if where.lower().endswith(".csv"):
+        groups, _ = _grouped(_listed(slides, fs, inner), named=True)
+    elif glob.has_magic(bare_url(slides)) and not fs.exists(inner):
+        matches = _matches(fs, inner)
+        pictures = [_full(fs, p) for p in matches if is_left_out(p)]
+        groups, others = _grouped([_full(fs, p) for p in matches if _looks_like_slide(p, fs)], named=False)
+        pictures += others
+        nothing = f"{where} matches {len(matches)} files, none of them a slide"
+    elif not _is_web_file(slides) and fs.isdir(inner):
+        paths, pictures, seen = _walk(fs, inner)
+        groups, others = _grouped(paths, named=False)
+        pictures += others
+        nothing = f"{where} holds no slide among {seen} files; known endings are {' '.join(SLIDE_ENDINGS)}"
+    elif fs.exists(inner):
+        groups, _ = _grouped([_full(fs, inner)], named=True)
+    else:
+        raise NoSlides(f"SLIDES {where} does not exist; name a folder, a slide, a glob or a .csv list")
+    if not groups:
+        raise NoSlides(f"{nothing}{only_left_out(pictures)}")
+    return Found(_sources(groups, id_root, id_key), tuple(pictures))
+
+
+def paths_below(sources: Sequence[SlideSource], slides: str, id_root: str | None = None) -> list[str]:
+    """Each slide's path below `id_root`, or below the folder that `slides` names or lies in; whole where it is not."""
+    fs, inner = _filesystem(id_root or slides)
+    if id_root is None and not fs.isdir(inner):
+        inner = re.split(r"[*?[]", inner, maxsplit=1)[0].rpartition("/")[0]
+    root = PurePosixPath(bare_url(_full(fs, inner)))
+    paths = [PurePosixPath(bare_url(source.path)) for source in sources]
+    return [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]
+
+
+def fingerprint(source: SlideSource) -> str:
+    """A mark of the slide's content, 32 hex digits: the same for a copy, another when bytes change.
+
+    Hashes the sizes of all files, the edges of each (64 at most) and samples spread over the main one, but no name: a
+    name could be guessed and checked against it. Where a store keeps a mark of its own (an ETag), this stands for the
+    samples, and a copy elsewhere has another fingerprint. Raises UnreadableSlide if a file is gone.
+    """
+    mark = hashlib.blake2b(digest_size=16)
+    try:
+        for number, path in enumerate((source.path, *(f for f in source.files if f != source.path))):
+            fs, inner = _filesystem(path)
+            size, version = _size_and_version(fs, inner)
+            mark.update(f"{size}\0{version}".encode())
+            if number > _MAX_EXTRA_FILES or size == 0:
+                continue
+            spans = [(0, min(size, _EDGE_BYTES)), (max(0, size - _EDGE_BYTES), size)]
+            if number == 0 and not version:
+                starts = [size * i // _SAMPLES for i in range(_SAMPLES)]
+                spans += [(start, min(size, start + _SAMPLE_BYTES)) for start in starts]
+            for data in fs.cat_ranges(
+                [inner] * len(spans), [a for a, _ in spans], [b for _, b in spans], on_error="raise"
+            ):
+                mark.update(data)
+    except OSError as error:
+        raise UnreadableSlide(f"cannot be opened ({error.strerror or type(error).__name__})") from error
+    return mark.hexdigest()
+
+
+def _size_and_version(fs: Any, inner: str) -> tuple[int, str]:
+    """A file's bytes, and what an object store says that changes with them."""
+    if isinstance(fs, LocalFileSystem):
+        return int(fs.size(inner)), ""
+    info = fs.info(inner)
+    return int(info["size"]), f"{info.get('e_tag') or info.get('ETag') or ''}{info.get('version') or ''}"
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Files that make one slide; `identity` is what its id is made from."""
+
+    path: str
+    name: str
+    identity: str
+    files: tuple[str, ...]
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    try:
+        return file_system(path)
+    except ImportError as error:
+        scheme = path.partition("://")[0]
+        raise NoSlides(
+            f"SLIDES {bare_url(path)} cannot be reached: {scheme}:// needs packages that are not installed "
+            f"({' '.join(str(error).split())}); install them on every machine, or name slides on a disk or in a store"
+        ) from error
+    except ValueError as error:
+        why = without_secrets(" ".join(str(error).split()), path)
+        raise NoSlides(f"SLIDES {bare_url(path)} cannot be reached ({why})") from error
+
+
+def _is_web_file(path: str) -> bool:
+    """A page of the web has no folders, and asking for them would fetch the file."""
+    return path.lower().startswith(("http://", "https://")) and ending(path) in SLIDE_ENDINGS
+
+
+def _full(fs: Any, inner: str) -> str:
+    return os.path.abspath(inner) if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(inner))  # noqa: PTH100
+
+
+def _matches(fs: Any, pattern: str) -> list[str]:
+    """The files that fit a pattern, sorted; elsewhere than here the listing has said which are files."""
+    if isinstance(fs, LocalFileSystem):
+        return sorted(str(p) for p in fs.glob(pattern) if fs.isfile(p))
+    return sorted(str(p) for p, info in fs.glob(pattern, detail=True).items() if info["type"] == "file")
+
+
+def _walk(fs: Any, root: str) -> tuple[list[str], list[str], int]:
+    """Slide files under `root`, other pictures, and how many files were seen; our outputs, companions are passed by."""
+    paths: list[str] = []
+    pictures: list[str] = []
+    seen = 0
+    walker = os.walk(root) if isinstance(fs, LocalFileSystem) else fs.walk(root)
+    for folder, folders, files in walker:
+        at = str(folder).rstrip("/")
+        names = sorted(files)
+        seen += len(names)
+        if "run.json" in names and "catalog" in folders:
+            folders[:] = []
+            continue
+        companions = {PurePosixPath(n).stem for n in names if n.lower().endswith(".mrxs")}
+        keep = [d for d in folders if not d.startswith(".") and d not in companions and not d.endswith(".zarr")]
+        pictures += [_full(fs, f"{at}/{d}") for d in folders if is_left_out(d) and d.endswith(".zarr")]
+        if isinstance(folders, list):
+            folders[:] = sorted(keep)
+        parts = set().union(*(_named_in(fs, f"{at}/{n}") for n in names if n.lower().endswith(_INDEXES)))
+        for name in names:
+            path = f"{at}/{name}"
+            if _looks_like_slide(path, fs):
+                paths.append(_full(fs, path))
+            elif is_left_out(name) and name not in parts:
+                pictures.append(_full(fs, path))
+    return paths, pictures, seen
+
+
+def _looks_like_slide(path: str, fs: Any) -> bool:
+    name, suffix = name_of(path), ending(path)
+    if name.startswith("."):
+        return False
+    if suffix in SLIDE_ENDINGS:
+        return True
+    if suffix and not suffix[1:].isdigit():  # DICOM files often end in a UID's digits, or in nothing
+        return False
+    try:
+        long_enough = fs.size(path) >= _DICOM_STARTS + 4
+        return bool(long_enough and fs.cat_file(path, _DICOM_STARTS, _DICOM_STARTS + 4) == b"DICM")
+    except OSError:
+        return False
+
+
+def _listed(slides: str, fs: Any, inner: str) -> list[str]:
+    """Paths of a .csv list's column `slide`, each checked."""
+    where = bare_url(slides)
+    if not fs.exists(inner):
+        raise NoSlides(f"SLIDES {where} does not exist")
+    base = PurePosixPath(inner).parent
+    lines: dict[str, int] = {}
+    written: list[tuple[int, str, str]] = []
+    header, rows = read_csv(where, fs.cat_file(inner))
+    if "slide" not in header:
+        raise BadManifest(f"{where} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
+    column = header.index("slide")
+    for line, cell in ((line, cells[column]) for line, cells in rows if len(cells) > column and cells[column]):
+        written.append((line, cell, _resolved(where, line, cell, base, fs)))
+    with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
+        stored = list(pool.map(_stored, (path for _, _, path in written)))
+    missing = [(line, cell, path) for (line, cell, path), there in zip(written, stored, strict=True) if there is None]
+    if missing:
+        said = "; ".join(
+            f"line {line}: {bare_url(cell)}{did_you_mean(_near(path))}" for line, cell, path in missing[:3]
+        )
+        raise BadManifest(f"{where} names {len(missing)} slides that do not exist ({said})")
+    found = list(filter(None, stored))
+    for (line, cell, _), path in zip(written, map(bare_url, found), strict=True):
+        if path in lines:
+            raise BadManifest(f"{where} names {bare_url(cell)} twice, in lines {lines[path]} and {line}; keep one")
+        lines[path] = line
+    _require_any(lines, where)
+    return found
+
+
+def _stored(path: str) -> str | None:
+    """The path as it is there, its name perhaps in another Unicode form; None where it is not."""
+    for form in dict.fromkeys((path, one_form(path), unicodedata.normalize("NFD", path))):
+        fs, inner = _filesystem(form)
+        if fs.exists(inner):
+            return form
+    return as_stored(inner) if isinstance(fs, LocalFileSystem) else None
+
+
+def _near(path: str) -> str | None:
+    """The name of a file in its folder that a path may mean."""
+    if is_elsewhere(path) and not path.startswith(OBJECT_STORES):
+        return None
+    names = (PurePosixPath(file).name for file in files_in(path.rpartition("/")[0]))
+    return KnownNames(names).meant(name_of(path))
+
+
+def _require_any(lines: dict[str, int], slides: str) -> None:
+    if not lines:
+        raise NoSlides(f"{slides} lists no slide")
+
+
+def _resolved(slides: str, line: int, cell: str, base: PurePosixPath, fs: Any) -> str:
+    """A cell as a path. A relative one stays in the list's folder; an absolute one may be anywhere, since a cohort's
+    list names file servers.
+    """
+    if "://" in cell or cell.startswith("/"):
+        return cell if "://" in cell else os.path.normpath(cell)
+    path = os.path.normpath(base / cell)
+    if not PurePosixPath(path).is_relative_to(os.path.normpath(base)):
+        raise BadManifest(f"{slides}, line {line}: {cell} leaves the list's own folder; give its absolute path")
+    return _full(fs, path)
+
+
+def _grouped(paths: Iterable[str], *, named: bool) -> tuple[list[_Group], list[str]]:
+    """Paths as slides: a DICOM series is one, an MRXS brings its folder along. And DICOM files that are no slide's.
+
+    `named`: each path was named by itself, so a DICOM file stands for its whole series, and what is no slide's is for
+    its reader to refuse.
+    """
+    groups: list[_Group] = []
+    others: list[str] = []
+    dicom: dict[tuple[str, str], list[tuple[str, DicomHeader]]] = defaultdict(list)
+    per_folder: dict[str, set[str]] = defaultdict(set)
+    paths = list(paths)
+    with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
+        may_be = [p for p in paths if ending(p) in (".dcm", *_odd(p))]
+        headers = dict(zip(may_be, pool.map(dicom_header, may_be), strict=True))
+    for path in paths:
+        header = headers.get(path)
+        if header is None or (named and not header.is_slide):
+            groups.append(_Group(path, name_of(path), bare_url(path), _companions(path)))
+        elif header.is_slide:
+            folder, series = bare_url(path).rpartition("/")[0] or "/", header.series
+            per_folder[folder].add(series)
+            members = dicom[(folder, series)]
+            if named:
+                members += [m for m in _siblings(folder, series) if m[0] not in {p for p, _ in members}]
+            else:
+                members.append((path, header))
+        elif name_of(path) != _DICOM_INDEX:
+            others.append(path)
+    groups += [_dicom_group(key, members, len(per_folder[key[0]])) for key, members in dicom.items()]
+    return sorted(groups, key=lambda group: group.path), others
+
+
+def _odd(path: str) -> tuple[str, ...]:
+    """A path's own ending where it is none of ours: then it came in as DICOM."""
+    return () if ending(path) in SLIDE_ENDINGS else (ending(path),)
+
+
+def _siblings(folder: str, series: str) -> list[tuple[str, DicomHeader]]:
+    found = []
+    for path in files_in(folder):
+        if PurePosixPath(path).suffix.lower() in (".dcm", ""):
+            header = dicom_header(path)
+            if header is not None and header.series == series:
+                found.append((path, header))
+    return found
+
+
+def _dicom_group(key: tuple[str, str], members: list[tuple[str, DicomHeader]], series_here: int) -> _Group:
+    folder, series = key
+
+    def rank(member: tuple[str, DicomHeader]) -> tuple[bool, int, str]:
+        path, header = member
+        return not header.is_volume, -header.width, path
+
+    chosen = min(members, key=rank)[0]
+    files = tuple(sorted(path for path, _ in members))
+    alone = len(files) > 1 and series_here == 1
+    name = PurePosixPath(folder).name if alone else name_of(chosen)
+    return _Group(chosen, name, f"{folder}/{series}" if len(files) > 1 else bare_url(chosen), files)
+
+
+def _companions(path: str) -> tuple[str, ...]:
+    """The file itself; for MRXS what its folder of the same name holds, for VMS elsewhere the files that it names."""
+    if ending(path) == ".mrxs":
+        return (path, *files_in(path[: -len(".mrxs")]))
+    if ending(path) in _INDEXES and is_elsewhere(path):
+        named = _named_in(*_filesystem(path))
+        return (path, *(f for f in files_in(path.rpartition("/")[0]) if PurePosixPath(f).name in named))
+    return (path,)
+
+
+def _named_in(fs: Any, index: str) -> set[str]:
+    """Names of the files that a VMS or VMU slide's index gives."""
+    try:
+        return {line.partition("=")[2].strip() for line in fs.cat_file(index).decode("latin-1").splitlines()}
+    except OSError:  # its reader will say so
+        return set()
+
+
+def _sources(groups: Sequence[_Group], id_root: str | None, id_key: bytes | None) -> list[SlideSource]:
+    by_id: dict[str, SlideSource] = {}
+    for group in groups:
+        slide_id, former_id = _ids(group.name, _relative(group.identity, id_root), id_key)
+        name = os.fsencode(group.name).decode(errors="replace")  # a name of bytes that are no text is still a slide's
+        source = SlideSource(slide_id, group.path, name, group.files, former_id)
+        before = by_id.setdefault(slide_id.lower(), source)  # many a disk takes two cases of a name for one file
+        if before is not source:
+            both = f"{bare_url(before.path)} and {bare_url(source.path)}"
+            raise UsageError(f"{both} get the same id; rename one of them")
+    return list(by_id.values())
+
+
+def _ids(name: str, identity: str, id_key: bytes | None) -> tuple[str, str]:
+    """A slide's id, and the one of earlier versions."""
+    if id_key is not None:
+        keyed = keyed_slide_id(id_key, identity)
+        return keyed, keyed
+    return make_slide_id(name, identity), former_slide_id(name, identity)
+
+
+def _relative(path: str, id_root: str | None) -> str:
+    if id_root is None:
+        return path
+    root = bare_url(id_root) if "://" in id_root else os.path.abspath(id_root)  # noqa: PTH100
+    if not PurePosixPath(path).is_relative_to(root):
+        raise BadOption(f"{path} is not inside the id root {root}")
+    return str(PurePosixPath(path).relative_to(root))

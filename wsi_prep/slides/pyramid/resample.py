@@ -1,0 +1,139 @@
+"""Area-mean resampling: each output pixel is the mean of exactly the source area that it covers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_prep.compute.compiled import compile_loop
+
+
+def halve(image: NDArray[np.uint8], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8 to (h / 2, w / 2, 3) uint8: the mean of each 2 x 2 block, rounded. h and w must be even."""
+    return reduce_by(image, 2, out)
+
+
+def reduce_by(image: NDArray[np.uint8], factor: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8 to (h / factor, w / factor, 3): the mean of each block, rounded. Sides must be multiples.
+
+    Written into `out`, contiguous and of that shape, where it is given and `factor` is not 1.
+    """
+    height, width = image.shape[:2]
+    if height % factor or width % factor:
+        raise ValueError(f"{height} x {width} px is no multiple of {factor}")
+    if factor == 1:
+        return image
+    size = (width // factor, height // factor)
+    return np.asarray(cv2.resize(image, size, dst=out, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def area_resample(
+    source: NDArray[np.uint8],
+    start_x: NDArray[np.float64],
+    start_y: NDArray[np.float64],
+    step_x: float,
+    step_y: float,
+) -> NDArray[np.uint8]:
+    """Area mean on a grid that need not meet the source's pixels, (len(start_y), len(start_x), 3) uint8.
+
+    Output pixel (i, j) covers source rows `start_y[i]` to `start_y[i] + step_y`, and columns likewise, in source pixels
+    from the corner of `source`, which must hold all of it. Steps are >= 1; starts ascend.
+    """
+    rows, cols = _shares(start_y, step_y), _shares(start_x, step_x)
+    for (first, _), length in zip((rows, cols), source.shape[:2], strict=True):
+        if len(first) and not 0 <= first[0] <= first[-1] < length:
+            raise ValueError(f"pixels {first[0]} to {first[-1]} are not all among the source's {length}")
+    flat = np.ascontiguousarray(source).reshape(source.shape[0], -1)
+    out = np.empty((len(start_y), len(start_x), 3), np.uint8)
+    _loop()(flat, *rows, *cols, *_side_by_side(*cols), out.reshape(len(start_y), -1))
+    return out
+
+
+def _shares(start: NDArray[np.float64], step: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(n,) first source pixel under each output pixel, and (n, 3 or more) its and its neighbours' shares,
+    which sum to 1.
+    """
+    first = np.floor(start + 1e-9).astype(np.int64)
+    pixels = first[:, None] + np.arange(max(3, int(np.ceil(step)) + 1))
+    share = np.minimum(start[:, None] + step, pixels + 1) - np.maximum(start[:, None], pixels)
+    return first, (np.where(share > 1e-9, share, 0.0) / step).astype(np.float32)
+
+
+_TOGETHER, _REACH = 16, 6
+"""Output pixels that are made at once where the step is near 1, and source pixels that each is then a sum of."""
+
+
+def _side_by_side(
+    first: NDArray[np.int64], share: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """What `_shares` gave, for runs of output pixels of which neighbours begin one source pixel apart, or nearly so.
+
+    (n,) first source pixel of each run, and (n, 6 x 48) for each of six source pixels from there on the shares of the
+    run's 16 output pixels in each channel, most of them 0; both empty where the step is too long for that. The same
+    source pixels, moved on by one, then serve the next output pixel, which vector instructions do eight at a time.
+    """
+    count, taps = share.shape
+    runs = -(-count // _TOGETHER)
+    number = np.arange(count)
+    aside = first - number % _TOGETHER
+    begin = np.minimum.reduceat(aside, number[::_TOGETHER]) if count else first
+    beyond = aside - begin[number // _TOGETHER]
+    if not count or begin.min() < 0 or beyond.max() + taps > _REACH:
+        return np.empty(0, np.int64), np.empty((0, 0), np.float32)
+    moved = np.zeros((runs * _TOGETHER, _REACH), np.float32)
+    for tap in range(taps):
+        moved[number, beyond + tap] = share[:, tap]
+    in_runs = np.repeat(moved.reshape(runs, _TOGETHER, _REACH).transpose(0, 2, 1), 3, axis=2)
+    return begin, np.ascontiguousarray(in_runs.reshape(runs, -1))
+
+
+@functools.cache
+def _loop() -> Callable[..., None]:
+    """The loop over output pixels, compiled when it is first needed on a machine, and kept beside this file."""
+    side = 3 * _TOGETHER
+
+    def loop(
+        source: Any, first_row: Any, row_share: Any, first_col: Any, col_share: Any, run: Any, run_share: Any, out: Any
+    ) -> None:  # pragma: no cover - compiled
+        height, width = source.shape
+        taps = col_share.shape[1]
+        blended = np.zeros(width + 3 * (taps + 32), np.float32)  # no share reaches beyond the source, an index may
+        for i in range(out.shape[0]):
+            blended[:width] = 0.0
+            for k in range(row_share.shape[1]):
+                share = row_share[i, k]
+                if share > 0.0:
+                    row = source[min(first_row[i] + k, height - 1)]
+                    for x in range(width):
+                        blended[x] += share * np.float32(row[x])
+            for n in range(len(run)):
+                some, under, of = out[i, n * side : (n + 1) * side], blended[3 * run[n] :], run_share[n]
+                for x in range(len(some)):  # few arrays, and indices from 0: else it would not become vector code
+                    some[x] = np.rint(
+                        of[x] * under[x]
+                        + of[x + side] * under[x + 3]
+                        + of[x + 2 * side] * under[x + 6]
+                        + of[x + 3 * side] * under[x + 9]
+                        + of[x + 4 * side] * under[x + 12]
+                        + of[x + 5 * side] * under[x + 15]
+                    )
+            for j in range(0 if len(run) else len(first_col)):
+                at = 3 * first_col[j]
+                first, second, third = col_share[j, 0], col_share[j, 1], col_share[j, 2]
+                red = first * blended[at] + second * blended[at + 3] + third * blended[at + 6]
+                green = first * blended[at + 1] + second * blended[at + 4] + third * blended[at + 7]
+                blue = first * blended[at + 2] + second * blended[at + 5] + third * blended[at + 8]
+                for k in range(3, taps):
+                    at += 3
+                    share = col_share[j, k]
+                    red += share * blended[at + 6]
+                    green += share * blended[at + 7]
+                    blue += share * blended[at + 8]
+                out[i, 3 * j], out[i, 3 * j + 1], out[i, 3 * j + 2] = np.rint(red), np.rint(green), np.rint(blue)
+
+    return compile_loop(loop)

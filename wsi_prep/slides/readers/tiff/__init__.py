@@ -1,0 +1,1 @@
+"""Tiled TIFF: SVS, generic pyramids and OME-TIFF."""

@@ -1,0 +1,387 @@
+"""Tiled TIFF slides (SVS, generic pyramids, OME-TIFF), their compressed tiles taken straight from the file.
+
+tiffslide reads the metadata, tifffile finds and decodes the tiles; the file may be local or any fsspec URL. What this
+reader does not take, it refuses with `UnsupportedLayout`, and OpenSlide is asked instead, which knows no OME-TIFF.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from tiffslide import TiffSlide
+
+from wsi_prep.compute.threads import Crew
+from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide
+from wsi_prep.format.jpeg import is_ycc
+from wsi_prep.slides.base import WHITE, SlideInfo, blank
+from wsi_prep.slides.fetch.ranges import ExpectedRanges, Ranges, open_ranges, seekable
+from wsi_prep.slides.fetch.remote import local_path
+from wsi_prep.slides.private import reason
+from wsi_prep.slides.pyramid.levels import finer_level, from_finer
+from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX, coded_size, require_few_directories
+from wsi_prep.slides.readers.tiff.facts import describe
+from wsi_prep.slides.readers.tiff.ome import read_images
+from wsi_prep.slides.readers.tiff.pictures import JPEG, RGB, Picture, UnsupportedLayout
+from wsi_prep.slides.readers.tiff.slide import Read, find_pyramid
+from wsi_prep.slides.urls import name_of
+
+CACHE_BYTES = 96 * 2**20
+"""Decoded tiles that the next block will want again are kept up to this size."""
+
+_TRESTLE = "MedScan"
+"""How the software tag of Trestle's slides begins, whose tiles overlap."""
+
+_Missing = DamagedSlide | None
+"""Why a tile of a reduced level is not there: it does not decode, or the file leaves it out."""
+
+
+class TiffReader:
+    """Reads a tiled 8-bit RGB TIFF pyramid; raises UnsupportedLayout for anything else, DamagedSlide if truncated.
+
+    A tile of a reduced level that the file leaves out, or that does not decode, is made of the next finer level.
+    """
+
+    keeps_edges = True
+
+    def __init__(self, path: str, crew: Crew | None = None) -> None:
+        """`crew` decodes tiles side by side."""
+        self._path = path
+        self._crew = crew or Crew()
+        self._bytes = open_ranges(path)
+        try:
+            self._slide = _open_tiffslide(path, self._bytes)
+            self._coming = ExpectedRanges(self._bytes)
+            self._info, self._levels = _understand(self._slide, self._look)
+            self._require_whole()
+        except (SlideError, StoreFailed):
+            self._bytes.close()
+            raise
+        except Exception as error:  # a directory of nonsense fails anywhere in tifffile's lazy properties
+            self._bytes.close()
+            raise UnsupportedLayout(f"its TIFF directory is damaged ({reason(error, path)})") from error
+        self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+        self._cached = 0
+        self._background = blank(0, 0, self._info.background)
+        self.lost: set[int] = set()
+        self._left_out: dict[int, set[int]] = defaultdict(set)
+        self._broken: dict[int, set[int]] = defaultdict(set)
+
+    @property
+    def info(self) -> SlideInfo:
+        """The slide's facts."""
+        return self._info
+
+    @property
+    def is_ome(self) -> bool:
+        """Whether the file is an OME-TIFF."""
+        return bool(self._slide.ts_tifffile.is_ome)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Tiles of reduced levels that had to be made of finer ones."""
+        said = ((self._left_out, "are not in the file"), (self._broken, "cannot be decoded"))
+        return [
+            f"{len(tiles)} tiles of the level {self._levels[level].width} px wide {what}, taken from a finer level"
+            for found, what in said
+            for level, tiles in sorted(found.items())
+        ]
+
+    def add_notes(self, notes: Sequence[str]) -> None:
+        """Add to what the slide's row warns of."""
+        self._info = replace(self._info, notes=(*self._info.notes, *notes))
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory held by decoded tiles that a neighbouring rectangle will want again."""
+        return self._cached
+
+    def read(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> NDArray[np.uint8]:
+        """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB; see `SlideReader.read`."""
+        picture = self._levels[level]
+        rectangle = (x_level, y_level, width, height)
+        wanted = _tiles_touched(picture, rectangle, boxes)
+        stored = [i for i in wanted if (level, i) not in self._cache and not picture.is_missing(i)]
+        found = self._fetched(picture, stored)
+        inside = min(x_level, y_level) >= 0 and x_level + width <= picture.width
+        if inside and y_level + height <= picture.height:  # tiles cover all of it
+            out = np.empty((height, width, 3), np.uint8)
+            for index in set(_tiles_touched(picture, rectangle, None)).difference(wanted):
+                _paste(out, self._bare(picture), *picture.corner(index), x_level, y_level)
+        else:
+            out = blank(height, width, self._info.background)
+        absent: list[tuple[int, _Missing]] = []
+        for index in (i for i in wanted if i not in found):
+            tile = self._cache.get((level, index), None)
+            if tile is None and level > 0:
+                absent.append((index, None))
+                continue
+            _paste(out, self._bare(picture) if tile is None else tile, *picture.corner(index), x_level, y_level)
+            if tile is not None and not _is_shared(picture, index, rectangle):
+                self._drop((level, index))
+
+        def decode(indices: Sequence[int]) -> list[tuple[int, NDArray[np.uint8] | DamagedSlide]]:
+            """Decode and paste these tiles; returns those that a neighbouring rectangle will want again."""
+            scratch = np.empty((picture.tile_height, picture.tile_width, 3), np.uint8)
+            shared: list[tuple[int, NDArray[np.uint8] | DamagedSlide]] = []
+            for index in indices:
+                again = _is_shared(picture, index, rectangle)
+                # decoded to memory that is still in the processor's cache when it is copied
+                try:
+                    tile = self._decode(picture, index, found[index], None if again else scratch)
+                except DamagedSlide as error:
+                    if level == 0:
+                        raise
+                    shared.append((index, error))
+                    continue
+                _paste(out, tile, *picture.corner(index), x_level, y_level)
+                if again:
+                    shared.append((index, tile))
+            return shared
+
+        for index, done in self._crew.share(decode, stored):
+            if isinstance(done, DamagedSlide):
+                absent.append((index, done))
+            else:
+                self._put(level, index, done)
+        for index, why in absent:
+            _paste(out, self._made_of_finer(level, index, why), *picture.corner(index), x_level, y_level)
+        while self._cached > CACHE_BYTES:
+            self._drop(next(iter(self._cache)))
+        return out
+
+    def expect(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> None:
+        """See `SlideReader.expect`."""
+        picture = self._levels[level]
+        wanted = _tiles_touched(picture, (x_level, y_level, width, height), boxes)
+        stored = [i for i in wanted if (level, i) not in self._cache and not picture.is_missing(i)]
+        self._coming.expect([span for i in stored for span in picture.spans(i)])
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._slide.close()
+        self._coming.close()
+
+    def _look(self, picture: Picture, rectangle: tuple[int, int, int, int]) -> NDArray[np.uint8] | None:
+        """Pixels of a rectangle of any picture of the file, white where it lacks tiles; None where one is damaged."""
+        x, y, width, height = rectangle
+        if picture.tile_width * picture.tile_height > MOST_TILE_PX:
+            return None
+        out = blank(height, width, WHITE)
+        try:
+            stored = [i for i in _tiles_touched(picture, rectangle, None) if not picture.is_missing(i)]
+            for index, data in self._fetched(picture, stored).items():
+                _paste(out, self._decode(picture, index, data, None), *picture.corner(index), x, y)
+        except DamagedSlide:
+            return None
+        return out
+
+    def _fetched(self, picture: Picture, indices: Sequence[int]) -> dict[int, list[bytes]]:
+        """The compressed data of tiles, a piece for each plane."""
+        planes = len(picture.planes)
+        pieces = self._coming.read([span for i in indices for span in picture.spans(i)])
+        return {index: pieces[n * planes : (n + 1) * planes] for n, index in enumerate(indices)}
+
+    def _made_of_finer(self, level: int, index: int, why: _Missing) -> NDArray[np.uint8]:
+        """A tile of a reduced level, clipped to the picture, out of the next finer level."""
+        picture = self._levels[level]
+        x, y = picture.corner(index)
+        width, height = min(picture.tile_width, picture.width - x), min(picture.tile_height, picture.height - y)
+        if why is None and not self._is_stored_below(level, index):
+            return self._bare(picture)[:height, :width]
+        (self._left_out if why is None else self._broken)[level].add(index)
+        finer = finer_level(level, self.lost)
+        return from_finer(self.read, self._info.levels, finer, level, (x, y, width, height))
+
+    def _is_stored_below(self, level: int, index: int) -> bool:
+        """Whether any finer level has tiles where a tile of this one is: none has them where there is bare glass."""
+        picture = self._levels[level]
+        x, y = picture.corner(index)
+        for finer in self._levels[:level]:
+            scale = finer.width / picture.width
+            rectangle = (x * scale, y * scale, picture.tile_width * scale, picture.tile_height * scale)
+            left, top, width, height = (round(side) for side in rectangle)
+            if not all(map(finer.is_missing, _tiles_touched(finer, (left, top, width, height), None))):
+                return True
+        return False
+
+    def _bare(self, picture: Picture) -> NDArray[np.uint8]:
+        """A tile of background, for one that the file leaves out or nobody asks for."""
+        size = picture.tile_height, picture.tile_width
+        if self._background.shape[:2] != size:
+            self._background = blank(*size, self._info.background)
+        return self._background
+
+    def _decode(
+        self, picture: Picture, index: int, data: Sequence[bytes], out: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8]:
+        """The tile, clipped to the picture; in `out`, if that is given and it is a JPEG of all three colours."""
+        x_tile, y_tile = picture.corner(index)
+        if len(data) == 1:
+            tile = self._decode_piece(picture.page, index, data[0], (x_tile, y_tile), out)
+        else:
+            pieces = [
+                self._decode_piece(page, first + index, piece, (x_tile, y_tile), None)[..., 0]
+                for (page, first), piece in zip(picture.planes, data, strict=True)
+            ]
+            tile = np.stack(pieces, axis=-1)
+        return tile[: picture.height - y_tile, : picture.width - x_tile]
+
+    def _decode_piece(
+        self, page: Any, index: int, data: bytes, corner: tuple[int, int], out: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8]:
+        """(h, w, samples) of a tile of one page; raises DamagedSlide where it does not decode."""
+        where = f"the tile at x {corner[0]}, y {corner[1]} of the level {page.imagewidth} px wide"
+        if page.compression == JPEG and not (data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") > 0):
+            raise DamagedSlide(f"{where} is no whole JPEG; copy the slide again from its source")
+        height, width = coded_size(data)
+        if height * width > MOST_TILE_PX:
+            raise DamagedSlide(f"{where} says that it is {width} x {height} px; copy the slide again from its source")
+        try:
+            in_colour = page.compression == JPEG and page.samplesperpixel == 3 and page.planarconfig == 1
+            decoded = _decode_jpeg(page, data, out) if in_colour else None
+            if decoded is None:
+                decoded = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
+        except Exception as error:  # each codec has errors of its own
+            why = reason(error, self._path)
+            raise DamagedSlide(f"{where} cannot be decoded ({why}); copy the slide again") from error
+        return np.asarray(decoded, dtype=np.uint8)
+
+    def _put(self, level: int, index: int, tile: NDArray[np.uint8]) -> None:
+        self._cache[(level, index)] = tile
+        self._cached += tile.nbytes
+
+    def _drop(self, key: tuple[int, int]) -> None:
+        tile = self._cache.pop(key, None)
+        if tile is not None:
+            self._cached -= tile.nbytes
+
+    def _require_whole(self) -> None:
+        pages = [page for picture in self._levels for page, _ in picture.planes]
+        end = max(max(map(sum, zip(p.dataoffsets, p.databytecounts, strict=True)), default=0) for p in pages)
+        size = self._bytes.size
+        if end > size:
+            raise DamagedSlide(
+                f"the file is truncated: its tiles reach to byte {end:,}, it has {size:,}; copy the slide again"
+            )
+
+
+def _open_tiffslide(path: str, ranges: Ranges) -> Any:
+    local = local_path(path)
+    source = local if local is not None else seekable(ranges)
+    options: dict[str, Any] = {"_multifile": False}  # the files that an OME-TIFF names may be anybody's
+    if local is None:
+        options["name"] = name_of(path)
+    try:
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
+        slide = TiffSlide(source, tifffile_options=options)
+        require_few_directories(slide.ts_tifffile)
+    except (StoreFailed, UnreadableSlide):
+        raise
+    except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
+        raise UnsupportedLayout(f"not a TIFF slide ({reason(error, path)})") from error
+    return slide
+
+
+def is_ome_tiff(path: str) -> bool:
+    """Whether a local file says of itself that it is an OME-TIFF."""
+    try:
+        with (
+            contextlib.closing(open_ranges(path)) as ranges,
+            contextlib.closing(_open_tiffslide(path, ranges)) as slide,
+        ):
+            return bool(slide.ts_tifffile.is_ome)
+    except UnsupportedLayout:
+        return False
+
+
+def _understand(slide: Any, read: Read) -> tuple[SlideInfo, tuple[Picture, ...]]:
+    """The slide's facts and levels; UnreadableSlide for an OME-TIFF that cannot be read: nobody else knows them."""
+    tiff = slide.ts_tifffile
+    if not (tiff.is_svs or tiff.is_ome or _is_generic(tiff)):
+        raise UnsupportedLayout("a vendor's TIFF that is left to OpenSlide")
+    try:
+        pyramid = find_pyramid(tiff, read_images(tiff.ome_metadata) if tiff.is_ome else None, read)
+        return describe(tiff, _properties(slide), pyramid), pyramid.levels
+    except StoreFailed:
+        raise
+    except Exception as error:
+        if tiff.is_ome:
+            why = error if isinstance(error, SlideError) else f"its TIFF directory is damaged ({type(error).__name__})"
+            raise UnreadableSlide(f"an OME-TIFF that cannot be read as a slide: {why}") from error
+        raise
+
+
+def _properties(slide: Any) -> Mapping[str, Any]:
+    """What tiffslide reads of the vendor's tags; nothing of formats that it does not understand."""
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
+        properties: Mapping[str, Any] = slide.properties
+        return properties
+    return {}
+
+
+def _is_generic(tiff: Any) -> bool:
+    if str(tiff.pages[0].software).startswith(_TRESTLE):
+        return False
+    return not any((tiff.is_ndpi, tiff.is_scn, tiff.is_bif, tiff.is_philips, tiff.is_qpi, tiff.is_stk, tiff.is_lsm))
+
+
+def _is_shared(picture: Picture, index: int, rectangle: tuple[int, int, int, int]) -> bool:
+    """Whether a tile reaches beyond the rectangle's right or lower edge."""
+    x_tile, y_tile = picture.corner(index)
+    x, y, width, height = rectangle
+    return x_tile + picture.tile_width > x + width or y_tile + picture.tile_height > y + height
+
+
+def _tiles_touched(
+    picture: Picture, rectangle: tuple[int, int, int, int], boxes: NDArray[np.int64] | None
+) -> list[int]:
+    """Indices, in file order, of the picture's tiles under `boxes` (or the whole rectangle), inside the picture."""
+    x, y, width, height = rectangle
+    wanted = np.zeros((-(-picture.height // picture.tile_height), picture.across), bool)
+    for bx, by, bw, bh in [(x, y, width, height)] if boxes is None else boxes.tolist():
+        left, top = max(bx, x, 0), max(by, y, 0)
+        right, bottom = min(bx + bw, x + width), min(by + bh, y + height)
+        if right > left and bottom > top:
+            wanted[
+                top // picture.tile_height : -(-bottom // picture.tile_height),
+                left // picture.tile_width : -(-right // picture.tile_width),
+            ] = True
+    return [int(i) for i in np.flatnonzero(wanted)]
+
+
+def _decode_jpeg(page: Any, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+    """A JPEG tile as tifffile decodes it, without what that does around it; None where its size is not the page's."""
+    said = is_ycc(data)  # what the tile says counts before the TIFF's tag: Bio-Formats and others get the tag wrong
+    stored = "YCBCR" if said or (said is None and page.photometric != RGB) else "RGB"
+    try:
+        tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
+            data, tables=page.jpegtables, colorspace=stored, outcolorspace="RGB", out=out
+        )
+    except ValueError:  # it does not fit
+        return None
+    return tile if tile.shape == (page.tilelength, page.tilewidth, 3) else None
+
+
+def _paste(out: NDArray[np.uint8], tile: NDArray[np.uint8], x_tile: int, y_tile: int, x: int, y: int) -> None:
+    """Copy the part of `tile` (its corner at x_tile, y_tile) that lies in `out` (its corner at x, y)."""
+    height, width = out.shape[:2]
+    left, top = max(x_tile, x), max(y_tile, y)
+    right, bottom = min(x_tile + tile.shape[1], x + width), min(y_tile + tile.shape[0], y + height)
+    if right > left and bottom > top:
+        out[top - y : bottom - y, left - x : right - x] = tile[
+            top - y_tile : bottom - y_tile, left - x_tile : right - x_tile
+        ]

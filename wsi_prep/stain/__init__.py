@@ -1,0 +1,1 @@
+"""Which stain a slide has, and how much of each dye."""

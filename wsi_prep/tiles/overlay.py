@@ -1,0 +1,70 @@
+"""A picture to check a slide by: its thumbnail, the tissue outline, and the tiles of each magnification."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_prep.format.jpeg import JpegSettings, encode_tile
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.slides.pyramid.thumbnail import Thumbnail
+from wsi_prep.tiles.plan import TilePlan
+
+_PANEL_PX = 720
+_CAPTION_PX = 28
+_OUTLINE = (0, 150, 70)
+_TILE = (30, 60, 220)
+_INK = (30, 30, 30)
+
+
+def draw_overlay(thumbnail: Thumbnail, tissue: NDArray[np.bool_], plan: TilePlan | None, title: str) -> bytes:
+    """A JPEG of panels side by side: the bare slide, then one for each magnification that has tiles."""
+    scale = _PANEL_PX / max(thumbnail.pixels.shape[:2])
+    size = tuple(max(1, round(side * scale)) for side in thumbnail.pixels.shape[1::-1])
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    picture = np.asarray(cv2.resize(thumbnail.pixels, size, interpolation=method), dtype=np.uint8)
+    outlined = _outlined(picture, tissue)
+    panels = [_captioned(picture, title)]
+    if plan is None or not len(plan):
+        panels.append(_captioned(outlined, "tissue, no tiles"))
+    else:
+        step = (thumbnail.step_x0 / scale, thumbnail.step_y0 / scale)
+        for mag in reversed(MAGNIFICATIONS):
+            if plan.count(mag):
+                number = MAGNIFICATIONS.index(mag)
+                caption = f"{mag.name}: {plan.count(mag):,} tiles"
+                panels.append(_captioned(_with_tiles(outlined, plan, number, step), caption))
+    return encode_tile(np.hstack(panels), JpegSettings(quality=85))
+
+
+def _outlined(picture: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    size = picture.shape[1::-1]
+    mask = cv2.resize(tissue.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    return np.asarray(cv2.drawContours(picture.copy(), contours, -1, _OUTLINE, 2), dtype=np.uint8)
+
+
+def _with_tiles(
+    picture: NDArray[np.uint8], plan: TilePlan, number: int, step0: tuple[float, float]
+) -> NDArray[np.uint8]:
+    """`picture` with the outlines of the tiles at MAGNIFICATIONS[number]; `step0` is level-0 px per picture px."""
+    drawn = picture.copy()
+    mag = MAGNIFICATIONS[number]
+    width, height = plan.grid.span_x0(mag) / step0[0], plan.grid.span_y0(mag) / step0[1]
+    of_mag = plan.mag == number
+    for x0, y0 in zip(plan.x0[of_mag].tolist(), plan.y0[of_mag].tolist(), strict=True):
+        x, y = x0 / step0[0], y0 / step0[1]
+        corner = round(x), round(y)
+        cv2.rectangle(
+            drawn, corner, (max(corner[0], round(x + width) - 1), max(corner[1], round(y + height) - 1)), _TILE
+        )
+    return drawn
+
+
+def _captioned(picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+    panel = np.full((picture.shape[0] + _CAPTION_PX, picture.shape[1] + 6, 3), 255, np.uint8)
+    panel[_CAPTION_PX:, :-6] = picture
+    ascii_text = text.encode("ascii", "replace").decode()
+    cv2.putText(panel, ascii_text, (4, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+    return panel

@@ -1,0 +1,239 @@
+"""A plan's tiles as pixels, each source pixel decoded once.
+
+A slide is walked by the cells of its coarsest grid. Of each cell the part that kept tiles cover is read at the finest
+magnification wanted there; the coarser ones are halved from it, or all are resampled where the native scale is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX, Grid, to_level0
+from wsi_prep.slides.base import SlideInfo, SlideReader
+from wsi_prep.slides.pyramid.resample import area_resample, halve, reduce_by
+from wsi_prep.tiles.plan import TilePlan
+
+_WHOLE = 1e-9
+
+
+@dataclass(frozen=True)
+class TileGroup:
+    """Tiles of one magnification of a cell, cut out of one image.
+
+    `tiles`: their places in the plan. `image`: (h, w, 3) uint8 RGB; `corner`: (n, 2) x, y of each tile's upper left
+    pixel in it. `quarter`: the image halved twice, if that is at hand.
+    """
+
+    tiles: range
+    image: NDArray[np.uint8]
+    corner: NDArray[np.int64]
+    quarter: NDArray[np.uint8] | None
+
+    def pixels(self, number: int) -> NDArray[np.uint8]:
+        """The (392, 392, 3) pixels of the group's tile `number`, a view."""
+        x, y = self.corner[number].tolist()
+        return self.image[y : y + TILE_PX, x : x + TILE_PX]
+
+
+def read_groups(reader: SlideReader, plan: TilePlan) -> Iterator[TileGroup]:
+    """All tiles of `plan`, in its order. The reader is told of each cell while the one before it is read."""
+    cells = [None, *plan.cells(), None]
+    for tiles, coming in pairwise(cells):
+        if coming is not None:
+            factors, corner, side = _in_base_px(plan, coming)
+            begin, end = corner.min(axis=0), (corner + side[:, None]).max(axis=0)
+            asked = _Request.of(reader, plan.grid, int(factors.min()), corner, side, begin, end)
+            reader.expect(asked.level, *asked.rectangle, asked.boxes)
+        if tiles is not None:
+            yield from _read_cell(reader, plan, tiles)
+
+
+def _in_base_px(plan: TilePlan, tiles: slice) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of each of these tiles the factor, and the upper left corner (x, y) and the side in base pixels."""
+    grid = plan.grid
+    factors = np.array([grid.factor(m) if m in grid.magnifications else 0 for m in MAGNIFICATIONS])[plan.mag[tiles]]
+    side = TILE_PX * factors.astype(np.int64)
+    return factors, np.stack([plan.col[tiles] * side, plan.row[tiles] * side], axis=1), side
+
+
+def _read_cell(reader: SlideReader, plan: TilePlan, tiles: slice) -> Iterator[TileGroup]:
+    grid = plan.grid
+    factors, corner, side = _in_base_px(plan, tiles)
+    finest = int(factors.min())
+    step_x, step_y = grid.step_x0 * finest, grid.step_y0 * finest
+    if step_x == step_y == round(step_x):
+        groups = _halved(reader, grid, factors, corner, side)
+    else:
+        groups = _resampled(reader, grid, factors, corner, side)
+    for factor, which, image, at, quarter in groups:
+        places = range(tiles.start + int(which[0]), tiles.start + int(which[-1]) + 1)
+        yield TileGroup(places, image, at // factor, quarter)
+
+
+_Groups = Iterator[tuple[int, NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8] | None]]
+"""Factor, numbers of the cell's tiles, their image, their corners in it in base px, and the image halved twice."""
+
+
+def _halved(
+    reader: SlideReader, grid: Grid, factors: NDArray[np.int64], corner: NDArray[np.int64], side: NDArray[np.int64]
+) -> _Groups:
+    """Where the level's pixels divide evenly: each band of finest tiles is read, given away, and halved down.
+
+    A band fits the processor's cache, where the whole cell does not.
+    """
+    finest, coarsest = int(factors.min()), int(factors.max())
+    first, last = corner.min(axis=0), (corner + side[:, None]).max(axis=0)
+    images = {
+        factor: np.empty((*((last - first) // factor)[::-1], 3), np.uint8)
+        for factor in (finest * 2**n for n in range(1, 4))
+        if factor <= coarsest
+    }
+    band_height = TILE_PX * finest if reader.keeps_edges else int(last[1] - first[1])
+    for top in range(int(first[1]), int(last[1]), band_height):
+        band = (top, top + band_height)
+        touched = (corner[:, 1] < band[1]) & (corner[:, 1] + side > band[0])
+        if not touched.any():
+            continue  # nothing here is part of any tile
+        source = _read_source(reader, grid, finest, corner[touched], side[touched], (first[0], last[0]), band)
+        image = source.image(finest)
+        pyramid = [image]
+        for factor in (2 * finest, 4 * finest, *(f for f in images if f == 8 * finest)):
+            at, rows = (top - int(first[1])) // factor, len(pyramid[-1]) // 2
+            pyramid.append(halve(pyramid[-1], images[factor][at : at + rows] if factor in images else None))
+        which = np.flatnonzero((factors == finest) & touched)
+        if len(which):
+            yield finest, which, image, corner[which] - (first[0], top), pyramid[2]
+    for factor, image in images.items():
+        which = np.flatnonzero(factors == factor)
+        if len(which):
+            yield factor, which, image, corner[which] - first, images.get(4 * factor)
+
+
+def _resampled(
+    reader: SlideReader, grid: Grid, factors: NDArray[np.int64], corner: NDArray[np.int64], side: NDArray[np.int64]
+) -> _Groups:
+    """Where they do not, every magnification is taken from the source by itself, so that each tile begins exactly at
+    its own level-0 pixel: halving would carry the rounding of four neighbours into their parent.
+    """
+    first, last = corner.min(axis=0), (corner + side[:, None]).max(axis=0)
+    source = _read_source(reader, grid, int(factors.min()), corner, side, (first[0], last[0]), (first[1], last[1]))
+    for factor in np.unique(factors).tolist():  # ascending, as the plan is sorted
+        which = np.flatnonzero(factors == factor)
+        yield factor, which, source.image(factor), corner[which] - first, None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Decoded pixels of one level that hold a rectangle of `corner` and `size` (x, y) in base px.
+
+    They begin at `left`, `top` of the level; a base px is `step` (x, y) level px wide, a level px `downsample` level-0
+    px.
+    """
+
+    pixels: NDArray[np.uint8]
+    left: int
+    top: int
+    downsample: int
+    step: tuple[float, float]
+    corner: tuple[int, int]
+    size: tuple[int, int]
+
+    def image(self, factor: int) -> NDArray[np.uint8]:
+        """The rectangle at `factor` base px a pixel, (h, w, 3) uint8, each pixel the mean of what it covers."""
+        step_x, step_y = (step * factor for step in self.step)
+        exact = tuple(round(size * step) for size, step in zip(self.size, self.step, strict=True))
+        if step_x == step_y == round(step_x) and self.pixels.shape[1::-1] == exact:
+            return reduce_by(self.pixels, round(step_x))
+        starts = [
+            _pixel_starts(self.corner[axis] // factor, self.size[axis] // factor, step, self.downsample)
+            for axis, step in enumerate((step_x, step_y))
+        ]
+        return area_resample(self.pixels, starts[0] - self.left, starts[1] - self.top, step_x, step_y)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What to ask a reader for, in pixels of `level`; see `SlideReader.read`. A base px is `step` level px wide."""
+
+    level: int
+    downsample: int
+    step: tuple[float, float]
+    rectangle: tuple[int, int, int, int]
+    boxes: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        reader: SlideReader,
+        grid: Grid,
+        finest: int,
+        corner: NDArray[np.int64],
+        side: NDArray[np.int64],
+        begin: NDArray[np.int64],
+        end: NDArray[np.int64],
+    ) -> _Request:
+        """The rectangle `begin` to `end` (x, y) in base px, from the coarsest level as fine as `finest`.
+
+        Only what tiles with these corners and sides (base px) need of it will be used.
+        """
+        level, downsample = _best_level(reader.info, grid, finest)
+        step = (grid.step_x0 / downsample, grid.step_y0 / downsample)
+        slack = 0 if all((s * finest).is_integer() for s in step) else 1  # tiles begin at rounded positions
+        boxes = _boxes_in_level(np.maximum(corner, begin), np.minimum(corner + side[:, None], end), step, slack)
+        ((left, top, width, height),) = _boxes_in_level(begin[None], end[None], step, slack).tolist()
+        return cls(level, downsample, step, (left, top, width, height), boxes)
+
+
+def _read_source(
+    reader: SlideReader,
+    grid: Grid,
+    finest: int,
+    corner: NDArray[np.int64],
+    side: NDArray[np.int64],
+    across: tuple[int, int],
+    down: tuple[int, int],
+) -> _Source:
+    """The rectangle `across` (x from, to) and `down` (y from, to) in base px."""
+    begin, end = np.array([across[0], down[0]]), np.array([across[1], down[1]])
+    asked = _Request.of(reader, grid, finest, corner, side, begin, end)
+    pixels = reader.read(asked.level, *asked.rectangle, asked.boxes)
+    left, top = asked.rectangle[:2]
+    size = end - begin
+    at = (int(begin[0]), int(begin[1]))
+    return _Source(pixels, left, top, asked.downsample, asked.step, at, (int(size[0]), int(size[1])))
+
+
+def _boxes_in_level(
+    begin: NDArray[np.int64], end: NDArray[np.int64], step: tuple[float, float], slack: int
+) -> NDArray[np.int64]:
+    """(n, 4) x, y, width, height in level px of rectangles `begin` to `end` (n, 2) in base px, with `slack` around."""
+    first = np.floor(begin * step + _WHOLE).astype(np.int64) - slack
+    last = np.ceil(end * step - _WHOLE).astype(np.int64) + slack
+    return np.concatenate([first, last - first], axis=1)
+
+
+def _pixel_starts(first: int, count: int, step: float, downsample: int) -> NDArray[np.float64]:
+    """Where `count` pixels of `step` level px begin, from the `first` on: each tile at its rounded level-0 position."""
+    tile, within = np.divmod(np.arange(first, first + count), TILE_PX)
+    starts: NDArray[np.float64] = to_level0(tile, TILE_PX * step * downsample) / downsample + within * step
+    return starts
+
+
+def _best_level(info: SlideInfo, grid: Grid, factor: int) -> tuple[int, int]:
+    """Index and exact integer downsample of the coarsest level that need not be upsampled for `factor`.
+
+    Only levels that lie on level 0's grid count: an integer downsample, off by less than one pixel over the slide.
+    """
+    finest_step = min(grid.step_x0, grid.step_y0) * factor
+    best = (0, 1)
+    for index, level in enumerate(info.levels):
+        downsample = round(level.downsample)
+        aligned = abs(info.width0 / downsample - level.width) < 1 and abs(info.height0 / downsample - level.height) < 1
+        if aligned and best[1] < downsample <= finest_step + _WHOLE:
+            best = (index, downsample)
+    return best

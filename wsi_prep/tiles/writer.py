@@ -1,0 +1,106 @@
+"""One slide's tiles: read, measured, kept or left out, encoded and stored, with a catalog row of each."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from wsi_prep.compute.ahead import one_ahead
+from wsi_prep.compute.threads import Crew
+from wsi_prep.format.jpeg import JpegSettings, encode_tile
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX, Grid
+from wsi_prep.format.records import TILE_SCHEMA
+from wsi_prep.slides.base import SlideReader
+from wsi_prep.tiles.filters import TileFilter
+from wsi_prep.tiles.pixels import TileGroup, read_groups
+from wsi_prep.tiles.plan import TilePlan
+from wsi_prep.tiles.quality import MEASURES, Measurer
+from wsi_prep.tiles.store import StoreWriter, TileLocation
+
+
+def write_tiles(
+    store: Path,
+    slide_id: str,
+    reader: SlideReader,
+    plan: TilePlan,
+    jpeg: JpegSettings,
+    filters: Sequence[TileFilter],
+    crew: Crew,
+) -> tuple[TilePlan, pa.Table, list[int], dict[str, str]]:
+    """Write those tiles of `plan` that pass all `filters` into the folder `store`, none where none does.
+
+    The crew measures and encodes side by side. Returns the plan of these tiles, their rows in TILE_SCHEMA,
+    how many tiles of `plan` fail each filter, and the digests of the store's files.
+    """
+    locations: list[TileLocation] = []
+    measures = np.empty((len(plan), len(MEASURES)), np.float32)
+    kept = np.zeros(len(plan), bool)
+    with (
+        contextlib.closing(one_ahead(read_groups(reader, plan))) as groups,
+        StoreWriter(store, jpeg, store_attributes(slide_id, plan.grid)) as writer,
+    ):
+        for group in groups:
+            name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
+            make = functools.partial(_make, group, name, jpeg, filters)
+            for index, (measured, data) in zip(group.tiles, crew.share(make, range(len(group.tiles))), strict=True):
+                measures[index] = measured
+                if data is not None:
+                    kept[index] = True
+                    locations.append(writer.append(name, data))
+    failures = [condition.failures(measures, plan.mag) for condition in filters]
+    plan = plan.only(kept)
+    return plan, _rows(slide_id, plan, measures[kept], locations), failures, writer.digests
+
+
+def store_attributes(slide_id: str, grid: Grid) -> dict[str, Any]:
+    """What the metadata of a slide's store say of it: its id, and the um/px of each magnification that it can give."""
+    return {"slide_id": slide_id, "mpp": {m.name: grid.mpp(m) for m in grid.magnifications}}
+
+
+def _make(
+    group: TileGroup, magnification: str, jpeg: JpegSettings, filters: Sequence[TileFilter], numbers: Sequence[int]
+) -> list[tuple[NDArray[np.float32], bytes | None]]:
+    """The MEASURES of the group's tiles with these numbers, and the JPEG of each that passes all filters."""
+    measurer = Measurer(group.corner, group.quarter)
+    tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)  # read from the large image once, then close at hand
+    made = []
+    for number in numbers:
+        np.copyto(tile, group.pixels(number))
+        measured = np.array(measurer.measure(number, tile), np.float32)  # as the catalog will have them
+        passes = all(condition.passes(measured.tolist(), magnification) for condition in filters)
+        made.append((measured, encode_tile(tile, jpeg) if passes else None))
+    return made
+
+
+def _rows(slide_id: str, plan: TilePlan, measures: NDArray[np.float32], locations: list[TileLocation]) -> pa.Table:
+    names = np.array([m.name for m in MAGNIFICATIONS])
+    usable = plan.grid.magnifications
+    mpp = np.array([plan.grid.mpp(m) if m in usable else np.nan for m in MAGNIFICATIONS])
+    span0 = np.array([plan.grid.span_x0(m) if m in usable else np.nan for m in MAGNIFICATIONS])
+    store = f"stores/{slide_id}.zarr"
+    columns = {
+        "slide_id": np.full(len(plan), slide_id),
+        "magnification": names[plan.mag],
+        "mpp": mpp[plan.mag],
+        "x0": plan.x0,
+        "y0": plan.y0,
+        "span0": span0[plan.mag],
+        "row": plan.row,
+        "col": plan.col,
+        "tissue_fraction": plan.tissue_fraction,
+        **{name: measures[:, i] for i, name in enumerate(MEASURES)},
+        "shard": [f"{store}/{place.shard}" for place in locations],
+        "array": np.array([f"{store}/{name}" for name in names])[plan.mag],
+        "index": [place.index for place in locations],
+        "offset": [place.offset for place in locations],
+        "nbytes": [place.nbytes for place in locations],
+        "crc32": [place.crc32 for place in locations],
+    }
+    return pa.table([pa.array(columns[f.name], f.type) for f in TILE_SCHEMA], schema=TILE_SCHEMA)

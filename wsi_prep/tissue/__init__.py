@@ -1,0 +1,1 @@
+"""Where the tissue is: found against the background, or given by people."""

@@ -1,0 +1,180 @@
+"""What of a slide's picture is no tissue by its look alone: quiet background, and flat parts that nobody scanned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_prep.tissue.picture import largest
+
+_DARK = 60
+"""Brightness (0 to 255) below which nothing is looked at: borders, dark filling."""
+
+_BLOCK_PX, _LARGE_PX = 8, 1_000_000
+_QUIET_SHARE, _LEAST_QUIET = 0.01, 2.0
+"""Of its brightness, how much a block of glass may differ from its neighbours; levels, which JPEG alone may."""
+
+_LEVELS_AROUND = 4
+"""Of 255: blocks that are so close in brightness are of one background."""
+
+_LEAST_SHARE, _LEAST_PINK_SHARE, _PINK, _DYED = 0.01, 0.1, 0.025, 0.1
+"""Share of the picture that must be quiet and of one brightness; where it is pink (log10 of the lesser of red and blue
+over green), as tissue is and glass hardly ever, it must be more; and none is as pink as the last."""
+
+_MOST_ABOVE = 0.25
+"""Of the background's share, how much of the picture may be brighter."""
+
+_EXACT_SPREAD = 0.35
+_COUNTED_PX = 50_000
+_LEAST_FLAT_SHARE, _MOST_FLATS = 0.01, 4
+_STRAIGHT, _LEAST_BORDER_SHARE = 0.68, 0.05
+"""Share of a flat part's edge that runs along rows and columns: a disc has 0.4, glass around tissue 0.3 to 0.65."""
+
+_FAR_LEVELS = 8
+_MIXED_PX = 5
+"""Side of what resampling and JPEG mix at the edge of a flat part."""
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A `colour` that large straight-edged parts of a picture have exactly; `outer`: they reach the picture's edge."""
+
+    colour: tuple[int, int, int]
+    outer: bool
+
+    def shown(self, picture: NDArray[np.uint8], within: int = 1) -> NDArray[np.bool_]:
+        """(h, w): where the picture has this colour, give or take `within` levels."""
+        least, most = (np.clip(np.add(self.colour, by), 0, 255) for by in (-within, within))
+        return np.asarray(cv2.inRange(picture, least, most), dtype=np.bool_)
+
+    def darkens(self, glass: NDArray[np.float64]) -> bool:
+        """Whether it would pass for tissue on such glass: filling at the picture's edge, or black anywhere."""
+        return (self.outer or max(self.colour) < _DARK) and bool((glass - self.colour).max() > _FAR_LEVELS)
+
+
+def flat_parts(sample: NDArray[np.uint8], spread: NDArray[np.float32]) -> list[Flat]:
+    """Colours that scanners and converters fill with what was not scanned, in a sample of a picture's pixels.
+
+    `spread` is the standard deviation of brightness around each. Bare glass after strong JPEG is flat too, but goes
+    around the tissue, where filling has straight edges.
+    """
+    flat_px = sample[spread <= _EXACT_SPREAD]
+    every = max(1, len(flat_px) // _COUNTED_PX)
+    packed, counts = np.unique(flat_px[::every].astype(np.int64) @ [65536, 256, 1], return_counts=True)
+    found: dict[Flat, NDArray[np.bool_]] = {}
+    for at in counts.argsort()[::-1][:_MOST_FLATS]:
+        if counts[at] * every < _LEAST_FLAT_SHARE * spread.size:
+            break
+        value = int(packed[at])
+        flat = Flat((value >> 16, value >> 8 & 255, value & 255), False)
+        shown = flat.shown(sample)
+        if _straightness(shown) >= _STRAIGHT:
+            found[flat] = shown
+    return _outer_marked(found)
+
+
+def _outer_marked(shown: dict[Flat, NDArray[np.bool_]]) -> list[Flat]:
+    """The flats, `outer` where they reach the picture's edge, or that of what is left without the outer ones."""
+    outer: set[Flat] = set()
+    filled = np.zeros(next(iter(shown.values())).shape if shown else (0, 0), np.uint8)
+    left = (slice(None), slice(None))
+    for _ in shown:
+        reach = {flat for flat in shown.keys() - outer if _edge(shown[flat][left]).mean() >= _LEAST_BORDER_SHARE}
+        if not reach:
+            break
+        outer |= reach
+        for flat in reach:
+            filled |= shown[flat]
+        scanned = np.asarray(cv2.dilate(filled, np.ones((_MIXED_PX, _MIXED_PX), np.uint8))) == 0
+        rows, cols = (np.flatnonzero(scanned.mean(axis=axis) > _LEAST_BORDER_SHARE) for axis in (1, 0))
+        if not len(rows) or not len(cols):
+            break
+        left = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
+    return [Flat(flat.colour, flat in outer) for flat in shown]
+
+
+def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The first and last rows and columns of a mask, one after another."""
+    return np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+
+
+def _straightness(shown: NDArray[np.bool_]) -> float:
+    """Share of a mask's edge that goes on straight along its row or column; 0 where it has none."""
+    even = np.asarray(cv2.blur(shown.astype(np.float32), (5, 5)) > 0.5, dtype=np.bool_)
+    across, down = even[:, 1:] != even[:, :-1], even[1:] != even[:-1]
+    straight = np.count_nonzero(across[1:] & across[:-1]) + np.count_nonzero(down[:, 1:] & down[:, :-1])
+    edge = int(np.count_nonzero(across) + np.count_nonzero(down))
+    return float(straight) / max(1, edge)
+
+
+def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np.float64] | None:
+    """(3,) the colour of the brightest large part of the picture that is as even as bare glass; None where none is.
+
+    Neighbouring blocks of glass hardly differ, whatever its colour and the noise of single pixels; those of tissue do.
+    Parts of a flat colour do not count, nor does what a good share of the picture outshines.
+    """
+    mean, differs, side = _blocks(picture)
+    top = largest(mean)
+    scanned = top >= _DARK
+    if flats:
+        beside = np.ones((2 * side + 1, 2 * side + 1), np.uint8)  # what is mixed with filling
+        scanned &= np.asarray(cv2.dilate(_filled_blocks(picture, flats, top.shape), beside)) == 0
+    quiet = scanned & (differs <= np.maximum(_LEAST_QUIET, _QUIET_SHARE * top))
+    level = np.rint(mean.mean(axis=2)).astype(np.int64)
+    total = max(1, int(np.count_nonzero(scanned)))
+    if not quiet.any():
+        return None
+    # dim glass and pale tissue on it lie as much closer together as they are darker
+    around = max(1, round(_LEVELS_AROUND * int(level[quiet].max()) / 255))
+    window = np.ones(2 * around + 1)
+    share = np.convolve(np.bincount(level[quiet], minlength=256), window, mode="same") / total
+    outshone = np.bincount(level[scanned], minlength=256)[::-1].cumsum()[::-1] / total
+    above = np.append(outshone[around + 3 :], np.zeros(around + 3))
+    good = np.flatnonzero((share >= _LEAST_SHARE) & (above <= _MOST_ABOVE * share))
+    if not len(good):
+        return None
+    best = int(good[-1])
+    while share[best - 1] >= share[best]:
+        best -= 1
+    colour = np.median(mean[quiet & (np.abs(level - best) <= around)], axis=0).astype(np.float64)
+    pink = math.log10(max(min(colour[0], colour[2]), 1.0) / max(colour[1], 1.0))
+    return None if pink > _DYED or (pink > _PINK and share[best] < _LEAST_PINK_SHARE) else colour
+
+
+def _filled_blocks(picture: NDArray[np.uint8], flats: list[Flat], blocks: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Above 0 for the blocks of a picture, so many rows and columns of them, in which there is filling."""
+    shown = np.zeros(picture.shape[:2], np.uint8)
+    for flat in flats:
+        shown |= flat.shown(picture)
+    opened = cv2.morphologyEx(shown * 255, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8), borderValue=255)
+    step = min(picture.shape[0] // blocks[0], picture.shape[1] // blocks[1])
+    return np.asarray(
+        cv2.resize(
+            opened[: blocks[0] * step, : blocks[1] * step], (blocks[1], blocks[0]), interpolation=cv2.INTER_AREA
+        ),
+        dtype=np.uint8,
+    )
+
+
+def _blocks(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+    """(rows, cols, 3) means of blocks of a picture, (rows, cols) how far each is from its neighbours at most, and how
+    many rows or columns further a neighbour is.
+
+    The blocks of a small picture overlap, so that there are enough of them.
+    """
+    height, width = picture.shape[:2]
+    step = min(_BLOCK_PX if height * width > _LARGE_PX else 2, height, width)
+    rows, cols = height // step, width // step
+    small = cv2.resize(picture[: rows * step, : cols * step], (cols, rows), interpolation=cv2.INTER_AREA)
+    side = max(1, _BLOCK_PX // step)
+    mean = np.asarray(cv2.blur(small.astype(np.float32), (side, side)), dtype=np.float32)
+    padded = cv2.copyMakeBorder(mean, side, side, side, side, cv2.BORDER_REPLICATE)
+    differs = np.zeros((rows, cols), np.float32)
+    for y, x in ((0, side), (2 * side, side), (side, 0), (side, 2 * side)):
+        apart = cv2.absdiff(padded[y : y + rows, x : x + cols], mean)
+        cv2.max(differs, largest(apart), dst=differs)
+    return mean, differs, side

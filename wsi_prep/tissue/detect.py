@@ -1,0 +1,209 @@
+"""Where the tissue is, found on a picture of the whole slide at a fixed physical resolution.
+
+The glass is estimated first: its colour, and a smooth surface of its brightness. Everything is then judged by the light
+that it takes away from the glass (optical density, Beer-Lambert) in whichever channel takes most, so pale and blue-only
+tissue counts as much as pink, and grey or unevenly lit glass does not count at all. What has a pen's colour, or is
+black or grey debris, is taken out again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_prep.errors import BadOption, NotBrightField
+from wsi_prep.tissue.glass import Glass
+from wsi_prep.tissue.picture import bands, brightest, darkest, deviation
+
+MASK_MPP = 8.0
+"""um per pixel of the mask."""
+
+_ARTEFACT_MPP = 16.0
+"""Pens and borders are looked for at this resolution."""
+
+_TEXTURE_UM = 50.0
+_RIM_UM = 32.0
+
+_NEUTRAL = 0.2
+"""(strongest - weakest channel) / strongest, in optical density, below which a thing is grey: no dye looks so."""
+
+
+@dataclass(frozen=True)
+class TissueSettings:
+    """Thresholds of the detector, all physical.
+
+    `seed_density` marks tissue for certain, `edge_density` is how far it then reaches (optical density, smoothed over
+    20 um); noisy glass raises both. `gap_um` is the widest gap that is closed; what is smaller than `least_speck_um2`
+    bridges no gap. Holes and fragments below `least_hole_um2` and `least_fragment_um2` are filled and dropped, grey
+    ones (dust) below `least_grey_um2`.
+    """
+
+    seed_density: float = 0.07
+    edge_density: float = 0.035
+    gap_um: float = 48.0
+    least_speck_um2: float = 2_000.0
+    least_hole_um2: float = 10_000.0
+    least_fragment_um2: float = 10_000.0
+    least_grey_um2: float = 60_000.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.edge_density <= self.seed_density < 2:
+            raise BadOption(f"tissue densities {self.edge_density:g}, {self.seed_density:g}: need 0 < edge <= seed < 2")
+        for name in ("gap_um", "least_speck_um2", "least_hole_um2", "least_fragment_um2", "least_grey_um2"):
+            if not 0 <= getattr(self, name) < 1e9:
+                raise BadOption(f"tissue {name} {getattr(self, name):g} is not between 0 and 1e9")
+
+
+def check_bright_field(thumbnail: NDArray[np.uint8]) -> None:
+    """Raise NotBrightField where (h, w, 3) uint8 RGB shows light on a dark ground: fluorescence or dark field."""
+    highest, lowest = brightest(thumbnail), darkest(thumbnail)
+    lit = float((highest >= 60).mean())
+    # stained tissue lets some light of every colour through; what glows is coloured, or no brighter than dim
+    through = float(((highest >= 130) & (lowest >= 40)).mean())
+    if lit >= 0.5 and through < 0.05:
+        # a lamp set low lights everything evenly: what is brightest is a wide, quiet ground, where what glows is small
+        through = max(through, _dim_share(thumbnail, highest, lowest))
+    if lit < 0.005 or (through < 0.5 * lit and (lit < 0.5 or through < 0.05)):
+        raise NotBrightField(
+            f"{1 - lit:.0%} of the slide is nearly black and only {through:.0%} lets light through: "
+            "fluorescence or dark field, where bright-field tiles are made"
+        )
+
+
+def _dim_share(thumbnail: NDArray[np.uint8], highest: NDArray[np.uint8], lowest: NDArray[np.uint8]) -> float:
+    """Share of a picture that lets light of every colour through where its glass is dim; 0 where it shows none."""
+    glass = Glass.of(thumbnail)
+    outshone = float((highest > 1.2 * glass.colour.max()).mean())
+    if glass.assumed or glass.colour.min() < 0.4 * glass.colour.max() or outshone > 0.005:
+        return 0.0
+    return float((lowest >= 0.2 * glass.colour.min()).mean())
+
+
+def detect_tissue(
+    thumbnail: NDArray[np.uint8], mpp: float, settings: TissueSettings | None = None, glass: Glass | None = None
+) -> NDArray[np.bool_]:
+    """(h, w) mask of tissue in an (h, w, 3) uint8 RGB picture whose pixels measure `mpp` um.
+
+    `glass`: the picture's, where it is known.
+    """
+    settings = settings or TissueSettings()
+    glass = glass or Glass.of(thumbnail)
+    density = glass.density(thumbnail)
+    unscanned = glass.unscanned(thumbnail)
+    if unscanned is not None:
+        density[unscanned] = 0.0  # black filling has no soft rim, as a black border has
+    artefact = _artefacts(density, mpp)
+    if unscanned is not None:
+        artefact |= unscanned
+    strongest = np.empty(artefact.shape, np.float32)
+    for rows in bands(len(density)):
+        red, green, blue = cv2.split(density[rows])
+        cv2.max(cv2.max(red, green), blue, dst=strongest[rows])
+    del density  # of a large slide each of these has tens of MB
+    strongest[artefact] = 0.0
+    smooth = cv2.GaussianBlur(strongest, (0, 0), max(0.4, 10.0 / mpp))
+    evidence = deviation(strongest, max(3, round(_TEXTURE_UM / mpp) | 1))
+    evidence += smooth
+    del strongest
+    noise = glass.noise_floor(evidence)
+    reach = max(settings.edge_density, noise)
+    certain, likely = evidence > max(settings.seed_density, 2 * noise), evidence > reach
+    del evidence
+    grown = _hysteresis(certain, likely)
+    # texture is seen half its window beyond the edge: there, density alone decides
+    inner = _morphed(grown, cv2.MORPH_ERODE, 0.5 * _TEXTURE_UM / mpp)
+    sharp = (inner | (grown & (smooth > 0.5 * reach))) & ~artefact
+    del smooth
+    clean = _drop_debris(sharp, thumbnail, glass, mpp, settings)
+    closed = _morphed(clean, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp) & ~artefact
+    filled = ~_drop_small(~closed, settings.least_hole_um2 / mpp**2)
+    return _drop_small(filled, settings.least_fragment_um2 / mpp**2)
+
+
+def _artefacts(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
+    """(h, w): pen strokes and black borders with their soft rim. They are wide, so a coarser picture shows them."""
+    height, width = density.shape[:2]
+    factor = max(1, round(_ARTEFACT_MPP / mpp))
+    size = (max(1, width // factor), max(1, height // factor))
+    small = cv2.resize(density, size, interpolation=cv2.INTER_AREA)
+    red, green, blue = cv2.split(small)
+    highest, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+    # dyes of tissue darken green most, or blue (DAB); an even stretch of a colour that does not is ink
+    strong = (highest > 0.25) & (deviation(highest, 3) < 0.35 * highest)
+    green_pen = strong & (green < 0.75 * red) & (green < 0.75 * blue)
+    blue_pen = strong & (blue < 0.35 * red) & (green < 0.85 * red) & (red > 0.5)
+    red_pen = strong & (red < 0.2 * green) & (blue > 0.85 * green) & (green > 0.5)
+    black = (lowest > 0.55) & (highest - lowest < 0.25)
+    coarse = mpp * factor
+    # no stain but a green one is green, so a narrow stroke is enough; the other colours may be pigment where narrow
+    mask = _strokes(green_pen, 50.0 / coarse) | _strokes(blue_pen, 150.0 / coarse) | _strokes(red_pen, 150.0 / coarse)
+    mask |= _morphed(black, cv2.MORPH_OPEN, 75.0 / coarse, outside=1)
+    if not mask.any():
+        return np.zeros((height, width), bool)
+    grown = _morphed(mask, cv2.MORPH_DILATE, _RIM_UM / coarse).astype(np.uint8) * 255
+    artefact: NDArray[np.bool_] = cv2.resize(grown, (width, height), interpolation=cv2.INTER_LINEAR) > 127
+    return artefact
+
+
+def _strokes(kind: NDArray[np.bool_], width_px: float) -> NDArray[np.bool_]:
+    """The parts of regions that are at least `width_px` across; none where most are narrower: that is a dye."""
+    wide = _morphed(kind, cv2.MORPH_OPEN, math.floor(width_px / 2))
+    return wide if np.count_nonzero(wide) >= 0.4 * np.count_nonzero(kind) else np.zeros_like(kind)
+
+
+def _morphed(
+    mask: NDArray[np.bool_], operation: int, radius_px: float, outside: int | None = None
+) -> NDArray[np.bool_]:
+    """Morphology with a disc; beyond its edges the picture goes on as it is there, or is `outside` everywhere."""
+    radius = round(radius_px)
+    if radius < 1 or not mask.any():
+        return mask
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    border, pad = cv2.BORDER_REPLICATE if outside is None else cv2.BORDER_CONSTANT, 2 * radius
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), pad, pad, pad, pad, border, value=outside or 0)
+    changed: NDArray[np.bool_] = cv2.morphologyEx(padded, operation, disc)[pad:-pad, pad:-pad] > 0
+    return changed
+
+
+def _hysteresis(seed: NDArray[np.bool_], reach: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The connected parts of `reach` that hold a `seed`."""
+    count, labels = cv2.connectedComponents(reach.astype(np.uint8), connectivity=8)
+    keep = np.bincount(labels[seed & reach], minlength=count) > 0
+    keep[0] = False
+    kept: NDArray[np.bool_] = keep[labels]
+    return kept
+
+
+def _drop_small(mask: NDArray[np.bool_], least_px: float) -> NDArray[np.bool_]:
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    keep = stats[:, cv2.CC_STAT_AREA] >= least_px
+    keep[0] = False
+    kept: NDArray[np.bool_] = keep[labels]
+    return kept
+
+
+def _drop_debris(
+    mask: NDArray[np.bool_], thumbnail: NDArray[np.uint8], glass: Glass, mpp: float, settings: TissueSettings
+) -> NDArray[np.bool_]:
+    """Without specks, and without what is grey and smallish or thin: dust, bubbles, edges of a coverslip."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    area = stats[:, cv2.CC_STAT_AREA]
+    box = stats[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
+    keep = area * mpp**2 >= settings.least_speck_um2
+    thin = (box.min(axis=1) * mpp < 120) | (area < 0.1 * box.prod(axis=1))
+    doubtful = keep & (thin | (area * mpp**2 < settings.least_grey_um2))
+    doubtful[0] = keep[0] = False
+    sums = np.zeros((count, 3))
+    for rows in bands(len(labels)) if doubtful.any() else ():
+        where = doubtful[labels[rows]]
+        density = glass.density_of_rows(thumbnail, rows)[where]
+        for channel in range(3):
+            sums[:, channel] += np.bincount(labels[rows][where], density[:, channel], minlength=count)
+    strongest = sums.max(axis=1)
+    grey = doubtful & (strongest - sums.min(axis=1) < _NEUTRAL * strongest)
+    kept: NDArray[np.bool_] = (keep & ~grey)[labels]
+    return kept

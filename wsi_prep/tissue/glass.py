@@ -1,0 +1,274 @@
+"""The background of a slide: what bare glass looks like, by which all density is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_prep.tissue.background import Flat, brightest_quiet, flat_parts
+from wsi_prep.tissue.picture import bands, brightest, darkest, deviation
+
+_ASSUMED_GLASS = 243.0
+"""Brightness of glass (0 to 255) where a slide shows none: what scanners are commonly set to."""
+
+_DARKEST_GLASS, _GLASS_COLOUR_SPREAD = 170, 22
+_SURELY = 6
+_LEAST_GLASS_SHARE, _LEAST_BESIDE_FLAT, _MOST_ABOVE_FLAT = 0.02, 0.05, 0.002
+_GLASS_DENSITY_SPREAD = 0.015
+_NEARLY = 0.75
+_SAMPLED_PX = 100_000
+"""Glass is estimated from about so many pixels, however large the slide."""
+
+_LEVEL_NOISE, _TILT_PRIOR = 0.01, 0.05
+"""Spread (optical density) of glass about its surface, and of the tilt and bend that lamps are expected to have."""
+
+_FILLING_NOISE, _FILLING_PX, _FILLING_RIM_PX, _MIXED_PX = 2, 5, 2, 3
+_SPOILT_NOISE, _SPOILT_PX = 12, 6
+
+
+@dataclass(frozen=True)
+class Glass:
+    """Bare glass: its `colour`, (3,) float, times 10 ** -`surface`, the six terms of a quadratic over the picture.
+
+    `sampled` marks, at every `stride`-th row and column, the pixels that it was taken from. `fillings`: what parts that
+    were not scanned are filled with, where that is darker; `beside`: where it is not. `assumed`: the picture shows no
+    glass.
+    """
+
+    colour: NDArray[np.float64]
+    surface: NDArray[np.float64]
+    sampled: NDArray[np.bool_]
+    stride: int
+    fillings: tuple[Flat, ...] = ()
+    beside: tuple[Flat, ...] = ()
+    assumed: bool = False
+
+    @property
+    def warning(self) -> str | None:
+        """What a slide's row says of it: where it was assumed, in one line."""
+        if not self.assumed:
+            return None
+        return (
+            f"no bare glass was found, so its brightness was assumed ({_ASSUMED_GLASS:g} of 255) and all of the "
+            "picture may count as tissue: look at the overlay, and where that is wrong give a mask (MASKS=)"
+        )
+
+    @classmethod
+    def of(
+        cls, thumbnail: NDArray[np.uint8], *, tinted: bool = True, filling: tuple[int, int, int] | None = None
+    ) -> Glass:
+        """The glass of an (h, w, 3) picture, whatever its colour; assumed where the picture shows too little.
+
+        `filling` is the colour of parts that are known to be left out.
+
+        Not `tinted`: glass is white or light grey, and there is no filling, as in a crop of tissue alone, of which the
+        palest part would pass for glass of its tint.
+        """
+        stride = max(1, math.isqrt(thumbnail.shape[0] * thumbnail.shape[1] // _SAMPLED_PX))
+        sample = thumbnail[::stride, ::stride]
+        grey, spread = _smoothness(thumbnail, stride)
+        flats = flat_parts(sample, spread) if tinted else []
+        if filling is not None and all(flat.colour != filling for flat in flats):
+            flats.append(Flat(filling, True))
+        mode = brightest_quiet(thumbnail, flats) if tinted else None
+        white = [flat for flat in flats if flat.colour != filling or not _outshines(flat, sample)]
+        balanced, candidate = _candidates(sample, grey, spread, flats, white, mode)
+        if candidate is None:
+            colour = np.full(3, _ASSUMED_GLASS)
+            return cls(colour, np.zeros(6), np.zeros(spread.shape, bool), stride, *_sorted(flats, colour), assumed=True)
+        lowest = darkest(balanced)
+        near = candidate & (np.abs(lowest.astype(int) - _bright_mode(lowest[candidate])) <= 8)
+        colour = np.median(sample[near], axis=0).astype(np.float64)
+        sorted_flats = _sorted(flats, colour)
+        levels = np.log10(colour + 1.0) - np.log10(np.arange(1.0, 257.0))[:, None]
+        taken = [levels[:, channel][sample[..., channel]] for channel in range(3)]
+        mean = (taken[0] + taken[1] + taken[2]) / 3
+        surface = np.zeros(6)
+        # starting from the commonest brightness, follow the lamp's fall-off outwards; a channel apart is pale tissue
+        for _ in range(5):
+            level = _surface(surface, candidate.shape)
+            near = candidate.copy()
+            for channel in taken:
+                near &= np.abs(channel - level) <= _GLASS_DENSITY_SPREAD
+            if not near.any():  # noisy glass of which no pixel has the middle of every channel
+                return cls(colour, np.zeros(6), near, stride, *sorted_flats)
+            surface = _fit_surface(mean, near)
+        return cls(colour, surface, near, stride, *sorted_flats)
+
+    def density(self, thumbnail: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(h, w, 3) float32: -log10 of the light that each pixel lets through, relative to the glass there; >= 0.
+
+        `thumbnail` is the picture that the glass was taken from.
+        """
+        density = np.empty(thumbnail.shape, np.float32)
+        for rows in bands(len(thumbnail)):
+            density[rows] = self.density_of_rows(thumbnail, rows)
+        return density
+
+    def density_of_rows(self, thumbnail: NDArray[np.uint8], rows: slice) -> NDArray[np.float32]:
+        """These rows of `density`."""
+        levels = np.log10(self.colour + 1.0) - np.log10(np.arange(1.0, 257.0))[:, None]
+        density = np.asarray(cv2.LUT(thumbnail[rows], levels.astype(np.float32)[:, None, :]), dtype=np.float32)
+        if self.surface.any():
+            darkening = _surface(self.surface, thumbnail.shape[:2], rows).astype(np.float32)
+            cv2.subtract(density, cv2.merge([darkening] * 3), dst=density)
+        cv2.max(density, 0.0, dst=density)
+        return density
+
+    def noise_floor(self, evidence: NDArray[np.float32]) -> float:
+        """What (h, w) `evidence` of tissue reaches on bare glass by noise alone, at most 0.05."""
+        found = evidence[:: self.stride, :: self.stride][self.sampled]
+        if not len(found):
+            return 0.0
+        middle = float(np.median(found))
+        return min(0.05, middle + 4 * 1.4826 * float(np.median(np.abs(found - middle))))
+
+    def unscanned(self, thumbnail: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
+        """(h, w): the parts that are filled with one of `fillings`, and their rim; None where there are none."""
+        if not self.fillings:
+            return None
+        filled = _any_shown(self.fillings, thumbnail, _FILLING_NOISE)
+        # a few pixels of tissue may have the colour; a narrow strip is filling where it goes along another one
+        square = np.ones((_FILLING_PX, _FILLING_PX), np.uint8)
+        large = (filled | _any_shown(self.beside, thumbnail, _FILLING_NOISE)).astype(np.uint8)
+        joined = cv2.morphologyEx(large, cv2.MORPH_CLOSE, np.ones((_MIXED_PX, _MIXED_PX), np.uint8))
+        opened = filled & (np.asarray(cv2.morphologyEx(joined, cv2.MORPH_OPEN, square, borderValue=1)) > 0)
+        # JPEG spoils it near what is not filling, and resampling mixes both
+        near = _grown(opened, _SPOILT_PX) & _any_shown(self.fillings, thumbnail, _SPOILT_NOISE)
+        return _grown(opened | near, _FILLING_RIM_PX)
+
+
+def _candidates(
+    sample: NDArray[np.uint8],
+    grey: NDArray[np.float32],
+    spread: NDArray[np.float32],
+    flats: list[Flat],
+    white: list[Flat],
+    mode: NDArray[np.float64] | None,
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
+    """The sampled picture, balanced so that its glass looks as it usually does, and where that may be glass, or None.
+
+    `mode` is the colour of its brightest quiet part.
+
+    `white`, flat parts that may be saturated glass, are it only where nothing else looks like it, or is brighter.
+    """
+    beside = ~_any_shown(flats, sample)
+    usual = _smooth_and_bright(sample, grey, spread, beside)
+    if mode is None and white and usual.sum() <= _LEAST_BESIDE_FLAT * beside.sum():
+        lightest = max(white, key=lambda flat: sum(flat.colour))
+        above = (sample[beside].astype(np.int64).sum(axis=1) > sum(lightest.colour) + 18).sum()
+        if above <= _MOST_ABOVE_FLAT * spread.size:
+            beside = ~_any_shown([flat for flat in flats if flat != lightest], sample)
+            mode = np.array(lightest.colour, np.float64)
+            usual = _smooth_and_bright(sample, grey, spread, beside)
+    if mode is not None and (
+        mode.min() < _DARKEST_GLASS + _SURELY or mode.max() - mode.min() > _GLASS_COLOUR_SPREAD - _SURELY
+    ):
+        table = np.rint(np.arange(256)[:, None] * (_ASSUMED_GLASS / mode)).clip(0, 255).astype(np.uint8)
+        sample = np.asarray(cv2.LUT(sample, table[:, None, :]), dtype=np.uint8)
+        usual = _smooth_and_bright(sample, grey * np.float32(_ASSUMED_GLASS / mode.mean()), spread, beside)
+    return sample, usual if usual.sum() >= _LEAST_GLASS_SHARE * beside.sum() > 0 else None
+
+
+def _any_shown(flats: Iterable[Flat], picture: NDArray[np.uint8], within: int = 1) -> NDArray[np.bool_]:
+    shown = np.zeros(picture.shape[:2], bool)
+    for flat in flats:
+        shown |= flat.shown(picture, within)
+    return shown
+
+
+def _grown(mask: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """A mask, and what is within so many pixels of it."""
+    square = np.ones((2 * by + 1, 2 * by + 1), np.uint8)
+    return np.asarray(cv2.dilate(mask.astype(np.uint8), square), dtype=np.bool_)
+
+
+def _outshines(flat: Flat, picture: NDArray[np.uint8]) -> bool:
+    """Whether nothing else in a picture is nearly as bright: beside saturated glass there is thin tissue."""
+    rest = brightest(picture)[~_grown(flat.shown(picture), 3)]
+    return not len(rest) or float(np.percentile(rest, 98)) < _NEARLY * max(flat.colour)
+
+
+def _sorted(flats: list[Flat], glass: NDArray[np.float64]) -> tuple[tuple[Flat, ...], tuple[Flat, ...]]:
+    """The flats that would pass for tissue on such glass, and those beside them at the picture's edge."""
+    fillings = tuple(flat for flat in flats if flat.darkens(glass))
+    return fillings, tuple(flat for flat in flats if flat.outer and flat not in fillings)
+
+
+def _smoothness(thumbnail: NDArray[np.uint8], stride: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Brightness at every `stride`-th row and column of a picture, and how much it varies within 3 x 3 pixels there."""
+    grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return grey[::stride, ::stride].copy(), deviation(grey, 3)[::stride, ::stride].copy()
+
+
+def _smooth_and_bright(
+    sample: NDArray[np.uint8], grey: NDArray[np.float32], spread: NDArray[np.float32], beside: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Where (h, w, 3) pixels look like glass and vary as little as the smoothest of them; pale tissue does not."""
+    bright = spread[(grey >= _DARKEST_GLASS) & beside]
+    if not len(bright):
+        return np.zeros(spread.shape, bool)
+    smooth = beside & (spread <= max(3.0, 2.5 * float(np.percentile(bright, 10))))
+    lowest = darkest(sample)
+    candidate = smooth & (lowest >= _DARKEST_GLASS) & (brightest(sample) - lowest <= _GLASS_COLOUR_SPREAD)
+    # pure white is not the glass where there is other glass
+    scanned: NDArray[np.bool_] = candidate & (lowest < 255)
+    return scanned if scanned.mean() > 0.05 else candidate
+
+
+def _bright_mode(levels: NDArray[np.uint8]) -> int:
+    """The brightest level that is a peak of the histogram, and at least a quarter of the highest."""
+    counts = np.bincount(levels, minlength=256)
+    histogram = np.convolve(counts, np.hanning(11)[1:-1], mode="same")
+    around = np.pad(histogram, 1)
+    peak = (histogram >= around[:-2]) & (histogram >= around[2:]) & (histogram >= 0.25 * histogram.max())
+    return int(np.flatnonzero(peak)[-1])
+
+
+_POWERS = ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0))
+"""Of y and x, in the six terms of a quadratic."""
+
+
+def _terms(shape: tuple[int, ...], rows: slice) -> list[NDArray[np.float64]]:
+    """The six terms of a quadratic over some rows of a picture, to be broadcast; both axes run from -1 to 1."""
+    y = np.linspace(-1.0, 1.0, shape[0])[rows, None]
+    x = np.linspace(-1.0, 1.0, shape[1])[None, :]
+    return [np.ones((1, 1)), x, y, x * x, x * y, y * y]
+
+
+def _surface(
+    coefficients: NDArray[np.float64], shape: tuple[int, ...], rows: slice = slice(None)
+) -> NDArray[np.float64]:
+    one, x, y, xx, xy, yy = (c * term for c, term in zip(coefficients, _terms(shape, rows), strict=True))
+    return np.asarray(np.clip((one + x + xx) + (y + yy) + xy, -0.06, 0.1))
+
+
+def _fit_surface(darkening: NDArray[np.float64], glass: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Quadratic through the glass pixels of an (h, w) sample, held flat where few parts of the picture show glass.
+
+    The sums of the normal equations are moments, x to the a times y to the b, so rows are summed before columns.
+    """
+    y, x = (np.linspace(-1.0, 1.0, size)[:, None] ** np.arange(5) for size in glass.shape)
+    weight = glass / np.maximum(_count_around(glass), 1)
+    moments = y.T @ weight @ x
+    right = y.T @ (weight * darkening) @ x
+    normal = [[moments[yi + yj, xi + xj] for yj, xj in _POWERS] for yi, xi in _POWERS]
+    prior = np.diag([0.0, *[(_LEVEL_NOISE / _TILT_PRIOR) ** 2] * 5])
+    return np.asarray(np.linalg.solve(normal + prior, [right[yi, xi] for yi, xi in _POWERS]))
+
+
+def _count_around(glass: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(h, w): the glass pixels of the one of 8 x 8 parts that each pixel is in.
+
+    So that each part weighs the same, however much of it is glass.
+    """
+    counts = glass.astype(np.int64)
+    for axis, size in enumerate(glass.shape):
+        _, first, part = np.unique(np.arange(size) * 8 // size, return_index=True, return_inverse=True)
+        counts = np.add.reduceat(counts, first, axis=axis).take(part, axis=axis)
+    return counts
