@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipelines.local import local_path
 from pipelines.options import Options
-from pretrain.curves import draw_curves
+from pretrain.train.curves import draw_curves
 from wsi_prep.errors import UsageError
 
 

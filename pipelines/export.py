@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pipelines.local import local_path
 from pipelines.options import Options
-from pretrain.export import export
+from pretrain.train.export import export
 from wsi_prep.errors import UsageError
 
 

@@ -10,12 +10,12 @@ from rich.console import Console
 from pipelines.local import local_path
 from pipelines.options import Options
 from pipelines.progress import index_progress
-from pretrain.colour import ColourSettings
-from pretrain.crops import CropSettings
-from pretrain.index import default_folder, open_index
-from pretrain.look import save_picture
-from pretrain.peek import PeekSettings, contact_sheet
-from pretrain.sampler import Sampler, SamplingSettings
+from pretrain.data.index import default_folder, open_index
+from pretrain.data.sampler import Sampler, SamplingSettings
+from pretrain.pictures.look import save_picture
+from pretrain.pictures.peek import PeekSettings, contact_sheet
+from pretrain.views.colour import ColourSettings
+from pretrain.views.crops import CropSettings
 from wsi_prep.errors import UsageError
 from wsi_prep.untrusted.sql import CONDITION_SECONDS
 

@@ -8,10 +8,10 @@ import torch
 from rich.console import Console
 
 from pipelines.options import Options
-from pretrain.backbone import make_vit
-from pretrain.flops import step_flops
-from pretrain.recipe import changed, flat
-from pretrain.recipes import RECIPES, recipe
+from pretrain.model.backbone import make_vit
+from pretrain.train.recipe.flops import step_flops
+from pretrain.train.recipe.recipe import changed, flat
+from pretrain.train.recipe.recipes import RECIPES, recipe
 from wsi_prep.errors import UsageError
 
 

@@ -12,12 +12,12 @@ from rich.console import Console
 from pipelines.local import local_path
 from pipelines.options import Options
 from pipelines.progress import index_progress
-from pretrain import distributed
+from pretrain.compute import distributed
+from pretrain.data.index import default_folder
 from pretrain.errors import CheckpointFailed, NonFinite, TooManyBadTiles
-from pretrain.index import default_folder
-from pretrain.recipes import debug, recipe
-from pretrain.run import Ended, Reporter, RunCall, run, settle_recipe
-from pretrain.train import Trainer
+from pretrain.train.call import Ended, Reporter, RunCall, run, settle_recipe
+from pretrain.train.loop import Trainer
+from pretrain.train.recipe.recipes import debug, recipe
 from wsi_prep.errors import UsageError
 from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
@@ -122,7 +122,11 @@ def build_parser() -> Options:
     add = parser.add_argument
     add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
     add("--folder", required=True, type=local_path, metavar="FOLDER", help="where the run is kept, and gone on with")
-    add("--recipe", metavar="NAME", help="a function of pretrain/recipes.py (default: the run's own, else debug)")
+    add(
+        "--recipe",
+        metavar="NAME",
+        help="a function of pretrain/train/recipe/recipes.py (default: the run's own, else debug)",
+    )
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes to the recipe, as in schedule.rate=0.002")
     add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.3\"")
     add(

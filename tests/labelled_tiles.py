@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from pretrain.backbone import Backbone, BackboneSettings
-from pretrain.scores import balanced_accuracy
-from pretrain.tasks import Task
-from pretrain.tiles import EncodedTiles
+from pretrain.data.labelled import EncodedTiles
+from pretrain.evaluation.scores import balanced_accuracy
+from pretrain.evaluation.tasks import Task
+from pretrain.model.backbone import Backbone, BackboneSettings
 
 TILES = Path(__file__).parents[2] / "shared" / "tiles"
 CPU = torch.device("cpu")

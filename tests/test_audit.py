@@ -14,8 +14,8 @@ from scipy import stats
 from shard_folders import add_overlay, add_row, add_slide
 
 from pipelines.audit import main
-from pretrain.index import open_index
-from pretrain.sampler import Sampler, SamplingSettings
+from pretrain.data.index import open_index
+from pretrain.data.sampler import Sampler, SamplingSettings
 from wsi_prep.curation.audit import page as audit_page
 from wsi_prep.curation.audit import pictures as audit_pictures
 from wsi_prep.curation.audit.count import count, open_catalogs

@@ -8,11 +8,11 @@ from test_sampler import make_index
 from test_train import run
 from training import make_shards
 
-from pretrain.caveats import caveats
-from pretrain.metrics import read_metrics
-from pretrain.recipe import changed
-from pretrain.recipes import debug
-from pretrain.sampler import Sampler
+from pretrain.data.sampler import Sampler
+from pretrain.train.metrics import read_metrics
+from pretrain.train.recipe.caveats import caveats
+from pretrain.train.recipe.recipe import changed
+from pretrain.train.recipe.recipes import debug
 
 MANY = [("HE", "A", {"20x": 400}), ("HE", "B", {"20x": 400})]
 MIX = ("sampling.mix.40x=0", "sampling.mix.10x=0", "sampling.mix.5x=0")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_datasets import named, numbers, picture, sides
 
-from pretrain.class_folders import GroupPattern, read_classes
 from pretrain.errors import BadTask
-from pretrain.tasks import load_tasks
+from pretrain.evaluation.class_folders import GroupPattern, read_classes
+from pretrain.evaluation.tasks import load_tasks
 from wsi_prep.errors import BadOption
 
 PATTERN = r"/(?P<group>[^/]+)_\d+\.png$"

@@ -13,9 +13,9 @@ from shard_folders import add_slide
 from pipelines.audit import EXIT_PICTURES_MISSING
 from pipelines.audit import main as audit
 from pipelines.query import main as query
-from pretrain.backbone import Backbone, BackboneSettings
-from pretrain.embed import EmbedSettings, embed_shards
-from pretrain.index import open_index
+from pretrain.data.index import open_index
+from pretrain.features.embed import EmbedSettings, embed_shards
+from pretrain.model.backbone import Backbone, BackboneSettings
 from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.format.copies import which_count
 from wsi_prep.output.catalog import Catalog

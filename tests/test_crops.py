@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from pretrain.crops import CropSettings, CropWindows, crop, plan_crops
+from pretrain.views.crops import CropSettings, CropWindows, crop, plan_crops
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
 

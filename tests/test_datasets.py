@@ -11,10 +11,10 @@ import pytest
 from labelled_tiles import encoded
 from PIL import Image
 
-from pretrain.datasets import DATASETS, read_tasks
 from pretrain.errors import BadTask
-from pretrain.evaluate import judge
-from pretrain.probe import ridge
+from pretrain.evaluation.datasets import DATASETS, read_tasks
+from pretrain.evaluation.judge import judge
+from pretrain.evaluation.probe import ridge
 
 
 def colour(number):
@@ -364,7 +364,7 @@ def test_labels_that_pcam_has_not_are_said(tmp_path):
 
 
 def test_an_image_beyond_what_memory_holds_is_said(tmp_path, monkeypatch):
-    from pretrain import tiles
+    from pretrain.data import labelled as tiles
 
     midog(tmp_path)
     (task,) = read_tasks(f"midog:{tmp_path}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.devices import slow_precision
+from pretrain.compute.devices import slow_precision
 
 CPU_INFO = Path("/proc/cpuinfo")
 

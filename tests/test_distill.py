@@ -12,18 +12,18 @@ from torch import nn
 from training import make_shards, train
 
 from pipelines.export import main as export
-from pretrain import schedules
-from pretrain.backbone import BackboneSettings
-from pretrain.crops import CropSettings
-from pretrain.distill import Distillation, load_teacher
 from pretrain.errors import BadWeights
-from pretrain.evaluate import load_run
-from pretrain.heads import Head, HeadSettings
-from pretrain.metrics import read_metrics
-from pretrain.network import Network
-from pretrain.objective import ObjectiveSettings
-from pretrain.views import ViewSettings, make_views
-from pretrain.weights import released_backbone
+from pretrain.evaluation.judge import load_run
+from pretrain.learning import schedules
+from pretrain.learning.distillation import Distillation, load_teacher
+from pretrain.learning.self_distillation import ObjectiveSettings
+from pretrain.model.backbone import BackboneSettings
+from pretrain.model.heads import Head, HeadSettings
+from pretrain.model.network import Network
+from pretrain.model.weights.load import released_backbone
+from pretrain.train.metrics import read_metrics
+from pretrain.views.crops import CropSettings
+from pretrain.views.views import ViewSettings, make_views
 from wsi_prep.errors import BadOption
 
 NARROW = BackboneSettings(width=32, depth=2, heads=2, image_px=56)

@@ -14,10 +14,10 @@ from training import make_shards
 
 from pipelines.evaluate import main
 from pretrain.errors import BadRun
-from pretrain.evaluate import folds, judge, load_run, remarks, untrained
-from pretrain.metrics import read_metrics
-from pretrain.report import summary_lines, write_page
-from pretrain.tasks import load_tasks
+from pretrain.evaluation.judge import folds, judge, load_run, remarks, untrained
+from pretrain.evaluation.report import summary_lines, write_page
+from pretrain.evaluation.tasks import load_tasks
+from pretrain.train.metrics import read_metrics
 
 
 def tile(label: int, number: int) -> bytes:
@@ -69,8 +69,8 @@ def test_what_is_loaded_is_the_teacher_that_was_saved(finished, tiles):
 
 
 def test_untrained_is_what_the_run_began_with(finished, tmp_path):
-    from pretrain import recipe as recipes
-    from pretrain.objective import SelfDistillation
+    from pretrain.learning.self_distillation import SelfDistillation
+    from pretrain.train.recipe import recipe as recipes
 
     recipe = recipes.load(finished / "recipe.json")
     began = SelfDistillation(recipe.objective, recipe.backbone, recipe.sampling.seed).average.backbone.state_dict()
@@ -220,7 +220,7 @@ def test_curves_are_drawn_of_one_run_and_of_several(finished, tmp_path):
 
 
 def test_runs_of_one_name_are_lines_of_their_own(finished, tmp_path, monkeypatch):
-    from pretrain import curves
+    from pretrain.train import curves
 
     shutil.copytree(finished, tmp_path / finished.name)
     drawn = []

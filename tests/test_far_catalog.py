@@ -14,7 +14,7 @@ from pipelines.audit import main as audit
 from pipelines.interchange import main as interchange
 from pipelines.plan import main as plan
 from pipelines.query import main as query
-from pretrain.index import open_index
+from pretrain.data.index import open_index
 from wsi_prep.format.records import SLIDE_SCHEMA
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.storage.place import OBJECT_STORES

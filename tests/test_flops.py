@@ -8,13 +8,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain import schedules
-from pretrain.backbone import BackboneSettings, make_vit
-from pretrain.flops import blocks_flops, embed_flops, head_flops, step_flops
-from pretrain.heads import Head, HeadSettings
-from pretrain.objective import SelfDistillation
-from pretrain.recipes import debug, virchow2, virchow2g
-from pretrain.views import make_views
+from pretrain.learning import schedules
+from pretrain.learning.self_distillation import SelfDistillation
+from pretrain.model.backbone import BackboneSettings, make_vit
+from pretrain.model.heads import Head, HeadSettings
+from pretrain.train.recipe.flops import blocks_flops, embed_flops, head_flops, step_flops
+from pretrain.train.recipe.recipes import debug, virchow2, virchow2g
+from pretrain.views.views import make_views
 
 TILES = 8
 

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_folders import add_slide, grey
 
-from pretrain.backbone import Backbone, BackboneSettings
-from pretrain.embed import EmbedSettings, embed_shards
+from pretrain.data.index import open_index
+from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.errors import BadShards
-from pretrain.index import open_index
-from pretrain.loader import UNREADABLE, read_tile
+from pretrain.features.embed import EmbedSettings, embed_shards
+from pretrain.model.backbone import Backbone, BackboneSettings
 from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.audit.pictures import tiles as tile_pictures
 from wsi_prep.curation.estimate import read_sample

@@ -11,14 +11,14 @@ import torch
 from hostile_files import Trap, flood, refused
 from safetensors.torch import save_file
 
-from pretrain import distributed
-from pretrain import recipe as recipes
-from pretrain.backbone import Backbone, BackboneSettings
+from pretrain.compute import distributed
 from pretrain.errors import BadRun
-from pretrain.evaluate import load_run
-from pretrain.export import export
-from pretrain.recipes import debug
-from pretrain.weights import shapes_of
+from pretrain.evaluation.judge import load_run
+from pretrain.model.backbone import Backbone, BackboneSettings
+from pretrain.model.weights.load import shapes_of
+from pretrain.train.export import export
+from pretrain.train.recipe import recipe as recipes
+from pretrain.train.recipe.recipes import debug
 from wsi_prep.errors import BadOption
 
 
@@ -175,7 +175,7 @@ def test_a_recipe_that_never_ends_is_one_line(tmp_path, write):
 
 
 def test_a_network_that_no_memory_holds_is_refused_before_it_is_made():
-    from pretrain.train import _require_room
+    from pretrain.train.loop import _require_room
 
     large = recipes.changed(debug(), ["backbone.width=16384", "backbone.heads=64", "backbone.depth=25"])
     refused(_require_room, large, 1, match="M parameters.* takes .* GB of memory", error=BadOption)
@@ -189,6 +189,6 @@ def test_what_settings_say_of_their_parameters_is_near_the_truth():
 
 
 def recipes_by_name():
-    from pretrain.recipes import RECIPES
+    from pretrain.train.recipe.recipes import RECIPES
 
     return [make() for make in RECIPES.values()]

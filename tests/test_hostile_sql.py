@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from shard_folders import add_slide
 
 from pipelines.query import main
+from pretrain.data.index import open_index
 from pretrain.errors import BadFilter
-from pretrain.index import open_index
 from wsi_prep.curation.exchange.coordinates import write_clam
 from wsi_prep.errors import BadOption, BadQuery
 from wsi_prep.untrusted import sql

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from shard_folders import add_slide
 
+from pretrain.data.index import open_index
 from pretrain.errors import BadFilter, BadShards
-from pretrain.index import open_index
 from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.output.catalog import Catalog
 

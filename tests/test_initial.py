@@ -7,10 +7,10 @@ import torch
 from scipy.stats import kstest
 from torch import nn
 
-from pretrain.distill import objective_of
-from pretrain.initial import initialise
-from pretrain.recipe import changed
-from pretrain.recipes import recipe
+from pretrain.learning.distillation import objective_of
+from pretrain.model.initial import initialise
+from pretrain.train.recipe.recipe import changed
+from pretrain.train.recipe.recipes import recipe
 
 NARROW = ("backbone.width=64", "backbone.depth=2", "backbone.heads=2", "objective.head.prototypes=500")
 RECIPES = {"debug": NARROW, "virchow2g": (*NARROW, "backbone.mlp_ratio=4.0", "objective.head.hidden=64")}

@@ -5,10 +5,10 @@ import pytest
 import torch
 from shard_folders import add_slide, grey
 
+from pretrain.data.index import open_index
+from pretrain.data.loader import Loader, LoaderSettings, magnification_names
+from pretrain.data.sampler import Sampler, SamplingSettings
 from pretrain.errors import TooManyBadTiles
-from pretrain.index import open_index
-from pretrain.loader import Loader, LoaderSettings, magnification_names
-from pretrain.sampler import Sampler, SamplingSettings
 
 MIX = {"20x": 0.5, "10x": 0.5}
 

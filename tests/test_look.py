@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from shard_folders import MPP, add_slide
 
-from pretrain.backbone import Backbone, BackboneSettings
-from pretrain.index import open_index
-from pretrain.look import Lookout, LookSettings, as_colours, nearest, principal_components, save_picture
-from pretrain.sampler import Sampler, SamplingSettings
-from pretrain.sheet import GAP, MARGIN, line
+from pretrain.data.index import open_index
+from pretrain.data.sampler import Sampler, SamplingSettings
+from pretrain.model.backbone import Backbone, BackboneSettings
+from pretrain.pictures.look import Lookout, LookSettings, as_colours, nearest, principal_components, save_picture
+from pretrain.pictures.sheet import GAP, MARGIN, line
 from wsi_prep.errors import BadOption
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
 from wsi_prep.format.magnifications import TILE_PX

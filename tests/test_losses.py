@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, softmax
 
-from pretrain.losses import dino_loss, ibot_loss, kde_loss, koleo_loss
+from pretrain.learning.losses import dino_loss, ibot_loss, kde_loss, koleo_loss
 
 TEMPERATURE, KAPPA = 0.1, 5.0
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.masking import MaskingSettings, plan_masks
+from pretrain.views.masking import MaskingSettings, plan_masks
 from wsi_prep.errors import BadOption
 
 DEFAULT = MaskingSettings()

@@ -8,10 +8,10 @@ import torch
 from moto.server import ThreadedMotoServer
 from shard_folders import add_slide
 
+from pretrain.data.index import open_index
+from pretrain.data.loader import Loader, LoaderSettings
+from pretrain.data.sampler import Sampler, SamplingSettings
 from pretrain.errors import BadShards
-from pretrain.index import open_index
-from pretrain.loader import Loader, LoaderSettings
-from pretrain.sampler import Sampler, SamplingSettings
 from wsi_prep.errors import BadCatalog, BadQuery, StoreFailed
 from wsi_prep.output.query import open_catalog
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain import schedules
-from pretrain.backbone import BackboneSettings
-from pretrain.colour import ColourSettings
-from pretrain.crops import CropSettings
-from pretrain.heads import HeadSettings
-from pretrain.objective import ObjectiveSettings, SelfDistillation
-from pretrain.optim import OptimSettings, clip_gradients, make_optimizer, take_step
-from pretrain.schedules import ScheduleSettings
-from pretrain.views import ViewSettings, make_views
+from pretrain.learning import schedules
+from pretrain.learning.optim import OptimSettings, clip_gradients, make_optimizer, take_step
+from pretrain.learning.schedules import ScheduleSettings
+from pretrain.learning.self_distillation import ObjectiveSettings, SelfDistillation
+from pretrain.model.backbone import BackboneSettings
+from pretrain.model.heads import HeadSettings
+from pretrain.views.colour import ColourSettings
+from pretrain.views.crops import CropSettings
+from pretrain.views.views import ViewSettings, make_views
 
 TILES, PROTOTYPES = 8, 32
 NONE = torch.zeros(())

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.backbone import BackboneSettings
-from pretrain.heads import HeadSettings
-from pretrain.network import Network
-from pretrain.optim import KINDS, OptimSettings, clip_gradients, make_optimizer, optimizer_state, take_step
-from pretrain.schedules import Scheduled
+from pretrain.learning.optim import KINDS, OptimSettings, clip_gradients, make_optimizer, optimizer_state, take_step
+from pretrain.learning.schedules import Scheduled
+from pretrain.model.backbone import BackboneSettings
+from pretrain.model.heads import HeadSettings
+from pretrain.model.network import Network
 from wsi_prep.errors import BadOption
 
 DEPTH = 2

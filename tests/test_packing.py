@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.backbone import Backbone, BackboneSettings
-from pretrain.packing import Kept, Packing, keep_crops, plan_drop
-from pretrain.recompute import MODES
+from pretrain.model.backbone import Backbone, BackboneSettings
+from pretrain.model.packing import Kept, Packing, keep_crops, plan_drop
+from pretrain.model.recompute import MODES
 from wsi_prep.errors import BadOption
 
-from timm.layers.pos_embed import resample_abs_pos_embed  # isort: skip - pretrain.packing has made timm importable
+from timm.layers.pos_embed import resample_abs_pos_embed  # isort: skip - pretrain.model.packing has made timm importable
 
 CPU = torch.device("cpu")
 SMALL = {"width": 24, "depth": 2, "heads": 3, "patch_px": 4, "image_px": 24}

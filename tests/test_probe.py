@@ -17,13 +17,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import NearestNeighbors
 
-from pretrain import probe
-from pretrain.colour import MEAN, STD
-from pretrain.embedder import features_of, of_backbone, of_timm
+from pretrain.data.labelled import EncodedTiles
 from pretrain.errors import BadTask
-from pretrain.scores import balanced_accuracy
-from pretrain.tasks import load_tasks
-from pretrain.tiles import EncodedTiles
+from pretrain.evaluation import probe
+from pretrain.evaluation.scores import balanced_accuracy
+from pretrain.evaluation.tasks import load_tasks
+from pretrain.features.embedder import features_of, of_backbone, of_timm
+from pretrain.views.colour import MEAN, STD
 
 import timm  # isort: skip - pretrain has made it importable
 

@@ -7,10 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretrain.backbone import make_vit
-from pretrain.recipe import ComputeSettings, LookingSettings, SavingSettings, changed, differences, flat, load, save
-from pretrain.recipes import RECIPES, debug, recipe, virchow2, virchow2g, virchow2g_mini, vit_s
-from pretrain.sampler import SamplingSettings
+from pretrain.data.sampler import SamplingSettings
+from pretrain.model.backbone import make_vit
+from pretrain.train.recipe.recipe import (
+    ComputeSettings,
+    LookingSettings,
+    SavingSettings,
+    changed,
+    differences,
+    flat,
+    load,
+    save,
+)
+from pretrain.train.recipe.recipes import RECIPES, debug, recipe, virchow2, virchow2g, virchow2g_mini, vit_s
 from wsi_prep.errors import BadOption
 
 

@@ -5,11 +5,11 @@ import pytest
 from scipy import stats
 from shard_folders import MPP
 
-from pretrain.index import Index
-from pretrain.parts import CELL, SLIDE, TILE, open_part, write_part
-from pretrain.randomness import uniforms
-from pretrain.sampler import DrawnCounts, Sampler, SamplingSettings
-from pretrain.sources import LocalFolder
+from pretrain.compute.randomness import uniforms
+from pretrain.data.index import Index
+from pretrain.data.parts import CELL, SLIDE, TILE, open_part, write_part
+from pretrain.data.sampler import DrawnCounts, Sampler, SamplingSettings
+from pretrain.data.sources import LocalFolder
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 

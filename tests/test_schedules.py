@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.schedules import ScheduleSettings, at
+from pretrain.learning.schedules import ScheduleSettings, at
 from wsi_prep.errors import BadOption
 
 SETTING = ScheduleSettings(steps=1000, rate=0.004, warmup=0.1, least_rate=1e-6)

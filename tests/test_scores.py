@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from pretrain.scores import balanced_accuracies, confusions_of, figures, weighted_f1
+from pretrain.evaluation.scores import balanced_accuracies, confusions_of, figures, weighted_f1
 
 
 def guesses(seed, count=300, classes=4, right=0.6):

@@ -18,7 +18,7 @@ from shard_folders import add_row
 
 from pipelines.forget import main as forget
 from pipelines.shards import main as shards
-from pretrain.index import open_index
+from pretrain.data.index import open_index
 from sample_slides.make import make_synthetic, nompp_tiff
 from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.verify.store import verify

@@ -221,7 +221,7 @@ def _as_documented(stack, line, replaced, folder, *more):
 
 
 def test_processes_of_training_on_one_machine_meet_in_a_file_of_their_own(tmp_path, monkeypatch):
-    from pretrain.distributed import world
+    from pretrain.compute.distributed import world
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

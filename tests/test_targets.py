@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import softmax
 
-from pretrain.targets import Centre, sinkhorn_knopp
+from pretrain.learning.targets import Centre, sinkhorn_knopp
 
 
 def cosines(samples, prototypes, seed=0):

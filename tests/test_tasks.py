@@ -13,9 +13,9 @@ import torch
 from labelled_tiles import TILES, encoded, noise, table
 from PIL import Image
 
+from pretrain.data.labelled import EncodedTiles, whole_patches
 from pretrain.errors import BadTask
-from pretrain.tasks import load_tasks
-from pretrain.tiles import EncodedTiles, whole_patches
+from pretrain.evaluation.tasks import load_tasks
 
 
 def load_task(spec, limit=0, seed=0):

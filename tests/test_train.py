@@ -11,9 +11,9 @@ import pytest
 from training import ROOT, command, make_shards, train
 
 from pipelines.train import EXIT_SAVED, EXIT_STOPPED, EXIT_WRONG_CALL, main
-from pretrain.checkpoint import superseded
-from pretrain.metrics import read_metrics
-from pretrain.run import health
+from pretrain.train.call import health
+from pretrain.train.checkpoint import superseded
+from pretrain.train.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 from training import make_shards
 
-from pretrain.backbone import Backbone, BackboneSettings, VisionTransformer
 from pretrain.errors import BadWeights
-from pretrain.weights import load_backbone, released_backbone
+from pretrain.model.backbone import Backbone, BackboneSettings, VisionTransformer
+from pretrain.model.weights.load import load_backbone, released_backbone
 
 
 def released(registers=0, px=56, **options):

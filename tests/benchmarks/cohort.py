@@ -12,8 +12,8 @@ import lmdb
 import pyarrow as pa
 import webdataset
 
-from pretrain.index import TileAddress, open_index
-from pretrain.sampler import Sampler, SamplingSettings
+from pretrain.data.index import TileAddress, open_index
+from pretrain.data.sampler import Sampler, SamplingSettings
 from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA

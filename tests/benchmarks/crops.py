@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-import pretrain.torchvision_schemas  # noqa: F401 - before torchvision
-from pretrain.colour import ColourSettings, apply_colour, normalise, plan_colour
-from pretrain.crops import CropSettings, crop, plan_crops
-from pretrain.loader import Loader, LoaderSettings
+import pretrain.model.torchvision_schemas  # noqa: F401 - before torchvision
+from pretrain.data.loader import Loader, LoaderSettings
+from pretrain.views.colour import ColourSettings, apply_colour, normalise, plan_colour
+from pretrain.views.crops import CropSettings, crop, plan_crops
 from tests.benchmarks.cohort import Cohort
 from tests.benchmarks.measure import Figure, Run, compare, on_cores
 

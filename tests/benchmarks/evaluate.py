@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pretrain.backbone import Backbone
-from pretrain.embedder import of_backbone
-from pretrain.probe import embed_tiles, few_shot, knn, linear
-from pretrain.recipes import recipe
-from pretrain.scores import balanced_accuracy
-from pretrain.tasks import Task
-from pretrain.tiles import EncodedTiles
+from pretrain.data.labelled import EncodedTiles
+from pretrain.evaluation.probe import embed_tiles, few_shot, knn, linear
+from pretrain.evaluation.scores import balanced_accuracy
+from pretrain.evaluation.tasks import Task
+from pretrain.features.embedder import of_backbone
+from pretrain.model.backbone import Backbone
+from pretrain.train.recipe.recipes import recipe
 from tests.benchmarks.measure import Figure, compare, machine, markdown, table
 
 _CLASSES = 9

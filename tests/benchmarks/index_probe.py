@@ -14,11 +14,11 @@ _BATCH, _WORLD, _BATCHES = 4096, 64, 100
 def main() -> None:
     folder, started = Path(sys.argv[1]), float(sys.argv[2])
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    from pretrain.index import Index
-    from pretrain.loader import Loader  # the trainer has it, and torch with it, in memory too
-    from pretrain.parts import open_part
-    from pretrain.sampler import Sampler, SamplingSettings
-    from pretrain.sources import LocalFolder
+    from pretrain.data.index import Index
+    from pretrain.data.loader import Loader  # the trainer has it, and torch with it, in memory too
+    from pretrain.data.parts import open_part
+    from pretrain.data.sampler import Sampler, SamplingSettings
+    from pretrain.data.sources import LocalFolder
     from tests.benchmarks.measure import memory
 
     assert Loader

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pretrain.parts import CELL, SLIDE, TILE
+from pretrain.data.parts import CELL, SLIDE, TILE
 from tests.benchmarks.measure import Figure
 
 _PART = "scale"

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 import webdataset
 import zarr
 
-from pretrain.loader import Loader, LoaderSettings
+from pretrain.data.loader import Loader, LoaderSettings
 from tests.benchmarks.cohort import Cohort, make_peers, sizes
 from tests.benchmarks.measure import Figure, Run, compare, on_cores
 from wsi_prep.format.jpeg import decode_tile

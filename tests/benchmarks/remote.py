@@ -9,9 +9,9 @@ from pathlib import Path
 import obstore
 from obstore.store import from_url
 
-from pretrain.index import open_index
-from pretrain.loader import Loader, LoaderSettings
-from pretrain.sampler import Sampler, SamplingSettings
+from pretrain.data.index import open_index
+from pretrain.data.loader import Loader, LoaderSettings
+from pretrain.data.sampler import Sampler, SamplingSettings
 from tests.benchmarks.cohort import Cohort
 from tests.benchmarks.measure import Figure, Run, compare, memory, on_cores
 from tests.benchmarks.servers import start

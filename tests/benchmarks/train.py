@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from pretrain import distributed
-from pretrain.devices import on_device
-from pretrain.flops import measured_peak
-from pretrain.index import open_index
-from pretrain.loader import Batch
-from pretrain.recipe import Recipe, changed
-from pretrain.recipes import recipe
-from pretrain.sampler import Sampler
-from pretrain.train import DTYPES, Trainer
+from pretrain.compute import distributed
+from pretrain.compute.devices import on_device
+from pretrain.data.index import open_index
+from pretrain.data.loader import Batch
+from pretrain.data.sampler import Sampler
+from pretrain.train.loop import DTYPES, Trainer
+from pretrain.train.recipe.flops import measured_peak
+from pretrain.train.recipe.recipe import Recipe, changed
+from pretrain.train.recipe.recipes import recipe
 from tests.benchmarks.measure import Figure, machine, markdown, table
 
 _ON_GPU = {

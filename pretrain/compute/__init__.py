@@ -1,0 +1,1 @@
+"""Processes, devices, memory and counted random numbers."""

@@ -1,0 +1,1 @@
+"""Shard folders and labelled tiles, as batches."""

@@ -1,0 +1,277 @@
+"""Batches of tiles, read by offset and decoded by threads ahead of whoever takes them.
+
+Threads, not processes: reading, checking and decoding release the interpreter's lock, a batch is decoded in place, and
+nothing is copied between processes or forked (docs/benchmarks.md has both measured).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import imagecodecs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pretrain.data.index import Index, TileAddress
+from pretrain.data.sampler import Draw, DrawnCounts, Sampler
+from pretrain.errors import TooManyBadTiles
+from wsi_prep.errors import BadOption
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
+from wsi_prep.untrusted.stored_tiles import decode_stored
+
+_CHUNK = 8  # tiles a task: few enough to share a small batch, enough to make the task's own cost small
+_TRIES = 64
+_USUAL_JPEG = 1 << 17  # bytes; memory for larger ones grows
+_NAMED = 100
+UNREADABLE = (OSError, ValueError, RuntimeError, imagecodecs.Jpeg8Error)
+
+
+MOST_THREADS = 4096
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """`threads` decode (0: one a core), `ahead` batches are in work, `requests` reads are in flight in object stores.
+
+    The run stops when more than `bad_share` of the tiles read are bad, once there are more than `bad_allowed` of them.
+    """
+
+    threads: int = 0
+    ahead: int = 3
+    requests: int = 64
+    bad_share: float = 0.001
+    bad_allowed: int = 20
+
+    def __post_init__(self) -> None:
+        most = {"threads": MOST_THREADS, "ahead": 1024, "requests": 65_536}
+        for name, least in (("threads", 0), ("ahead", 1), ("requests", 1), ("bad_allowed", 0)):
+            if getattr(self, name) < least:
+                raise BadOption(f"{name} {getattr(self, name)} is below {least}")
+            if getattr(self, name) > most.get(name, math.inf):
+                raise BadOption(f"{name} {getattr(self, name)} is above {most[name]:,}")
+        if not 0 <= self.bad_share <= 1:
+            raise BadOption(f"bad_share {self.bad_share} is not between 0 and 1")
+
+
+@dataclass
+class BadTiles:
+    """Tiles that could not be read and were replaced: how many, of how many, and the first by name with the reason."""
+
+    read: int = 0
+    bad: int = 0
+    named: dict[str, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tiles of one rank at one step; `pixels` may be overwritten once the next batch is asked for.
+
+    `pixels` (B, 3, 392, 392) uint8 RGB, in channels-last memory, pinned where CUDA is. `mpp` (B,) float32 um/px.
+    `magnification` (B,) int64, number into geometry.MAGNIFICATIONS. `position` (B,) int64 in the global batch.
+    `draw` says which tiles they are.
+    """
+
+    step: int
+    pixels: torch.Tensor
+    mpp: torch.Tensor
+    magnification: torch.Tensor
+    position: torch.Tensor
+    draw: Draw
+
+
+class Loader:
+    """Reads what the sampler draws. One loader a process; close it, or use it in a `with`."""
+
+    def __init__(self, sampler: Sampler, settings: LoaderSettings | None = None, rank: int = 0, world: int = 1) -> None:
+        self._sampler, self._settings = sampler, settings or LoaderSettings()
+        self._index: Index = sampler.index
+        self._rank, self._world = rank, world
+        if sampler.settings.batch % world:
+            raise BadOption(f"a batch of {sampler.settings.batch} does not divide by {world} processes")
+        self._size = sampler.settings.batch // world
+        self._free: list[torch.Tensor] = []
+        self._decoders = ThreadPoolExecutor(self._settings.threads or len(os.sched_getaffinity(0)), "decode")
+        self._readers = ThreadPoolExecutor(self._settings.requests, "read")
+        self._own = threading.local()
+        self.bad = BadTiles()
+        self.drawn = DrawnCounts(sampler)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads; what they had begun is thrown away."""
+        for pool in (self._decoders, self._readers):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The batches of steps `start` up to `stop`, in order. Raises TooManyBadTiles."""
+        pending: deque[_Pending] = deque()
+        step = start
+        while True:
+            while len(pending) < self._settings.ahead and (stop is None or step < stop):
+                pending.append(self._begin(step))
+                step += 1
+            if not pending:
+                return
+            batch = self._finish(pending.popleft())
+            self.drawn.add(batch.draw.stratum)
+            yield batch
+            self._free.append(batch.pixels)
+
+    def _begin(self, step: int) -> _Pending:
+        draw = self._sampler.draw(step).share(self._rank, self._world)
+        pixels = self._free.pop() if self._free else self._buffer()
+        arrays = pixels.permute(0, 2, 3, 1).numpy()
+        order = np.argsort(draw.tile, kind="stable")  # tiles of one file one after another
+        reads = [
+            self._readers.submit(self._read, t) if self._index.source(t).remote else None for t in draw.tile[order]
+        ]
+        work = []
+        for at in range(0, len(order), _CHUNK):
+            some = slice(at, at + _CHUNK)
+            task = _Task(order[some], reads[some])
+            work.append(self._decoders.submit(self._fill, draw, arrays, task))
+        return _Pending(draw, pixels, work)
+
+    def _finish(self, pending: _Pending) -> Batch:
+        draw = pending.draw
+        for work in pending.work:
+            for row, other in work.result():
+                draw = _with(draw, row, other)
+        return Batch(
+            draw.step,
+            pending.pixels,
+            torch.from_numpy(draw.mpp),
+            torch.from_numpy(self._sampler.magnification_of(draw.stratum)),
+            torch.from_numpy(draw.position),
+            draw,
+        )
+
+    def _read(self, tile: int) -> bytes | memoryview:
+        return _read(self._index.address(int(tile)))
+
+    def _fill(self, draw: Draw, arrays: NDArray[np.uint8], task: _Task) -> list[tuple[int, Draw]]:
+        """Decode some tiles in place; returns the rows that had to take another tile, with it."""
+        replaced = []
+        bad = 0
+        addresses = self._index.addresses(draw.tile[task.rows])
+        for row, read, address in zip(task.rows, task.reads, addresses, strict=True):
+            try:
+                decode_stored(read.result() if read else _read(address, self._memory()), address.crc32, arrays[row])
+            except UNREADABLE as error:
+                bad += self._note(address, error)
+                other, more = self._replace(draw, int(row), arrays[row])
+                replaced.append((int(row), other))
+                bad += more
+        with self.bad.lock:
+            self.bad.read += len(task.rows) + bad
+            self.bad.bad += bad
+            self._check_share()
+        return replaced
+
+    def _memory(self) -> bytearray:
+        """Where this thread reads to."""
+        if not hasattr(self._own, "memory"):
+            self._own.memory = bytearray(_USUAL_JPEG)
+        memory: bytearray = self._own.memory
+        return memory
+
+    def _replace(self, draw: Draw, row: int, pixels: NDArray[np.uint8]) -> tuple[Draw, int]:
+        """Another tile that can be read, not one of this batch, and how many could not."""
+        bad = 0
+        position, stratum = int(draw.position[row]), int(draw.stratum[row])
+        taken = set(self._sampler.draw(draw.step).tile.tolist())
+        for attempt in range(_TRIES):
+            other = self._sampler.replacement(draw.step, position, stratum, attempt)
+            if int(other.tile[0]) in taken:
+                continue
+            address = self._index.address(int(other.tile[0]))
+            try:
+                decode_stored(_read(address), address.crc32, pixels)
+            except UNREADABLE as error:
+                bad += self._note(address, error)
+                continue
+            return other, bad
+        raise TooManyBadTiles(f"no tile can be read in place of a bad one; the first bad ones: {self._first_bad()}")
+
+    def _note(self, address: TileAddress, error: Exception) -> int:
+        with self.bad.lock:
+            if len(self.bad.named) < _NAMED:
+                self.bad.named[address.name] = _reason(error)
+        return 1
+
+    def _check_share(self) -> None:
+        bad, read, settings = self.bad.bad, self.bad.read, self._settings
+        if bad > settings.bad_allowed and bad > settings.bad_share * read:
+            raise TooManyBadTiles(
+                f"{bad} of {read} tiles cannot be read, more than {settings.bad_share:.1%}: {self._first_bad()}; "
+                "run make shards on the folder again, or allow more"
+            )
+
+    def _first_bad(self) -> str:
+        return ", ".join(f"{name} ({reason})" for name, reason in list(self.bad.named.items())[:3])
+
+    def _buffer(self) -> torch.Tensor:
+        shape = (self._size, TILE_PX, TILE_PX, 3)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class _Task:
+    rows: NDArray[np.int64]
+    reads: list[Future[bytes | memoryview] | None]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    draw: Draw
+    pixels: torch.Tensor
+    work: list[Future[list[tuple[int, Draw]]]]
+
+
+def magnification_names(numbers: torch.Tensor) -> list[str]:
+    """Names ("20x") of a batch's magnification numbers."""
+    return [MAGNIFICATIONS[int(n)].name for n in numbers]
+
+
+def _read(address: TileAddress, memory: bytearray | None = None) -> bytes | memoryview:
+    at = (address.path, address.offset, address.nbytes)
+    try:
+        return address.source.read(*at) if memory is None else address.source.read_into(memory, *at)
+    except OSError:
+        raise
+    except Exception as error:  # object stores raise errors of their own
+        raise OSError(_reason(error)) from error
+
+
+def _with(draw: Draw, row: int, other: Draw) -> Draw:
+    fields = []
+    for name in ("position", "tile", "slide", "stratum", "mpp"):
+        values = getattr(draw, name).copy()
+        values[row] = getattr(other, name)[0]
+        fields.append(values)
+    return Draw(draw.step, *fields)
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return next(iter(text.splitlines()), type(error).__name__)
+
+
+def read_tile(address: TileAddress) -> NDArray[np.uint8]:
+    """(392, 392, 3) uint8 RGB of one tile; OSError, ValueError or RuntimeError if it cannot be read."""
+    pixels = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
+    decode_stored(_read(address), address.crc32, pixels)
+    return pixels

@@ -1,0 +1,1 @@
+"""How good features are: tasks, probes, scores, report."""

@@ -1,0 +1,203 @@
+"""Finished backbones, as they were before their first step, and any features judged on labelled tiles."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pretrain.compute import distributed
+from pretrain.compute.memory import require_memory
+from pretrain.errors import BadRun
+from pretrain.evaluation.probe import SHOTS, few_shot, knn, linear, ridge, shared_neighbours
+from pretrain.evaluation.scores import METRICS, Figure, figures, interval, weighed
+from pretrain.evaluation.tasks import Ints, Regression, Task
+from pretrain.model.backbone import Backbone, BackboneSettings
+from pretrain.model.initial import initialise
+from pretrain.model.network import Network
+from pretrain.model.weights.load import released_backbone
+from pretrain.train.checkpoint import latest_step, step_folder
+from pretrain.train.recipe import recipe as recipes
+
+LINEAR, NEIGHBOURS, FEW, RIDGE, ALIKE = "linear", "kNN", "10-shot", "ridge", "alike"
+PEARSON = "Pearson r"
+_JUDGES: dict[str, Callable[[Tensor, Task], Ints]] = {LINEAR: linear, NEIGHBOURS: knn, FEW: few_shot}
+_MOST_FOLDS = 32
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One figure of one kind of features on one task.
+
+    `judge`: linear, kNN, 10-shot, or ridge for a regression; alike for a comparison with another model. `metric`:
+    balanced accuracy or weighted F1, Pearson r, or the model whose neighbours are shared.
+    `value`: the mean over `folds`, `sd` its standard deviation over them, `low` and `high` the ends of a 95 % interval
+    over groups; both NaN where there are fewer than two. `train`, `test`: tiles of the first fold. `groups`: slides or
+    cases that are judged on, in all folds, 0 where they are not known.
+    """
+
+    task: str
+    features: str
+    judge: str
+    metric: str
+    value: float
+    sd: float
+    low: float
+    high: float
+    folds: int
+    train: int
+    test: int
+    groups: int = 0
+
+
+def load_run(folder: Path, step: int | None = None) -> tuple[Backbone, int]:
+    """What a RUN folder is for, the backbone of the student's moving mean; at a step or the newest. Raises BadRun."""
+    settings = recipes.load(folder / "recipe.json").backbone
+    return _filled(folder, step, "average.backbone", lambda depth: Backbone(replace(settings, depth=depth)), settings)
+
+
+def load_model(where: Path) -> Backbone:
+    """The backbone of a RUN folder, or of a folder of weights with a config.json. Raises BadRun and BadWeights."""
+    return load_run(where)[0] if (where / "recipe.json").is_file() else released_backbone(where)
+
+
+def load_network(folder: Path, step: int | None = None) -> tuple[Network, int]:
+    """The same with its heads; heads that are none where the run was distilled itself. Raises BadRun."""
+    recipe = recipes.load(folder / "recipe.json")
+    if recipe.teacher:
+        backbone, chosen = load_run(folder, step)
+        return Network(backbone, nn.Identity(), nn.Identity()), chosen
+    settings, head = recipe.backbone, recipe.objective.head
+
+    def make(depth: int) -> Network:
+        return Network.with_heads(replace(settings, depth=depth), head)
+
+    return _filled(folder, step, "average", make, settings)
+
+
+def _filled(
+    folder: Path, step: int | None, prefix: str, make: Callable[[int], M], settings: BackboneSettings
+) -> tuple[M, int]:
+    """A module with a checkpoint's tensors, and its step; it is made once the files say that all of it is there."""
+    chosen = latest_step(folder / "checkpoints") if step is None else step
+    if chosen is None:
+        raise BadRun(f"{folder} holds no checkpoint; train it first")
+    at = step_folder(folder / "checkpoints", chosen)
+    if not at.is_dir():
+        raise BadRun(f"{folder} holds no checkpoint of step {chosen}")
+    try:
+        held = distributed.saved_shapes(at)
+        _check_whole(held, prefix, make, settings.depth)
+        require_memory(4 * settings.parameters, f"the ViT of {folder}", BadRun)
+        module = make(settings.depth)
+        tensors = {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+        distributed.load(tensors, at)
+    except BadRun:
+        raise
+    except Exception as error:  # of safetensors, json and torch, each with errors of its own
+        raise BadRun(f"{at} cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})") from error
+    if odd := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise BadRun(f"{at} holds {odd[0]} with NaN or infinite numbers; name another step")
+    return module, chosen
+
+
+def _check_whole(
+    held: Mapping[str, tuple[int, ...]], prefix: str, make: Callable[[int], nn.Module], depth: int
+) -> None:
+    """Raise ValueError unless every tensor of the module is held, in its shape; one block is made, without memory."""
+    with torch.device("meta"):
+        one = make(1)
+    for name, value in one.state_dict().items():
+        before, block, after = name.partition("vit.blocks.0.")
+        for full in [f"{before}vit.blocks.{n}.{after}" for n in range(depth)] if block else [name]:
+            if (has := held.get(f"{prefix}.{full}")) != tuple(value.shape):
+                raise ValueError(f"{full} is {has} there and {tuple(value.shape)} by recipe.json")
+
+
+def untrained(folder: Path) -> Backbone:
+    """The network of a RUN folder as it was before its first step."""
+    recipe = recipes.load(folder / "recipe.json")
+    require_memory(4 * recipe.backbone.parameters, f"the ViT of {folder}", BadRun)
+    backbone = Backbone(recipe.backbone)
+    initialise(backbone, recipe.sampling.seed, "backbone.")  # as it is named in a network
+    return backbone
+
+
+def folds(task: Task) -> list[Task]:
+    """The task as the data divide it; else, where groups are few, once for each choice of a group of every class.
+
+    The chosen groups are held out with all their tiles. Where there are more than 32 choices, as it was divided.
+    """
+    by_class = [np.unique(task.groups[task.labels == number]) for number in range(len(task.classes))]
+    choices = math.prod(len(groups) for groups in by_class)
+    if task.divided or choices > _MOST_FOLDS:
+        return [task]
+    found = []
+    for chosen in itertools.product(*by_class):
+        train = ~np.isin(task.groups, chosen)
+        if all(train[task.labels == n].any() and not train[task.labels == n].all() for n in range(len(task.classes))):
+            found.append(replace(task, train=train))
+    return found or [task]
+
+
+def judge(task: Task | Regression, name: str, features: Tensor) -> list[Judged]:
+    """Every figure of features (n, F) on a task; all NaN where one of them is not finite."""
+    if isinstance(task, Regression):
+        return [_regressed(task, name, features)]
+    divided = folds(task)
+    judged_on = np.unique(np.concatenate([fold.groups[fold.test] for fold in divided]))
+    sides = (len(divided), int(divided[0].train.sum()), int(divided[0].test.sum()))
+    rows = []
+    for by, guess in _JUDGES.items():
+        if features.isfinite().all():
+            guesses = [np.atleast_2d(guess(features, fold)) for fold in divided]
+            judged = [
+                (said, fold.labels[fold.test], fold.groups[fold.test])
+                for said, fold in zip(guesses, divided, strict=True)
+            ]
+            found = figures(judged, len(task.classes))
+        else:
+            found = dict.fromkeys(METRICS, Figure(*[math.nan] * 4))
+        for metric, f in found.items():
+            ends, groups = ((f.low, f.high), len(judged_on)) if task.grouped else ((math.nan, math.nan), 0)
+            rows.append(Judged(task.name, name, by, metric, f.value, f.sd, *ends, *sides, groups))
+    return rows
+
+
+def remarks(task: Task | Regression) -> list[str]:
+    """What a user should know of a task's figures."""
+    if isinstance(task, Regression):
+        return list(task.notes)
+    least = np.bincount(task.labels[task.train], minlength=len(task.classes))
+    few = [f"{name} ({count})" for name, count in zip(task.classes, least.tolist(), strict=True) if count < SHOTS]
+    return [
+        *task.notes,
+        *([f"10-shot takes fewer, for want of tiles to learn from: {', '.join(few[:4])}"] if few else []),
+    ]
+
+
+def alike(task: Task | Regression, name: str, features: Tensor, other: str, others: Tensor) -> Judged:
+    """The share of ten nearest neighbours among the task's tiles that features have in common with `other`'s."""
+    share, nan = shared_neighbours(features, others), math.nan
+    return Judged(task.name, name, ALIKE, f"neighbours shared with {other}", share, 0.0, nan, nan, 1, 0, len(features))
+
+
+def _regressed(task: Regression, name: str, features: Tensor) -> Judged:
+    """HEST's figure: the mean over folds of the mean over targets; the interval is over the groups of its folds."""
+    by_fold = np.array([ridge(features, task, train, test).mean() for train, test in task.folds])
+    resampled = weighed(by_fold, [np.unique(task.groups[test]) for _, test in task.folds])
+    low, high = interval(resampled)
+    first, held = task.folds[0]
+    value, sd = float(by_fold.mean()), float(by_fold.std())
+    judged_on = np.unique(np.concatenate([task.groups[test] for _, test in task.folds]))
+    sides = (len(by_fold), int(first.sum()), int(held.sum()), len(judged_on))
+    return Judged(task.name, name, RIDGE, PEARSON, value, sd, low, high, *sides)

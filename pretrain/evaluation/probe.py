@@ -1,0 +1,305 @@
+"""How well frozen embeddings tell labelled tiles apart: nearest neighbours, a linear model, and ten examples a class.
+
+Groups of tiles, slides or cases, are never divided between what is learnt from and what is judged on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pretrain.compute.devices import send
+from pretrain.compute.randomness import uniforms
+from pretrain.data.labelled import Pixels, Tiles, read_batches, resized, whole_patches
+from pretrain.evaluation.scores import balanced_accuracy
+from pretrain.evaluation.tasks import Ints, Regression, Task, hold_out
+from pretrain.model.backbone import Backbone
+from pretrain.views.colour import normalise
+
+PENALTIES = tuple(10.0**power for power in range(-5, 3))  # of the linear model's weights
+SHOTS, EPISODES = 10, 50
+_EPISODE = 14  # purpose of random numbers
+_PATIENCE = 3  # penalties in a row that are no better
+_ROWS = 8192  # that are multiplied at once
+
+
+@dataclass(frozen=True)
+class Score:
+    """Balanced accuracy on the held-out tiles, 0 to 1, NaN if a feature was not finite; and the tiles on each side."""
+
+    task: str
+    knn: float
+    linear: float
+    train: int
+    test: int
+
+
+def embed(
+    backbone: Backbone,
+    task: Task,
+    device: torch.device,
+    batch: int = 64,
+    autocast: torch.dtype | None = None,
+    threads: int = 2,
+) -> Tensor:
+    """(n, 2 D) float32 on the CPU: class token and mean patch token of each tile's middle.
+
+    `autocast`: the type that matrices are multiplied in, None for the weights' own. Compiled blocks run as they are
+    written, since each size of tile and of last batch would be compiled anew. Raises BadTask.
+    """
+    training = backbone.training
+    cast = torch.autocast(device.type, autocast, enabled=autocast is not None)
+    backbone.eval()
+
+    def features(tiles: Tensor) -> Tensor:
+        with cast:
+            found: Tensor = backbone([normalise(tiles)])[0].embedding
+            return found
+
+    try:
+        return embed_tiles(features, task.tiles, backbone.settings.patch_px, task.px, device, batch, threads)
+    finally:
+        backbone.train(training)
+
+
+def embed_tiles(
+    features: Callable[[Tensor], Tensor],
+    tiles: Tiles,
+    patch_px: int,
+    px: int,
+    device: torch.device,
+    batch: int = 64,
+    threads: int = 2,
+    progress: Callable[[int], None] = lambda tiles: None,
+) -> Tensor:
+    """(n, F) float32 on the CPU: `features` of (b, 3, h, w) float32 in [0, 1], for every tile in order.
+
+    `px`: the side that tiles are resized to, 0 for their own; then their middle in whole patches. Tiles are read and
+    decoded by threads while others are computed. Raises BadTask.
+    """
+    rows = []
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for pixels in read_batches(tiles, batch, threads, lambda tile: resized(tile, px)):
+            rows.append(features(send(whole_patches(pixels, patch_px), device)).float())
+            progress(len(pixels))
+    return torch.cat(rows).cpu()
+
+
+def colour_statistics(tiles: Tiles) -> Tensor:
+    """(n, 12) float32: mean, standard deviation, 10th and 90th percentile of red, green and blue, all in [0, 1]."""
+    return torch.from_numpy(np.stack([row for rows in read_batches(tiles, 64, 2, _colours) for row in rows]))
+
+
+def _colours(tile: Pixels) -> Any:
+    levels = np.sort(tile.reshape(-1, 3).T.copy(), kind="stable")  # for bytes, a radix sort
+    tenth = levels.shape[1] // 10
+    row = np.concatenate([levels.mean(1), levels.std(1), levels[:, tenth], levels[:, -1 - tenth]]) / 255
+    return row.astype(np.float32)
+
+
+def knn(features: Tensor, task: Task, k: int = 20, temperature: float = 0.07) -> Ints:
+    """Classes of the tiles judged on, by the vote of the k nearest train tiles, each worth exp(cosine / temperature).
+
+    `features`: (n, F), centred here by the mean of the train tiles. Wu et al. 2018, arXiv 1805.01978, section 3.4.
+    """
+    train, labels = torch.from_numpy(task.train), torch.from_numpy(task.labels)
+    rows = _directions(features, train)
+    known = rows[train]
+    predicted = []
+    for part in torch.split(rows[torch.from_numpy(task.test)], 256):
+        likeness, nearest = (part @ known.T).topk(min(k, len(known)), dim=1)
+        votes = torch.zeros(len(part), len(task.classes))
+        votes.scatter_add_(1, labels[train][nearest], torch.exp(likeness / temperature))
+        predicted.append(votes.argmax(1))
+    return torch.cat(predicted).numpy()
+
+
+def shared_neighbours(features: Tensor, others: Tensor, k: int = 10) -> float:
+    """The share of each tile's k nearest tiles that two models have in common, 0 to 1; k / (n - 1) is chance.
+
+    `features`, `others`: (n, F) and (n, G) of the same tiles, each centred; by cosine. Huh et al. 2024, arXiv
+    2405.07987, section 3. NaN where a feature is not finite.
+    """
+    if not (features.isfinite().all() and others.isfinite().all()):
+        return float("nan")
+    every = torch.ones(len(features), dtype=torch.bool)
+    one, other = _directions(features, every), _directions(others, every)
+    k = min(k, len(one) - 1)
+    common = 0
+    for part in torch.split(torch.arange(len(one)), 1024):
+        nearest = []
+        for rows in (one, other):
+            likeness = rows[part] @ rows.T
+            likeness[torch.arange(len(part)), part] = -torch.inf
+            nearest.append(likeness.topk(k, dim=1).indices)
+        common += int((nearest[0][:, :, None] == nearest[1][:, None]).sum())
+    return common / (k * len(one))
+
+
+def few_shot(features: Tensor, task: Task, shots: int = SHOTS, episodes: int = EPISODES, seed: int = 0) -> Ints:
+    """(episodes, tiles judged on): the nearest mean of `shots` train tiles of each class, drawn anew in each episode.
+
+    On directions from the mean of all train tiles: SimpleShot, Wang et al. 2019, arXiv 1911.04623.
+    """
+    rows = _directions(features, torch.from_numpy(task.train))
+    test = rows[torch.from_numpy(task.test)]
+    of_class = [np.flatnonzero(task.train & (task.labels == number)) for number in range(len(task.classes))]
+    predicted = []
+    for episode in range(episodes):
+        means = []
+        for number, known in enumerate(of_class):
+            order = np.argsort(uniforms(seed, _EPISODE, episode, number, len(known), 1)[:, 0])
+            means.append(rows[torch.from_numpy(known[order[:shots]])].mean(0))
+        mean = torch.stack(means)
+        predicted.append((test @ mean.T - mean.square().sum(1) / 2).argmax(1).numpy())
+    return np.stack(predicted)
+
+
+def linear(features: Tensor, task: Task, penalties: Sequence[float] = PENALTIES) -> Ints:
+    """Classes of the tiles judged on, by logistic regression on features (n, F), standardised by the train tiles.
+
+    Minimises the mean cross entropy, every class of equal weight, + penalty / 2 |W|^2; the intercept is free. Where
+    there are several penalties, the one that does best on the task's `valid` is taken, the strongest among equals, and
+    none is tried after three in a row were no better. A task without: groups of the train side are held out to choose
+    (tiles where groups cannot put every class on both sides), and the model is then fitted to the whole train side.
+    """
+    rows, test = np.flatnonzero(task.train), np.flatnonzero(task.test)
+    ordered = sorted(set(penalties), reverse=True)
+    if len(ordered) == 1:
+        return next(_predictions(features, task, rows, [test], ordered))[0]
+    if task.valid is not None:
+        valid = np.flatnonzero(task.valid)
+        return _best(task, valid, _predictions(features, task, rows, [valid, test], ordered))[1]
+    labels = task.labels[rows]
+    held = hold_out(task.groups[rows], labels)
+    if not np.array_equal(np.unique(labels[held]), np.unique(labels[~held])):
+        held = hold_out(np.arange(len(rows)), labels)
+    chosen, _ = _best(task, rows[held], _predictions(features, task, rows[~held], [rows[held]], ordered))
+    return next(_predictions(features, task, rows, [test], [ordered[chosen]]))[0]
+
+
+def ridge(
+    features: Tensor,
+    task: Regression,
+    train: NDArray[np.bool_],
+    test: NDArray[np.bool_],
+    components: int = 256,
+) -> NDArray[np.float64]:
+    """Pearson's r of each target on the test tiles, NaN where one of the two is constant.
+
+    HEST's protocol (Jaume et al. 2024, arXiv 2406.16192, as in its code): features (n, F) standardised by the train
+    tiles, their first principal `components`, least squares without intercept with a penalty of
+    100 / (components x targets) on the sum of squares.
+    """
+    x, y = features.double(), torch.from_numpy(task.targets).double()
+    known = torch.from_numpy(train)
+    mean, std = x[known].mean(0), x[known].std(0, correction=0)
+    x = (x - mean) / torch.where(std > 0, std, 1.0)
+    variance, axes = torch.linalg.eigh(x[known].T @ x[known])
+    components = min(components, int(train.sum()), x.shape[1])
+    x = x @ axes[:, -components:]
+    penalty = 100 / (components * y.shape[1])
+    weights = (x[known].T @ y[known]) / (variance[-components:, None] + penalty)
+    return _pearson(x[torch.from_numpy(test)] @ weights, y[torch.from_numpy(test)])
+
+
+def score(features: Tensor, task: Task) -> Score:
+    """Balanced accuracy by neighbours and by a linear model of features (n, F), wherever they come from."""
+    test, finite = task.test, bool(features.isfinite().all())
+    judged = [
+        balanced_accuracy(judge(features, task), task.labels[test], len(task.classes)) if finite else np.nan
+        for judge in (knn, linear)
+    ]
+    return Score(task.name, judged[0], judged[1], int(task.train.sum()), int(test.sum()))
+
+
+def probe(
+    backbone: Backbone, tasks: Sequence[Task], device: torch.device, autocast: torch.dtype | None = None
+) -> list[Score]:
+    """Embed and judge every task."""
+    return [score(embed(backbone, task, device, autocast=autocast), task) for task in tasks]
+
+
+def _directions(features: Tensor, train: Tensor) -> Tensor:
+    return functional.normalize(features.float() - features[train].float().mean(0), dim=1)
+
+
+def _pearson(a: Tensor, b: Tensor) -> NDArray[np.float64]:
+    a, b = a - a.mean(0), b - b.mean(0)
+    return ((a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()).numpy()
+
+
+def _best(task: Task, judged: Ints, guesses: Iterator[list[Ints]]) -> tuple[int, Ints]:
+    """The number of the penalty whose first guesses, of the tiles `judged`, are best, and its last guesses."""
+    best, chosen, last = -1.0, 0, np.empty(0, np.int64)
+    for number, found in enumerate(guesses):
+        accuracy = balanced_accuracy(found[0], task.labels[judged], len(task.classes))
+        if accuracy > best:
+            best, chosen, last = accuracy, number, found[-1]
+        elif number - chosen == _PATIENCE:
+            break
+    return chosen, last
+
+
+def _predictions(
+    features: Tensor, task: Task, rows: Ints, judged: Sequence[Ints], penalties: Sequence[float]
+) -> Iterator[list[Ints]]:
+    """Classes of each set of tiles `judged`, by a model fitted to `rows` with each penalty in turn.
+
+    L-BFGS on V, with W = L^-T V and L L^T = (covariance of the rows) / 4 + penalty, which is nearly the curvature.
+    """
+    x, y = _standardised(features, rows), torch.from_numpy(task.labels)[rows]
+    weight = 1 / torch.bincount(y, minlength=len(task.classes)).clamp_min(1)
+    share = weight[y] / weight[y].sum()
+    known = x[rows]
+    covariance = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    for part, shares in zip(torch.split(known, _ROWS), torch.split(share, _ROWS), strict=True):
+        covariance += (part.T @ (part * shares[:, None])).double()
+    model = torch.zeros(x.shape[1], len(task.classes), dtype=torch.float64)
+    intercept = torch.zeros(len(task.classes), dtype=torch.float64)
+    for penalty in penalties:
+        curvature = covariance / 4 + penalty * torch.eye(len(covariance), dtype=torch.float64)
+        root = torch.linalg.cholesky(curvature)
+        model, intercept = _minimum(known, y, weight.float(), penalty, root, model, intercept)
+        yield [(x[of] @ model.float() + intercept.float()).argmax(1).numpy() for of in judged]
+
+
+def _standardised(features: Tensor, rows: Ints) -> Tensor:
+    """(n, F) float32: by mean and standard deviation of these rows; what is constant in them becomes 0."""
+    known = features[rows]
+    parts = [part.double() for part in torch.split(known, _ROWS)]
+    mean = torch.stack([part.sum(0) for part in parts]).sum(0) / len(known)
+    std = (torch.stack([(part - mean).square().sum(0) for part in parts]).sum(0) / len(known)).sqrt()
+    std = torch.where(std > 1e-6 * mean.abs(), std, torch.inf)
+    return torch.cat([((part.double() - mean) / std).float() for part in torch.split(features, _ROWS)])
+
+
+def _minimum(
+    x: Tensor, y: Tensor, weight: Tensor, penalty: float, root: Tensor, model: Tensor, intercept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(F, C) weights and (C,) intercepts of least loss, both float64, beginning from others."""
+    start = torch.cat([root.T @ model, intercept[None]])
+    both = start.clone().requires_grad_()
+    steps = torch.optim.LBFGS([both], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+
+    def unrolled() -> tuple[Tensor, Tensor]:
+        return torch.linalg.solve_triangular(root.T, both[:-1], upper=True), both[-1]
+
+    def loss() -> Tensor:
+        both.grad = None
+        weights, free = unrolled()
+        value = functional.cross_entropy(x @ weights.float() + free.float(), y, weight).double()
+        value = value + penalty * weights.square().sum() / 2
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    steps.step(loss)  # type: ignore[no-untyped-call]
+    weights, free = unrolled()
+    return weights.detach(), free.detach()

@@ -1,0 +1,338 @@
+"""Labelled tiles as tasks: what is learnt from, what is judged on, and that no slide or case is on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from pretrain.compute.randomness import uniforms
+from pretrain.data.labelled import EncodedTiles, TileFiles, Tiles
+from pretrain.errors import BadTask
+from pretrain.evaluation.class_folders import SIDES, GroupPattern, holds_images, read_classes
+from wsi_prep.errors import BadQuery
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.untrusted.sql import Condition
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+_LIMIT, _GROUPS = 10, 11  # purposes of random numbers
+_HELD_OUT = 1 / 3
+_SHOWN = 4  # names in a message
+OFFICIAL = "the division is its authors'"
+UNKNOWN = "which slide or case a tile is of is not known, so that one may be on both sides"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Tiles of n labels.
+
+    `labels`: (n,) int64 numbers into `classes`. `groups`: (n,) int64, the slide or case; where they are not known,
+    `grouped` is false and each tile is a group. `train`: (n,) bool; `valid`: (n,) bool, what choices are made on, None
+    for a part of `train` that the judge holds out. The rest is judged on. `divided`: the data's own split, not one made
+    here. `px`: the side that tiles are resized to, 0 for their own. `notes`: what a user should know of all this.
+    """
+
+    name: str
+    tiles: Tiles
+    labels: Ints
+    classes: tuple[str, ...]
+    groups: Ints
+    train: Bools
+    valid: Bools | None = None
+    divided: bool = False
+    px: int = 0
+    grouped: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def test(self) -> Bools:
+        """(n,) bool: what is judged on."""
+        return ~self.train if self.valid is None else ~(self.train | self.valid)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Tiles of n rows of `targets` (n, G) float32, named `names`; `folds` are pairs of (n,) bool: train and test."""
+
+    name: str
+    tiles: Tiles
+    targets: NDArray[np.float32]
+    names: tuple[str, ...]
+    groups: Ints
+    folds: tuple[tuple[Bools, Bools], ...]
+    px: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def load_tasks(
+    spec: str, limit: int = 0, seed: int = 0, px: int = 0, pattern: GroupPattern | None = None
+) -> list[Task]:
+    """The tasks of a table or a folder of labelled tiles.
+
+    `path.parquet`, or `path.parquet:labels` for labels that are not in `label`. `labels`: a column, or an expression
+    over the columns in DuckDB's SQL (`... as name` names the task), null for rows to leave out, as in
+    `atlas.parquet:if(stain = 'HE', organ, null) as organ`. Columns: `image` (encoded bytes), labels, and if there
+    `group` (else each tile is one), `split` ("train", "valid" or "test"; else groups with about a third of the tiles
+    are held out), `magnification` (a task each, where there are several).
+    A folder: as class_folders.read_classes takes it, with `pattern`, or a folder or Parquet file of these named by a
+    magnification (`20x/`, `10x.parquet`), a task each.
+    Classes that cannot be on both sides are left out. `limit`: most tiles a side, drawn by `seed` in every class; 0 for
+    all. `px`: the side that tiles are resized to, 0 for their own, which is then one size. Raises BadTask.
+    """
+    path, column = _names(spec)
+    if column is None and path.is_dir():
+        return _folder_tasks(path, limit, seed, px, pattern)
+    return _table_tasks(path, column or "label", limit, seed, px)
+
+
+def make_task(
+    name: str,
+    path: Path,
+    tiles: Tiles,
+    labels: Sequence[Any],
+    groups: Sequence[Any] | None,
+    split: Sequence[Any] | None,
+    limit: int = 0,
+    seed: int = 0,
+    px: int = 0,
+    official: bool = False,
+    notes: Sequence[str] = (),
+    hint: str = "add a column group",
+) -> Task:
+    """A task of all tiles, by a label and a slide or case for each, and a side where the data say it.
+
+    `hint`: how a user would say which slide or case a tile is of. Raises BadTask, naming `path`, where sides share a
+    group (in an `official` split they may), or fewer than two classes are on both.
+    """
+    if not len(labels):
+        raise BadTask(f"{path}: {name} has no tile with a label; name other labels")
+    names, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    group = numbered(groups if groups is not None else range(len(numbers)))
+    valid = None
+    if split is None:
+        train = ~hold_out(group, numbers)
+    else:
+        train, valid = _sides(path, split, None if official else group)
+    test = ~train if valid is None else ~(train | valid)
+    both = np.intersect1d(numbers[train], numbers[test])
+    if len(both) < 2:
+        raise BadTask(f"{path}: {name}: {_too_few(names, numbers, group, train, test, split is not None)}")
+    if limit and limit < len(both):
+        raise BadTask(f"{path}: a limit of {limit} tiles is less than one of each of {len(both)} classes; allow more")
+    keep = np.flatnonzero(np.isin(numbers, both))
+    side = np.where(train, 1, np.where(test, 0, 2))
+    told = [*notes, *_on_one_side(names, numbers, both)]
+    if groups is None:
+        told.append(f"{UNKNOWN}: figures may be too high, and have no interval; {hint}")
+    elif official and (shared := len(np.intersect1d(group[train], group[test]))):
+        told.append(f"{_count(shared, 'slide or case', 'slides or cases')} are on both sides; {OFFICIAL}")
+    limited = keep[_limited(numbers[keep], side[keep], limit or len(keep), seed)]
+    if len(limited) < len(keep):
+        told.append(f"{len(limited):,} of {len(keep):,} tiles, by the limit of {limit} a side")
+    keep = limited
+    return Task(
+        name,
+        tiles.take(keep),
+        np.searchsorted(both, numbers[keep]),
+        tuple(str(name) for name in names[both]),
+        group[keep],
+        train[keep],
+        None if valid is None else valid[keep],
+        split is not None,
+        px,
+        groups is not None,
+        tuple(told),
+    )
+
+
+def _on_one_side(names: NDArray[Any], numbers: Ints, both: Ints) -> list[str]:
+    """Which classes are left out."""
+    if not len(gone := np.setdiff1d(np.arange(len(names)), both)):
+        return []
+    said = [f"{names[n]} ({_count(int((numbers == n).sum()), 'tile')})" for n in gone]
+    return [f"left out, since they are on one side alone: {_some(said)}"]
+
+
+def _too_few(names: NDArray[Any], numbers: Ints, group: Ints, train: Bools, test: Bools, divided: bool) -> str:
+    """Why fewer than two classes are on both sides."""
+    every = _count(len(numbers), "tile")
+    learn, judge = "nothing to learn from", "nothing to judge on"
+    for is_so, where in (
+        (train.all(), f"all {every} are of split train: {judge}"),
+        (test.all(), f"all {every} are of split test: {learn}"),
+        (not (train | test).any(), f"all {every} are of split valid: {learn}, {judge}"),
+        (not test.any(), f"no tile is of split test: {judge}"),
+        (not train.any(), f"no tile is of split train: {learn}"),
+    ):
+        if divided and is_so:
+            return where
+    few = "fewer than 2 classes"
+    if len(names) == 1:
+        return f"{few}: all {every} are of class {names[0]}; name other labels"
+    if divided:
+        there = [_some([str(names[n]) for n in np.unique(numbers[side])]) for side in (train, test)]
+        return f"{few} are in both splits: train has {there[0]}, test has {there[1]}; divide otherwise"
+    if len(np.unique(group)) == 1:
+        return f"{few} can be on both sides: all {every} are of one slide or case; add others"
+    counts = [len(np.unique(group[numbers == n])) for n in range(len(names))]
+    said = _some([f"{name} is in {count}" for name, count in zip(names, counts, strict=True)])
+    return f"{few} are in two slides or cases, one for each side: {said}; add others, or name other labels"
+
+
+def _some(words: Sequence[str]) -> str:
+    return ", ".join(words[:_SHOWN]) + (f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else "")
+
+
+def _count(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def numbered(names: Sequence[Any]) -> Ints:
+    """Names as numbers that do not depend on their order, and tell nothing of them."""
+    hashes = [hashlib.blake2b(str(name).encode()).hexdigest() for name in names]
+    return np.unique(hashes, return_inverse=True)[1]
+
+
+def hold_out(groups: Ints, labels: Ints) -> Bools:
+    """(n,) true on the held-out side: whole groups, with as many classes on both sides as can be found.
+
+    Next to that, near a third of all tiles and of each class; a class of a single group does not matter.
+    """
+    (_, group), (_, label) = (np.unique(values, return_inverse=True) for values in (groups, labels))
+    tiles = np.zeros((group.max(initial=-1) + 1, label.max(initial=-1) + 1))
+    np.add.at(tiles, (group, label), 1)
+    tiles = tiles[:, (tiles > 0).sum(0) > 1]
+    if not tiles.size:
+        return np.zeros(len(groups), bool)
+    tries = min(4096, 1 + 2**20 // len(tiles))
+    held = uniforms(0, _GROUPS, 0, 0, tries, len(tiles)) < _HELD_OUT
+    found = held @ tiles  # (tries, classes)
+    both = ((found > 0) & (found < tiles.sum(0))).sum(1)
+    miss = np.abs(found / tiles.sum(0) - _HELD_OUT).mean(1) + np.abs(found.sum(1) / tiles.sum() - _HELD_OUT)
+    return held[np.lexsort((miss, -both))[0]][group]  # type: ignore[no-any-return]
+
+
+def _names(spec: str) -> tuple[Path, str | None]:
+    name, found, column = spec.partition(".parquet:")
+    return (Path(f"{name}.parquet"), column) if found else (Path(spec), None)
+
+
+def _folder_tasks(folder: Path, limit: int, seed: int, px: int, pattern: GroupPattern | None) -> list[Task]:
+    by_name = {m.name: folder / m.name for m in MAGNIFICATIONS}
+    by_name |= {n: f.with_suffix(".parquet") for n, f in by_name.items() if f.with_suffix(".parquet").is_file()}
+    if found := [(name, path) for name, path in by_name.items() if path.exists()]:
+        tasks = [task for _, path in found for task in load_tasks(str(path), limit, seed, px, pattern)]
+        others = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p.name not in by_name and holds_images(p)]
+        beside = (f"left out, since it is named by no magnification: {_some(others)}",) if others else ()
+        return [replace(task, name=f"{folder.name}:{task.name}", notes=(*task.notes, *beside)) for task in tasks]
+    read = read_classes(folder, pattern)
+    hint = "put tiles into CLASS/SLIDE/, or give a group pattern"
+    tiles, sides = TileFiles(read.files), (read.labels, read.groups, read.split)
+    return [make_task(folder.name, folder, tiles, *sides, limit, seed, px, notes=read.notes, hint=hint)]
+
+
+def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int) -> list[Task]:
+    file = _open(path)
+    whole = file.read([name for name in file.schema_arrow.names if name != "image"])
+    if named := re.fullmatch(r"(.+)\s+as\s+(\w+)", column, re.DOTALL | re.IGNORECASE):
+        expression, column = named.groups()
+    else:
+        expression = column
+    if not len(whole):
+        raise BadTask(f"{path}: the table has no rows")
+    labels = _labels(path, expression, whole)
+    rows = np.flatnonzero([label is not None and label == label for label in labels])  # noqa: PLR0124 - NaN
+    if not len(rows):
+        raise BadTask(
+            f"{path}: {expression} is null in every row, so there are fewer than 2 classes; name other labels"
+        )
+    table: dict[str, list[Any]] = {"labels": [labels[row] for row in rows]}
+    for name in {"group", "split", "magnification"} & set(whole.column_names):
+        values = whole[name].to_pylist()
+        table[name] = [values[row] for row in rows]
+    if nulls := sum(value is None for value in table.get("group", [])):
+        raise BadTask(f"{path}: column group is null in {nulls} rows; name a slide or case in every row")
+    images = _images(path, file, rows, px)
+    name = path.stem if column == "label" else f"{path.stem}:{column}"
+    by = np.array([str(value) for value in table.get("magnification", [""] * len(rows))])
+    tasks = []
+    for one in (several := np.unique(by)):
+        at = np.flatnonzero(by == one)
+        part = {key: [values[row] for row in at] for key, values in table.items()}
+        of_one = name if len(several) == 1 else f"{name}:{one}"
+        sides = (part["labels"], part.get("group"), part.get("split"))
+        tasks.append(make_task(of_one, path, images.take(at), *sides, limit, seed, px))
+    return tasks
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise BadTask(f"{path}: is no Parquet file; name one, as path.parquet or path.parquet:column") from error
+    if "image" not in (has := file.schema_arrow.names):
+        raise BadTask(f"{path}: has no column image, only {', '.join(has)}; add it, with encoded tiles")
+    return file
+
+
+def _labels(path: Path, labels: str, table: pa.Table) -> list[Any]:
+    """The column, or the expression's values; DuckDB has no access to anything but these rows."""
+    if labels in table.column_names:
+        return table[labels].to_pylist()  # type: ignore[no-any-return]
+    has = ", ".join(table.column_names)
+    try:
+        return Condition(labels).values(table)
+    except BadQuery as error:
+        raise BadTask(
+            f"{path}: has no column {labels}, and it is no expression over {has} ({error}); name one"
+        ) from error
+
+
+def _sides(path: Path, split: Sequence[Any], groups: Ints | None) -> tuple[Bools, Bools | None]:
+    """Which rows are trained on, and which choices are made on; no group is on two sides."""
+    if unknown := {str(side) for side in split if side not in SIDES}:
+        raise BadTask(f"{path}: column split holds {sorted(unknown)}; write train, valid or test in every row")
+    side = np.array([SIDES[s] for s in split])
+    train, valid = side == "train", side == "valid"
+    for one, other in (("train", "test"), ("valid", "test"), ("train", "valid")):
+        if groups is not None and (shared := len(np.intersect1d(groups[side == one], groups[side == other]))):
+            raise BadTask(f"{path}: split has {one} and {other} in {shared} groups; put each group on one side")
+    return train, valid if valid.any() else None
+
+
+def _limited(labels: Ints, side: Ints, limit: int, seed: int) -> Ints:
+    """At most `limit` rows of each side, by chance, the first of each class before any second."""
+    kind = 3 * labels + side
+    order = np.lexsort((uniforms(seed, _LIMIT, 0, 0, len(labels), 1)[:, 0], kind))
+    place = np.arange(len(order)) - np.searchsorted(kind[order], kind[order])
+    order = order[np.argsort(place / np.bincount(kind)[kind[order]], kind="stable")]
+    return np.sort(np.concatenate([order[side[order] == one][:limit] for one in np.unique(side)]))
+
+
+def _images(path: Path, file: pq.ParquetFile, rows: Ints, px: int) -> EncodedTiles:
+    """The encoded tiles of these rows, whose headers are looked at."""
+    images: list[bytes] = []
+    wanted = rows
+    for part in file.iter_batches(1024, columns=["image"]):
+        images += part.column(0).take(rows[rows < len(part)]).to_pylist()
+        rows = rows[rows >= len(part)] - len(part)
+    try:
+        sizes = {Image.open(io.BytesIO(image)).size for image in images}
+    except (OSError, TypeError, Image.DecompressionBombError) as error:
+        raise BadTask(f"{path}: column image has rows that hold no JPEG or PNG; leave them out") from error
+    if len(sizes) > 1 and not px:
+        raise BadTask(
+            f"{path}: tiles are of several sizes, {sorted(sizes)} px; make them one size, or ask for one by --px"
+        )
+    return EncodedTiles(images, str(path), wanted)

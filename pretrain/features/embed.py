@@ -1,0 +1,251 @@
+"""Features of every tile of some shards: class token and mean patch token, slide by slide, as Parquet and as h5."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from pretrain.compute.devices import send
+from pretrain.data.index import TileAddress
+from pretrain.data.loader import UNREADABLE, read_tile
+from pretrain.data.parts import checked_tiles, read_filter
+from pretrain.data.sources import ShardSource, copies_of, open_source
+from pretrain.errors import BadFilter, BadShards, BadWeights
+from pretrain.features.embedder import backbone_digest
+from pretrain.features.kept_features import FeatureFolder, FeatureRecord, counts, partial, tiles_stamp
+from pretrain.model.backbone import Backbone
+from pretrain.views.colour import normalise
+from wsi_prep.errors import BadOption
+from wsi_prep.format.magnifications import TILE_PX
+from wsi_prep.format.records import SLIDE_SCHEMA
+from wsi_prep.untrusted.sql import CONDITION_SECONDS, Condition
+from wsi_prep.untrusted.tables import of_today
+
+Progress = Callable[[str, int], None]
+
+_KEPT = ("slide_id", "magnification", "mpp", "x0", "y0", "span0", "row", "col")
+_AHEAD = 3  # batches that are read while one is computed
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """`px`: the middle of a tile that is embedded, 0 for all of it, cut to whole patches. `batch` tiles at once.
+    `autocast`: the type of products, none for the weights' own. `threads` read and decode.
+    """
+
+    px: int = 0
+    batch: int = 64
+    autocast: torch.dtype | None = None
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.px <= TILE_PX:
+            raise BadOption(f"px {self.px} is not between 1 and {TILE_PX}, or 0 for the whole tile")
+        if self.batch < 1 or self.threads < 1:
+            raise BadOption("batch and threads must be at least 1")
+
+    def side(self, patch_px: int) -> int:
+        """How many px of a tile's middle are embedded: whole patches. Raises BadOption where there is none."""
+        side = (self.px or TILE_PX) // patch_px * patch_px
+        if not side:
+            raise BadOption(f"px {self.px} holds no patch of {patch_px} px")
+        return side
+
+
+@dataclass
+class Embedded:
+    """What was done: slides and tiles; slides that were there before, and of these shards or not; tiles that cannot be
+    read, by name; and `notes`, lines for the user.
+    """
+
+    slides: int = 0
+    tiles: int = 0
+    before: int = 0
+    elsewhere: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def embed_shards(
+    shards: Sequence[str],
+    where: str | None,
+    backbone: Backbone,
+    out: Path,
+    settings: EmbedSettings,
+    device: torch.device,
+    progress: Progress = lambda slide, tiles: None,
+    named: str = "the model",
+    redo: bool = False,
+    seconds: float = CONDITION_SECONDS,
+) -> Embedded:
+    """Write `out`/parquet/<slide_id>.parquet and `out`/h5/<magnification>/<slide_id>.h5 of every slide not yet there.
+
+    Parquet: the catalog's place of each tile, and `features`, a list of 2 D float32. h5: `features` (n, 2 D) float32,
+    and `coords` (n, 2) int64, upper left corners in level-0 px, as tools for multiple-instance learning read them. A
+    tile that cannot be read is left out. `named`: what people call the backbone. `redo`: delete the features that
+    `out` holds first. `seconds` as in parts.read_filter. Raises BadShards, BadFilter, and OtherFeatures where `out`
+    holds what is not of this call.
+    """
+    condition = read_filter(where, seconds)
+    where = condition.text if condition else None
+    side = settings.side(backbone.settings.patch_px)
+    precision = str(settings.autocast or torch.float32).removeprefix("torch.")
+    folder = FeatureFolder(out, FeatureRecord(backbone_digest(backbone), side, where, precision))
+    sources = list(map(open_source, shards))
+    counted, copies = copies_of(sources)
+    found = _all_slides(sources, counted, condition)
+    if (first := next(found, None)) is None:
+        left = f"the filter {where!r} leaves no tile" if where else "the shards hold no tile"
+        raise BadFilter(f"{left}; see status and error in their catalog/slides")
+    folder.claim(named, redo)
+    done = Embedded(notes=copies.notes)
+    backbone = backbone.to(device).eval()
+    seen: set[str] = set()
+    with ThreadPoolExecutor(settings.threads, "read") as readers:
+        for source, slide_id, tiles, stamp in itertools.chain([first], found):
+            seen.add(slide_id)
+            if folder.is_done(slide_id, stamp, counts(tiles)):
+                done.before += 1
+                continue
+            kept, features = _embed(source, tiles, backbone, settings, device, readers, done)
+            said = folder.stamp(stamp, len(tiles) - len(kept))
+            _write(folder, slide_id, tiles.take(pa.array(kept)), features, said)
+            done.slides += 1
+            done.tiles += len(kept)
+            progress(slide_id, len(kept))
+    done.elsewhere = len(folder.slides() - seen)
+    return done
+
+
+def _all_slides(
+    sources: Sequence[ShardSource], counted: Sequence[Mapping[str, pa.BooleanArray]], where: Condition | None
+) -> Iterator[tuple[ShardSource, str, pa.Table, str]]:
+    for source, rows in zip(sources, counted, strict=True):
+        for slide_id, tiles, stamp in _slides(source, rows, where):
+            yield source, slide_id, tiles, stamp
+
+
+def _slides(
+    source: ShardSource, counted: Mapping[str, pa.BooleanArray], where: Condition | None
+) -> Iterator[tuple[str, pa.Table, str]]:
+    """Tiles that pass the filter of each slide that counts, and their stamp; a slide's tiles lie one after another."""
+    seen: set[str] = set()
+    with_tiles = {file.name for file in source.files("tiles")}
+    for name in (name for name in counted if name in with_tiles):
+        slides = of_today(source.parquet("slides", name).read(), SLIDE_SCHEMA).filter(counted[name])
+        for slide_id, table in _runs(source, name, slides, where):
+            if slide_id in seen:
+                raise BadShards(f"{source.where}/catalog: {slide_id} is in two places; run make shards on it again")
+            seen.add(slide_id)
+            yield slide_id, table, tiles_stamp(table, slides.slice(table["slide"][0].as_py(), 1).to_pylist()[0])
+
+
+def _runs(source: ShardSource, name: str, slides: pa.Table, where: Condition | None) -> Iterator[tuple[str, pa.Table]]:
+    held: list[pa.Table] = []
+    for batch in source.parquet("tiles", name).iter_batches(batch_size=1 << 16):
+        table = checked_tiles(source, batch, slides, where)
+        ids = table["slide_id"].to_pylist()
+        begin = 0
+        for at in [n for n in range(1, len(ids)) if ids[n] != ids[n - 1]] + [len(ids)]:
+            part = table.slice(begin, at - begin)
+            if held and len(part) and held[0]["slide_id"][0].as_py() != ids[begin]:
+                yield held[0]["slide_id"][0].as_py(), pa.concat_tables(held)
+                held = []
+            held += [part] if len(part) else []
+            begin = at
+    if held:
+        yield held[0]["slide_id"][0].as_py(), pa.concat_tables(held)
+
+
+def _embed(
+    source: ShardSource,
+    tiles: pa.Table,
+    backbone: Backbone,
+    settings: EmbedSettings,
+    device: torch.device,
+    readers: ThreadPoolExecutor,
+    done: Embedded,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows of the tiles that could be read, and (n, 2 D) float32."""
+    kept, features = [np.empty(0, np.int64)], [np.empty((0, 2 * backbone.settings.width), np.float32)]
+    side = settings.side(backbone.settings.patch_px)
+    begin = (TILE_PX - side) // 2
+    cast = torch.autocast(device.type, settings.autocast, enabled=settings.autocast is not None)
+    for rows, pixels in _read(source, tiles, settings, readers, done):
+        crops = send(np.ascontiguousarray(pixels[:, begin : begin + side, begin : begin + side]), device)
+        with torch.no_grad(), cast:
+            (tokens,) = backbone([normalise(crops.permute(0, 3, 1, 2).float() / 255)])
+        kept.append(rows)
+        features.append(tokens.embedding.float().cpu().numpy())
+        if not np.isfinite(features[-1]).all():
+            raise BadWeights("the model's features are not finite numbers; its weights, or PRECISION, are no good")
+    return np.concatenate(kept), np.concatenate(features)
+
+
+def _read(
+    source: ShardSource, tiles: pa.Table, settings: EmbedSettings, readers: ThreadPoolExecutor, done: Embedded
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+    """Batches of rows and their pixels, read ahead."""
+    columns = (tiles[name].to_pylist() for name in ("shard", "offset", "nbytes", "crc32", "index"))
+    addresses = [TileAddress(source, *at) for at in zip(*columns, strict=True)]
+    waiting: deque[list[Future[Any]]] = deque()
+    begins = iter(range(0, len(addresses), settings.batch))
+    first = 0
+    while True:
+        while len(waiting) <= _AHEAD and (begin := next(begins, None)) is not None:
+            waiting.append([readers.submit(_tile, at) for at in addresses[begin : begin + settings.batch]])
+        if not waiting:
+            return
+        found = [future.result() for future in waiting.popleft()]
+        good = [n for n, tile in enumerate(found) if isinstance(tile, np.ndarray)]
+        for n in set(range(len(found))) - set(good):
+            done.unreadable[addresses[first + n].name] = str(found[n])
+        if good:
+            yield first + np.array(good), np.stack([found[n] for n in good])
+        first += len(found)
+
+
+def _tile(address: TileAddress) -> NDArray[np.uint8] | Exception:
+    try:
+        return read_tile(address)
+    except UNREADABLE as error:
+        return error
+
+
+def _write(
+    folder: FeatureFolder, slide_id: str, tiles: pa.Table, features: NDArray[np.float32], said: dict[bytes, bytes]
+) -> None:
+    """The h5 files first, the Parquet file last, each aside and renamed: a slide with a Parquet file is done."""
+    made = counts(tiles)
+    for magnification in sorted(made):
+        rows = np.flatnonzero(pc.equal(tiles["magnification"], magnification).to_numpy())
+        of = tiles.take(pa.array(rows))
+        h5 = folder.h5(magnification, slide_id)
+        h5.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(partial(h5), "w") as opened:
+            opened["features"] = features[rows]
+            opened["coords"] = np.stack([of["x0"].to_numpy(), of["y0"].to_numpy()], axis=1)
+            opened["coords"].attrs["patch_size_level0"] = float(of["span0"][0].as_py())
+            opened["coords"].attrs["patch_size"] = TILE_PX
+            opened["coords"].attrs["mpp"] = float(of["mpp"][0].as_py())
+        partial(h5).replace(h5)
+    folder.remove_h5(slide_id, made)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+    file = folder.parquet(slide_id)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table = tiles.select(_KEPT).append_column("features", lists)
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **said}), partial(file))
+    partial(file).replace(file)

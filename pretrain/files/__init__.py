@@ -1,0 +1,1 @@
+"""Files of models and runs, written whole and read as data."""

@@ -1,0 +1,148 @@
+"""Distillation: a student learns from a frozen teacher, of any width, through the same loop as self-distillation.
+
+After Oquab et al. 2023 (arXiv 2304.07193, section 5): the objective of DINOv2 with another, larger teacher; nothing is
+masked or dropped; what is kept is the student's moving mean. A teacher with heads (a run of ours) is compared by them,
+one without (released weights) by its features, which a linear map of the student's must point at.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pretrain.evaluation.judge import load_network
+from pretrain.learning.schedules import Scheduled
+from pretrain.learning.self_distillation import (
+    Losses,
+    Objective,
+    ObjectiveSettings,
+    SelfDistillation,
+    begin,
+    by_heads,
+    feature_spread,
+    follow,
+    spreading,
+    target_looks,
+)
+from pretrain.learning.targets import sinkhorn_knopp
+from pretrain.model.backbone import Backbone, BackboneSettings
+from pretrain.model.heads import Head
+from pretrain.model.network import Network, Seen
+from pretrain.model.weights.load import released_backbone
+from pretrain.train.recipe.recipe import Recipe
+from pretrain.views.views import Views
+from wsi_prep.errors import BadOption
+
+
+class Distillation(nn.Module):
+    """See the module; an objective.Objective. Raises BadOption where student and teacher cannot be compared."""
+
+    def __init__(
+        self,
+        settings: ObjectiveSettings,
+        backbone: BackboneSettings,
+        teacher: Network,
+        seed: int,
+        recompute: str = "none",
+    ) -> None:
+        super().__init__()
+        self.teacher_settings = teacher.backbone.settings
+        _check(settings, backbone, teacher)
+        self.settings = settings
+        self._by_heads = isinstance(teacher.cls_head, Head)
+        if self._by_heads:
+            network = Network.with_heads(backbone, settings.head, recompute)
+        else:
+            student, width = Backbone(backbone, recompute), self.teacher_settings.width
+            network = Network(student, nn.Linear(backbone.width, width), nn.Linear(backbone.width, width))
+        self.student: nn.Module = network
+        self.average = copy.deepcopy(network).requires_grad_(False)
+        begin(network, self.average, seed)
+        self.teacher = teacher.requires_grad_(False).eval()
+
+    @property
+    def frozen(self) -> list[Network]:
+        """See Objective."""
+        return [self.average, self.teacher]
+
+    def materialise(self, device: torch.device, seed: int) -> None:
+        """See Objective."""
+        begin(self.student.to_empty(device=device), self.average.to_empty(device=device), seed)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """See Objective."""
+        return {}
+
+    def losses(self, views: Views, at: Scheduled) -> Losses:
+        """See Objective. The patches that self-distillation would mask are those that are compared, unmasked."""
+        settings = self.settings
+        with torch.no_grad():
+            told: Seen = self.teacher([views.wide], views.chosen)
+        seen: Seen = self.student(views.groups, views.chosen)
+        compare = self._compare_heads if self._by_heads else self._compare_features
+        of_cls, of_patches, parts = compare(views, told, seen, at.temperature)
+        features = seen.features.view(len(told.cls) // views.tiles, views.tiles, -1)
+        spread = spreading(settings, features)
+        total = settings.dino_weight * of_cls + settings.ibot_weight * of_patches + settings.spread_weight * spread
+        parts |= {"loss": total, f"loss_{settings.spread}": spread, "feature_spread": feature_spread(seen.features)}
+        return Losses(total, {name: value.detach() for name, value in parts.items()})
+
+    def update(self, at: Scheduled) -> None:
+        """See Objective."""
+        follow(self.average, self.student, at.momentum)
+
+    def _compare_heads(
+        self, views: Views, told: Seen, seen: Seen, temperature: float
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        targets = sinkhorn_knopp(told.cls, temperature)
+        patch_targets = sinkhorn_knopp(told.patches, temperature, (views.weight > 0).float())
+        dino, ibot = by_heads(self.settings, views, seen, targets, patch_targets)
+        return dino, ibot, {"loss_dino": dino, "loss_ibot": ibot, **target_looks(targets)}
+
+    def _compare_features(
+        self, views: Views, told: Seen, seen: Seen, _temperature: float
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        cls = 1 - functional.cosine_similarity(seen.cls[: len(told.cls)].float(), told.cls.float()).mean()
+        each = 1 - functional.cosine_similarity(seen.patches.float(), told.patches.float())
+        patches = (each * views.weight).sum() / views.weight.sum().clamp_min(1e-12)
+        return cls, patches, {"loss_cls_cosine": cls, "loss_patch_cosine": patches}
+
+
+def objective_of(recipe: Recipe, seed: int, where: str = "cpu") -> Objective:
+    """What the recipe minimises: self-distillation, or distillation from `recipe.teacher`.
+
+    `where`: the device that the student is made on; on "meta" it has no weights until objective.begin. Raises BadRun
+    and BadWeights where the teacher cannot be loaded.
+    """
+    recompute = recipe.compute.recompute
+    teacher = load_teacher(Path(recipe.teacher)) if recipe.teacher else None
+    with torch.device(where):
+        if teacher is None:
+            return SelfDistillation(recipe.objective, recipe.backbone, seed, recompute)
+        return Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute)
+
+
+def load_teacher(where: Path) -> Network:
+    """The newest of a RUN folder, with its heads, or released weights with a config.json, without heads."""
+    if (where / "recipe.json").is_file():
+        return load_network(where)[0]
+    return Network(released_backbone(where), nn.Identity(), nn.Identity())
+
+
+def _check(settings: ObjectiveSettings, backbone: BackboneSettings, teacher: Network) -> None:
+    theirs = teacher.backbone.settings
+    if backbone.patch_px != theirs.patch_px:
+        raise BadOption(
+            f"student and teacher must have patches of one size: set backbone.patch_px={theirs.patch_px}, which is the "
+            "teacher's, or take another teacher"
+        )
+    if backbone.drop_path:
+        raise BadOption("in distillation nothing is dropped: set backbone.drop_path=0")
+    if isinstance(teacher.cls_head, Head) and len(teacher.cls_head.prototypes) != settings.head.prototypes:
+        count = len(teacher.cls_head.prototypes)
+        raise BadOption(f"the teacher's heads have {count} prototypes: set objective.head.prototypes={count}")

@@ -1,0 +1,230 @@
+"""What training minimises.
+
+The loop knows an objective by two methods: `losses` of some views, and `update` after an optimizer step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pretrain.compute import distributed
+from pretrain.learning import losses
+from pretrain.learning.schedules import Scheduled
+from pretrain.learning.targets import Centre, sinkhorn_knopp
+from pretrain.model.backbone import BackboneSettings
+from pretrain.model.heads import HeadSettings
+from pretrain.model.initial import initialise
+from pretrain.model.network import Network, Seen
+from pretrain.model.packing import keep_crops, plan_drop
+from pretrain.views.views import Views
+from wsi_prep.errors import BadOption
+
+TARGETS = ("sinkhorn", "centre")
+SPREADS = ("kde", "koleo", "none")
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """DINO + iBOT + a term that spreads the class tokens of global crops.
+
+    `targets`: how the teacher's cosines become probabilities. `spread`: which term, with `spread_weight`; each global
+    crop's batch is spread by itself, and the terms are added. `kappa`: KDE's concentration.
+    """
+
+    head: HeadSettings = field(default_factory=HeadSettings)
+    student_temperature: float = 0.1
+    dino_weight: float = 1.0
+    ibot_weight: float = 1.0
+    targets: str = "sinkhorn"
+    spread: str = "kde"
+    spread_weight: float = 0.05
+    kappa: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("targets", TARGETS), ("spread", SPREADS)):
+            if getattr(self, name) not in allowed:
+                raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
+        if self.student_temperature <= 0 or self.kappa <= 0:
+            raise BadOption("student_temperature and kappa must be above 0")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """`total` is minimised; `parts` are numbers to look at, single elements on the device, without gradients."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+
+
+class Objective(Protocol):
+    """What the loop needs of an objective, which is an nn.Module besides.
+
+    `student`: what the optimizer moves. `average`: its moving mean, which is what a run is for. `frozen`: all networks
+    that no gradient moves. `kept`: what else changes and belongs in a checkpoint, by name. `teacher_settings`: of the
+    backbone that teaches.
+    """
+
+    student: nn.Module
+    average: Network
+    teacher_settings: BackboneSettings
+
+    @property
+    def frozen(self) -> list[Network]: ...  # noqa: D102
+
+    def materialise(self, device: torch.device, seed: int) -> None:
+        """Give networks that were made on the meta device their first weights; in shards, each process its own."""
+
+    @property
+    def kept(self) -> dict[str, Tensor]: ...  # noqa: D102
+
+    def losses(self, views: Views, at: Scheduled) -> Losses:
+        """Of this process's views; a mean over them, so that processes average gradients."""
+
+    def update(self, at: Scheduled) -> None:
+        """What follows an optimizer step."""
+
+
+class SelfDistillation(nn.Module):
+    """DINOv2 with Virchow2's changes: the student learns what the teacher, its own moving mean, says of other crops.
+
+    Oquab et al. 2023 (arXiv 2304.07193), Zimmermann et al. 2024 (arXiv 2408.00738).
+    """
+
+    def __init__(
+        self, settings: ObjectiveSettings, backbone: BackboneSettings, seed: int, recompute: str = "none"
+    ) -> None:
+        super().__init__()
+        self.settings, self.seed, self.drop_path = settings, seed, backbone.drop_path
+        network = Network.with_heads(backbone, settings.head, recompute)
+        self.student: nn.Module = network
+        self.average = copy.deepcopy(network).requires_grad_(False)
+        with torch.device("cpu"):  # wherever the rest is made
+            self.cls_centre, self.patch_centre = (Centre(settings.head.prototypes) for _ in range(2))
+        self.teacher_settings = backbone
+        self._pending: list[tuple[Centre, Tensor, Tensor | None]] = []
+        begin(network, self.average, seed)
+
+    @property
+    def frozen(self) -> list[Network]:
+        """See Objective."""
+        return [self.average]
+
+    def materialise(self, device: torch.device, seed: int) -> None:
+        """See Objective."""
+        for centre in (self.cls_centre, self.patch_centre):
+            centre.to(device)
+        begin(self.student.to_empty(device=device), self.average.to_empty(device=device), seed)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """See Objective."""
+        return {"cls_centre": self.cls_centre.centre, "patch_centre": self.patch_centre.centre}
+
+    def losses(self, views: Views, at: Scheduled) -> Losses:
+        """See Objective."""
+        settings, tiles = self.settings, views.tiles
+        valid = (views.weight > 0).float()
+        told = self._teach(views)
+        cls_targets = self._targets(self.cls_centre, told.cls, None, at.temperature)
+        patch_targets = self._targets(self.patch_centre, told.patches, valid, at.temperature)
+        seen = self._study(views)
+        dino, ibot = by_heads(settings, views, seen, cls_targets, patch_targets)
+        spread = spreading(settings, seen.features.view(len(told.cls) // tiles, tiles, -1))
+        total = settings.dino_weight * dino + settings.ibot_weight * ibot + settings.spread_weight * spread
+        parts = {"loss": total, "loss_dino": dino, "loss_ibot": ibot, f"loss_{settings.spread}": spread}
+        looks = target_looks(cls_targets) | {"feature_spread": feature_spread(told.features)}
+        return Losses(total, {name: value.detach() for name, value in (parts | looks).items()})
+
+    @torch.no_grad()
+    def update(self, at: Scheduled) -> None:
+        """Move the teacher towards the student, and the centres by what the teacher said."""
+        follow(self.average, self.student, at.momentum)
+        for centre, cosines, valid in self._pending:
+            centre.update(cosines, valid)
+        self._pending.clear()
+
+    @torch.no_grad()
+    def _teach(self, views: Views) -> Seen:
+        seen: Seen = self.average([views.wide], views.chosen)
+        return seen
+
+    def _study(self, views: Views) -> Seen:
+        groups = views.groups
+        backbone = self.average.backbone  # of the same settings
+        packing = backbone.packing([(len(group), group.shape[-1]) for group in groups])
+        kept = None
+        if self.drop_path:
+            crops = sum(len(group) for group in groups) // views.tiles
+            depth = backbone.settings.depth
+            plan = plan_drop(self.seed, views.step, views.position, crops, depth)
+            kept = keep_crops(plan, packing, self.drop_path, views.wide.device)
+        masks = [views.mask, *[None] * (len(groups) - 1)]
+        seen: Seen = self.student(groups, views.chosen, masks, kept)
+        return seen
+
+    @torch.no_grad()
+    def _targets(self, centre: Centre, cosines: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
+        if self.settings.targets == "sinkhorn":
+            return sinkhorn_knopp(cosines, temperature, valid)
+        self._pending.append((centre, cosines, valid))
+        targets: Tensor = centre(cosines, temperature)
+        return targets
+
+
+def by_heads(
+    settings: ObjectiveSettings, views: Views, seen: Seen, cls_targets: Tensor, patch_targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The losses of DINO and iBOT, from the student's cosines and the teacher's probabilities."""
+    targets = cls_targets.view(-1, views.tiles, cls_targets.shape[-1])
+    by_crop = seen.cls.view(-1, views.tiles, seen.cls.shape[-1])
+    dino = losses.dino_loss(by_crop, targets, settings.student_temperature)
+    return dino, losses.ibot_loss(seen.patches, patch_targets, views.weight, settings.student_temperature)
+
+
+def spreading(settings: ObjectiveSettings, features: Tensor) -> Tensor:
+    """The spreading term, summed over the (G, B, D) class tokens of each global crop."""
+    if settings.spread == "kde":
+        return torch.stack([losses.kde_loss(f, settings.kappa) for f in features]).sum()
+    if settings.spread == "koleo":
+        return torch.stack([losses.koleo_loss(f) for f in features]).sum()
+    return features.new_zeros(())
+
+
+def begin(student: nn.Module, average: Network, seed: int) -> None:
+    """Fill both with the same first weights; nothing while they are on the meta device."""
+    if any(parameter.is_meta for parameter in student.parameters()):
+        return
+    initialise(student, seed)
+    with torch.no_grad():
+        for mine, theirs in zip(average.parameters(), student.parameters(), strict=True):
+            distributed.local(mine).copy_(distributed.local(theirs))
+
+
+@torch.no_grad()
+def follow(average: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the average's parameters towards the student's; whole or in shards alike."""
+    pairs = zip(average.parameters(), student.parameters(), strict=True)
+    mine, theirs = zip(*((distributed.local(a), distributed.local(s)) for a, s in pairs), strict=True)
+    torch._foreach_lerp_(list(mine), list(theirs), 1 - momentum)
+
+
+@torch.no_grad()
+def target_looks(targets: Tensor) -> dict[str, Tensor]:
+    """Entropies of the teacher's targets (n, K): their mean, and that of their mean."""
+    return {
+        "target_entropy_nats": torch.special.entr(targets).sum(-1).mean(),
+        "target_use_nats": torch.special.entr(targets.mean(0)).sum(),
+    }
+
+
+@torch.no_grad()
+def feature_spread(features: Tensor) -> Tensor:
+    """One minus the squared length of the mean of (n, D) features, each of length 1; 0 where all are the same."""
+    return 1 - functional.normalize(features.float(), dim=-1).mean(0).square().sum()

@@ -1,0 +1,1 @@
+"""The vision transformer, its heads and its weights."""

@@ -1,0 +1,178 @@
+"""The vision transformer: timm's, held, with a mask token, over crops of several sizes at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.model.packing import Kept, PackedBlock, Packing
+from wsi_prep.errors import BadOption
+
+from timm.layers.pos_embed import resample_abs_pos_embed  # isort: skip - packing has made timm importable
+from timm.layers.mlp import Mlp, SwiGLUPacked  # isort: skip
+from timm.models.vision_transformer import VisionTransformer  # isort: skip
+
+
+_LARGEST = {"width": 65_536, "depth": 1000, "heads": 1024, "registers": 1024, "patch_px": 4096, "image_px": 4096}
+_MOST_PARAMETERS = 100e9  # some ten times the largest ViT that there is
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """A ViT of `depth` blocks, `width` wide, with `heads` attention heads and `registers` register tokens.
+
+    `mlp_ratio`: hidden width over `width`; with `swiglu` that of both halves together. `layer_scale`: where its gains
+    begin, 0 for none. `drop_path`: share of the crops that each residual branch leaves out. `image_px`: the crop that
+    the position embedding is made for; other sizes resample it.
+    """
+
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    swiglu: bool = False
+    registers: int = 0
+    qk_norm: bool = False
+    layer_scale: float = 1e-5
+    drop_path: float = 0.0
+    patch_px: int = 14
+    image_px: int = 224
+
+    def __post_init__(self) -> None:
+        for name, most in _LARGEST.items():
+            if not (least := int(name != "registers")) <= getattr(self, name) <= most:
+                raise BadOption(f"backbone {name} {getattr(self, name)} is not between {least} and {most:,}")
+        if self.width % self.heads:
+            raise BadOption(f"backbone width {self.width} does not divide by {self.heads} heads")
+        if self.image_px % self.patch_px:
+            raise BadOption(f"images of {self.image_px} px do not divide into patches of {self.patch_px} px")
+        if not 0 <= self.drop_path < 1:
+            raise BadOption(f"drop path {self.drop_path} is not at least 0 and below 1")
+        if not 0 <= self.layer_scale < math.inf:
+            raise BadOption(f"layer scale {self.layer_scale} must be at least 0")
+        hidden, most = self.width * self.mlp_ratio, _LARGEST["width"]
+        if not 1 <= hidden <= most or (self.swiglu and int(hidden) % 2):
+            raise BadOption(
+                f"an MLP of {self.mlp_ratio} x {self.width} is not between 1 and {most:,} wide, or not even as SwiGLU "
+                "needs it"
+            )
+        if self.parameters > _MOST_PARAMETERS:
+            raise BadOption(
+                f"a ViT {self.width} wide and {self.depth} deep has {self.parameters / 1e9:,.0f} billion parameters, "
+                f"more than {_MOST_PARAMETERS / 1e9:,.0f}; make it narrower"
+            )
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers its large matrices have: all but some thousandths of it."""
+        hidden = int(self.width * self.mlp_ratio)
+        tokens = (self.image_px // self.patch_px) ** 2 + self.registers
+        block = 4 * self.width**2 + (hidden + hidden // (1 + self.swiglu)) * self.width
+        return self.depth * block + (tokens + 3 * self.patch_px**2) * self.width
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the backbone makes of one group of crops: `cls` (B, D) and `patches` (B, N, D), after the last norm."""
+
+    cls: Tensor
+    patches: Tensor
+
+    @property
+    def embedding(self) -> Tensor:
+        """(B, 2 D): class token and mean of the patch tokens, Virchow2's embedding of a tile."""
+        return torch.cat([self.cls, self.patches.mean(1)], dim=1)
+
+
+def make_vit(settings: BackboneSettings) -> VisionTransformer:
+    """Timm's transformer of these settings, without a head."""
+    return VisionTransformer(
+        img_size=settings.image_px,
+        patch_size=settings.patch_px,
+        embed_dim=settings.width,
+        depth=settings.depth,
+        num_heads=settings.heads,
+        mlp_ratio=settings.mlp_ratio,
+        qk_norm=settings.qk_norm,
+        init_values=settings.layer_scale or None,
+        reg_tokens=settings.registers,
+        mlp_layer=SwiGLUPacked if settings.swiglu else Mlp,  # type: ignore[arg-type]
+        act_layer=nn.SiLU if settings.swiglu else None,
+        num_classes=0,
+        global_pool="",
+        dynamic_img_size=True,
+        block_fn=PackedBlock,
+    )
+
+
+class Backbone(nn.Module):
+    """A ViT and its mask token. `recompute`: how much is computed again for the backward pass, see recompute.MODES."""
+
+    def __init__(self, settings: BackboneSettings, recompute: str = "none") -> None:
+        super().__init__()
+        self.settings, self.recompute = settings, recompute
+        self.vit = make_vit(settings)
+        self.mask_token = nn.Parameter(torch.zeros(settings.width))
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches: class and registers."""
+        return 1 + self.settings.registers
+
+    def packing(self, shapes: Sequence[tuple[int, int]]) -> Packing:
+        """How groups of (crops, px a side) lie in memory."""
+        patch = self.settings.patch_px
+        return Packing(tuple((crops, self.prefix + (px // patch) ** 2) for crops, px in shapes))
+
+    def compile_blocks(self) -> None:
+        """Compile each block when it is first called; crops keep their sizes, so shapes are fixed."""
+        for block in self.vit.blocks:
+            block.compile(dynamic=False)
+
+    def forward(
+        self, groups: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, kept: Kept | None = None
+    ) -> list[Tokens]:
+        """Groups of (B, 3, h, w) normalised crops -> the tokens of each.
+
+        `masks`: for each group None, or (B, N) bool, true where the mask token stands in a patch's place.
+        """
+        masks = masks or [None] * len(groups)
+        embedded = [self._embed(crops, mask) for crops, mask in zip(groups, masks, strict=True)]
+        packing = Packing(tuple((len(tokens), tokens.shape[1]) for tokens in embedded))
+        x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
+        recompute = self.recompute if torch.is_grad_enabled() else "none"
+        for number, block in enumerate(self.vit.blocks):
+            if kept is None:
+                x = block(x, packing=packing, recompute=recompute)
+            else:
+                rows = kept.of_block(number)
+                x = block(x, packing=kept.packing, rows=rows, gain=kept.gain, recompute=recompute)
+        parts = self.vit.norm(x).split(packing.sizes)
+        whole = [part.view(*shape, -1) for part, shape in zip(parts, packing.shapes, strict=True)]
+        return [Tokens(tokens[:, 0], tokens[:, self.prefix :]) for tokens in whole]
+
+    def _embed(self, crops: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, 3, h, w) -> (B, prefix + N, D) with positions."""
+        vit: Any = self.vit
+        patches = vit.patch_embed(crops)  # (B, h / 14, w / 14, D)
+        grid = patches.shape[1:3]
+        patches = patches.flatten(1, 2)
+        if mask is not None:
+            patches = torch.where(mask[:, :, None], self.mask_token.to(patches.dtype), patches)
+        count = len(crops)
+        first = [vit.cls_token, *([vit.reg_token] if vit.reg_token is not None else [])]
+        first = [token.expand(count, -1, -1) for token in first]
+        position = resample_abs_pos_embed(
+            vit.pos_embed,
+            new_size=list(grid),
+            old_size=list(vit.patch_embed.grid_size),
+            num_prefix_tokens=0 if vit.no_embed_class else self.prefix,
+        )
+        if vit.no_embed_class:
+            return torch.cat([*first, patches + position], dim=1)
+        return torch.cat([*first, patches], dim=1) + position  # type: ignore[no-any-return]

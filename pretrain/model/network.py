@@ -1,0 +1,57 @@
+"""A backbone with the two heads that distillation compares: student, teacher, and the student's moving mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.model.backbone import Backbone, BackboneSettings
+from pretrain.model.heads import Head, HeadSettings
+from pretrain.model.packing import Kept
+
+
+class Seen(NamedTuple):
+    """What a network says of some crops.
+
+    `cls`: (crops, K) what the head makes of every crop's class token, group after group. `patches`: (M, K) the same of
+    the chosen patches of the first group. `features`: (B, D) class tokens of the first group, as the heads get them.
+    """
+
+    cls: Tensor
+    patches: Tensor
+    features: Tensor
+
+
+class Network(nn.Module):
+    """A backbone, a head for class tokens, and one for patch tokens."""
+
+    def __init__(self, backbone: Backbone, cls_head: nn.Module, patch_head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.cls_head, self.patch_head = backbone, cls_head, patch_head
+
+    @staticmethod
+    def with_heads(backbone: BackboneSettings, head: HeadSettings, recompute: str = "none") -> Network:
+        """A new one, with the projection heads of DINO and iBOT."""
+        width = backbone.width
+        return Network(Backbone(backbone, recompute), Head(width, head), Head(width, head))
+
+    def forward(
+        self,
+        groups: Sequence[Tensor],
+        chosen: Tensor,
+        masks: Sequence[Tensor | None] | None = None,
+        kept: Kept | None = None,
+    ) -> Seen:
+        """Groups of (B, 3, h, w) crops; `chosen` (M,) int64: patches of the first group, flattened over its crops."""
+        tokens = self.backbone(groups, masks, kept)
+        patches = tokens[0].patches.flatten(0, 1)[chosen]
+        cls = torch.cat([group.cls for group in tokens])
+        return Seen(self.cls_head(cls), self.patch_head(patches), tokens[0].cls)
+
+    def units(self) -> list[nn.Module]:
+        """The parts that are spread over processes one by one, and gathered when they are called."""
+        heads = [head for head in (self.cls_head, self.patch_head) if any(True for _ in head.parameters())]
+        return [*self.backbone.vit.blocks, *heads]

@@ -1,0 +1,130 @@
+"""Transformer blocks over crops of several sizes at once, and stochastic depth that leaves out whole crops.
+
+All tokens lie in one (T, D) matrix, group after group: linear layers and norms run once over all of them, attention
+once for each size of crop. What stochastic depth drops is not computed (arXiv 2304.07193, section 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+import pretrain.model.torchvision_schemas  # noqa: F401 - before timm
+from pretrain.compute.devices import send
+from pretrain.compute.randomness import uniforms
+from pretrain.model.recompute import recomputed
+
+from timm.models.vision_transformer import Block  # isort: skip
+
+_DROP = 8  # purpose of random numbers
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How groups of crops lie in one matrix of tokens: (crops, tokens a crop) of each group, in order."""
+
+    shapes: tuple[tuple[int, int], ...]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each group."""
+        return [crops * tokens for crops, tokens in self.shapes]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What some residual branches are computed for: `packing` of the crops kept, the same number for every branch.
+
+    `rows`: (branches, K) int64, the K kept rows of the packed tokens. `gain`: (K, 1) float32, one over the share kept.
+    """
+
+    packing: Packing
+    rows: Tensor
+    gain: Tensor
+
+    def of_block(self, number: int) -> tuple[Tensor, Tensor]:
+        """Rows of the block's two branches."""
+        return self.rows[2 * number], self.rows[2 * number + 1]
+
+
+class PackedBlock(Block):
+    """timm's block, which also takes packed tokens; its parameters and their names are timm's.
+
+    timm's transformer takes its blocks' class as an argument, and FSDP gathers a module's parameters when the module is
+    called, so the packed way goes through the block's own `forward`. So does recomputation, inside what is compiled: a
+    compiled block does not show which operations it is made of.
+    """
+
+    def forward(  # noqa: D102 - timm's, but for the last four
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        packing: Packing | None = None,
+        rows: tuple[Tensor, Tensor] | None = None,
+        gain: Tensor | None = None,
+        recompute: str = "none",
+    ) -> Tensor:
+        if packing is None:
+            plain: Tensor = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+            return plain
+        return recomputed(self._packed, recompute, x, packing, rows, gain)
+
+    def _packed(self, x: Tensor, packing: Packing, rows: tuple[Tensor, Tensor] | None, gain: Tensor | None) -> Tensor:
+        if rows is None or gain is None:
+            x = x + self._attend(x, packing)
+            return x + self._mix(x)
+        x = x.index_add(0, rows[0], (self._attend(x[rows[0]], packing) * gain).to(x.dtype))
+        return x.index_add(0, rows[1], (self._mix(x[rows[1]]) * gain).to(x.dtype))
+
+    def _attend(self, x: Tensor, packing: Packing) -> Tensor:
+        attn: Any = self.attn
+        out = []
+        for qkv, (crops, tokens) in zip(attn.qkv(self.norm1(x)).split(packing.sizes), packing.shapes, strict=True):
+            q, k, v = qkv.view(crops, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+            attended = functional.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
+            out.append(attended.transpose(1, 2).reshape(crops * tokens, -1))
+        branch: Tensor = self.ls1(attn.proj(torch.cat(out)))
+        return branch
+
+    def _mix(self, x: Tensor) -> Tensor:
+        branch: Tensor = self.ls2(self.mlp(self.norm2(x)))
+        return branch
+
+
+def plan_drop(seed: int, step: int, position: NDArray[np.int64], crops: int, depth: int) -> NDArray[np.float64]:
+    """(2 * depth, crops * B) numbers in [0, 1): of each branch, the crops with the smallest are kept.
+
+    Crop k of the tile at `position[b]` of the global batch is in column k * B + b.
+    """
+    first = int(position.min())
+    table = uniforms(seed, _DROP, step, first, int(position.max()) - first + 1, 2 * depth * crops)
+    return table[position - first].reshape(len(position), 2 * depth, crops).transpose(1, 2, 0).reshape(2 * depth, -1)
+
+
+def keep_crops(plan: NDArray[np.float64], packing: Packing, drop_path: float, device: torch.device) -> Kept | None:
+    """The crops that remain at this rate, at least one of each group; None if all do.
+
+    `plan`: as from `plan_drop`, with the columns of all groups one after another.
+    """
+    if not drop_path:
+        return None
+    shapes, rows, gains = [], [], []
+    first_crop = first_row = 0
+    for crops, tokens in packing.shapes:
+        kept = max(1, round(crops * (1 - drop_path)))
+        numbers = plan[:, first_crop : first_crop + crops]
+        chosen = send(np.sort(np.argpartition(numbers, kept - 1, axis=1)[:, :kept], axis=1), device)
+        within = chosen[:, :, None] * tokens + torch.arange(tokens, device=device)
+        rows.append(first_row + within.flatten(1))
+        gains.append(torch.full((kept * tokens, 1), crops / kept, device=device))
+        shapes.append((kept, tokens))
+        first_crop += crops
+        first_row += crops * tokens
+    return Kept(Packing(tuple(shapes)), torch.cat(rows, dim=1), torch.cat(gains))

@@ -1,0 +1,1 @@
+"""Weights to begin from, in the layouts that others publish."""

@@ -1,0 +1,158 @@
+"""Checkpoints: written by all processes while training goes on, there once they are renamed, thinned out by age.
+
+RUN/checkpoints/step-00001000/ holds safetensors, each process's share of the tensors, and state.json. Any number of
+processes can read what any other number has written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pretrain.compute import distributed
+from pretrain.errors import BadRun, CheckpointFailed
+from pretrain.files.plain_files import read_json
+from pretrain.train.recipe.recipe import SavingSettings
+
+CHECKPOINT_VERSION = 2
+STATE = "state.json"
+_MOST_STATE = 64 << 20
+_PREFIX, _PARTIAL = "step-", ".partial-"
+
+
+@dataclass(frozen=True)
+class _Pending:
+    step: int
+    state: dict[str, Any]
+    written: Future[Any]
+
+
+class Checkpoints:
+    """Those of one run. Every process calls every method; the first one renames and deletes."""
+
+    def __init__(self, folder: Path, settings: SavingSettings, world: distributed.World) -> None:
+        self._folder, self._settings, self._world = folder, settings, world
+        self._writer = distributed.Writer()
+        self._pending: _Pending | None = None
+        self._saved = -1
+        if world.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(f"{_PARTIAL}*"):  # by a process that was killed
+                shutil.rmtree(left)
+
+    def latest(self) -> int | None:
+        """The newest step that can be gone on from; None where there is none."""
+        return latest_step(self._folder)
+
+    def load(self, step: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """Fill the tensors in place, and return what else was saved. Raises BadRun."""
+        folder = self._path(step)
+        try:
+            state: dict[str, Any] = read_json(folder / STATE, _MOST_STATE)
+            _check_sizes(folder, state["files"])
+            distributed.load(tensors, folder)
+        except Exception as error:  # of json, safetensors and torch, each with errors of its own
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BadRun(f"{folder} cannot be read ({line}); delete it to go on from the one before") from error
+        if state.get("version") != CHECKPOINT_VERSION:
+            raise BadRun(f"{folder} is of checkpoint version {state.get('version')}, not {CHECKPOINT_VERSION}")
+        return state
+
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Begin to write; the tensors are copied before this returns. One checkpoint is in work at a time."""
+        self.settle(wait=True)
+        if step == self._saved:
+            return
+        self._saved = step
+        aside = self._folder / f"{_PARTIAL}{step:08d}"
+        if self._world.first:
+            aside.mkdir(exist_ok=True)
+        distributed.agree(mine=True)  # the folder is there for everyone
+        state = {"version": CHECKPOINT_VERSION, "step": step, "time": time.time(), **state}
+        self._pending = _Pending(step, state, self._writer.save(tensors, aside))
+
+    def settle(self, wait: bool = False) -> None:
+        """Rename a checkpoint that has been written whole; `wait` for one that has not. Raises CheckpointFailed."""
+        pending = self._pending
+        if pending is None or not (wait or pending.written.done()):
+            return
+        self._pending = None
+        try:
+            distributed.finish(pending.written)
+        except OSError as error:
+            raise CheckpointFailed(
+                f"the checkpoint of step {pending.step} cannot be written to {self._folder} ({error}); call again, and "
+                "the run goes on from the one before"
+            ) from error
+        if self._world.first:
+            aside = self._folder / f"{_PARTIAL}{pending.step:08d}"
+            files = {file.name: file.stat().st_size for file in aside.iterdir()}
+            (aside / STATE).write_text(json.dumps({**pending.state, "files": files}) + "\n")
+            for file in aside.iterdir():
+                _sync(file)
+            aside.rename(self._path(pending.step))
+            _sync(self._folder)
+            self._thin_out()
+
+    def _thin_out(self) -> None:
+        """Keep the newest few, and of the others the first of every so many hours."""
+        steps = _steps(self._folder)
+        times = {step: read_json(self._path(step) / STATE, _MOST_STATE)["time"] for step in steps}
+        for step in superseded(times, self._settings.keep, self._settings.keep_hours):
+            gone = self._path(step).rename(self._folder / f"{_PARTIAL}{step:08d}")
+            shutil.rmtree(gone)
+
+    def _path(self, step: int) -> Path:
+        return step_folder(self._folder, step)
+
+
+def latest_step(folder: Path) -> int | None:
+    """The newest step of a RUN's checkpoints; None where there is none."""
+    return max(_steps(folder), default=None)
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where a step's checkpoint is."""
+    return folder / f"{_PREFIX}{step:08d}"
+
+
+def _steps(folder: Path) -> list[int]:
+    found = (path.name.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*"))
+    return sorted(int(name) for name in found if name.isascii() and name.isdigit())
+
+
+def superseded(times: dict[int, float], keep: int, keep_hours: float) -> list[int]:
+    """Steps that may go, of checkpoints of these times (s): all but the newest `keep`, and one every so many hours."""
+    newest = sorted(times)[-keep:]
+    last: float | None = None
+    gone = []
+    for step in sorted(times):
+        if step in newest:
+            continue
+        if keep_hours and (last is None or times[step] - last >= keep_hours * 3600):
+            last = times[step]
+        else:
+            gone.append(step)
+    return gone
+
+
+def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
+    for name, size in sizes.items():
+        if (folder / name).stat().st_size != size:
+            raise OSError(f"{name} is not as long as it was written")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,371 @@
+"""The training loop: batches, views, losses, update; checkpoints and metrics beside it.
+
+A run is a pure function of its recipe and shards: all random numbers are counted by step, so what is saved is
+parameters, optimizer and step. Nothing in a step waits for the device; its numbers are read a step later.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from pretrain.compute import distributed
+from pretrain.compute.devices import on_device
+from pretrain.compute.memory import require_memory
+from pretrain.data.loader import Batch, Loader
+from pretrain.data.sampler import Sampler
+from pretrain.errors import NonFinite
+from pretrain.learning import schedules
+from pretrain.learning.distillation import objective_of
+from pretrain.learning.optim import clip_gradients, make_optimizer, optimizer_state, take_step
+from pretrain.model.backbone import Backbone
+from pretrain.model.network import Network
+from pretrain.model.weights.load import Loaded, load_backbone
+from pretrain.train.checkpoint import Checkpoints
+from pretrain.train.metrics import Deferred
+from pretrain.train.recipe.flops import step_flops
+from pretrain.train.recipe.recipe import Recipe
+from pretrain.views.views import make_views
+from wsi_prep.errors import BadOption
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Watcher(Protocol):
+    """Told how a run goes, in every process."""
+
+    def started(self, step: int) -> None:
+        """Before the first step of this call."""
+
+    def numbers(self, step: int, values: dict[str, Any]) -> None:
+        """Of a logged step."""
+
+    def stepped(self, step: int) -> None:
+        """After every step; `step` is the next one's number."""
+
+
+def _require_room(recipe: Recipe, shares: int) -> None:
+    """Raise BadOption where not even the weights of student and average fit into this machine."""
+    backbone, head = recipe.backbone, recipe.objective.head
+    numbers = 2 * (backbone.parameters + 2 * head.parameters(backbone.width))
+    require_memory(4 * numbers / shares, f"the recipe's network ({numbers / 2e6:,.0f} M parameters)", BadOption)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `Trainer.run` ended: `step` is the next to be done, `stopped` by a signal and which."""
+
+    step: int
+    stopped: int = 0
+
+
+class Trainer:
+    """One run on this process. Raises BadOption where recipe and processes do not fit together."""
+
+    def __init__(self, recipe: Recipe, sampler: Sampler, run: Path, world: distributed.World) -> None:
+        self.recipe, self.sampler, self.run_folder, self.world = recipe, sampler, run, world
+        self.dtype = DTYPES[recipe.compute.precision]
+        if recipe.sampling.batch % (world.size * recipe.compute.accumulate):
+            raise BadOption(
+                f"a batch of {recipe.sampling.batch} does not divide by {world.size} processes times "
+                f"{recipe.compute.accumulate} parts; change sampling.batch or compute.accumulate"
+            )
+        shards = recipe.compute.parallel == "fsdp" and world.size > 1
+        late = shards and not recipe.start_from  # no process makes the whole network
+        _require_room(recipe, world.size if late else 1)
+        self.objective = objective_of(recipe, sampler.settings.seed, "meta" if late else "cpu")
+        self.loaded = self._begin_from(recipe.start_from)
+        self._spread_out(late)
+        self.optimizer = make_optimizer(self._network, recipe.backbone.depth, recipe.optim)
+        self.loader = Loader(sampler, recipe.loader, world.rank, world.size)
+        self.checkpoints = Checkpoints(run / "checkpoints", recipe.saving, world)
+        self.flops = step_flops(recipe, self.objective.teacher_settings)
+        self._deferred = Deferred()
+        self._recent: dict[int, Batch] = {}
+        self._clock = _Clock()
+
+    @property
+    def backbone(self) -> Backbone:
+        """That of the student's moving mean, which is what a run is for."""
+        return self.objective.average.backbone
+
+    def whole_backbone(self) -> Backbone | None:
+        """That backbone, whole, on the first process, None on the others; every process must ask."""
+        backbone = self.backbone
+        if self.recipe.compute.parallel == "fsdp" and self.world.size > 1:
+            tensors = {name: distributed.whole(value) for name, value in backbone.state_dict().items()}
+            if self.world.first:
+                backbone = Backbone(self.recipe.backbone).to(self.world.device)
+                backbone.load_state_dict(tensors)
+        return backbone if self.world.first else None
+
+    def resume(self) -> int:
+        """Go on from the newest checkpoint; returns the next step, 0 where there is none. Raises BadRun."""
+        step = self.checkpoints.latest()
+        if step is None:
+            return 0
+        state = self.checkpoints.load(step, self._tensors())
+        if self.world.first:  # counts are summed over processes
+            self.loader.drawn.restore(state["drawn"])
+        return step
+
+    def run(self, start: int, stop: int, watcher: Watcher) -> Outcome:
+        """Steps `start` up to `stop`, with a checkpoint at the end. Raises NonFinite and TooManyBadTiles."""
+        watcher.started(start)
+        with self.loader, _Signals() as signals:
+            try:
+                step = self._steps(start, stop, watcher, signals)
+                self._tell(watcher, everything=True, last=True)
+                self._save(step)
+            finally:  # what was being written is whole, whatever stopped the run
+                self.checkpoints.settle(wait=True)
+        return Outcome(step, signals.caught if step < stop else 0)
+
+    def _steps(self, start: int, stop: int, watcher: Watcher, signals: _Signals) -> int:
+        """The loop; returns the next step."""
+        step = start
+        self._clock.start()
+        batches = on_device(self.loader.batches(start, stop), self.world.device)
+        for batch, tiles in self._clock.waiting(batches):
+            self.step(batch, tiles)
+            step = batch.step + 1
+            self._tell(watcher)
+            if step % self.recipe.saving.every == 0 and step < stop:
+                self._tell(watcher, everything=True)  # nothing is saved before it is known to be finite
+                self._save(step)
+            self.checkpoints.settle()
+            with self._clock.stopped():
+                watcher.stepped(step)
+            if signals.agreed():
+                break
+        return step
+
+    def step(self, batch: Batch, tiles: Tensor) -> None:
+        """One update by this process's share of a batch, `tiles` (B, 3, 392, 392) uint8 on the device."""
+        recipe = self.recipe
+        self._recent[batch.step] = batch
+        at = schedules.at(recipe.schedule, batch.step, recipe.sampling.batch)
+        parts = recipe.compute.accumulate
+        size = len(tiles) // parts
+        sums: dict[str, Tensor] = {}
+        for part in range(parts):
+            rows = slice(part * size, (part + 1) * size)
+            views = make_views(
+                tiles[rows],
+                recipe.views,
+                self.sampler.settings.seed,
+                batch.step,
+                batch.draw.position[rows],
+                recipe.backbone.patch_px,
+                self.dtype if tiles.is_cuda else torch.float32,
+            )
+            with distributed.gradients_summed(self.objective.student, now=part == parts - 1):
+                with self._autocast():
+                    losses = self.objective.losses(views, at)
+                (losses.total / parts).backward()  # type: ignore[no-untyped-call]
+            for name, value in losses.parts.items():
+                sums[name] = sums[name] + value / parts if name in sums else value / parts
+        norm = clip_gradients(self._network.parameters(), recipe.optim.clip)
+        seen = distributed.all_mean(sums) | {"gradient_norm": norm}
+        bad = (~torch.isfinite(norm + seen["loss"])).float()
+        take_step(self.optimizer, at, bad)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.update(at)
+        self._deferred.put(batch.step, seen | {"bad": bad})
+        self._clock.stepped(len(tiles) * self.world.size)
+
+    def numbers_ready(self, everything: bool = False) -> Iterator[tuple[int, dict[str, float]]]:
+        """Losses and norms of past steps, all but the last one if not `everything`. Raises NonFinite."""
+        for step, values in self._deferred.take(everything):
+            batch = self._recent.pop(step)
+            if values.pop("bad"):
+                raise NonFinite(self._report(batch, values))
+            yield step, values
+
+    def _tell(self, watcher: Watcher, everything: bool = False, last: bool = False) -> None:
+        for step, values in self.numbers_ready(everything):
+            if step % self.recipe.looking.log == 0 or last:
+                watcher.numbers(step, values | self._numbers(step))
+
+    def _numbers(self, step: int) -> dict[str, Any]:
+        recipe = self.recipe
+        at = schedules.at(recipe.schedule, step, recipe.sampling.batch)
+        rates = self._clock.rates()
+        per_process = self.flops.executed * recipe.sampling.batch / self.world.size
+        cuda = self.world.device.type == "cuda"
+        return {
+            "learning_rate": at.rate,
+            "weight_decay": at.decay,
+            "teacher_momentum": at.momentum,
+            "teacher_temperature": at.temperature,
+            "tiles_seen": (step + 1) * recipe.sampling.batch,
+            "bad_tiles": self.loader.bad.bad,
+            **rates,
+            "executed_tflop_per_s_and_device": per_process / rates["step_s"] / 1e12,
+            "memory_peak_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else _resident_gb(),
+        }
+
+    def _report(self, batch: Batch, values: dict[str, float]) -> str:
+        """Write what is known of the batch that went wrong; returns the line for the user."""
+        index = self.sampler.index
+        pairs = zip(index.addresses(batch.draw.tile), batch.draw.mpp.tolist(), strict=True)
+        known = {"step": batch.step, "values": {name: str(value) for name, value in values.items()}}
+        file = self.run_folder / f"nonfinite-step-{batch.step:08d}-rank-{self.world.rank}.json"
+        file.write_text(json.dumps({**known, "tiles": [{"tile": at.name, "mpp": mpp} for at, mpp in pairs]}, indent=1))
+        what = f"loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}"
+        return (
+            f"step {batch.step}: {what}; the update was left out, the batch's tiles are in {file}; look at them, or "
+            "begin again with a lower schedule.rate"
+        )
+
+    def _save(self, step: int) -> None:
+        state = {"recipe": self.recipe.name, "drawn": self.drawn()}
+        self.checkpoints.save(step, self._tensors(), state)
+
+    def drawn(self) -> list[dict[str, Any]]:
+        """What all processes have drawn, by stratum; every process must ask."""
+        counts = distributed.all_sum(torch.from_numpy(self.loader.drawn.counts.copy())).numpy()
+        return [row for row in self.loader.drawn.table(counts) if row["drawn"]]
+
+    def bad_tiles(self) -> str:
+        """A line on the tiles of this call that no process could read, empty without any; every process must ask."""
+        own = self.loader.bad
+        bad, read = distributed.all_sum(torch.tensor([own.bad, own.read])).tolist()
+        first = next((f", as {name} ({why})" for name, why in own.named.items()), "")
+        return f"{bad:,} of {read:,} tiles cannot be read{first}; others of their strata stood in" if bad else ""
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that changes, by name; parameters are named alike whether they are in shards or not."""
+        objective = self.objective
+        found: dict[str, Tensor] = {}
+        for name, module in (("student", self._network), ("average", objective.average)):
+            found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        found |= {f"objective.{key}": value for key, value in objective.kept.items()}
+        found |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer, self._network).items()}
+        return {name: value.detach() for name, value in found.items()}
+
+    @property
+    def _network(self) -> Network:
+        return cast("Network", distributed.plain(self.objective.student))
+
+    def _begin_from(self, weights: str) -> Loaded | None:
+        if not weights:
+            return None
+        loaded = load_backbone(self._network.backbone, Path(weights))
+        self.objective.average.backbone.load_state_dict(self._network.backbone.state_dict())
+        return loaded
+
+    def _spread_out(self, late: bool) -> None:
+        """To the device and over the processes; networks made on the meta device (`late`) get their weights then."""
+        compute, objective = self.recipe.compute, self.objective
+        student = self._network
+        if not late:
+            cast("torch.nn.Module", objective).to(self.world.device)
+        if compute.compile:
+            for network in (student, *objective.frozen):
+                network.backbone.compile_blocks()
+        objective.student = distributed.share_out(student, student.units(), compute.parallel, self.world, self.dtype)
+        if compute.parallel == "fsdp":
+            for network in objective.frozen:
+                distributed.share_out(network, network.units(), compute.parallel, self.world, self.dtype)
+        if late:
+            objective.materialise(self.world.device, self.sampler.settings.seed)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.world.device.type, self.dtype)
+
+
+class _Clock:
+    """Rates since they were last asked for."""
+
+    def __init__(self) -> None:
+        self._last = {"tiles_per_s": 0.0, "step_s": 1e-9, "data_wait_share": 0.0}
+        self.start()
+
+    def start(self) -> None:
+        self._began = time.perf_counter()
+        self._waited = 0.0
+        self._steps = self._tiles = 0
+
+    def waiting(self, items: Iterator[Any]) -> Iterator[Any]:
+        """The same items; the time until each comes counts as waiting for data."""
+        while True:
+            asked = time.perf_counter()
+            item = next(items, None)
+            self._waited += time.perf_counter() - asked
+            if item is None:
+                return
+            yield item
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done inside does not count."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
+    def stepped(self, tiles: int) -> None:
+        self._steps += 1
+        self._tiles += tiles
+
+    def rates(self) -> dict[str, float]:
+        """Per second of wall time since the last call, and start anew; the last ones where no step was done since."""
+        if not self._steps:
+            return self._last
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        self._last = {
+            "tiles_per_s": self._tiles / seconds,
+            "step_s": seconds / self._steps,
+            "data_wait_share": self._waited / seconds,
+        }
+        self.start()
+        return self._last
+
+
+class _Signals:
+    """SIGTERM and SIGINT end the run after the step; with several processes, after the step that all know of it.
+
+    A second one does what it always does.
+    """
+
+    def __init__(self) -> None:
+        self.caught = 0
+        self._flag = distributed.Flag()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def agreed(self) -> bool:
+        if self._flag.said(bool(self.caught)):
+            self.caught = self.caught or signal.SIGTERM
+            return True
+        return False
+
+    def _catch(self, number: int, _frame: FrameType | None) -> None:
+        self.caught = number
+        signal.signal(number, self._before[number])
+
+
+def _resident_gb() -> float:
+    import resource  # noqa: PLC0415 - not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

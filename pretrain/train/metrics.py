@@ -1,0 +1,114 @@
+"""What a run says of itself: metrics.jsonl with units in the keys, TensorBoard, and a line on the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.files.plain_files import json_lines
+
+
+@dataclass(frozen=True)
+class _Sent:
+    step: int
+    names: tuple[str, ...]
+    values: Tensor
+    arrived: torch.cuda.Event | None
+
+
+class Deferred:
+    """Numbers of past steps on their way from the device, read when they are there, so that no step waits for them.
+
+    On the host they lag the device by at most `lag` steps.
+    """
+
+    def __init__(self, lag: int = 1) -> None:
+        self._lag = lag
+        self._sent: deque[_Sent] = deque()
+
+    def put(self, step: int, values: Mapping[str, Tensor]) -> None:
+        """Send single numbers on their way."""
+        packed = torch.stack([value.detach().float().reshape(()) for value in values.values()])
+        arrived = None
+        if packed.is_cuda:
+            host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+            packed = host.copy_(packed, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        self._sent.append(_Sent(step, tuple(values), packed, arrived))
+
+    def take(self, everything: bool = False) -> Iterator[tuple[int, dict[str, float]]]:
+        """(step, numbers) of the steps older than the lag, in order; waits only for these."""
+        while self._sent and (everything or len(self._sent) > self._lag):
+            sent = self._sent.popleft()
+            if sent.arrived is not None:
+                sent.arrived.synchronize()
+            yield sent.step, dict(zip(sent.names, sent.values.tolist(), strict=True))
+
+
+_MOST_BYTES, _LONGEST_NAME, _LARGEST = 256 << 20, 200, 1e100
+
+
+class MetricsLog:
+    """RUN/metrics.jsonl and RUN/tensorboard. A run that goes on from step n drops the lines from n on first."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - only the first process writes
+
+        self._file = folder / "metrics.jsonl"
+        if self._file.exists():
+            lines = [line for line in self._file.read_text().splitlines() if _step(line) < start]
+            aside = self._file.with_suffix(".partial")
+            aside.write_text("".join(f"{line}\n" for line in lines))
+            aside.rename(self._file)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line; numbers that are not finite become null."""
+        row = {name: _plain(value) for name, value in values.items()}
+        with self._file.open("a") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+        for name, value in row.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what TensorBoard still holds."""
+        self._board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of RUN/metrics.jsonl: a step, and numbers by name, None where one was not finite.
+
+    ValueError where it holds anything else, OSError where it cannot be read.
+    """
+    rows = list(json_lines(folder / "metrics.jsonl", _MOST_BYTES))
+    for row in rows:
+        if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_figure, row.items())):
+            raise ValueError("a line of metrics.jsonl holds no step with numbers by name")
+    return rows
+
+
+def _is_figure(item: tuple[str, Any]) -> bool:
+    name, value = item
+    number = value is None or (type(value) in (int, float) and abs(value) <= _LARGEST)
+    return name.isprintable() and len(name) <= _LONGEST_NAME and number
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line cut off by a kill
+        return math.inf
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

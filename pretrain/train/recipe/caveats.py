@@ -1,0 +1,84 @@
+"""What a run will not do as its recipe reads, or not do well, with the tiles that it has: said before it begins."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pretrain.data.sampler import Sampler
+from pretrain.train.recipe.recipe import Recipe
+
+_FEW = 32  # tiles of a stratum
+_SHOWN = 3  # strata that are named
+
+
+def caveats(recipe: Recipe, sampler: Sampler) -> list[str]:
+    """A line each, for people; none where all is well."""
+    found = [_spread(recipe), _masks(recipe), _slides(sampler), _held_out(recipe, sampler), _strata(recipe, sampler)]
+    return [line for line in found if line]
+
+
+def _spread(recipe: Recipe) -> str:
+    """The spreading term looks across the tiles that are computed together, in all processes."""
+    objective, batch, parts = recipe.objective, recipe.sampling.batch, recipe.compute.accumulate
+    if objective.spread == "none" or not objective.spread_weight or batch // parts > 1:
+        return ""
+    together = f"a batch of {batch}" + (f" in {parts} parts" if parts > 1 else "")
+    name = {"kde": "KDE", "koleo": "KoLeo"}[objective.spread]
+    return (
+        f"the {name} term will be 0, and nothing will spread the features: it compares different tiles, and {together} "
+        "has one at a time; raise sampling.batch or lower compute.accumulate"
+    )
+
+
+def _masks(recipe: Recipe) -> str:
+    masking, crops = recipe.views.masking, recipe.views.crops
+    patches = (crops.global_px // recipe.backbone.patch_px) ** 2
+    if not recipe.objective.ibot_weight or (masking.share and round(masking.most * patches)):
+        return ""
+    return "the iBOT term will be 0: no patch is masked; raise views.masking, or set objective.ibot_weight=0"
+
+
+def _slides(sampler: Sampler) -> str:
+    if sampler.slides > 1:
+        return ""
+    return (
+        f"all {sampler.eligible:,} tiles that can be drawn are of one slide: no other stain, scanner or patient is "
+        "learnt from; add slides, or widen WHERE"
+    )
+
+
+def _held_out(recipe: Recipe, sampler: Sampler) -> str:
+    share = recipe.sampling.held_out
+    if not share or recipe.sampling.split == "all" or (sampler.index.slides["split"] < share).any():
+        return ""
+    slides = len(sampler.index.slides)
+    return f"sampling.held_out={share:g} holds out none of the {slides:,} slides: the patients are too few"
+
+
+def _strata(recipe: Recipe, sampler: Sampler) -> str:
+    """Tiles of small strata come in many batches; no batch holds one twice."""
+    drawn = [stratum for stratum in sampler.strata if stratum["target"] > 0]
+    small = sorted((stratum for stratum in drawn if stratum["tiles"] < _FEW), key=lambda stratum: stratum["tiles"])
+    if not small:
+        return ""
+    steps, batch, levels = recipe.schedule.steps, recipe.sampling.batch, sampler.settings.strata
+
+    def named(stratum: dict[str, Any]) -> str:
+        each = steps * _in_a_batch(stratum["target"], stratum["tiles"], batch) / stratum["tiles"]
+        words = " / ".join(str(stratum[level]) for level in ("magnification", *levels))
+        tiles = "1 tile, drawn" if stratum["tiles"] == 1 else f"{stratum['tiles']} tiles, each drawn"
+        return f"{words}: {tiles} {each:,.0f} times"
+
+    more = f", and {len(small) - _SHOWN} more" if len(small) > _SHOWN else ""
+    which = ", ".join(named(stratum) for stratum in small[:_SHOWN])
+    return (
+        f"{len(small)} of {len(drawn)} strata have fewer than {_FEW} tiles, which come again and again in {steps:,} "
+        f"steps ({which}{more}); a higher sampling.alpha, or WHERE, draws them less"
+    )
+
+
+def _in_a_batch(share: float, tiles: int, batch: int) -> float:
+    """How many of a stratum's tiles a batch is expected to hold: of its binomial number of draws, no tile twice."""
+    chances = (math.comb(batch, k) * share**k * (1 - share) ** (batch - k) for k in range(min(tiles, batch + 1)))
+    return tiles - sum((tiles - k) * chance for k, chance in enumerate(chances))

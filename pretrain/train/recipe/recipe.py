@@ -1,0 +1,283 @@
+"""A recipe: everything that decides what a run computes, as one frozen record that can be shown, changed and saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pretrain.compute.distributed import MODES as PARALLEL
+from pretrain.data.loader import MOST_THREADS, LoaderSettings
+from pretrain.data.sampler import SamplingSettings
+from pretrain.files.plain_files import read_json
+from pretrain.learning.optim import OptimSettings
+from pretrain.learning.schedules import ScheduleSettings
+from pretrain.learning.self_distillation import ObjectiveSettings
+from pretrain.model.backbone import BackboneSettings
+from pretrain.model.recompute import MODES as RECOMPUTE
+from pretrain.views.views import ViewSettings
+from wsi_prep.errors import BadOption
+
+PRECISIONS = ("fp32", "bf16")
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_MOST_COUNT, _LONGEST_TEXT, _SHOWN = 10**12, 4096, 60
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """How a step is computed; changes results by rounding at most, but for `accumulate`.
+
+    `accumulate`: a process's share of the batch is computed in so many parts, which also see only each other in
+    Sinkhorn-Knopp and in the spreading term. `parallel`: whole copies (ddp) or shards (fsdp) of the model.
+    `precision`: of products. `recompute`: activations computed again in the backward pass. `compile`: each block by
+    torch.compile. `threads`: of a process on the CPU, 0 for all cores.
+    """
+
+    device: str = ""
+    precision: str = "bf16"
+    parallel: str = "ddp"
+    accumulate: int = 1
+    recompute: str = "none"
+    compile: bool = False
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("precision", PRECISIONS), ("parallel", PARALLEL), ("recompute", RECOMPUTE)):
+            if getattr(self, name) not in allowed:
+                raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
+        if self.accumulate < 1 or not 0 <= self.threads <= MOST_THREADS:
+            raise BadOption(f"accumulate must be at least 1, threads between 0 and {MOST_THREADS:,}")
+
+
+@dataclass(frozen=True)
+class SavingSettings:
+    """A checkpoint every `every` steps; the newest `keep` stay, and of older ones, one for every `keep_hours` hours."""
+
+    every: int = 500
+    keep: int = 2
+    keep_hours: float = 12.0
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1 or not self.keep_hours >= 0:
+            raise BadOption("saving.every and saving.keep must be at least 1, saving.keep_hours at least 0")
+
+
+@dataclass(frozen=True)
+class LookingSettings:
+    """Every how many steps metrics are written, a picture is drawn, and labelled tiles are probed (at most
+    `probe_tiles` on either side, 0 for all); 0 for never.
+    """
+
+    log: int = 10
+    picture: int = 500
+    probe: int = 500
+    probe_tiles: int = 1500
+
+    def __post_init__(self) -> None:
+        if self.log < 1 or min(self.picture, self.probe, self.probe_tiles) < 0:
+            raise BadOption("looking.log must be at least 1, the others of looking at least 0")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole configuration of a run, under the name of the function that made it.
+
+    `start_from`: a file or folder with weights that the backbone begins with, see weights.load_backbone. `teacher`: a
+    RUN folder or a folder of released weights to be distilled, see distill; empty for self-distillation.
+    """
+
+    name: str
+    sampling: SamplingSettings
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    views: ViewSettings = field(default_factory=ViewSettings)
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    saving: SavingSettings = field(default_factory=SavingSettings)
+    looking: LookingSettings = field(default_factory=LookingSettings)
+    start_from: str = ""
+    teacher: str = ""
+
+    def __post_init__(self) -> None:
+        patch, crops = self.backbone.patch_px, self.views.crops
+        for px in (crops.global_px, crops.local_px):
+            if px % patch:
+                raise BadOption(f"crops of {px} px do not divide into patches of {patch} px")
+        if crops.global_crops + crops.local_crops < 2:
+            raise BadOption("one crop of a tile has nothing to be compared with; ask for at least two")
+
+
+FREE = ("compute", "loader", "saving", "looking")
+"""What may change when a run goes on: it decides how, not what, is computed."""
+
+
+def changed(recipe: Recipe, changes: list[str]) -> Recipe:
+    """The recipe with some values replaced, each given as `name=value` with dots: `schedule.rate=0.002`.
+
+    Raises BadOption for a name that there is not (with the nearest that there is) and a value of another type.
+    """
+    values = dataclasses.asdict(recipe)
+    for change in changes:
+        name, found, text = change.partition("=")
+        if not found:
+            raise BadOption(f"{change!r} sets nothing; write name=value, as in schedule.rate=0.002")
+        _set(values, recipe, name.strip(), text.strip())
+    made: Recipe = _build(Recipe, values, "")
+    return made
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Every value under its dotted name."""
+    return dict(_walk(recipe, ""))
+
+
+def differences(recipe: Recipe, saved: Recipe) -> list[str]:
+    """`name: saved -> now` for all that would change what a run computes."""
+    before, now = flat(saved), flat(recipe)
+    return [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in {**before, **now}
+        if name.split(".")[0] not in FREE and before.get(name) != now.get(name)
+    ]
+
+
+def save(recipe: Recipe, file: Path) -> None:
+    """As JSON."""
+    file.write_text(json.dumps(dataclasses.asdict(recipe), indent=1) + "\n")
+
+
+def load(file: Path) -> Recipe:
+    """What `save` wrote; BadOption if it is something else."""
+    try:
+        values = read_json(file)
+        recipe: Recipe = _build(Recipe, values, "")
+    except OSError as error:
+        raise BadOption(
+            f"{file} cannot be read ({error.strerror}); name a folder that make pretrain has filled"
+        ) from error
+    except ValueError as error:
+        raise BadOption(f"{file} is no recipe of this version: {error}") from error
+    return recipe
+
+
+def _walk(record: Any, prefix: str) -> typing.Iterator[tuple[str, Any]]:
+    for one in dataclasses.fields(record):
+        value = getattr(record, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from _walk(value, f"{prefix}{one.name}.")
+        elif isinstance(value, Mapping):
+            yield from ((f"{prefix}{one.name}.{key}", entry) for key, entry in value.items())
+        else:
+            yield prefix + one.name, value
+
+
+def _set(values: dict[str, Any], record: Any, name: str, text: str) -> None:
+    """Replace one value, by its dotted name, in the nested dictionaries of the record."""
+    *way, last = name.split(".")
+    for step in way:
+        record = getattr(record, step, None) if dataclasses.is_dataclass(record) else None
+        values = values[step] if record is not None else {}
+    if isinstance(record, Mapping) and last in record:
+        wanted: Any = float
+    elif dataclasses.is_dataclass(record) and last != "name":
+        wanted = typing.get_type_hints(type(record)).get(last)
+    else:
+        wanted = None
+    if wanted is None or isinstance(values.get(last), dict):
+        raise BadOption(_unknown(name))
+    values[last] = _parse(name, text, wanted)
+
+
+def _unknown(name: str) -> str:
+    from pretrain.train.recipe.recipes import debug  # noqa: PLC0415 - any recipe has all the names
+
+    names = [known for known in flat(debug()) if known != "name"]
+    tail = [known for known in names if known.split(".")[-1] == name.rsplit(".", maxsplit=1)[-1]]
+    near = difflib.get_close_matches(name, tail or names, n=1, cutoff=0.0 if tail else 0.4)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"no setting is named {name!r}{hint} (make recipe lists them all)"
+
+
+def _parse(name: str, text: str, wanted: Any) -> Any:
+    """The text as a value of the type; tuples are written with commas."""
+    if typing.get_origin(wanted) is tuple:
+        kinds = typing.get_args(wanted)
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        if kinds[-1] is Ellipsis:
+            return tuple(_parse(name, word, kinds[0]) for word in words)
+        if len(words) != len(kinds):
+            raise BadOption(f"{name} takes {len(kinds)} values with commas between them, not {text!r}")
+        return tuple(_parse(name, word, kind) for word, kind in zip(words, kinds, strict=True))
+    if wanted is bool:
+        if text.lower() not in ("true", "false"):
+            raise BadOption(f"{name} is true or false, not {text!r}")
+        return text.lower() == "true"
+    try:
+        return wanted(text)
+    except ValueError:
+        raise BadOption(f"{name} is {_KINDS[wanted]}, not {text[:_SHOWN]!r}") from None
+
+
+def _build(kind: Any, values: Any, name: str) -> Any:
+    """A record of the kind, of values as JSON has them; BadOption for one of another type, by its dotted name."""
+    if dataclasses.is_dataclass(kind):
+        return kind(**_checked(kind, values, name))  # type: ignore[operator]
+    origin, kinds = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        if not isinstance(values, (list, tuple)) or (kinds[-1] is not Ellipsis and len(values) != len(kinds)):
+            many = "several" if kinds[-1] is Ellipsis else len(kinds)
+            raise BadOption(f"{name} is {many} values, not {_short(values)}")
+        of = [kinds[0]] * len(values) if kinds[-1] is Ellipsis else kinds
+        return tuple(_build(each, value, name) for each, value in zip(of, values, strict=True))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(values, dict):
+            raise BadOption(f"{name} is a number for each of some names, not {_short(values)}")
+        return {str(key): _build(float, value, f"{name}.{_short(key)}") for key, value in values.items()}
+    return _plain(kind, values, name)
+
+
+def _checked(kind: Any, values: Any, name: str) -> dict[str, Any]:
+    """Arguments for a record, each of its type. Raises BadOption."""
+    if not isinstance(values, dict):
+        raise BadOption(f"{name or 'a recipe'} is a record of settings, not {_short(values)}")
+    types, prefix = typing.get_type_hints(kind), f"{name}." if name else ""
+    if unknown := [key for key in values if key not in types]:
+        raise BadOption(_unknown(f"{prefix}{unknown[0][:_SHOWN]}"))
+    needed = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing := [key for key in needed if key not in values]:
+        raise BadOption(f"{prefix}{missing[0]} is missing")
+    return {key: _build(types[key], value, f"{prefix}{key}") for key, value in values.items()}
+
+
+def _plain(kind: type, value: Any, name: str) -> Any:
+    """One value of its type: no count beyond all that is counted, no text that could steer a terminal."""
+    if kind is float and type(value) is int:
+        value = float(value) if abs(value) <= _MOST_COUNT else math.inf
+    right = type(value) is kind
+    if right and kind is float:
+        right = math.isfinite(value)
+    elif right and kind is int and name != "sampling.seed":
+        right = abs(value) <= _MOST_COUNT
+    elif right and kind is str:
+        right = value.isprintable() and len(value) <= _LONGEST_TEXT
+    if not right:
+        raise BadOption(f"{name} is {_KINDS[kind]}, not {_short(value)}")
+    return value
+
+
+def _short(value: Any) -> str:
+    """A value for a message."""
+    said = type(value).__name__ if isinstance(value, (dict, list)) else repr(value)
+    return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."

@@ -1,0 +1,1 @@
+"""What a model sees of a tile: crops, colours, masks."""

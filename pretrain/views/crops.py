@@ -1,0 +1,209 @@
+"""Extended-context translation (Zimmermann et al. 2024, arXiv 2408.00738): crops that move over a tile and hardly zoom.
+
+Two steps: a plan on the host, a pure function of (seed, step, place in the global batch), and the pixels on the device:
+a gather of what each window needs, and two batched matrix products with the weights of an antialiased bicubic.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pretrain.compute.devices import send
+from pretrain.compute.randomness import uniforms
+from wsi_prep.errors import BadOption
+from wsi_prep.format.magnifications import TILE_PX
+
+_GLOBAL, _LOCAL = 3, 4  # purposes of random numbers
+_NUMBERS = 7  # of each crop
+_SUPPORT = 2.0  # of the bicubic kernel, output px
+_A = -0.5  # its parameter (Keys 1981), as Pillow has it
+
+
+_MOST_CROPS = 256
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """Crops of a tile: `global_crops` of `global_px` and `local_crops` of `local_px` pixels a side.
+
+    `scale`: size of a nucleus in the crop relative to the tile, drawn evenly. `aspect`: most that a crop's width over
+    height may differ from 1, either way. `flips` in both axes; `right_angles` adds turns by 90 degrees. `continuous`
+    also shrinks each crop by a factor, log-uniform from 1 to what the tile has room for at the size of a global crop.
+    `resized`: not ECT but the random resized crops of DINOv2, of `area` (global and local: least and most share of the
+    tile) and an aspect of 3:4 to 4:3, to compare with.
+    """
+
+    global_px: int = 224
+    global_crops: int = 2
+    local_px: int = 98
+    local_crops: int = 8
+    scale: tuple[float, float] = (0.9, 1.1)
+    aspect: float = 1.05
+    flips: bool = True
+    right_angles: bool = False
+    continuous: bool = False
+    resized: bool = False
+    area: tuple[float, float, float, float] = (0.32, 1.0, 0.05, 0.32)
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high < math.inf:
+            raise BadOption(f"crop scale {low} to {high} is no range above 0")
+        if not 1 <= self.aspect < math.inf:
+            raise BadOption(f"crop aspect {self.aspect} is below 1")
+        if not all(0 < low <= high <= 1 for low, high in (self.area[:2], self.area[2:])):
+            raise BadOption(f"crop areas {self.area} are no two ranges of shares of a tile")
+        if self.resized and self.continuous:
+            raise BadOption("crops are either resized or of continuous magnification; switch one of them off")
+        if not 1 <= self.global_crops <= _MOST_CROPS or not 0 <= self.local_crops <= _MOST_CROPS:
+            raise BadOption(
+                f"{self.global_crops} global, {self.local_crops} local crops: at least 1 and 0 are needed, and at most "
+                f"{_MOST_CROPS} of each"
+            )
+        if not 1 <= self.local_px <= self.global_px:
+            raise BadOption(f"local crops of {self.local_px} px are not between 1 and {self.global_px} px")
+        if (need := self.global_px / low * math.sqrt(self.aspect)) > TILE_PX:
+            raise BadOption(
+                f"crops of {self.global_px} px at scale {low} and aspect {self.aspect} need {need:.0f} px of a tile of "
+                f"{TILE_PX}; ask for smaller crops or a larger scale"
+            )
+
+
+@dataclass(frozen=True)
+class CropWindows:
+    """Where crops are cut: (B, n) for n crops of each of B tiles, in tile px from its upper left corner.
+
+    Resampled to `px` a side, then mirrored by `flip_x` and `flip_y`, then transposed where `transposed`.
+    """
+
+    px: int
+    x0: NDArray[np.float64]
+    y0: NDArray[np.float64]
+    width: NDArray[np.float64]
+    height: NDArray[np.float64]
+    flip_x: NDArray[np.bool_]
+    flip_y: NDArray[np.bool_]
+    transposed: NDArray[np.bool_]
+
+    def mpp(self, tile_mpp: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(B, n) um/px of the crops, the geometric mean of both axes, from the tiles' (B,) um/px."""
+        return np.asarray(tile_mpp[:, None] * np.sqrt(self.width * self.height) / self.px, np.float64)
+
+
+def plan_crops(
+    settings: CropSettings, seed: int, step: int, position: NDArray[np.int64]
+) -> tuple[CropWindows, CropWindows]:
+    """Windows of the global and the local crops of the tiles at these places (B,) of the global batch."""
+    return (
+        _plan(settings, seed, _GLOBAL, step, position, settings.global_px, settings.global_crops),
+        _plan(settings, seed, _LOCAL, step, position, settings.local_px, settings.local_crops),
+    )
+
+
+def _plan(
+    settings: CropSettings, seed: int, purpose: int, step: int, position: NDArray[np.int64], px: int, crops: int
+) -> CropWindows:
+    first = int(position.min())
+    table = uniforms(seed, purpose, step, first, int(position.max()) - first + 1, max(crops, 1) * _NUMBERS)
+    u = table[position - first].reshape(len(position), -1, _NUMBERS)[:, :crops]
+    if settings.resized:
+        low, high = settings.area[:2] if purpose == _GLOBAL else settings.area[2:]
+        side = TILE_PX * np.sqrt(low + u[..., 0] * (high - low))
+        stretch = np.sqrt(4 / 3) ** (2 * u[..., 1] - 1)
+        width, height = np.minimum(side * stretch, TILE_PX), np.minimum(side / stretch, TILE_PX)
+    else:
+        width, height = _translated(settings, px, u)
+    flip_x, flip_y = (u[..., 4] < 0.5) & settings.flips, (u[..., 5] < 0.5) & settings.flips
+    turns = (np.modf(u[..., 4] * 2)[0] * 4).astype(int) * settings.right_angles
+    return CropWindows(
+        px,
+        u[..., 2] * (TILE_PX - width),
+        u[..., 3] * (TILE_PX - height),
+        width,
+        height,
+        flip_x ^ ((turns == 1) | (turns == 2)),  # a turn is a transposition of a mirror image
+        flip_y ^ ((turns == 3) | (turns == 2)),
+        turns % 2 == 1,
+    )
+
+
+def _translated(settings: CropSettings, px: int, u: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Width and height of ECT's windows, in tile px."""
+    scale = settings.scale[0] + u[..., 0] * (settings.scale[1] - settings.scale[0])
+    stretch = np.sqrt(settings.aspect) ** (2 * u[..., 1] - 1)
+    if settings.continuous:
+        room = TILE_PX * scale / settings.global_px / np.maximum(stretch, 1 / stretch)
+        scale = scale / room ** u[..., 6]
+    return px / scale * stretch, px / scale / stretch
+
+
+def crop(tiles: torch.Tensor, windows: CropWindows, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """(n * B, 3, px, px) crops in [0, 1], crop k of tile b in row k * B + b, on the tiles' device.
+
+    `tiles`: (B, 3, 392, 392) uint8 of any memory layout. Weights and products are of `dtype`. The resampling is that of
+    Pillow's `resize(..., BICUBIC, box)`, without its rounding to whole levels between the axes.
+    """
+    px = windows.px
+    batch, crops = windows.x0.shape
+    if not crops:
+        return torch.empty((0, 3, px, px), dtype=dtype, device=tiles.device)
+    y = _Axis.of(windows.y0, windows.height, windows.flip_y, px)
+    x = _Axis.of(windows.x0, windows.width, windows.flip_x, px)
+    tile = torch.arange(batch, device=tiles.device).repeat(crops)
+    rows, columns = y.taps(tiles.device), x.taps(tiles.device)
+    needed = tiles.permute(0, 2, 3, 1)[tile[:, None, None], rows[:, :, None], columns[:, None, :]]  # (N, Ky, Kx, 3)
+    needed = needed.flatten(2).to(dtype)
+    down = torch.bmm(y.weights(tiles.device, 1 / 255).to(dtype), needed)  # (N, px, Kx * 3)
+    down = down.view(crops * batch, px, x.reach, 3).transpose(2, 3).reshape(crops * batch, px * 3, x.reach)
+    out = torch.bmm(down, x.weights(tiles.device).to(dtype).transpose(1, 2)).view(-1, px, 3, px).transpose(1, 2)
+    out = out.clamp(0, 1).contiguous()  # the bicubic overshoots at edges
+    if windows.transposed.any():
+        turned = send(windows.transposed.T.reshape(-1, 1, 1, 1), tiles.device)
+        out = torch.where(turned, out.transpose(2, 3), out)
+    return out
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of N crops (crop-major): `first` needed pixel (N,), `reach` pixels from there, their weights.
+
+    `centre` (N, px): where each output pixel lies, in px of the gathered ones. `blur` (N,): the kernel's width.
+    """
+
+    first: NDArray[np.int64]
+    reach: int
+    centre: NDArray[np.float32]
+    blur: NDArray[np.float32]
+
+    @staticmethod
+    def of(start: NDArray[np.float64], size: NDArray[np.float64], flip: NDArray[np.bool_], px: int) -> _Axis:
+        """From (B, n) windows."""
+        start, size, mirrored = start.T.ravel(), size.T.ravel(), flip.T.reshape(-1, 1)
+        step = size / px
+        blur = np.maximum(step, 1.0)
+        low = np.floor(start - _SUPPORT * blur)
+        reach = min(int(np.max(np.ceil(start + size + _SUPPORT * blur) - low)), TILE_PX)
+        first = np.clip(low, 0, TILE_PX - reach).astype(np.int64)
+        place = np.arange(px) + 0.5
+        place = np.where(mirrored, px - place, place)
+        centre = (start - first)[:, None] + place * step[:, None]
+        return _Axis(first, reach, centre.astype(np.float32), blur.astype(np.float32))
+
+    def taps(self, device: torch.device) -> torch.Tensor:
+        """(N, reach) int64: the pixels of the tile that are gathered."""
+        return send(self.first, device)[:, None] + torch.arange(self.reach, device=device)
+
+    def weights(self, device: torch.device, gain: float = 1.0) -> torch.Tensor:
+        """(N, px, reach) float32: each output pixel's weights, of sum `gain`."""
+        at = torch.arange(self.reach, device=device) + 0.5
+        t = (at - send(self.centre, device)[:, :, None]).abs() / send(self.blur, device)[:, None, None]
+        near = ((_A + 2) * t - (_A + 3)) * t * t + 1
+        far = _A * (((t - 5) * t + 8) * t - 4)
+        weights = torch.where(t < 1, near, torch.where(t < _SUPPORT, far, 0.0))
+        return weights * (gain / weights.sum(2, keepdim=True))

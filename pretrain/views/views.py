@@ -1,0 +1,78 @@
+"""What the networks see of a batch: crops, recoloured and normalised, and the masks of the global ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pretrain.compute.devices import send
+from pretrain.views.colour import ColourSettings, apply_colour, normalise, plan_colour
+from pretrain.views.crops import CropSettings, crop, plan_crops
+from pretrain.views.masking import MaskingSettings, plan_masks
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How crops are cut, coloured and masked."""
+
+    crops: CropSettings = field(default_factory=CropSettings)
+    colour: ColourSettings = field(default_factory=ColourSettings)
+    masking: MaskingSettings = field(default_factory=MaskingSettings)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Crops of B tiles, crop k of tile b in row k * B + b.
+
+    `wide`: (G * B, 3, h, w) global crops, normalised. `near`: (L * B, 3, h, w) local ones. `mask`: (G * B, N) bool,
+    true where the student sees the mask token. `chosen`: (M,) int64, the masked patches in the flattened (G * B * N),
+    padded. `weight`: (M,) float32, of each in the loss, 0 for padding. `position`: (B,) in the global batch of `step`.
+    """
+
+    step: int
+    position: NDArray[np.int64]
+    wide: Tensor
+    near: Tensor
+    mask: Tensor
+    chosen: Tensor
+    weight: Tensor
+
+    @property
+    def groups(self) -> list[Tensor]:
+        """The crops by size, global ones first."""
+        return [self.wide, self.near] if len(self.near) else [self.wide]
+
+    @property
+    def tiles(self) -> int:
+        """B."""
+        return len(self.position)
+
+
+def make_views(
+    tiles: Tensor,
+    settings: ViewSettings,
+    seed: int,
+    step: int,
+    position: NDArray[np.int64],
+    patch_px: int,
+    dtype: torch.dtype = torch.float32,
+) -> Views:
+    """Views of (B, 3, 392, 392) uint8 tiles on the device, at these places (B,) of the step's global batch.
+
+    A pure function of pixels, seed, step and position; nothing waits for the device.
+    """
+    groups = []
+    for kind, windows in zip(("global", "local"), plan_crops(settings.crops, seed, step, position), strict=True):
+        crops = windows.x0.shape[1]
+        cut = crop(tiles, windows, dtype)
+        if crops:
+            cut = apply_colour(cut, plan_colour(settings.colour, seed, step, position, kind, crops))
+        groups.append(normalise(cut))
+    side = settings.crops.global_px // patch_px
+    masks = plan_masks(settings.masking, seed, step, position, settings.crops.global_crops, side)
+    mask, chosen, weight = (send(values, tiles.device) for values in (masks.mask, masks.index, masks.weight))
+    return Views(step, position, groups[0], groups[1], mask, chosen, weight)
