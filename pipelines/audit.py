@@ -17,7 +17,7 @@ from wsi_prep.curation.audit.numbers import Audit, balance
 from wsi_prep.curation.audit.page import extent, render_page, significant
 from wsi_prep.curation.audit.pictures import Gallery, Picture, TilePicture, overlays, tiles
 from wsi_prep.errors import UsageError
-from wsi_prep.storage.place import write_atomically
+from wsi_prep.storage.atomic import write_atomically
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_PICTURES_MISSING = 0, 2, 3
 

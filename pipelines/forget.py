@@ -16,7 +16,7 @@ from pipelines.verify import output_named
 from wsi_prep.curation.forget import Forgetting, forget, look_up
 from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.slides.private import check_names_file, keyed_patient
-from wsi_prep.storage.place import local_folder
+from wsi_prep.storage.select import local_folder
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_NOT_FOUND, EXIT_INTERRUPTED = 0, 2, 3, 130
 _SHOWN = 50

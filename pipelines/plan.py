@@ -16,7 +16,7 @@ from pipelines.options import Options
 from pipelines.verify import output_named
 from wsi_prep.curation.estimate import Assumptions, Estimate, Interval, estimate, read_sample
 from wsi_prep.errors import UsageError
-from wsi_prep.storage.place import write_atomically
+from wsi_prep.storage.atomic import write_atomically
 
 EXIT_OK, EXIT_WRONG_CALL = 0, 2
 

@@ -16,7 +16,8 @@ from pipelines.options import Options
 from pipelines.verify import output_named
 from wsi_prep.curation.disclosure import Disclosure, disclose
 from wsi_prep.errors import BadOption, UsageError
-from wsi_prep.storage.place import local_folder, write_atomically
+from wsi_prep.storage.atomic import write_atomically
+from wsi_prep.storage.select import local_folder
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_STRAYS, EXIT_INTERRUPTED = 0, 2, 3, 130
 _ALL_SHOWN, _SAMPLE, _STRAYS = 12, 4, 20

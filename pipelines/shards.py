@@ -21,7 +21,7 @@ from wsi_prep.slides.fetch.cache import CacheSettings
 from wsi_prep.slides.find.institution import InstitutionPattern
 from wsi_prep.slides.readers.select import READERS
 from wsi_prep.slides.urls import without_secrets
-from wsi_prep.storage.place import local_folder
+from wsi_prep.storage.select import local_folder
 from wsi_prep.tiles.filters import parse_filters
 from wsi_prep.tiles.plan import PlanSettings
 

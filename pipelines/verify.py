@@ -16,7 +16,7 @@ from pipelines.options import Options
 from wsi_prep.curation.verify.catalog import KINDS
 from wsi_prep.curation.verify.store import Verified, verify
 from wsi_prep.errors import BadOption, UsageError
-from wsi_prep.storage.place import local_folder
+from wsi_prep.storage.select import local_folder
 
 EXIT_SOUND, EXIT_WRONG_CALL, EXIT_FAULTS, EXIT_INTERRUPTED = 0, 2, 3, 130
 _EXAMPLES = 3

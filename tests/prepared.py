@@ -12,7 +12,8 @@ from wsi_prep.output.catalog import Catalog
 from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
-from wsi_prep.storage.place import LOCK, open_place
+from wsi_prep.storage.base import LOCK
+from wsi_prep.storage.select import open_storage
 from wsi_prep.tiles.plan import PlanSettings
 from wsi_prep.tissue.masks import MaskFile
 
@@ -48,9 +49,9 @@ class Prepared:
 def prepare(path: Path, out: Path, mags: str = "5x 10x", mask: MaskFile | None = None, **settings) -> Prepared:
     """Make the slide at `path`, with a tissue mask if one is given, in the folder `out`."""
     (source,) = find_slides(str(path))
-    place = open_place(str(out))
-    place.create()
-    Catalog(place).create()
+    storage = open_storage(str(out))
+    storage.create()
+    Catalog(storage).create()
     (out / LOCK).write_text("test")
     wanted = PrepareSettings(plan=PlanSettings(tuple(mags.split())), **settings)
     row = prepare_slide(SlideTask(source, EMPTY_ROW, None, wanted, str(out), "test", mask=mask))

@@ -14,7 +14,7 @@ from wsi_prep.output import catalog as catalog_module
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.merging import Merger
 from wsi_prep.output.sealed_parquet import check_seal
-from wsi_prep.storage.place import put_in_place
+from wsi_prep.storage.atomic import put_in_place
 
 
 def slide(number, status="ok", tiles=3):

@@ -18,7 +18,7 @@ from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.slides.readers.select import open_slide
-from wsi_prep.storage.place import LOCK
+from wsi_prep.storage.base import LOCK
 
 
 @given(st.integers(1, 5), st.lists(st.integers(), max_size=40))

@@ -17,7 +17,7 @@ from pipelines.query import main as query
 from pretrain.data.index import open_index
 from wsi_prep.format.records import SLIDE_SCHEMA
 from wsi_prep.output.catalog import Catalog
-from wsi_prep.storage.place import OBJECT_STORES
+from wsi_prep.storage.select import OBJECT_STORES
 
 FACTS = {"width": 9000, "height": 7000, "seconds": 10.0, "bytes": 9, "files": 4, "patient_key": "p", "file": "a.svs"}
 

@@ -17,8 +17,9 @@ from pipelines.forget import main
 from pipelines.shards import main as make_shards
 from pipelines.verify import main as verify
 from wsi_prep.curation.forget import read_tombstone
+from wsi_prep.storage.base import LOCK
 from wsi_prep.storage.lock_holder import ProcessMark
-from wsi_prep.storage.place import LOCK, open_place
+from wsi_prep.storage.select import open_storage
 
 ROOT = Path(__file__).parents[1]
 AT = f"s3://{BUCKET}/study/out"
@@ -117,7 +118,7 @@ def test_a_call_that_is_killed_is_completed_by_the_same_call(server, made, metho
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert read_tombstone(open_place(AT)).patients
+    assert read_tombstone(open_storage(AT)).patients
     server.faults.clear()
     assert main(call(folder)) == 0
     assert_forgotten(server, before)
@@ -125,7 +126,7 @@ def test_a_call_that_is_killed_is_completed_by_the_same_call(server, made, metho
 
 def test_a_run_at_work_is_let_finish_and_one_that_is_gone_for_good_is_passed_by(server, made, capsys):
     folder, before = made
-    with open_place(AT).locked("somebody", take_over=False):
+    with open_storage(AT).locked("somebody", take_over=False):
         assert main(call(folder)) == 2
         assert f"another run (process {os.getpid()} on " in capsys.readouterr().err
         assert of_slides(server.objects(PREFIX)) == of_slides(before)

@@ -25,8 +25,9 @@ from wsi_prep.output.sealed_json import unseal
 from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.storage.base import LOCK
 from wsi_prep.storage.lock_holder import ProcessMark
-from wsi_prep.storage.place import LOCK, open_place
+from wsi_prep.storage.select import open_storage
 
 ROOT = Path(__file__).parents[1]
 AT = f"s3://{BUCKET}/study/out"
@@ -178,7 +179,7 @@ def test_a_store_that_never_answers_ends_the_call_in_one_line(server, slides, sc
 @pytest.fixture
 def quick(monkeypatch):
     """Give up after one more try: how often and how long it is tried is not what is tested."""
-    monkeypatch.setattr("wsi_prep.storage.object_store._RETRIES", {"max_retries": 1})
+    monkeypatch.setattr("wsi_prep.storage.object_client._RETRIES", {"max_retries": 1})
 
 
 def test_shards_that_cannot_be_written_fail_their_slides_and_a_later_call_makes_them(
@@ -227,7 +228,7 @@ def test_a_run_killed_and_run_again_equals_one_that_was_not(server, slides, sche
 
 
 def test_a_run_that_is_alive_keeps_others_out(server, slides, scheduler, capsys):
-    with open_place(AT).locked("somebody", take_over=False):
+    with open_storage(AT).locked("somebody", take_over=False):
         assert shards(slides, AT, scheduler) == 2
         line = capsys.readouterr().err
         assert f"another run (process {os.getpid()} on " in line
@@ -253,15 +254,15 @@ def test_a_lock_of_a_process_that_is_gone_is_taken_and_one_of_another_machine_on
         ({}, False),
     ):
         server.client.put_object(Bucket=BUCKET, Key=PREFIX + LOCK, Body=json.dumps({"token": "old", **mark}).encode())
-        place = open_place(AT)
+        storage = open_storage(AT)
         if free:
-            with place.locked("new", take_over=False):
-                assert place.holder() == "new"
+            with storage.locked("new", take_over=False):
+                assert storage.holder() == "new"
         else:
-            with pytest.raises(BadOutput, match="another run"), place.locked("new", take_over=False):
+            with pytest.raises(BadOutput, match="another run"), storage.locked("new", take_over=False):
                 pass
-            with place.locked("new", take_over=True):
-                assert place.holder() == "new"
+            with storage.locked("new", take_over=True):
+                assert storage.holder() == "new"
 
 
 def test_of_many_that_take_a_lock_at_once_one_gets_it(server):
@@ -269,7 +270,7 @@ def test_of_many_that_take_a_lock_at_once_one_gets_it(server):
 
     def attempt(token):
         try:
-            with open_place(AT).locked(token, take_over=False):
+            with open_storage(AT).locked(token, take_over=False):
                 return all(turned_away.acquire(timeout=60) for _ in range(7))
         except BadOutput:
             turned_away.release()
@@ -281,7 +282,7 @@ def test_of_many_that_take_a_lock_at_once_one_gets_it(server):
 
 
 def test_a_worker_that_outlives_its_run_writes_nothing(server, slides):
-    with open_place(AT).locked("a newer run", take_over=False):
+    with open_storage(AT).locked("a newer run", take_over=False):
         before = server.objects(PREFIX)
         (source, *_) = find_slides(str(slides))
         task = SlideTask(source, EMPTY_ROW, None, PrepareSettings(assume_mpp=0.5), AT, "an older run")
@@ -298,5 +299,5 @@ def test_a_bucket_that_is_not_there_is_said(server, slides, scheduler, capsys):
 def test_no_server_is_one_clear_line(server, monkeypatch, quick):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StoreFailed, match=f"{AT} cannot be used") as caught:
-        open_place(AT).names("")
+        open_storage(AT).names("")
     assert "\n" not in str(caught.value)

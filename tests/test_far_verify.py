@@ -17,8 +17,9 @@ from tests.undisturbed import TIMINGS
 from wsi_prep.curation.verify.catalog import SLIDE_COLUMNS, check_catalog_file
 from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.errors import BadOutput, StoreFailed
+from wsi_prep.storage.base import LOCK
 from wsi_prep.storage.lock_holder import ProcessMark
-from wsi_prep.storage.place import LOCK, open_place
+from wsi_prep.storage.select import open_storage
 
 AT = f"s3://{BUCKET}/study/out"
 PREFIX = "study/out/"
@@ -219,7 +220,7 @@ def test_a_damaged_part_of_the_catalog_undoes_its_slides(server, made, table, ca
 
 
 def test_while_a_run_is_at_work_nothing_is_looked_at(server, capsys):
-    with open_place(AT).locked("somebody", take_over=False):
+    with open_storage(AT).locked("somebody", take_over=False):
         assert verify(["--shards", AT]) == 2
         assert f"a run (process {os.getpid()} on " in capsys.readouterr().err
         assert verify(["--shards", AT, "--repair", "--yes"]) == 2
@@ -230,18 +231,18 @@ def test_a_run_that_begins_meanwhile_is_told_at_the_end_and_one_that_is_gone_is_
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     put(server, LOCK, json.dumps({"token": "old", **ProcessMark.own().as_dict(), "pid": gone.pid}).encode())
-    place = open_place(AT)
-    with place.undisturbed(take_over=False):
+    storage = open_storage(AT)
+    with storage.undisturbed(take_over=False):
         pass
     elsewhere = {"token": "old", **ProcessMark.own().as_dict(), "boot": "another machine"}
     put(server, LOCK, json.dumps(elsewhere).encode())
-    with place.undisturbed(take_over=True):
+    with storage.undisturbed(take_over=True):
         pass
     put(server, LOCK, made[1][LOCK])
     with (
         pytest.raises(BadOutput, match=f"a run began to write to {AT} meanwhile"),
-        place.undisturbed(take_over=False),
-        open_place(AT).locked("quicker", take_over=False),
+        storage.undisturbed(take_over=False),
+        open_storage(AT).locked("quicker", take_over=False),
     ):
         pass
 

@@ -22,7 +22,7 @@ from wsi_prep.output.sealed_json import unseal
 from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
-from wsi_prep.storage.place import LOCK
+from wsi_prep.storage.base import LOCK
 
 ROOT = Path(__file__).parents[1]
 

@@ -30,7 +30,8 @@ from wsi_prep.output.sealed_json import NotAsWritten, SealedFile, seal, unseal
 from wsi_prep.output.sealed_parquet import KEY
 from wsi_prep.run.slide import output_places
 from wsi_prep.storage.digests import from_column
-from wsi_prep.storage.place import LocalPlace, open_place
+from wsi_prep.storage.local import LocalStorage
+from wsi_prep.storage.select import open_storage
 
 PART = "part-00000.parquet"
 FLIPS = 200
@@ -42,8 +43,8 @@ def made(tmp_path_factory, nompp_slide):
     out = tmp_path_factory.mktemp("flips") / "out"
     row = prepare(nompp_slide, out, "5x", assume_mpp=0.5).row
     Catalog(out).merge()
-    write_run(open_place(out), {"settings": {"jpeg": {"quality": 90}}, "slides": {"ok": 1}, "warnings": ["none"]})
-    write_tombstone(open_place(out), Tombstone(frozenset({"9f" * 16}), frozenset({"07" * 16})))
+    write_run(open_storage(out), {"settings": {"jpeg": {"quality": 90}}, "slides": {"ok": 1}, "warnings": ["none"]})
+    write_tombstone(open_storage(out), Tombstone(frozenset({"9f" * 16}), frozenset({"07" * 16})))
     return out, {name: row[name] for name in SLIDE_COLUMNS}
 
 
@@ -54,11 +55,11 @@ def of_slide(made):
 
 def of_metadata(made):
     store, digests = f"stores/{made[1]['slide_id']}.zarr", from_column(made[1]["digests"])
-    return [("metadata", what) for what in check_metadata(open_place(made[0]), store, made[1], digests).faults]
+    return [("metadata", what) for what in check_metadata(open_storage(made[0]), store, made[1], digests).faults]
 
 
 def of_pictures(made):
-    place, paths, digests = open_place(made[0]), output_places(made[1]["slide_id"]), from_column(made[1]["digests"])
+    place, paths, digests = open_storage(made[0]), output_places(made[1]["slide_id"]), from_column(made[1]["digests"])
     return [("pictures", what) for name in PICTURES for what in picture_faults(place, paths[name], name, digests)]
 
 
@@ -67,7 +68,7 @@ def of_catalog(made):
 
 
 def of_json(made):
-    files = [SealedFile.look_at(open_place(made[0]), name) for name in ("run.json", "forgotten.json")]
+    files = [SealedFile.look_at(open_storage(made[0]), name) for name in ("run.json", "forgotten.json")]
     return [("run", f"{path}: {what}") for file in files for path, what in file.wrong.items()]
 
 
@@ -187,7 +188,7 @@ def test_no_bit_of_sealed_json_changes_unseen(document, share):
 
 @pytest.mark.parametrize("writes", range(3))
 def test_a_write_that_is_killed_leaves_nothing_that_looks_damaged(tmp_path, writes):
-    class Dying(LocalPlace):
+    class Dying(LocalStorage):
         left = writes
 
         def write(self, path, data):
@@ -196,12 +197,12 @@ def test_a_write_that_is_killed_leaves_nothing_that_looks_damaged(tmp_path, writ
             self.left -= 1
             super().write(path, data)
 
-    place = LocalPlace(tmp_path)
-    write_run(place, {"slides": 1})
+    storage = LocalStorage(tmp_path)
+    write_run(storage, {"slides": 1})
     with contextlib.suppress(KeyboardInterrupt):
         write_run(Dying(tmp_path), {"slides": 2})
-    assert SealedFile.look_at(place, "run.json").wrong == {}
-    assert read_run(place) == {"slides": 2 if writes == 2 else 1}
+    assert SealedFile.look_at(storage, "run.json").wrong == {}
+    assert read_run(storage) == {"slides": 2 if writes == 2 else 1}
 
 
 def test_what_is_damaged_is_not_written_anew_as_if_it_were_sound(made, tmp_path):
@@ -214,9 +215,9 @@ def test_what_is_damaged_is_not_written_anew_as_if_it_were_sound(made, tmp_path)
         data = (out / name).read_bytes()
         (out / name).write_bytes(flipped(data, 8 * 25))
         with pytest.raises(BadOutput, match=rf"{name} .*make verify with REPAIR=1"):
-            read(open_place(out))
+            read(open_storage(out))
         (out / name).unlink()
-        assert read(open_place(out)) == read(open_place(made[0]))  # of the copy
+        assert read(open_storage(out)) == read(open_storage(made[0]))  # of the copy
 
 
 def without_digests(out):

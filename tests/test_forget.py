@@ -15,7 +15,7 @@ from wsi_prep.output import catalog as catalog_module
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import read_run, write_run
 from wsi_prep.slides.private import keyed_patient
-from wsi_prep.storage.place import open_place
+from wsi_prep.storage.select import open_storage
 
 KEY = b"a secret that is long enough"
 
@@ -80,9 +80,9 @@ def test_a_dry_call_lists_and_changes_nothing(folder, capsys):
 
 def test_a_patient_is_gone_from_every_place_and_stays_away(folder, capsys):
     out = folder / "named"
-    run = read_run(open_place(out))
+    run = read_run(open_storage(out))
     run["last_call"]["warnings"] = ["S19-0044721.tiff: the manifest's mpp 0.5 was used", "another"]
-    write_run(open_place(out), run)
+    write_run(open_storage(out), run)
     kept = {row["file"]: row for row in rows(out)}["kept.tiff"]
     assert forget(folder, "--patient", "p7", "--shards", out) == 0
     printed = capsys.readouterr().out
@@ -140,7 +140,7 @@ def test_one_slide_can_be_forgotten_by_its_id(folder):
     gone, *left = sorted(row["slide_id"] for row in rows(out))
     assert main(["--slide", gone, "--shards", str(out), "--yes"]) == 0
     assert sorted(row["slide_id"] for row in rows(out)) == left
-    assert read_tombstone(open_place(out)) == Tombstone(frozenset(), frozenset({id_hash(gone)}))
+    assert read_tombstone(open_storage(out)) == Tombstone(frozenset(), frozenset({id_hash(gone)}))
 
 
 class Killed(BaseException):
@@ -154,7 +154,7 @@ def test_a_call_that_is_killed_is_completed_by_the_same_call(folder, step, monke
 
     def killed(self, *arguments):
         answer = original(self, *arguments)
-        if read_tombstone(open_place(out)).patients:
+        if read_tombstone(open_storage(out)).patients:
             raise Killed
         return answer
 

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_prep.errors import BadOption, TooCoarse
-from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX, Grid, magnification, parse_magnifications, to_level0
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX, magnification, parse_magnifications, to_level0
+from wsi_prep.tiles.grid import Grid
 
 mpps = st.floats(0.06, 2.1)
 sizes = st.integers(1, 300_000)

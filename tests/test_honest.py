@@ -10,7 +10,7 @@ from tests.fuzz.__main__ import main
 from tests.fuzz.honest.judge import Bounds, judge
 from tests.fuzz.honest.make import make_case
 from tests.fuzz.honest.painting import BASES
-from wsi_prep.storage.place import LOCK
+from wsi_prep.storage.base import LOCK
 
 ONE = BASES[:1]
 

@@ -27,7 +27,7 @@ from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import begin, held_output, read_run, writing
 from wsi_prep.output.terms import Terms
 from wsi_prep.storage.lock_holder import ProcessMark
-from wsi_prep.storage.place import open_place
+from wsi_prep.storage.select import open_storage
 
 TERMS = Terms({"format": 2}, {}, redo=False)
 OUTLINE = {"type": "FeatureCollection", "features": []}
@@ -65,12 +65,12 @@ def content(folder):
 
 def run_on(out):
     """What `make shards` does to an output before and after its slides."""
-    place = open_place(out)
-    with held_output(place, TERMS, "token"):
-        catalog = begin(place, TERMS)
-        with writing(place):
-            read_tombstone(place)
-            place.dismiss_workers()
+    storage = open_storage(out)
+    with held_output(storage, TERMS, "token"):
+        catalog = begin(storage, TERMS)
+        with writing(storage):
+            read_tombstone(storage)
+            storage.dismiss_workers()
             catalog.drop({SLIDE})
             catalog.merge()
 
@@ -306,12 +306,12 @@ def test_folders_without_end_end_in_a_line(out):
         os.close(at)
         at = inner
     os.close(at)
-    place = open_place(out)
-    for call in (place.sizes, place.remove):
+    storage = open_storage(out)
+    for call in (storage.sizes, storage.remove):
         with pytest.raises(BadOutput, match="folders within folders without end"):
             call(f"stores/{SLIDE}.zarr")
     subprocess.run(["rm", "-rf", str(out)], check=True)  # which pytest could not
 
 
 def test_run_json_is_read_as_it_was_written(out):
-    assert read_run(open_place(out))["last_call"] == {"warnings": ["a"]}
+    assert read_run(open_storage(out))["last_call"] == {"warnings": ["a"]}

@@ -16,7 +16,7 @@ from tests.undisturbed import committed, copies, files, outcome, tables
 from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
-from wsi_prep.storage.place import LOCK, STAGING
+from wsi_prep.storage.base import LOCK, STAGING
 
 NAMES = "abcde"
 

@@ -20,7 +20,7 @@ ONLY_IN = {
         "wsi_prep/compute/cluster/closed.py",
         "wsi_prep/compute/cluster/slurm.py",
     },
-    "obstore": {"wsi_prep/storage/object_place.py", "wsi_prep/storage/object_store.py", "pretrain/data/sources.py"},
+    "obstore": {"wsi_prep/storage/objects.py", "wsi_prep/storage/object_client.py", "pretrain/data/sources.py"},
     "dask_jobqueue": {"wsi_prep/compute/cluster/slurm.py"},
     "torch.distributed": {"pretrain/compute/distributed.py"},
 }

@@ -16,7 +16,7 @@ from wsi_prep.compute.time_limit import time_limit
 from wsi_prep.errors import BadOutput, NoRoom
 from wsi_prep.slides.fetch.cache import CacheSettings, Room
 from wsi_prep.storage.locks import CannotLock, try_lock, wait_for_lock
-from wsi_prep.storage.place import open_place
+from wsi_prep.storage.select import open_storage
 
 WITHOUT = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS]
 BROKEN = [errno.EIO, errno.ESTALE, errno.EBADF]
@@ -35,10 +35,10 @@ def number(request, monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES], indirect=True)
 def test_held_by_another(number, tmp_path):
-    place = open_place(tmp_path)
-    with pytest.raises(BadOutput, match="another run is writing to"), place.locked("t", take_over=False):
+    storage = open_storage(tmp_path)
+    with pytest.raises(BadOutput, match="another run is writing to"), storage.locked("t", take_over=False):
         pass
-    with pytest.raises(BadOutput, match="a run is writing to"), place.undisturbed(take_over=False):
+    with pytest.raises(BadOutput, match="a run is writing to"), storage.undisturbed(take_over=False):
         pass
 
 
@@ -72,9 +72,9 @@ def test_an_output_that_cannot_be_locked_says_why_and_what_helps(number, tmp_pat
     assert "another run" not in error
     assert "name a folder on another disk" in error
     assert ("mount it with locks" in error) == (number in WITHOUT)
-    place = open_place(tmp_path / "out")
+    storage = open_storage(tmp_path / "out")
     (tmp_path / "out/.lock").touch()
-    with pytest.raises(BadOutput, match="cannot be locked"), place.undisturbed(take_over=False):
+    with pytest.raises(BadOutput, match="cannot be locked"), storage.undisturbed(take_over=False):
         pass
 
 
@@ -93,6 +93,9 @@ def test_a_time_limit_needs_no_lock(number, tmp_path):
 
 def test_a_lock_file_that_cannot_be_opened_says_so(tmp_path):
     (tmp_path / ".lock").mkdir()
-    for held in (open_place(tmp_path).locked("t", take_over=False), open_place(tmp_path).undisturbed(take_over=False)):
+    for held in (
+        open_storage(tmp_path).locked("t", take_over=False),
+        open_storage(tmp_path).undisturbed(take_over=False),
+    ):
         with pytest.raises(BadOutput, match=r"\.lock is no file but a folder"), held:
             pass

@@ -10,8 +10,9 @@ from PIL import Image
 from sample_slides.coordinates import coordinate_slide as make_coordinate_slide
 from sample_slides.coordinates import expected
 from wsi_prep.format.jpeg import JpegSettings, decode_tile, encode_tile
-from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX, Grid
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.pixels import read_groups
 from wsi_prep.tiles.plan import PlanSettings, plan_tiles
 

@@ -11,7 +11,7 @@ from test_catalog import slide, tiles
 
 from wsi_prep.errors import BadOption, BadOutput, StoreFailed
 from wsi_prep.output.catalog import Catalog
-from wsi_prep.storage.place import open_place
+from wsi_prep.storage.select import open_storage
 
 AT = f"s3://{BUCKET}/study/out"
 
@@ -70,10 +70,10 @@ class PlaceContract:
         with (
             place.locked("run", take_over=False),
             pytest.raises(BadOutput, match="a run"),
-            open_place(place.where).undisturbed(take_over=False),
+            open_storage(place.where).undisturbed(take_over=False),
         ):
             pass
-        with place.undisturbed(take_over=False), open_place(place.where).undisturbed(take_over=False):
+        with place.undisturbed(take_over=False), open_storage(place.where).undisturbed(take_over=False):
             pass
 
     def test_names_are_of_one_folder_alone(self, place):
@@ -157,15 +157,15 @@ class PlaceContract:
 class TestFolder(PlaceContract):
     @pytest.fixture
     def place(self, tmp_path):
-        place = open_place(tmp_path / "out")
-        place.create()
-        return place
+        storage = open_storage(tmp_path / "out")
+        storage.create()
+        return storage
 
 
 class TestObjectStore(PlaceContract):
     @pytest.fixture
     def place(self, server):
-        return open_place(AT)
+        return open_storage(AT)
 
     def test_the_marks_that_consoles_make_for_folders_are_nothing(self, server, place):
         for key in ("study/", "study/out/", "study/out/stores/"):
@@ -180,8 +180,8 @@ class TestObjectStore(PlaceContract):
 
 def test_a_url_that_is_no_object_store_is_refused(tmp_path):
     with pytest.raises(BadOption, match="of no object store that is known: s3://"):
-        open_place("https://host/out")
-    assert open_place(f"file://{tmp_path}").where == str(tmp_path)
+        open_storage("https://host/out")
+    assert open_storage(f"file://{tmp_path}").where == str(tmp_path)
 
 
 WHOLE = (["s0", "s1", "s2"], [(f"s{number}", index) for number in range(3) for index in range(3)])
@@ -203,7 +203,7 @@ def content(place):
 def test_cut_off_at_any_request_the_next_start_finds_the_catalog_before_or_after(server, change):
     for step in range(40):
         server.clear()
-        catalog = Catalog(open_place(AT))
+        catalog = Catalog(open_storage(AT))
         for number in range(3):
             catalog.commit(slide(number), tiles(number))
         if change == "drop":
@@ -215,13 +215,13 @@ def test_cut_off_at_any_request_the_next_start_finds_the_catalog_before_or_after
         except StoreFailed:
             finished = False
         server.faults.clear()
-        place = open_place(AT)
-        Catalog(place).recover()
+        storage = open_storage(AT)
+        Catalog(storage).recover()
         after = WHOLE if change == "merge" else WITHOUT_2
-        assert content(place) in (WHOLE, after)
+        assert content(storage) in (WHOLE, after)
         assert not [key for key in server.objects("study/out/") if "/." in key]
         if finished:
-            assert content(place) == after
+            assert content(storage) == after
             break
     assert finished
     assert step > 1

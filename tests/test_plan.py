@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_prep.errors import BadOption
-from wsi_prep.format.magnifications import MAGNIFICATIONS, Grid, to_level0
+from wsi_prep.format.magnifications import MAGNIFICATIONS, to_level0
+from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.plan import PlanSettings, plan_tiles
 
 M40, M20, M10, M5 = MAGNIFICATIONS

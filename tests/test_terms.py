@@ -10,7 +10,8 @@ from sample_slides.make import make_synthetic, nompp_tiff
 from wsi_prep.errors import OtherConfiguration
 from wsi_prep.output.folder import held_output, read_run
 from wsi_prep.output.terms import Terms
-from wsi_prep.storage.place import LOCK, LocalPlace
+from wsi_prep.storage.base import LOCK
+from wsi_prep.storage.local import LocalStorage
 
 PATTERN = ("--institution-pattern", "(?P<institution>[a-z]+)")
 
@@ -89,7 +90,7 @@ def test_a_refused_call_changes_nothing(made, capsys, more, without, says):
 
 def test_a_call_while_another_run_works_changes_nothing(made, capsys):
     before = contents(made) | {made / "out" / LOCK: b"of the other run"}
-    with LocalPlace(made / "out").locked("of the other run", take_over=False):
+    with LocalStorage(made / "out").locked("of the other run", take_over=False):
         assert call(made) == 2
     assert "another run is writing" in capsys.readouterr().err
     assert contents(made) | {made / "out" / LOCK: (made / "out" / LOCK).read_bytes()} == before
@@ -119,9 +120,9 @@ def test_an_output_whose_names_cannot_be_kept_is_not_begun(made, capsys):
     [({"quality": 70}, True, "quality was 90, now 70"), ({"quality": 90}, False, "a manifest"), ({}, True, "settings")],
 )
 def test_what_another_call_made_meanwhile_is_seen_under_the_lock(tmp_path, settings, named, says):
-    place = LocalPlace(tmp_path)
-    place.write("run.json", b'{"settings": {"quality": 90}, "manifest": true}')
+    storage = LocalStorage(tmp_path)
+    storage.write("run.json", b'{"settings": {"quality": 90}, "manifest": true}')
     terms = Terms(settings, {"manifest": named}, redo=False)
-    with pytest.raises(OtherConfiguration, match=says), held_output(place, terms, "token"):
+    with pytest.raises(OtherConfiguration, match=says), held_output(storage, terms, "token"):
         pytest.fail("it is held on other terms")
-    assert read_run(place) == {"settings": {"quality": 90}, "manifest": True}
+    assert read_run(storage) == {"settings": {"quality": 90}, "manifest": True}

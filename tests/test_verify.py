@@ -22,7 +22,7 @@ from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.format.jpeg import decode_tile, first_frame
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.output.catalog import Catalog
-from wsi_prep.storage.place import open_place
+from wsi_prep.storage.select import open_storage
 
 PART = "part-00000.parquet"
 
@@ -262,7 +262,7 @@ def flip_each(out, paths):
 def test_each_kind_of_file_is_repaired_and_nothing_else_is_touched(made, store, capsys):
     slides, whole = made
     in_two_parts(store, "cd")
-    write_tombstone(open_place(store), Tombstone(frozenset({"a" * 32}), frozenset({"b" * 32})))
+    write_tombstone(open_storage(store), Tombstone(frozenset({"a" * 32}), frozenset({"b" * 32})))
     before = {name: (store / name).read_bytes() for name in ("run.json", "forgotten.json")}
     a, b = (row_of(store, stem)["slide_id"] for stem in "ab")
     damaged = [f"stores/{a}.zarr/zarr.json", f"stores/{a}.zarr/20x/zarr.json", f"tissue/{a}.geojson"]

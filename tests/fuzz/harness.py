@@ -27,7 +27,7 @@ from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.slides.pyramid.resample import area_resample
 from wsi_prep.stain.classify import classify_stain
-from wsi_prep.storage.place import LOCK
+from wsi_prep.storage.base import LOCK
 from wsi_prep.tiles.quality import measure_tile
 from wsi_prep.tissue.glass import Glass
 

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from wsi_prep.errors import BadCatalog
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.format.slide_ids import is_slide_id
-from wsi_prep.storage.place import Place, local_folder, open_place
+from wsi_prep.storage.base import Storage
+from wsi_prep.storage.select import local_folder, open_storage
 
 _TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _KINDS = (
@@ -78,7 +79,7 @@ class Disclosure:
 
 def disclose(out: str) -> Disclosure:
     """Look through an output, on a disk or in an object store; raises BadCatalog where it is none."""
-    place, found = open_place(out), Disclosure(out)
+    place, found = open_storage(out), Disclosure(out)
     by_kind = _files(place, out, found)
     if not by_kind[_OF_SLIDES]:
         raise BadCatalog(f"{out} holds no catalog/slides; name a folder that make shards has filled")
@@ -104,11 +105,11 @@ def disclose(out: str) -> Disclosure:
     return found
 
 
-def _files(place: Place, out: str, found: Disclosure) -> dict[str, list[str]]:
+def _files(storage: Storage, out: str, found: Disclosure) -> dict[str, list[str]]:
     """Paths by kind; those of no kind, links, and what is no file are strays."""
     by_kind: dict[str, list[str]] = defaultdict(list)
     folder = local_folder(out)
-    sizes = _listed(folder, found) if folder is not None else _below(place)
+    sizes = _listed(folder, found) if folder is not None else _below(storage)
     for path, size in sorted(sizes.items()):
         kind = next((name for name, pattern in _KINDS if pattern.fullmatch(path)), None)
         if kind is None:
@@ -120,8 +121,8 @@ def _files(place: Place, out: str, found: Disclosure) -> dict[str, list[str]]:
     return by_kind
 
 
-def _below(place: Place) -> dict[str, int]:
-    return {path: size for name in place.names("") for path, size in place.sizes(name).items()}
+def _below(storage: Storage) -> dict[str, int]:
+    return {path: size for name in storage.names("") for path, size in storage.sizes(name).items()}
 
 
 def _listed(folder: Path, found: Disclosure) -> dict[str, int]:
@@ -151,10 +152,10 @@ def _attributes(path: str) -> list[str]:
     return []
 
 
-def _table(place: Place, path: str, table: str, found: Disclosure, ids: set[str]) -> None:
+def _table(storage: Storage, path: str, table: str, found: Disclosure, ids: set[str]) -> None:
     """Every text of one file of the catalog, and of its metadata."""
     try:
-        file = pq.ParquetFile(next(iter(place.sources([path]))))
+        file = pq.ParquetFile(next(iter(storage.sources([path]))))
         for name in set(file.schema_arrow.names) - set(_TABLES[table].names):
             found.strays.append(f"{path} has a column {name!r} that no table of ours has")
         found.texts[f"{table}, Parquet created by"][str(file.metadata.created_by)] += 1
@@ -166,14 +167,14 @@ def _table(place: Place, path: str, table: str, found: Disclosure, ids: set[str]
                 if key != b"PARQUET:field_id":
                     found.texts[f"{table}.{field_.name}, metadata {_text(key)}"][_text(value)] += 1
         for batch in file.iter_batches(batch_size=_BATCH):
-            _rows(place, batch, table, found, ids)
+            _rows(storage, batch, table, found, ids)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         found.strays.append(f"{path} cannot be read as Parquet")
 
 
-def _rows(place: Place, batch: pa.RecordBatch, table: str, found: Disclosure, ids: set[str]) -> None:
+def _rows(storage: Storage, batch: pa.RecordBatch, table: str, found: Disclosure, ids: set[str]) -> None:
     rows = pa.Table.from_batches([batch])
     if table == "slides" and "slide_id" in rows.column_names:
         ids.update(str(slide_id) for slide_id in rows["slide_id"].to_pylist())
@@ -188,7 +189,7 @@ def _rows(place: Place, batch: pa.RecordBatch, table: str, found: Disclosure, id
             if text is not None:
                 counts[_without_id(str(text), str(group["slide_id"]), column.name)] += group["count_all"]
     if table == "tiles":
-        _tiles(place, rows, found)
+        _tiles(storage, rows, found)
 
 
 def _without_id(text: str, slide_id: str, column: str) -> str:
@@ -198,7 +199,7 @@ def _without_id(text: str, slide_id: str, column: str) -> str:
     return text.replace(slide_id, "<slide_id>") if column != "slide_id" and slide_id and text != slide_id else text
 
 
-def _tiles(place: Place, rows: pa.Table, found: Disclosure) -> None:
+def _tiles(storage: Storage, rows: pa.Table, found: Disclosure) -> None:
     """The heads of these tiles' JPEGs."""
     shards: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for row in rows.select(["slide_id", "shard", "offset", "nbytes"]).to_pylist():
@@ -209,10 +210,10 @@ def _tiles(place: Place, rows: pa.Table, found: Disclosure) -> None:
         elif row["offset"] is not None and row["nbytes"] is not None and min(row["offset"], row["nbytes"]) >= 0:
             shards[path].append((row["offset"], min(row["nbytes"], _HEAD_BYTES)))
     for path, spans in shards.items():
-        if not _is_regular(place, path):
+        if not _is_regular(storage, path):
             found.strays.append(f"{path} is not there, or no file")
             continue
-        odd: Counter[str] = Counter(what for head in place.spans(path, spans) for what in odd_parts(head))
+        odd: Counter[str] = Counter(what for head in storage.spans(path, spans) for what in odd_parts(head))
         found.strays += [f"{path}: {count:,} tiles: {what}" for what, count in odd.items()]
 
 
@@ -234,9 +235,9 @@ def odd_parts(jpeg: bytes, *, whole: bool = False) -> Iterator[str]:
         yield "has something behind its end"
 
 
-def _json(place: Place, path: str, kind: str, found: Disclosure) -> None:
+def _json(storage: Storage, path: str, kind: str, found: Disclosure) -> None:
     """Every field of a file of JSON and the texts in it; of a slide's files the numbers too, but for coordinates."""
-    data = _small(place, path, found)
+    data = _small(storage, path, found)
     if data is None:
         return
     if kind == "lock":
@@ -266,18 +267,18 @@ def _values_in(value: Any, where: str) -> Iterator[tuple[str, Any]]:
         yield where, value
 
 
-def _small(place: Place, path: str, found: Disclosure) -> bytes | None:
+def _small(storage: Storage, path: str, found: Disclosure) -> bytes | None:
     """What a file holds, unless it is far too large to be what its name says."""
-    if sum(place.sizes(path).values()) > _MOST_BYTES:
+    if sum(storage.sizes(path).values()) > _MOST_BYTES:
         found.strays.append(f"{path} is too large to be what its name says")
         return None
-    return place.read(path)
+    return storage.read(path)
 
 
-def _is_regular(place: Place, path: str) -> bool:
-    folder = local_folder(place.where)
+def _is_regular(storage: Storage, path: str) -> bool:
+    folder = local_folder(storage.where)
     if folder is None:
-        return place.exists(path)
+        return storage.exists(path)
     try:
         return stat.S_ISREG(os.lstat(folder / path).st_mode)
     except OSError:

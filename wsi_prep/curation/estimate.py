@@ -20,7 +20,7 @@ from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import TILES_PER_SHARD
 from wsi_prep.output.folder import read_run
 from wsi_prep.output.query import open_catalog
-from wsi_prep.storage.place import open_place
+from wsi_prep.storage.select import open_storage
 
 NAMES = tuple(m.name for m in MAGNIFICATIONS)
 QUANTITIES = ("tiles", "core_hours", "storage_tb", "objects")
@@ -147,7 +147,7 @@ def read_sample(out: str | Path) -> Sample:
     of[:, :-1, 3] = objects
     of[:, -1, 3] = np.maximum(column("files") - objects.sum(axis=1), 0)
     rate = float(tiles.sum() / max(seconds.sum(), 1e-9))
-    return Sample(str(out), of, rate, read_run(open_place(out)).get("settings", {}))
+    return Sample(str(out), of, rate, read_run(open_storage(out)).get("settings", {}))
 
 
 def estimate(sample: Sample, slides: int, assumptions: Assumptions, seed: int = 0) -> Estimate:

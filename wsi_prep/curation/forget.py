@@ -23,7 +23,8 @@ from wsi_prep.run.slide import SlideTask, blank_row, failure
 from wsi_prep.slides.find.institution import UNKNOWN
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.private import drop_names
-from wsi_prep.storage.place import Place, open_place
+from wsi_prep.storage.base import Storage
+from wsi_prep.storage.select import open_storage
 
 TOMBSTONE = "forgotten.json"
 _COLUMNS = ["slide_id", "file", "status", "patient_key", *(f"tiles_{m.name}" for m in MAGNIFICATIONS)]
@@ -54,17 +55,17 @@ def id_hash(slide_id: str) -> str:
     return hashlib.blake2b(slide_id.encode(), digest_size=16, person=b"forgotten").hexdigest()
 
 
-def read_tombstone(place: Place) -> Tombstone:
+def read_tombstone(storage: Storage) -> Tombstone:
     """What the output is to forget; BadOutput where the file cannot be understood, since it must not be lost."""
     try:
-        told = read_sealed(place, TOMBSTONE)
+        told = read_sealed(storage, TOMBSTONE)
         return Tombstone(_hashes(told["patients"]), _hashes(told["slides"]))
     except (FileNotFoundError, NotADirectoryError):
         return Tombstone()
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f" ({error})" if isinstance(error, BadOutput) else ""
         raise BadOutput(
-            f"{place.where}/{TOMBSTONE} cannot be read{why}; restore it: without it, forgotten slides would be made "
+            f"{storage.where}/{TOMBSTONE} cannot be read{why}; restore it: without it, forgotten slides would be made "
             "again (make verify with REPAIR=1 does, from its copy)"
         ) from error
 
@@ -76,20 +77,20 @@ def _hashes(told: Any) -> frozenset[str]:
     return frozenset(told)
 
 
-def write_tombstone(place: Place, tombstone: Tombstone) -> None:
+def write_tombstone(storage: Storage, tombstone: Tombstone) -> None:
     """Replace the tombstone."""
     plain = {"patients": sorted(tombstone.patients), "slides": sorted(tombstone.slides)}
-    write_sealed(place, TOMBSTONE, plain)
+    write_sealed(storage, TOMBSTONE, plain)
 
 
 def leave_forgotten(
-    place: Place, tasks: Sequence[SlideTask], catalog: Catalog
+    storage: Storage, tasks: Sequence[SlideTask], catalog: Catalog
 ) -> tuple[list[SlideTask], list[dict[str, Any]]]:
     """The tasks that are not forgotten, and rows of those that are; a row that the catalog lacks is committed.
 
     Such a row says that the slide is excluded, and nothing of what the manifest knows of it.
     """
-    kept = read_tombstone(place).without(tasks)
+    kept = read_tombstone(storage).without(tasks)
     ids = {task.source.slide_id for task in kept}
     rows = [_forgotten_row(task) for task in tasks if task.source.slide_id not in ids]
     if rows:
@@ -138,19 +139,19 @@ class Forgetting:
 
 def look_up(out: str, patient_key: str | None, slide_ids: Collection[str]) -> Forgetting:
     """What `out` holds of the patient (a keyed hash) and of the slides; changes nothing. Raises BadCatalog."""
-    place = open_place(out)
-    catalog = Catalog(place)
+    storage = open_storage(out)
+    catalog = Catalog(storage)
     catalog.names()  # raises where there is no catalog
-    before = read_tombstone(place)
+    before = read_tombstone(storage)
     patients = (patient_key,) if patient_key is not None else ()
     rows = catalog.slides(_COLUMNS)
     mine = [row for row in rows if row["slide_id"] in slide_ids or row["patient_key"] in patients]
     ids = frozenset(row["slide_id"] for row in mine)
     known = before.patients.issuperset(patients) and before.slides.issuperset(map(id_hash, slide_ids))
     bare = sum(row["patient_key"] is None and row["status"] == "ok" for row in rows)
-    found = Forgetting(place.where, patients, ids, mine, known, bare)
+    found = Forgetting(storage.where, patients, ids, mine, known, bare)
     for path in (path for slide_id in ids for path in output_places(slide_id).values()):
-        sizes = place.sizes(path)
+        sizes = storage.sizes(path)
         found.files += len(sizes)
         found.bytes += sum(sizes.values())
     return found
@@ -162,27 +163,27 @@ def forget(found: Forgetting, names: Path | None, *, take_over: bool = False) ->
     Raises BadOutput where a run is working in the output (unless `take_over`: it is gone for good), or it cannot be
     written.
     """
-    place = open_place(found.out)
-    with place.locked(uuid.uuid4().hex, take_over=take_over), writing(place):
-        tombstone = read_tombstone(place).with_more(found.patients, found.slide_ids)
-        write_tombstone(place, tombstone)
-        catalog = Catalog(place)
+    storage = open_storage(found.out)
+    with storage.locked(uuid.uuid4().hex, take_over=take_over), writing(storage):
+        tombstone = read_tombstone(storage).with_more(found.patients, found.slide_ids)
+        write_tombstone(storage, tombstone)
+        catalog = Catalog(storage)
         catalog.recover()
-        found.warnings = _drop_warnings(place, {row["file"] for row in found.rows})  # while rows still tell the names
+        found.warnings = _drop_warnings(storage, {row["file"] for row in found.rows})  # while rows still tell the names
         rows = catalog.slides(["slide_id", "patient_key"])
         catalog.drop({row["slide_id"] for row in rows if tombstone.has(row["slide_id"], row["patient_key"])})
-        sweep(place, catalog)
-        if run := read_run(place):
-            write_run(place, {**run, **catalog_counts(catalog)})
+        sweep(storage, catalog)
+        if run := read_run(storage):
+            write_run(storage, {**run, **catalog_counts(catalog)})
         if names is not None:
             found.names = drop_names(names, tombstone.has)
 
 
-def _drop_warnings(place: Place, files: Collection[str]) -> int:
+def _drop_warnings(storage: Storage, files: Collection[str]) -> int:
     """Take warnings that name these files out of what run.json says of the last call; returns how many."""
-    run = read_run(place)
+    run = read_run(storage)
     before = run.get("last_call", {}).get("warnings", [])
     after = [warning for warning in before if not any(file and file in warning for file in files)]
     if after != before:
-        write_run(place, {**run, "last_call": {**run["last_call"], "warnings": after}})
+        write_run(storage, {**run, "last_call": {**run["last_call"], "warnings": after}})
     return len(before) - len(after)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+STAINS = ("HE", "IHC", "SPECIAL", "FLUORESCENCE", "UNKNOWN")
+"""What a slide's stain can be called."""
+
+
 FORMAT_VERSION = 2
 """Changes when a reader of older output would be misled."""
 

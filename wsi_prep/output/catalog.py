@@ -4,7 +4,7 @@ A worker commits a slide with two small files named by the slide's id, tiles fir
 row the slide does not exist. When a run ends, the small files are merged into parts. A merge, or the removal of rows
 from a part, is written aside, then announced by a journal, then carried out by renames; what a crash interrupts is
 finished at the next start. Each file holds a digest of itself (`sealed_parquet`); none whose digest
-is wrong is written anew. All of it goes through a `Place`, so it holds on a disk and in an object store alike.
+is wrong is written anew. All of it goes through a `Storage`, so it holds on a disk and in an object store alike.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from wsi_prep.format.layout import is_part, is_slide_file
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
 from wsi_prep.format.slide_ids import require_slide_id
 from wsi_prep.output.sealed_parquet import check_seal, sealed_writer
-from wsi_prep.storage.place import Place, open_place
+from wsi_prep.storage.base import Storage
+from wsi_prep.storage.select import open_storage
 from wsi_prep.untrusted.small_json import read_object
 from wsi_prep.untrusted.tables import BadTable, of_today, open_table
 
@@ -46,20 +47,20 @@ _COUNTS = ("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x")
 class Catalog:
     """The catalog of one output folder. One client at a time may call anything but `commit`, which workers call."""
 
-    def __init__(self, out: Place | Path) -> None:
-        self._place = open_place(out) if isinstance(out, Path) else out
+    def __init__(self, out: Storage | Path) -> None:
+        self._storage = open_storage(out) if isinstance(out, Path) else out
 
     def names(self) -> list[str]:
         """Names of the files of both tables, sorted, each once; BadCatalog where there are none of slides."""
         names = {
             table: {name for parts in (True, False) for name in self._names(table, parts=parts)} for table in _TABLES
         }
-        require_catalog(self._place.where, bool(names["slides"]))
+        require_catalog(self._storage.where, bool(names["slides"]))
         return sorted(names["slides"] | names["tiles"])
 
     def create(self) -> None:
         """Make the folders where they are missing."""
-        self._place.make_folders(*_FOLDERS.values())
+        self._storage.make_folders(*_FOLDERS.values())
 
     @staticmethod
     def no_tiles() -> pa.Table:
@@ -72,13 +73,13 @@ class Catalog:
         if len(tiles):
             self._write("tiles", tiles.cast(TILE_SCHEMA), name)
         else:  # an earlier try may have got this far
-            self._place.delete([f"{_FOLDERS['tiles']}/{name}"])
+            self._storage.delete([f"{_FOLDERS['tiles']}/{name}"])
         self._write("slides", pa.Table.from_pylist([slide], SLIDE_SCHEMA), name)
 
     def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
         """Committed slides' rows, sorted by slide_id; BadCatalog where a file cannot be read or names no slide."""
         with self._readable("slides"):
-            rows = self._place.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
+            rows = self._storage.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
         if columns is None or "slide_id" in columns:
             for row in rows:
                 require_slide_id(row["slide_id"])
@@ -144,21 +145,21 @@ class Catalog:
 
     def recover(self) -> None:
         """Finish what a killed run had announced, and forget what it had not."""
-        if self._place.exists(_JOURNAL):
+        if self._storage.exists(_JOURNAL):
             self._carry_out(self._journal())
         for folder in ("catalog", *_FOLDERS.values()):
-            self._place.delete([f"{folder}/{name}" for name in self._place.names(folder) if name.startswith(".")])
+            self._storage.delete([f"{folder}/{name}" for name in self._storage.names(folder) if name.startswith(".")])
         committed = {row["slide_id"] for row in self.slides(["slide_id"])}
         singles = self._names("tiles", parts=False)
         self._delete("tiles", [name for name in singles if name.removesuffix(".parquet") not in committed])
 
     def _names(self, table: str, *, parts: bool) -> list[str]:
         """A table's files, sorted: the parts, or those of single slides."""
-        return [name for name in self._place.names(_FOLDERS[table]) if is_table_file(name) and is_part(name) == parts]
+        return [name for name in self._storage.names(_FOLDERS[table]) if is_table_file(name) and is_part(name) == parts]
 
     def _journal(self) -> dict[str, Any]:
         """What the journal announces; BadOutput unless it is of a part and of slides' own files."""
-        data = self._place.read(_JOURNAL, _JOURNAL_BYTES)
+        data = self._storage.read(_JOURNAL, _JOURNAL_BYTES)
         why = "it names what is no file of a catalog"
         try:
             change = read_object(data)
@@ -166,14 +167,14 @@ class Catalog:
             change, why = {}, " ".join(str(error).split())[:100]
         part, singles = change.get("part"), change.get("singles")
         if not (is_part(part) and isinstance(singles, list) and all(map(is_slide_file, singles))):
-            where = f"{self._place.where}/{_JOURNAL}"
+            where = f"{self._storage.where}/{_JOURNAL}"
             raise BadOutput(f"{where} is no journal of make shards ({why}); remove it and run again")
         return {"part": part, "singles": singles}
 
     def _tile_counts(self, names: list[str]) -> dict[str, int]:
         """How many tiles the slide of each of these files has; BadCatalog where a file is of another slide."""
         paths = [f"{_FOLDERS['slides']}/{name}" for name in names]
-        rows = (row for table in self._place.tables(paths, SLIDE_SCHEMA) for row in table.to_pylist())
+        rows = (row for table in self._storage.tables(paths, SLIDE_SCHEMA) for row in table.to_pylist())
         counts = {f"{row['slide_id']}.parquet": sum(row[c] or 0 for c in _COUNTS) for row in rows}
         for name in names:
             if name not in counts:
@@ -181,7 +182,7 @@ class Catalog:
         return counts
 
     def _damaged(self, table: str, what: str) -> BadCatalog:
-        where = f"{self._place.where}/{_FOLDERS[table]}"
+        where = f"{self._storage.where}/{_FOLDERS[table]}"
         return BadCatalog(f"{where}: {what}; make verify with REPAIR=1 drops it")
 
     def _require_undamaged(self, table: str, name: str) -> None:
@@ -199,14 +200,14 @@ class Catalog:
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
                 raise
-            where = f"{self._place.where}/{_FOLDERS[table]}"
+            where = f"{self._storage.where}/{_FOLDERS[table]}"
             raise BadCatalog(
                 f"a file of {where} is damaged; make verify with REPAIR=1 says which and drops it"
             ) from error
 
     def _source(self, table: str, name: str) -> Any:
         """What pyarrow reads a file from."""
-        return next(iter(self._place.sources([f"{_FOLDERS[table]}/{name}"])))
+        return next(iter(self._storage.sources([f"{_FOLDERS[table]}/{name}"])))
 
     def _open(self, table: str, name: str) -> pq.ParquetFile:
         """A file of a table; BadCatalog where it is none."""
@@ -216,7 +217,7 @@ class Catalog:
             raise self._damaged(table, f"{name} is damaged ({error})") from error
 
     def _delete(self, table: str, names: Iterable[str]) -> None:
-        self._place.delete([f"{_FOLDERS[table]}/{name}" for name in names])
+        self._storage.delete([f"{_FOLDERS[table]}/{name}" for name in names])
 
     def _forget_merged(self) -> None:
         """Remove files of slides that a part has: a worker that left the cluster had finished them once more."""
@@ -236,19 +237,19 @@ class Catalog:
         for table, folder in _FOLDERS.items():
             present = [f"{folder}/{name}" for name in names if table == "slides" or name in with_tiles]
             with (
-                self._place.making(f"{folder}/.{part}") as unfinished,
+                self._storage.making(f"{folder}/.{part}") as unfinished,
                 unfinished.open("w+b") as file,
                 sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
                 self._readable(table),
             ):
-                for rows in _together(self._place.tables(present, _TABLES[table])):
+                for rows in _together(self._storage.tables(present, _TABLES[table])):
                     writer.write_table(rows, row_group_size=_GROUP_ROWS)
         self._announce({"part": part, "singles": names})
 
     def _rewrite_part(self, part: str, gone: pa.Array) -> None:
         for table, folder in _FOLDERS.items():
             with (
-                self._place.making(f"{folder}/.{part}") as unfinished,
+                self._storage.making(f"{folder}/.{part}") as unfinished,
                 unfinished.open("w+b") as file,
                 sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
             ):
@@ -259,21 +260,21 @@ class Catalog:
         self._announce({"part": part, "singles": []})
 
     def _announce(self, change: dict[str, Any]) -> None:
-        self._place.write(_JOURNAL, json.dumps(change).encode())
+        self._storage.write(_JOURNAL, json.dumps(change).encode())
         self._carry_out(change)
 
     def _carry_out(self, change: dict[str, Any]) -> None:
         for folder in _FOLDERS.values():
-            self._place.rename(f"{folder}/.{change['part']}", f"{folder}/{change['part']}")
+            self._storage.rename(f"{folder}/.{change['part']}", f"{folder}/{change['part']}")
         for table in _FOLDERS:
             self._delete(table, change["singles"])
-        self._place.delete([_JOURNAL])
+        self._storage.delete([_JOURNAL])
 
     def _write(self, table: str, rows: pa.Table, name: str) -> None:
         data = io.BytesIO()
         with sealed_writer(data, rows.schema, **_FORMAT) as writer:
             writer.write_table(rows)
-        self._place.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
+        self._storage.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
 
 
 def require_catalog(where: str, there: bool) -> None:

@@ -21,7 +21,8 @@ from wsi_prep.errors import BadCatalog, StoreFailed, UsageError
 from wsi_prep.format.copies import Copies, which_count
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
 from wsi_prep.output.catalog import require_catalog
-from wsi_prep.storage.place import Place, local_folder, open_place
+from wsi_prep.storage.base import Storage
+from wsi_prep.storage.select import local_folder, open_storage
 from wsi_prep.untrusted.tables import BadTable, open_table, require_plausible
 
 TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
@@ -87,7 +88,7 @@ def _named(
     where: str, failures: list[StoreFailed], *, texts: bool
 ) -> Iterator[tuple[str, dict[str, Path | ds.Dataset]]]:
     """The names of a catalog's files of slides, sorted, each with its files by table. Tiles of no slide are none."""
-    place, folder = open_place(where), local_folder(where)
+    place, folder = open_storage(where), local_folder(where)
     found = {table: _sizes(place, f"catalog/{table}", near=folder is not None) for table in TABLES}
     require_catalog(place.where, bool(found["slides"]))
     for name in sorted(found["slides"]):
@@ -102,18 +103,18 @@ def _named(
         yield name, sources
 
 
-def _sizes(place: Place, folder: str, *, near: bool) -> dict[str, int]:
+def _sizes(storage: Storage, folder: str, *, near: bool) -> dict[str, int]:
     """Bytes of a table's files by name; files on a disk know theirs."""
     if near:
-        return dict.fromkeys(filter(is_table_file, place.names(folder)), 0)
-    sizes = {path.removeprefix(f"{folder}/"): size for path, size in place.sizes(folder).items()}
+        return dict.fromkeys(filter(is_table_file, storage.names(folder)), 0)
+    sizes = {path.removeprefix(f"{folder}/"): size for path, size in storage.sizes(folder).items()}
     return {name: size for name, size in sizes.items() if "/" not in name and is_table_file(name)}
 
 
-def _require_table(place: Place, path: str, table: str, where: str, *, texts: bool) -> None:
+def _require_table(storage: Storage, path: str, table: str, where: str, *, texts: bool) -> None:
     """Raise BadCatalog where a file on a disk is no table, or claims more rows, or `texts`, than it can hold."""
     try:
-        for source in place.sources([path]):
+        for source in storage.sources([path]):
             if texts:
                 open_table(source, TABLES[table]).close()
             else:
@@ -125,14 +126,14 @@ def _require_table(place: Place, path: str, table: str, where: str, *, texts: bo
         raise BadCatalog(f"the catalog of {where} cannot be read ({path}: {first_line(error)})") from error
 
 
-def _rows(place: Place, path: str, size: int, table: str, failures: list[StoreFailed]) -> ds.Dataset:
+def _rows(storage: Storage, path: str, size: int, table: str, failures: list[StoreFailed]) -> ds.Dataset:
     """The rows of one file in an object store, with the table's columns."""
     file_format = ds.ParquetFileFormat()
     try:
-        fragment = file_format.make_fragment(pa.PythonFile(_FarFile(place, path, size, failures), mode="r"))
+        fragment = file_format.make_fragment(pa.PythonFile(_FarFile(storage, path, size, failures), mode="r"))
         return ds.FileSystemDataset([fragment], TABLES[table], file_format)
     except (pa.ArrowException, OSError) as error:
-        raise BadCatalog(f"{place.where}/{path} cannot be read ({first_line(error)})") from error
+        raise BadCatalog(f"{storage.where}/{path} cannot be read ({first_line(error)})") from error
 
 
 def _ids(where: str, name: str, source: Path | ds.Dataset) -> pa.Table:
@@ -159,8 +160,8 @@ def first_line(error: Exception) -> str:
 class _FarFile(io.RawIOBase):
     """A file of a place that is read by spans. Arrow passes no exception of ours on, so `failures` keeps them."""
 
-    def __init__(self, place: Place, path: str, size: int, failures: list[StoreFailed]) -> None:
-        self._place, self._path, self._size, self._failures = place, path, size, failures
+    def __init__(self, storage: Storage, path: str, size: int, failures: list[StoreFailed]) -> None:
+        self._storage, self._path, self._size, self._failures = storage, path, size, failures
         self._at = 0
 
     def readable(self) -> bool:
@@ -180,7 +181,7 @@ class _FarFile(io.RawIOBase):
         end = self._size if size < 0 else min(self._size, self._at + size)
         pieces = [(at, min(_PIECE_BYTES, end - at)) for at in range(self._at, end, _PIECE_BYTES)]
         try:
-            data = b"".join(self._place.spans(self._path, pieces))
+            data = b"".join(self._storage.spans(self._path, pieces))
         except StoreFailed as error:
             self._failures.append(error)
             raise

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from wsi_prep.errors import BadCatalog, BadOption, BadQuery, UsageError
 from wsi_prep.output.catalog_files import TABLES, CatalogFiles, catalog_files, first_line
-from wsi_prep.storage.place import aside
+from wsi_prep.storage.atomic import aside
 from wsi_prep.untrusted.sql import QUESTION_SECONDS, Deadline, check_limit, check_question, closed_connection
 
 _MEMORY = "4GB"

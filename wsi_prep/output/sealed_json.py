@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from wsi_prep.storage.base import Storage
 from wsi_prep.storage.digests import sha256
-from wsi_prep.storage.place import Place
 from wsi_prep.untrusted.small_json import Nonsense, read_object
 
 _FIELD = "digest"
@@ -22,23 +22,23 @@ class NotAsWritten(ValueError):
     """The bytes of such a file are not those that were written."""
 
 
-def write_sealed(place: Place, name: str, document: dict[str, Any]) -> None:
+def write_sealed(storage: Storage, name: str, document: dict[str, Any]) -> None:
     """Replace the file `name`, and its copy before it."""
     data = seal(document)
-    place.write(f".{name}", data)
-    place.write(name, data)
+    storage.write(f".{name}", data)
+    storage.write(name, data)
 
 
-def read_sealed(place: Place, name: str) -> dict[str, Any]:
+def read_sealed(storage: Storage, name: str) -> dict[str, Any]:
     """What the file `name` says, or its copy where only that is there, without its digest.
 
     Raises NotAsWritten, and FileNotFoundError where there is none. A file of an earlier
     version has no digest, and is taken as it is.
     """
     try:
-        data = place.read(name)
+        data = storage.read(name)
     except (FileNotFoundError, NotADirectoryError):
-        data = place.read(f".{name}")
+        data = storage.read(f".{name}")
     return unseal(data)
 
 
@@ -72,9 +72,9 @@ class SealedFile:
     sound: bytes | None
 
     @classmethod
-    def look_at(cls, place: Place, name: str) -> SealedFile:
+    def look_at(cls, storage: Storage, name: str) -> SealedFile:
         """Both copies of the file `name`, neither of which needs to be there."""
-        found = {path: _bytes(place, path) for path in (name, f".{name}")}
+        found = {path: _bytes(storage, path) for path in (name, f".{name}")}
         wrong: dict[str, str] = {}
         sound = None
         for path, data in found.items():
@@ -87,17 +87,17 @@ class SealedFile:
             wrong[name] = "it is not there, but its copy is"
         return cls(name, wrong, sound)
 
-    def restore(self, place: Place) -> bool:
+    def restore(self, storage: Storage) -> bool:
         """Write both anew from the one that is sound; whether there is one."""
         if self.sound is None:
             return False
-        write_sealed(place, self.name, unseal(self.sound))
+        write_sealed(storage, self.name, unseal(self.sound))
         return True
 
 
-def _bytes(place: Place, path: str) -> bytes | None:
+def _bytes(storage: Storage, path: str) -> bytes | None:
     try:
-        return place.read(path)
+        return storage.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
 

@@ -41,7 +41,8 @@ from wsi_prep.slides.find.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.slides.find.sources import Found, SlideSource, fingerprint, look_for_slides, paths_below
 from wsi_prep.slides.private import add_names, check_names_file, key_check, keyed_patient
 from wsi_prep.slides.urls import bare_url
-from wsi_prep.storage.place import Place, local_folder, open_place
+from wsi_prep.storage.base import Storage
+from wsi_prep.storage.select import local_folder, open_storage
 from wsi_prep.storage.times import settled
 from wsi_prep.tissue.masks import MaskFile, find_masks
 
@@ -141,9 +142,9 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     started, began_at = time.perf_counter(), time.time() // 1
     found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
     sources = found.sources
-    place = open_place(request.out)
+    storage = open_storage(request.out)
     terms = _terms(request)
-    terms.require_kept(place.where, read_run(place))
+    terms.require_kept(storage.where, read_run(storage))
     if request.names is not None:
         check_names_file(request.names, local_folder(request.out))
     manifest, warnings = _manifest_rows(request, found)
@@ -163,28 +164,28 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
         made_at = began_at
         tasks = sorted((replace(task, made_at=made_at) for task in tasks), key=lambda task: task.source.slide_id)
     with (
-        held_output(place, terms, token, take_over=request.take_over),
+        held_output(storage, terms, token, take_over=request.take_over),
         settled(request.out, made_at),
         RunLog(request.log, token[:8]) as log,
     ):
-        _add_names(request, place, tasks)
-        catalog = begin(place, terms)
-        with writing(place):
-            tasks = _known_before(place, tasks, catalog)
-            tasks, forgotten = leave_forgotten(place, tasks, catalog)
+        _add_names(request, storage, tasks)
+        catalog = begin(storage, terms)
+        with writing(storage):
+            tasks = _known_before(storage, tasks, catalog)
+            tasks, forgotten = leave_forgotten(storage, tasks, catalog)
             for row in forgotten:
                 summary.done_before += 1
                 summary.add(row, now=False)
             tasks = _not_done(request, tasks, catalog, summary)
         if tasks:
-            _work(request, tasks, place, catalog, summary, watcher, log)
-        with writing(place):
-            require_held(place, token)
-            place.dismiss_workers()
-            sweep(place, catalog)  # what workers that died left
+            _work(request, tasks, storage, catalog, summary, watcher, log)
+        with writing(storage):
+            require_held(storage, token)
+            storage.dismiss_workers()
+            sweep(storage, catalog)  # what workers that died left
             catalog.merge()
             summary.seconds = time.perf_counter() - started
-            _record(place, catalog, summary, worked=bool(tasks))
+            _record(storage, catalog, summary, worked=bool(tasks))
         log.run_ended(summary.statuses, summary.seconds)
     return summary
 
@@ -201,19 +202,19 @@ def _terms(request: RunRequest) -> Terms:
     return Terms(settings, named, request.redo)
 
 
-def _add_names(request: RunRequest, place: Place, tasks: Sequence[SlideTask]) -> None:
+def _add_names(request: RunRequest, storage: Storage, tasks: Sequence[SlideTask]) -> None:
     """Before OUT holds an id, the names file leads back from it: a run that is killed leaves none without its name."""
-    kept = read_tombstone(place).without(tasks)
+    kept = read_tombstone(storage).without(tasks)
     if request.names is not None:
         add_names(request.names, {task.source.slide_id: bare_url(task.source.path) for task in kept})
 
 
-def _known_before(place: Place, tasks: Sequence[SlideTask], catalog: Catalog) -> list[SlideTask]:
+def _known_before(storage: Storage, tasks: Sequence[SlideTask], catalog: Catalog) -> list[SlideTask]:
     """The tasks, those that OUT knows by an earlier version's id under that: none is made twice or though forgotten."""
     other = {task.source.former_id for task in tasks if task.source.former_id != task.source.slide_id}
     if not other:
         return list(tasks)
-    tombstone = read_tombstone(place)
+    tombstone = read_tombstone(storage)
     known = other.intersection(row["slide_id"] for row in catalog.slides(["slide_id"]))
     known |= {former_id for former_id in other if tombstone.has(former_id)}
     return [
@@ -317,16 +318,16 @@ def _fingerprint(task: SlideTask) -> str:
 def _work(
     request: RunRequest,
     tasks: Sequence[SlideTask],
-    place: Place,
+    storage: Storage,
     catalog: Catalog,
     summary: RunSummary,
     watcher: Watcher,
     log: RunLog,
 ) -> None:
     with cluster(request.cluster) as client, Merger(catalog) as merger:
-        with writing(place):
+        with writing(storage):
             catalog.drop({task.source.slide_id for task in tasks})
-            sweep(place, catalog)
+            sweep(storage, catalog)
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))
         log.run_started(len(tasks), summary.done_before)
         began = _began(log) if log.wanted else None
@@ -337,7 +338,7 @@ def _work(
             summary.add(row, now=True)
             watcher.finished(row)
             log.slide_finished(row)
-            with writing(place):
+            with writing(storage):
                 merger.add(row["slide_id"])
 
 
@@ -358,18 +359,18 @@ def _failed_row(task: SlideTask, error: BaseException, catalog: Catalog) -> dict
     return row
 
 
-def _record(place: Place, catalog: Catalog, summary: RunSummary, *, worked: bool) -> None:
+def _record(storage: Storage, catalog: Catalog, summary: RunSummary, *, worked: bool) -> None:
     """Bring run.json up to date: settings, versions and counts, and of the last call that worked its timings and rates.
 
     A call that finds nothing to do still writes what a killed one could not.
     """
-    before = read_run(place)
+    before = read_run(storage)
     run = {**before, **catalog_counts(catalog)}
     if worked or "last_call" not in before:
         run["versions"] = {"wsi_prep": __version__, "python": platform.python_version(), **told_versions()}
         run["last_call"] = _last_call(summary)
     if run != before:
-        write_run(place, run)
+        write_run(storage, run)
 
 
 def _last_call(summary: RunSummary) -> dict[str, Any]:

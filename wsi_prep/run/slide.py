@@ -34,7 +34,7 @@ from wsi_prep.errors import (
 )
 from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.layout import output_places
-from wsi_prep.format.magnifications import MAGNIFICATIONS, Grid
+from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import FORMAT_VERSION, SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.format.warning import warned
 from wsi_prep.output.catalog import Catalog
@@ -52,10 +52,13 @@ from wsi_prep.slides.readers.select import READERS, opened
 from wsi_prep.slides.scale import Scale, check_assumed_mpp, resolve_scale
 from wsi_prep.slides.urls import without_secrets
 from wsi_prep.stain.classify import StainCall, classify_glow, classify_stain, colour_warning, stain_columns
+from wsi_prep.storage.atomic import remove_tree
+from wsi_prep.storage.base import Storage
 from wsi_prep.storage.digests import NO_DIGESTS, to_column
-from wsi_prep.storage.place import Place, open_place, remove_tree
+from wsi_prep.storage.select import open_storage
 from wsi_prep.storage.times import set_times, set_times_in
 from wsi_prep.tiles.filters import TileFilter, say_lost
+from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.overlay import draw_overlay
 from wsi_prep.tiles.plan import PlanSettings, TilePlan, plan_tiles
 from wsi_prep.tiles.writer import write_tiles
@@ -141,34 +144,34 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     started = time.perf_counter()
     cv2.setNumThreads(1)  # a worker is one core
     keep_freed_memory()
-    place = open_place(task.out)
-    _require_current(task, place)
+    storage = open_storage(task.out)
+    _require_current(task, storage)
     row = blank_row(task)
     clock = StageClock()
     tiles = TILE_SCHEMA.empty_table()
     try:
-        with time_limit(_trace(task, place), task.time_limit) as begin_anew, Room(task.cache, begin_anew) as room:
+        with time_limit(_trace(task, storage), task.time_limit) as begin_anew, Room(task.cache, begin_anew) as room:
             clock.enter("open")
             row["fingerprint"] = fingerprint(task.source)
-            with _staged(task, place, room) as stage:
-                tiles = _prepare(task, row, place, stage, room, clock)
+            with _staged(task, storage, room) as stage:
+                tiles = _prepare(task, row, storage, stage, room, clock)
     except RunReplaced:
         raise
     except Exception as error:  # whatever happens to one slide becomes its row
         row.update(failure(error, task.source))
     clock.stop()
     row.update(clock.columns(), seconds=time.perf_counter() - started)
-    _require_current(task, place)
-    Catalog(place).commit(row, tiles)
+    _require_current(task, storage)
+    Catalog(storage).commit(row, tiles)
     name = f"{task.source.slide_id}.parquet"
     set_times_in(task.out, (f"catalog/slides/{name}", f"catalog/tiles/{name}"), task.made_at)
     return row
 
 
 @contextlib.contextmanager
-def _staged(task: SlideTask, place: Place, room: Room) -> Iterator[StagedSlide]:
+def _staged(task: SlideTask, storage: Storage, room: Room) -> Iterator[StagedSlide]:
     """A folder to make the slide in, which is gone afterwards."""
-    stage = (place.staging or room.folder) / f"{task.source.slide_id}-{uuid.uuid4().hex[:8]}"
+    stage = (storage.staging or room.folder) / f"{task.source.slide_id}-{uuid.uuid4().hex[:8]}"
     try:
         stage.mkdir(parents=True)
         yield StagedSlide(stage)
@@ -176,20 +179,20 @@ def _staged(task: SlideTask, place: Place, room: Room) -> Iterator[StagedSlide]:
         remove_tree(stage)
 
 
-def _trace(task: SlideTask, place: Place) -> Path:
+def _trace(task: SlideTask, storage: Storage) -> Path:
     """Where it is written where the slide hung. Workers share the staging folder; where there is none, each machine has
     a file of its own: the slide is ended on several then, and fails as WorkerDied.
     """
-    return (place.staging or task.cache.root()) / f"{task.source.slide_id}-{task.run_token[:8]}{HUNG}"
+    return (storage.staging or task.cache.root()) / f"{task.source.slide_id}-{task.run_token[:8]}{HUNG}"
 
 
-def _require_current(task: SlideTask, place: Place) -> None:
+def _require_current(task: SlideTask, storage: Storage) -> None:
     """A worker may outlive its client, and must then not write into the next run's folder.
 
     Raises RunReplaced then, and WriteFailed where the folder is not there at all.
     """
     try:
-        token = place.holder()
+        token = storage.holder()
     except FileNotFoundError as error:
         raise WriteFailed(
             f"the worker on {socket.gethostname()} does not see {task.out}; OUT must be on a disk that all share"
@@ -247,13 +250,13 @@ def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
 
 
 def _prepare(
-    task: SlideTask, row: dict[str, Any], place: Place, stage: StagedSlide, room: Room, clock: StageClock
+    task: SlideTask, row: dict[str, Any], storage: Storage, stage: StagedSlide, room: Room, clock: StageClock
 ) -> pa.Table:
     """All of the work on one slide; fills `row` as facts become known, so that they survive a failure."""
     with Crew(task.threads) as crew, opened(task.source, task.settings.reader, room, crew) as opened_reader:
         reader = TrustedLevels(opened_reader)
         try:
-            return _prepare_open(task, row, place, stage, clock, crew, reader)
+            return _prepare_open(task, row, storage, stage, clock, crew, reader)
         finally:  # a slide that fails may fail for what was noted before
             row["warning"] = warned(row["warning"], *reader.info.notes, *reader.warnings)
 
@@ -261,7 +264,7 @@ def _prepare(
 def _prepare_open(
     task: SlideTask,
     row: dict[str, Any],
-    place: Place,
+    storage: Storage,
     stage: StagedSlide,
     clock: StageClock,
     crew: Crew,
@@ -290,7 +293,7 @@ def _prepare_open(
     no_colour = colour_warning(thumbnail.pixels, tissue, glass)
     row["warning"] = warned(row["warning"], None if task.mask else glass.warning, no_colour)
     row.update(stain_columns(task.manifest.stain, seen, row["warning"]))
-    return _make_tiles(task, row, place, stage, clock, crew, reader, scale, thumbnail, tissue)
+    return _make_tiles(task, row, storage, stage, clock, crew, reader, scale, thumbnail, tissue)
 
 
 def _check_bright_field(task: SlideTask, row: dict[str, Any], thumbnail: Thumbnail) -> None:
@@ -305,7 +308,7 @@ def _check_bright_field(task: SlideTask, row: dict[str, Any], thumbnail: Thumbna
 def _make_tiles(
     task: SlideTask,
     row: dict[str, Any],
-    place: Place,
+    storage: Storage,
     stage: StagedSlide,
     clock: StageClock,
     crew: Crew,
@@ -321,7 +324,7 @@ def _make_tiles(
         grid = Grid.of_slide(reader.info.width0, reader.info.height0, scale.mpp_x, scale.mpp_y)
     except TooCoarse:
         stage.write("overlay.jpg", draw_overlay(thumbnail, tissue, None, task.source.name))
-        row.update(_publish(task, place, stage))
+        row.update(_publish(task, storage, stage))
         raise
     wanted = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, task.settings.plan, slide_id)
     settings = task.settings
@@ -333,7 +336,7 @@ def _make_tiles(
     clock.enter("tissue")
     stage.write("overlay.jpg", draw_overlay(thumbnail, tissue, plan, task.source.name))
     clock.enter("publish")
-    row.update(_publish(task, place, stage))
+    row.update(_publish(task, storage, stage))
     row.update({f"tiles_{m.name}": plan.count(m) for m in MAGNIFICATIONS})
     row["tiles_filtered"] = len(wanted) - len(plan)
     lost = say_lost(filters, failures, len(wanted) - len(plan), len(wanted)) if len(wanted) > len(plan) else ""
@@ -360,16 +363,16 @@ def _verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings, lost: 
     return {"status": "empty", "error": f"no tile inside the slide has {settings.tissue_threshold:.0%} tissue"}
 
 
-def _publish(task: SlideTask, place: Place, staged: StagedSlide) -> dict[str, Any]:
+def _publish(task: SlideTask, storage: Storage, staged: StagedSlide) -> dict[str, Any]:
     """Bring what was staged into place; returns the count of files, the store's bytes, and all files' digests."""
     stage = staged.folder
-    _require_current(task, place)
+    _require_current(task, storage)
     files = [p for p in stage.rglob("*") if p.is_file()]
     store_bytes = sum(p.stat().st_size for p in files if p.is_relative_to(stage / "store.zarr"))
     set_times(stage, task.made_at)
     for name, path in output_places(task.source.slide_id).items():
         if (stage / name).exists():
-            place.publish(stage / name, path)
+            storage.publish(stage / name, path)
     return {"files": len(files), "bytes": store_bytes, "digests": to_column(staged.digests)}
 
 

@@ -17,9 +17,6 @@ from wsi_prep.stain.network import CLASSES, packaged_model
 from wsi_prep.tissue.glass import Glass
 from wsi_prep.tissue.picture import brightest, darkest
 
-STAINS = ("HE", "IHC", "SPECIAL", "FLUORESCENCE", "UNKNOWN")
-"""What a slide's stain can be called."""
-
 SURE = 0.6
 """Confidence below which a stain is UNKNOWN: more than every third such guess is wrong."""
 

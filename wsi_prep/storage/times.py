@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from wsi_prep.storage.place import local_folder
+from wsi_prep.storage.select import local_folder
 
 _LISTED = ("", "catalog", "catalog/slides", "catalog/tiles")
 """Folders whose files the client writes."""

@@ -13,9 +13,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX, Grid, to_level0
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX, to_level0
 from wsi_prep.slides.base import SlideInfo, SlideReader
 from wsi_prep.slides.pyramid.resample import area_resample, halve, reduce_by
+from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.plan import TilePlan
 
 _WHOLE = 1e-9

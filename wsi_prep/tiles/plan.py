@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.errors import BadOption
-from wsi_prep.format.magnifications import MAGNIFICATIONS, Grid, Magnification, to_level0
+from wsi_prep.format.magnifications import MAGNIFICATIONS, Magnification, to_level0
+from wsi_prep.tiles.grid import Grid
 
 _ALL = tuple(m.name for m in MAGNIFICATIONS)
 

@@ -7,8 +7,6 @@ seeking to the offset that the catalog gives. Source: Zarr v3 specification, sha
 
 from __future__ import annotations
 
-import json
-import os
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,12 +17,9 @@ import google_crc32c
 import numpy as np
 
 from wsi_prep.format.jpeg import JpegSettings
-from wsi_prep.format.magnifications import TILE_PX
-from wsi_prep.format.records import TILES_PER_SHARD
+from wsi_prep.format.zarr_metadata import SHARD_TILES, array_metadata, group_metadata
+from wsi_prep.storage.atomic import sync
 from wsi_prep.storage.digests import ShardDigest, sha256
-
-SHARD_TILES = TILES_PER_SHARD
-"""Most tiles in one shard file: some 100 MB of JPEG and 32 kB of index."""
 
 _MISSING = 2**64 - 1
 _SYNCED_AT_ONCE = 8
@@ -102,11 +97,11 @@ class _Disk:
     def keep(self, path: Path) -> None:
         """Begin to make a file durable that has been written."""
         self._folders.add(path.parent)
-        self._begun.append(self._threads.submit(_sync, path))
+        self._begun.append(self._threads.submit(sync, path))
 
     def close(self) -> None:
         """Wait until all files are on the disk, with their names; raises what the disk refused."""
-        self._begun += [self._threads.submit(sync_folder, folder) for folder in self._folders]
+        self._begun += [self._threads.submit(sync, folder) for folder in self._folders]
         with self._threads:
             for each in self._begun:
                 each.result()
@@ -169,57 +164,3 @@ class _ArrayWriter:
         self._disk.keep(path)
         self._digests[f"{self._name}/{path.name}"] = self._digest.text
         self._file = None
-
-
-def group_metadata(attributes: dict[str, Any]) -> bytes:
-    """The zarr.json of a store, to the byte."""
-    return _json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
-
-
-def array_metadata(count: int, magnification: str, jpeg: JpegSettings, attributes: dict[str, Any]) -> bytes:
-    """The zarr.json of an array of `count` tiles, to the byte; `attributes` are the store's."""
-    tile = [1, TILE_PX, TILE_PX, 3]
-    per_shard = min(count, SHARD_TILES)
-    metadata = {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [count, *tile[1:]],
-        "data_type": "uint8",
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [per_shard, *tile[1:]]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": 255,
-        "codecs": [
-            {
-                "name": "sharding_indexed",
-                "configuration": {
-                    "chunk_shape": tile,
-                    "codecs": [jpeg.zarr_codec()],
-                    "index_codecs": [
-                        {"name": "bytes", "configuration": {"endian": "little"}},
-                        {"name": "crc32c"},
-                    ],
-                    "index_location": "end",
-                },
-            }
-        ],
-        "dimension_names": ["tile", "y", "x", "channel"],
-        "attributes": {**attributes, "magnification": magnification},
-    }
-    return _json(metadata)
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, indent=2).encode()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable, so that a rename into it survives a power cut."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

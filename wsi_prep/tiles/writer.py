@@ -6,7 +6,6 @@ import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from wsi_prep.compute.ahead import one_ahead
 from wsi_prep.compute.threads import Crew
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
-from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX, Grid
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 from wsi_prep.format.records import TILE_SCHEMA
+from wsi_prep.format.zarr_metadata import store_attributes
 from wsi_prep.slides.base import SlideReader
 from wsi_prep.tiles.filters import TileFilter
 from wsi_prep.tiles.pixels import TileGroup, read_groups
@@ -44,7 +44,7 @@ def write_tiles(
     kept = np.zeros(len(plan), bool)
     with (
         contextlib.closing(one_ahead(read_groups(reader, plan))) as groups,
-        StoreWriter(store, jpeg, store_attributes(slide_id, plan.grid)) as writer,
+        StoreWriter(store, jpeg, store_attributes(slide_id, plan.grid.mpp_by_magnification)) as writer,
     ):
         for group in groups:
             name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
@@ -57,11 +57,6 @@ def write_tiles(
     failures = [condition.failures(measures, plan.mag) for condition in filters]
     plan = plan.only(kept)
     return plan, _rows(slide_id, plan, measures[kept], locations), failures, writer.digests
-
-
-def store_attributes(slide_id: str, grid: Grid) -> dict[str, Any]:
-    """What the metadata of a slide's store say of it: its id, and the um/px of each magnification that it can give."""
-    return {"slide_id": slide_id, "mpp": {m.name: grid.mpp(m) for m in grid.magnifications}}
 
 
 def _make(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.errors import BadMask, BadOutput
-from wsi_prep.storage.place import Place
+from wsi_prep.storage.base import Storage
 from wsi_prep.tissue.polygons import FILE_FRAME, FRAME, QUPATH_FRAME, Polygon
 
 _MOST_BYTES = 64 * 2**20
@@ -31,12 +31,12 @@ class Outlines:
     cut: list[Polygon]
 
 
-def bounded_bytes(place: Place, path: str) -> bytes:
+def bounded_bytes(storage: Storage, path: str) -> bytes:
     """What a file holds; BadMask where that is too much or cannot be read, FileNotFoundError where there is none."""
     try:
-        if place.sizes(path).get(path, 0) > _MOST_BYTES:
+        if storage.sizes(path).get(path, 0) > _MOST_BYTES:
             raise BadMask(f"it is larger than {_MOST_BYTES >> 20} MiB; simplify it")
-        return place.read(path, _MOST_BYTES)
+        return storage.read(path, _MOST_BYTES)
     except FileNotFoundError:
         raise
     except BadOutput as error:

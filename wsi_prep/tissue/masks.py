@@ -21,7 +21,7 @@ from wsi_prep.slides.base import SlideInfo
 from wsi_prep.slides.find.naming import KnownNames, did_you_mean, one_form
 from wsi_prep.slides.find.sources import SlideSource
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail
-from wsi_prep.storage.place import LocalPlace
+from wsi_prep.storage.local import LocalStorage
 from wsi_prep.tissue.geojson import bounded_bytes, read_outlines
 from wsi_prep.tissue.polygons import Polygon, filled
 
@@ -127,7 +127,7 @@ def _bytes(mask: MaskFile) -> bytes:
     """What the file held when the run began."""
     path = Path(os.path.realpath(mask.path))  # a user may link masks
     try:
-        data = bounded_bytes(LocalPlace(path.parent), path.name)
+        data = bounded_bytes(LocalStorage(path.parent), path.name)
     except FileNotFoundError as error:
         raise BadMask("it is not there; workers must see MASKS under the same path") from error
     if hashlib.blake2b(data, digest_size=16).hexdigest() != mask.digest:

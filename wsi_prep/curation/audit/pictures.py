@@ -19,7 +19,8 @@ from wsi_prep.errors import BadCatalog, BadOutput, StoreFailed
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import TILE_PX
-from wsi_prep.storage.place import Place, open_place
+from wsi_prep.storage.base import Storage
+from wsi_prep.storage.select import open_storage
 from wsi_prep.untrusted.stored_tiles import WrongBytes, decode_stored, is_picture, place_of
 
 OVERLAY_PX = 2000
@@ -71,7 +72,7 @@ def overlays(audited: Audit, most: int, seed: int) -> Gallery[Picture]:
         slide = audited.slides[number]
         return slide.status, slide.stain, slide.institution, slide.tissue
 
-    places = [open_place(folder) for folder in audited.folders]
+    places = [open_storage(folder) for folder in audited.folders]
     found: list[Picture] = []
     size = 0
     for number in _in_turn(there, group, lambda n: audited.slides[n].slide_id, seed)[:most]:
@@ -88,7 +89,7 @@ def tiles(audited: Audit, connection: duckdb.DuckDBPyConnection, each: int, seed
     picks = _picks(audited, each, seed)
     rows = _rows(audited, connection, picks[:_MOST_TILES])
     side = TILE_PX if sum(row["nbytes"] or 0 for _, row in rows) <= _TILE_BYTES else TILE_PX // 2
-    places = [open_place(folder) for folder in audited.folders]
+    places = [open_storage(folder) for folder in audited.folders]
     found: list[TilePicture] = []
     size = 0
     for number, row in rows:
@@ -115,10 +116,10 @@ def _mark(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest(), "little")
 
 
-def _overlay(place: Place, audited: Audit, number: int) -> Picture:
+def _overlay(storage: Storage, audited: Audit, number: int) -> Picture:
     slide = audited.slides[number]
     try:
-        data = place.read(output_places(slide.slide_id)["overlay.jpg"])
+        data = storage.read(output_places(slide.slide_id)["overlay.jpg"])
         if not is_picture(data):
             return Picture(number, b"", "the overlay cannot be decoded")
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -176,13 +177,13 @@ def _rows(
     return [(picks[place][0], dict(zip(names, row, strict=True))) for place, *row in found]
 
 
-def _tile(place: Place, row: dict[str, Any], side: int) -> tuple[bytes, str]:
+def _tile(storage: Storage, row: dict[str, Any], side: int) -> tuple[bytes, str]:
     """The tile's JPEG as it lies in its shard file, or `side` px wide; or nothing, and why."""
     try:
         at = place_of(row)
         if row["shard"] != at.shard:
             return b"", "the tile cannot be read"
-        (jpeg,) = place.spans(at.shard, [(at.offset, at.nbytes)])
+        (jpeg,) = storage.spans(at.shard, [(at.offset, at.nbytes)])
         if len(jpeg) < at.nbytes:
             return b"", "the tile's bytes are gone"
         pixels = decode_stored(jpeg, at.crc32)

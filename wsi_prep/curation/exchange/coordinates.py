@@ -17,7 +17,9 @@ from wsi_prep.format.layout import output_places, require_names
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.format.slide_ids import require_slide_id
 from wsi_prep.output.query import open_catalog
-from wsi_prep.storage.place import Place, aside, open_place, write_atomically
+from wsi_prep.storage.atomic import aside, write_atomically
+from wsi_prep.storage.base import Storage
+from wsi_prep.storage.select import open_storage
 from wsi_prep.tissue.geojson import bounded_bytes, read_outlines
 from wsi_prep.tissue.polygons import QUPATH_FRAME, feature_collection
 from wsi_prep.untrusted.sql import QUESTION_SECONDS, one_expression
@@ -48,15 +50,15 @@ def write_qupath(out: str, where: str, to: Path, seconds: float = QUESTION_SECON
 
     Coordinates count from the slide's bounds, which is where QuPath's begin.
     """
-    place = open_place(out)
-    with open_catalog([place.where], seconds=seconds) as catalog:
+    storage = open_storage(out)
+    with open_catalog([storage.where], seconds=seconds) as catalog:
         slides = catalog.ask(_OUTLINED.format(where=one_expression(where))).read_all().to_pylist()
     written = Written()
     to.mkdir(parents=True, exist_ok=True)
     for slide in slides:
         require_slide_id(slide["slide_id"])
         try:
-            document = _for_qupath(place, slide)
+            document = _for_qupath(storage, slide)
         except BadMask as error:
             written.left_out[slide["slide_id"]] = str(error)
             continue
@@ -65,14 +67,14 @@ def write_qupath(out: str, where: str, to: Path, seconds: float = QUESTION_SECON
     return written
 
 
-def _for_qupath(place: Place, slide: dict[str, Any]) -> dict[str, Any]:
+def _for_qupath(storage: Storage, slide: dict[str, Any]) -> dict[str, Any]:
     bounds = slide["bounds_x0"], slide["bounds_y0"]
     if None in bounds and slide["reader"] == "tiff":  # a row from before bounds were recorded; its reader knows none
         bounds = 0, 0
     if None in bounds:
         raise BadMask("its row does not say where its bounds begin; make its shards anew in another OUT")
     try:
-        data = bounded_bytes(place, output_places(slide["slide_id"])["tissue.geojson"])
+        data = bounded_bytes(storage, output_places(slide["slide_id"])["tissue.geojson"])
     except FileNotFoundError as error:
         raise BadMask("its tissue/*.geojson is not there") from error
     outlines = read_outlines(data, *bounds)

@@ -18,7 +18,9 @@ from wsi_prep.curation.exchange.coordinates import Written
 from wsi_prep.errors import BadOption
 from wsi_prep.format.records import TILE_SCHEMA
 from wsi_prep.output.query import open_catalog
-from wsi_prep.storage.place import Place, aside, open_place
+from wsi_prep.storage.atomic import aside
+from wsi_prep.storage.base import Storage
+from wsi_prep.storage.select import open_storage
 from wsi_prep.untrusted.sql import QUESTION_SECONDS, one_expression
 from wsi_prep.untrusted.stored_tiles import place_of, require_whole
 
@@ -50,15 +52,15 @@ def write_tars(
     order = f"ORDER BY {keys}" if shuffle is None else f"ORDER BY hash({keys}, {shuffle:d}), {keys}"
     columns = ", ".join(f'"{name}"' for name in (*TILE_SCHEMA.names, *_STRATUM))
     written = Written()
-    place = open_place(out)
+    storage = open_storage(out)
     with (
         tempfile.TemporaryDirectory(dir=to, prefix=".sorting.") as spill,
-        open_catalog([place.where], Path(spill), seconds) as catalog,
+        open_catalog([storage.where], Path(spill), seconds) as catalog,
         _Tars(to, most_bytes) as tars,
     ):
         for batch in catalog.ask(_TILES.format(columns=columns, where=one_expression(where), order=order)):
             for shard, rows in itertools.groupby(batch.to_pylist(), _shard):
-                for row, jpeg in _stored(place, shard, rows):
+                for row, jpeg in _stored(storage, shard, rows):
                     if isinstance(jpeg, Exception):
                         written.left_out[f"{row['array']}[{row['index']}]"] = getattr(jpeg, "strerror", "") or str(jpeg)
                         continue
@@ -106,12 +108,12 @@ def _shard(row: dict[str, Any]) -> str:
 
 
 def _stored(
-    place: Place, shard: str, rows: Iterable[dict[str, Any]]
+    storage: Storage, shard: str, rows: Iterable[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], bytes | Exception]]:
     """Rows of one shard file, each with its tile's JPEG, or with the reason where that is not there, or not whole."""
     waiting = deque(rows)
     while waiting:
-        jpegs = place.spans(shard, [(row["offset"], row["nbytes"]) for row in waiting])
+        jpegs = storage.spans(shard, [(row["offset"], row["nbytes"]) for row in waiting])
         try:
             for jpeg in jpegs:
                 row = waiting.popleft()

@@ -17,7 +17,8 @@ from wsi_prep.format.layout import PART_NAME
 from wsi_prep.format.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
 from wsi_prep.format.slide_ids import require_slide_id
 from wsi_prep.output.sealed_parquet import check_seal
-from wsi_prep.storage.place import Place, open_place
+from wsi_prep.storage.base import Storage
+from wsi_prep.storage.select import open_storage
 from wsi_prep.untrusted.tables import of_today, open_table, require_columns
 
 _NEEDED_OF_SLIDES = ["slide_id", "status", "width", "height", "tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"]
@@ -77,7 +78,7 @@ class CatalogFile:
 
 def check_catalog_file(task: tuple[str, str]) -> CatalogFile:
     """Read the files `name` of an output's catalog whole; `task` is (OUT, name)."""
-    place, name = open_place(task[0]), task[1]
+    place, name = open_storage(task[0]), task[1]
     found = CatalogFile(name)
     slides = _slides(place, name, found)
     found.ids = frozenset(str(slide_id) for slide_id, _ in slides)
@@ -116,10 +117,10 @@ def _take_row(found: CatalogFile, slide_id: Any, status: Any) -> None:
     found.statuses[slide_id] = str(status)
 
 
-def _slides(place: Place, name: str, found: CatalogFile) -> list[tuple[Any, Any]]:
+def _slides(storage: Storage, name: str, found: CatalogFile) -> list[tuple[Any, Any]]:
     """The slides' ids and states, after everything in the file has been read once."""
     try:
-        with _sealed(place, "slides", name, found) as file:
+        with _sealed(storage, "slides", name, found) as file:
             whole = file.read()
         require_columns(whole.schema, SLIDE_SCHEMA, _NEEDED["slides"])
         return list(zip(whole["slide_id"].to_pylist(), whole["status"].to_pylist(), strict=True))
@@ -132,15 +133,15 @@ def _slides(place: Place, name: str, found: CatalogFile) -> list[tuple[Any, Any]
     return []
 
 
-def _tile_ids(place: Place, name: str, found: CatalogFile) -> set[str]:
+def _tile_ids(storage: Storage, name: str, found: CatalogFile) -> set[str]:
     """Whose tiles the file has. Every row group is read whole, one at a time."""
     ids = set[str]()
-    if not place.exists(f"catalog/tiles/{name}"):
+    if not storage.exists(f"catalog/tiles/{name}"):
         if PART_NAME.fullmatch(name):
             _damaged(found, "tiles", "it is not there, but its slides are")
         return ids
     try:
-        with _sealed(place, "tiles", name, found) as file:
+        with _sealed(storage, "tiles", name, found) as file:
             require_columns(file.schema_arrow, TILE_SCHEMA, _NEEDED["tiles"])
             for group in range(file.num_row_groups):
                 ids.update(map(str, pc.unique(file.read_row_group(group)["slide_id"]).to_pylist()))
@@ -158,9 +159,9 @@ def _damaged(found: CatalogFile, table: str, what: str) -> None:
         found.faults.append(Fault("catalog", path, what))
 
 
-def _sealed(place: Place, table: str, name: str, found: CatalogFile) -> pq.ParquetFile:
+def _sealed(storage: Storage, table: str, name: str, found: CatalogFile) -> pq.ParquetFile:
     """The file, to be read with its pages' checksums; ValueError where it is not what its digest is of."""
-    source = _source(place, table, name)
+    source = _source(storage, table, name)
     seal = check_seal(source)
     found.unsealed += seal == "none"
     if seal == "broken":  # a bit in a footer may crash pyarrow
@@ -168,39 +169,39 @@ def _sealed(place: Place, table: str, name: str, found: CatalogFile) -> pq.Parqu
     return open_table(source, _SCHEMAS[table], page_checksum_verification=True)
 
 
-def _open(place: Place, table: str, name: str) -> pq.ParquetFile:
-    return open_table(_source(place, table, name), _SCHEMAS[table])
+def _open(storage: Storage, table: str, name: str) -> pq.ParquetFile:
+    return open_table(_source(storage, table, name), _SCHEMAS[table])
 
 
-def _source(place: Place, table: str, name: str) -> Any:
-    return next(iter(place.sources([f"catalog/{table}/{name}"])))
+def _source(storage: Storage, table: str, name: str) -> Any:
+    return next(iter(storage.sources([f"catalog/{table}/{name}"])))
 
 
 def _one_line(error: Exception) -> str:
     return f"{' '.join(str(error).split())[:200] or type(error).__name__}"
 
 
-def slide_rows(place: Place, name: str) -> Iterator[dict[str, Any]]:
+def slide_rows(storage: Storage, name: str) -> Iterator[dict[str, Any]]:
     """The rows of a slides file that check_catalog_file has found sound, a batch at a time."""
-    with _open(place, "slides", name) as file:
+    with _open(storage, "slides", name) as file:
         columns = [name for name in SLIDE_COLUMNS if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=columns):
             yield from batch.to_pylist()
 
 
-def tiles_of(place: Place, name: str, slide_id: str) -> pa.Table:
+def tiles_of(storage: Storage, name: str, slide_id: str) -> pa.Table:
     """A slide's rows of a tiles file, in the file's order; files of many slides stay open for the next.
 
     Out of an object store such a file comes whole and is held: some hundred MB at most.
     """
     try:
-        version = place.version(f"catalog/tiles/{name}")
+        version = storage.version(f"catalog/tiles/{name}")
     except FileNotFoundError:
         return TILE_SCHEMA.empty_table()
     if not PART_NAME.fullmatch(name):
-        with _open(place, "tiles", name) as file:
+        with _open(storage, "tiles", name) as file:
             return of_today(file.read(), TILE_SCHEMA)
-    part = _open_part(place.where, name, version)
+    part = _open_part(storage.where, name, version)
     groups = part.groups(slide_id)
     rows = part.file.read_row_groups(groups) if groups else TILE_SCHEMA.empty_table()
     return rows.filter(pc.equal(rows["slide_id"], slide_id))
@@ -232,7 +233,7 @@ class _Part:
 @functools.lru_cache(maxsize=1)
 def _open_part(out: str, name: str, version: str) -> _Part:
     """`version` tells a part from one that takes its place."""
-    return _Part(_open(open_place(out), "tiles", name))
+    return _Part(_open(open_storage(out), "tiles", name))
 
 
 def twice(files: Collection[CatalogFile]) -> Counter[str]:

@@ -10,11 +10,11 @@ import numpy as np
 
 from wsi_prep.errors import StoreFailed, TooCoarse
 from wsi_prep.format.jpeg import JpegSettings, encode_tile, tables_and_sampling
-from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX, Grid
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
+from wsi_prep.format.zarr_metadata import array_metadata, group_metadata, store_attributes
+from wsi_prep.storage.base import Storage
 from wsi_prep.storage.digests import sha256
-from wsi_prep.storage.place import Place
-from wsi_prep.tiles.store import array_metadata, group_metadata
-from wsi_prep.tiles.writer import store_attributes
+from wsi_prep.tiles.grid import Grid
 from wsi_prep.untrusted.small_json import read_object
 
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
@@ -32,13 +32,13 @@ class Metadata:
     jpeg: dict[str, JpegSettings] = field(default_factory=dict)
 
 
-def check_metadata(place: Place, store: str, row: Mapping[str, Any], digests: Mapping[str, str] | None) -> Metadata:
+def check_metadata(storage: Storage, store: str, row: Mapping[str, Any], digests: Mapping[str, str] | None) -> Metadata:
     """Look at zarr.json of the group, and of the array of each magnification that the slide has tiles at."""
     found = Metadata()
     for name in ("", *(name for name in _NAMES if row[f"tiles_{name}"])):
         within, called = (f"{name}/zarr.json" if name else "zarr.json"), f"{name or 'group'}: zarr.json"
         try:
-            data = place.read(f"{store}/{within}", _MOST_BYTES)
+            data = storage.read(f"{store}/{within}", _MOST_BYTES)
             given = read_object(data)
             attributes = _attributes(given, row, name)
             if name:
@@ -79,7 +79,8 @@ def _attributes(given: Any, row: Mapping[str, Any], name: str) -> dict[str, Any]
         if name and own.pop("magnification") != name:
             raise ValueError("another magnification")
         return own
-    return store_attributes(row["slide_id"], Grid.of_slide(*(row[column] for column in _SCALE)))
+    grid = Grid.of_slide(*(row[column] for column in _SCALE))
+    return store_attributes(row["slide_id"], grid.mpp_by_magnification)
 
 
 def _unlike(one: bytes, other: bytes) -> int:

@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping
 
 from wsi_prep.errors import StoreFailed
 from wsi_prep.format.jpeg import decode_tile
+from wsi_prep.storage.base import Storage
 from wsi_prep.storage.digests import sha256
-from wsi_prep.storage.place import Place
 from wsi_prep.untrusted.small_json import read_object
 from wsi_prep.untrusted.stored_tiles import is_picture
 
 
-def picture_faults(place: Place, path: str, name: str, digests: Mapping[str, str] | None) -> Iterator[str]:
+def picture_faults(storage: Storage, path: str, name: str, digests: Mapping[str, str] | None) -> Iterator[str]:
     """What is wrong with the file at `path`, which is called `name` (one of PICTURES) among the slide's `digests`."""
     try:
-        data = place.read(path)
+        data = storage.read(path)
         if digests is not None and sha256(data) != digests.get(name):
             yield f"{path} is damaged (it has another digest than its row)"
         else:

@@ -18,8 +18,9 @@ from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import MAGNIFICATIONS, to_level0
 from wsi_prep.format.records import TILES_PER_SHARD
+from wsi_prep.storage.base import Storage
 from wsi_prep.storage.digests import ShardDigest, from_column
-from wsi_prep.storage.place import Place, open_place
+from wsi_prep.storage.select import open_storage
 from wsi_prep.untrusted.stored_tiles import LARGEST_JPEG, WrongBytes, decode_stored
 
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
@@ -61,10 +62,10 @@ class SlideReport:
 def check_slide(task: SlideCheck) -> SlideReport:
     """Look at everything of one slide. What cannot be read becomes a fault; StoreFailed where a store does not answer.
 
-    Holds the slide's rows of tiles, one tile, and what Place.spans holds: of a shard in an object store 40 MB, however
-    large it is.
+    Holds the slide's rows of tiles, one tile, and what Storage.spans holds: of a shard in an object store 40 MB,
+    however large it is.
     """
-    place, row, slide_id = open_place(task.out), task.row, task.slide_id
+    place, row, slide_id = open_storage(task.out), task.row, task.slide_id
     tiles = tiles_of(place, task.name, slide_id)
     digests, found = _digests(row)
     found += _row_faults(row, tiles)
@@ -167,7 +168,7 @@ def _missing(store: str, gone: set[str], *, empty: bool) -> list[_Found]:
 
 
 def _array_faults(
-    place: Place,
+    storage: Storage,
     sizes: dict[str, int],
     tiles: pa.Table,
     name: str,
@@ -183,12 +184,12 @@ def _array_faults(
         path = of_name["shard"][start].as_py()
         where = f"{name}/{path.rpartition('/')[2]}"
         try:
-            index, wrong = _index(place, path, sizes[path], rows, per_shard)
+            index, wrong = _index(storage, path, sizes[path], rows, per_shard)
             if wrong:
                 yield "index", f"{where} {wrong}"
                 continue
             digest, sound = ShardDigest(), True
-            jpegs = place.spans(path, [(offset, nbytes) for _, offset, nbytes, _ in rows.tolist()])
+            jpegs = storage.spans(path, [(offset, nbytes) for _, offset, nbytes, _ in rows.tolist()])
             for (number, _, _, crc32), jpeg in zip(rows.tolist(), jpegs, strict=True):
                 digest.update(jpeg)
                 if wrong := _wrong_tile(jpeg, crc32, None if number else settings):
@@ -201,12 +202,12 @@ def _array_faults(
             yield "index", f"{where} cannot be read ({error.strerror or error})"
 
 
-def _index(place: Place, path: str, size: int, rows: NDArray[np.int64], per_shard: int) -> tuple[bytes, str]:
+def _index(storage: Storage, path: str, size: int, rows: NDArray[np.int64], per_shard: int) -> tuple[bytes, str]:
     """The index at the end of a shard file, with its CRC-32C, and how it is not what the rows say, or an empty text."""
     length = per_shard * _ENTRY + _CHECKSUM
     if size < length:
         return b"", f"has {size:,} bytes, fewer than its index"
-    (data,) = place.spans(path, [(size - length, length)])
+    (data,) = storage.spans(path, [(size - length, length)])
     return data, _wrong_index(data, size, rows, per_shard)
 
 

@@ -18,7 +18,8 @@ from wsi_prep.format.records import is_table_file
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import RUN, catalog_counts, read_run, sweep, write_run, writing
 from wsi_prep.output.sealed_json import SealedFile
-from wsi_prep.storage.place import Place, open_place
+from wsi_prep.storage.base import Storage
+from wsi_prep.storage.select import open_storage
 
 Progress = Callable[[int, int, int], None]
 """Called with slides done, slides in all, and bytes of tiles read so far."""
@@ -64,34 +65,34 @@ def verify(
     else sees to it that none was at work. Raises BadCatalog where there is no catalog, BadOutput where a run is working
     there (unless `take_over`: it is gone for good), StoreFailed where a store does not answer, which is no fault.
     """
-    place = open_place(out)
-    names = Catalog(place).names()
-    lock = place.locked(uuid.uuid4().hex, take_over=take_over) if repair else place.undisturbed(take_over=take_over)
+    storage = open_storage(out)
+    names = Catalog(storage).names()
+    lock = storage.locked(uuid.uuid4().hex, take_over=take_over) if repair else storage.undisturbed(take_over=take_over)
     with lock:
         if repair:
-            _finish_what_was_interrupted(place)
-            names = Catalog(place).names()
-        found = Verified(place.where)
-        _look_at_json(place, found)
+            _finish_what_was_interrupted(storage)
+            names = Catalog(storage).names()
+        found = Verified(storage.where)
+        _look_at_json(storage, found)
         with cluster(ClusterOptions(workers=workers)) as client:
             tasks = [(found.out, name) for name in names]
             for task, outcome in run_tasks(client, check_catalog_file, tasks, lambda task: f"catalog-{task[1]}"):
                 found.files.append(_file_outcome(task[1], outcome))
-            _sum_up_files(place, found)
-            checks = _checks(place, found)
+            _sum_up_files(storage, found)
+            checks = _checks(storage, found)
             for check, report in run_tasks(client, check_slide, checks, lambda check: check.slide_id):
                 _add(found, _slide_outcome(check, report))
                 progress(found.slides, _sound_slides(found), found.bytes)
-        _find_strays(place, found)
+        _find_strays(storage, found)
         if repair and found.faults:
-            with writing(place):
-                _repair(place, found)
+            with writing(storage):
+                _repair(storage, found)
     return found
 
 
-def _finish_what_was_interrupted(place: Place) -> None:
-    with writing(place), contextlib.suppress(BadCatalog):  # a damaged file is found again, by its name
-        Catalog(place).recover()
+def _finish_what_was_interrupted(storage: Storage) -> None:
+    with writing(storage), contextlib.suppress(BadCatalog):  # a damaged file is found again, by its name
+        Catalog(storage).recover()
 
 
 def _file_outcome(name: str, outcome: CatalogFile | BaseException) -> CatalogFile:
@@ -102,9 +103,9 @@ def _file_outcome(name: str, outcome: CatalogFile | BaseException) -> CatalogFil
     return CatalogFile(name, damaged=True, faults=[fault])
 
 
-def _look_at_json(place: Place, found: Verified) -> None:
+def _look_at_json(storage: Storage, found: Verified) -> None:
     for name in (RUN, TOMBSTONE):
-        file = SealedFile.look_at(place, name)
+        file = SealedFile.look_at(storage, name)
         found.sealed.append(file)
         found.faults += [Fault("run", path, what) for path, what in file.wrong.items()]
 
@@ -115,8 +116,8 @@ def _raise_if_store_failed(outcome: BaseException) -> None:
         raise outcome
 
 
-def _sum_up_files(place: Place, found: Verified) -> None:
-    if place.exists("catalog/.journal.json"):
+def _sum_up_files(storage: Storage, found: Verified) -> None:
+    if storage.exists("catalog/.journal.json"):
         what = "a merge was interrupted; the next make shards, or REPAIR=1, finishes it"
         found.faults.append(Fault("catalog", "catalog/.journal.json", what))
     for file in found.files:
@@ -128,12 +129,12 @@ def _sum_up_files(place: Place, found: Verified) -> None:
         found.faults.append(Fault("rows", slide_id, f"it has rows in {count} files of catalog/slides"))
 
 
-def _checks(place: Place, found: Verified) -> Iterator[SlideCheck]:
+def _checks(storage: Storage, found: Verified) -> Iterator[SlideCheck]:
     """A task for each slide whose row can be trusted, part by part."""
     for file in found.files:
         if not file.damaged:
             bad = {*file.orphans, *found.broken}
-            for row in slide_rows(place, file.name):
+            for row in slide_rows(storage, file.name):
                 if row["slide_id"] not in bad:
                     yield SlideCheck(found.out, row, file.name)
 
@@ -162,19 +163,19 @@ def _add(found: Verified, report: SlideReport) -> None:
     found.faults += [Fault("strays", path, "a file that is not its store's") for path in report.strays]
 
 
-def _find_strays(place: Place, found: Verified) -> None:
+def _find_strays(storage: Storage, found: Verified) -> None:
     """Files beside the slides' own: in stores, tissue and overlays those of no slide, in the catalog any but tables."""
     statuses = {i: status for file in found.files if not file.damaged for i, status in file.statuses.items()}
     damaged = any(file.damaged for file in found.files)
     for folder, ending in PLACES.values():
-        for name in place.names(folder):
+        for name in storage.names(folder):
             slide_id = name.removesuffix(ending)
             kept = ending != ".zarr" and statuses.get(slide_id) not in (None, "failed")
             ours = name.endswith(ending) and (kept or statuses.get(slide_id) == "ok")
             if not ours and not (damaged and name.endswith(ending)):  # it may be of a slide now unknown
                 _stray(found, f"{folder}/{name}")
     for folder in ("catalog", "catalog/slides", "catalog/tiles"):
-        for name in place.names(folder):
+        for name in storage.names(folder):
             table = folder == "catalog" and name in ("slides", "tiles", ".journal.json")
             rows = folder != "catalog" and is_table_file(name)
             if not table and not rows:
@@ -186,9 +187,9 @@ def _stray(found: Verified, path: str) -> None:
     found.faults.append(Fault("strays", path, "no row is of it"))
 
 
-def _repair(place: Place, found: Verified) -> None:
+def _repair(storage: Storage, found: Verified) -> None:
     """Through the catalog's own steps, so that a repair that is killed is finished by the next."""
-    catalog = Catalog(place)
+    catalog = Catalog(storage)
     before = frozenset[str]().union(*(file.ids for file in found.files))
     for file in found.files:
         if file.damaged:
@@ -200,12 +201,12 @@ def _repair(place: Place, found: Verified) -> None:
     catalog.recover()
     catalog.drop(found.broken)
     for path in found.strays:
-        place.remove(path)
-    sweep(place, catalog)
+        storage.remove(path)
+    sweep(storage, catalog)
     for sealed in found.sealed:
         if sealed.wrong:
-            (found.restored if sealed.restore(place) else found.lost).append(sealed.name)
-    if RUN not in found.lost and (run := read_run(place)):
-        write_run(place, {**run, **catalog_counts(catalog)})
+            (found.restored if sealed.restore(storage) else found.lost).append(sealed.name)
+    if RUN not in found.lost and (run := read_run(storage)):
+        write_run(storage, {**run, **catalog_counts(catalog)})
     found.removed = len(found.strays)
     found.undone = len(before - {str(row["slide_id"]) for row in catalog.slides(["slide_id"])})

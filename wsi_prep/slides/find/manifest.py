@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from wsi_prep.errors import BadManifest
+from wsi_prep.format.records import STAINS
 from wsi_prep.slides.fetch.remote import file_system
 from wsi_prep.slides.find.endings import why_left_out
 from wsi_prep.slides.find.naming import KnownNames, did_you_mean, one_form
 from wsi_prep.slides.find.sources import SlideSource
 from wsi_prep.slides.urls import bare_url, name_of, without_secrets
-from wsi_prep.stain.classify import STAINS
 from wsi_prep.untrusted.csv_lines import read_csv
 
 COLUMNS = ("slide", "mpp", "stain", "institution", "tissue", "patient")

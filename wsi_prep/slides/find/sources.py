@@ -24,7 +24,7 @@ from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, onl
 from wsi_prep.slides.find.naming import KnownNames, as_stored, did_you_mean, one_form
 from wsi_prep.slides.private import keyed_slide_id
 from wsi_prep.slides.urls import bare_url, name_of, without_secrets
-from wsi_prep.storage.place import OBJECT_STORES
+from wsi_prep.storage.select import OBJECT_STORES
 from wsi_prep.untrusted.csv_lines import read_csv
 
 _INDEXES = (".vms", ".vmu")

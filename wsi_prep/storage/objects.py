@@ -18,9 +18,9 @@ from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, Prec
 
 from wsi_prep.errors import BadOutput
 from wsi_prep.format.records import is_table_file
+from wsi_prep.storage.base import LOCK, Span
 from wsi_prep.storage.lock_holder import ProcessMark
-from wsi_prep.storage.object_store import ahead, ask, failed, open_store
-from wsi_prep.storage.place import LOCK, Span
+from wsi_prep.storage.object_client import ahead, ask, failed, open_store
 from wsi_prep.untrusted.below import MOST_BYTES, require_size
 from wsi_prep.untrusted.small_json import read_object
 from wsi_prep.untrusted.tables import require_table
@@ -33,8 +33,8 @@ _TABLE_BYTES = 4 * 2**30
 """Of a catalog's file: ours have some hundred MB."""
 
 
-class ObjectPlace:
-    """A prefix of a bucket, see Place. Objects appear whole by themselves; a folder is what its objects' names say."""
+class ObjectStorage:
+    """A prefix of a bucket, see Storage. Objects appear whole by themselves; a folder is what objects' names say."""
 
     def __init__(self, where: str) -> None:
         self.where = where.rstrip("/")
@@ -43,10 +43,10 @@ class ObjectPlace:
         self._held: tuple[dict[str, Any], dict[str, str]] | None = None
 
     def create(self) -> None:
-        """See Place; the lock will tell whether objects can be written."""
+        """See Storage; the lock will tell whether objects can be written."""
 
     def make_folders(self, *paths: str) -> None:
-        """See Place; object stores know none."""
+        """See Storage; object stores know none."""
 
     @contextlib.contextmanager
     def locked(self, token: str, *, take_over: bool) -> Iterator[None]:
@@ -70,7 +70,7 @@ class ObjectPlace:
 
     @contextlib.contextmanager
     def undisturbed(self, *, take_over: bool) -> Iterator[None]:
-        """See Place. Nothing is written; that no run began is known at the end, by the lock that is as it was."""
+        """See Storage. Nothing is written; that no run began is known at the end, by the lock that is as it was."""
         before = self._lock_if_any()
         if _is_held(before) and not take_over:
             raise BadOutput(
@@ -82,7 +82,7 @@ class ObjectPlace:
             raise BadOutput(f"a run began to write to {self.where} meanwhile; look at it when that is through")
 
     def dismiss_workers(self) -> None:
-        """See Place."""
+        """See Storage."""
         assert self._held is not None
         mark, version = {**self._held[0], "token": ""}, self._held[1]
         try:
@@ -96,11 +96,11 @@ class ObjectPlace:
             raise failed(self.where, error) from error
 
     def holder(self) -> str:
-        """See Place."""
+        """See Storage."""
         return str(self._lock()[0].get("token"))
 
     def read(self, path: str, most: int = MOST_BYTES) -> bytes:
-        """See Place."""
+        """See Storage."""
         return self._get(path, most)[0]
 
     def _get(self, path: str, most: int) -> tuple[bytes, Any]:
@@ -114,7 +114,7 @@ class ObjectPlace:
         return ask(f"{self.where}/{path}", get)
 
     def spans(self, path: str, spans: Iterable[Span]) -> Iterator[bytes]:
-        """See Place. Spans that follow one another are one request of 8 MB or less; 5 of these are held at most."""
+        """See Storage. Spans that follow one another are one request of 8 MB or less; 5 of these are held at most."""
 
         def get(run: list[Span]) -> tuple[list[Span], memoryview]:
             start, end = run[0][0], sum(run[-1])
@@ -125,7 +125,7 @@ class ObjectPlace:
                 yield bytes(data[offset - run[0][0] :][:count])
 
     def exists(self, path: str) -> bool:
-        """See Place."""
+        """See Storage."""
         try:
             self.version(path)
         except FileNotFoundError:
@@ -133,11 +133,11 @@ class ObjectPlace:
         return True
 
     def version(self, path: str) -> str:
-        """See Place."""
+        """See Storage."""
         return str(_version(ask(f"{self.where}/{path}", self._store.head, path)))
 
     def sizes(self, path: str) -> dict[str, int]:
-        """See Place."""
+        """See Storage."""
         below = self._below(path)
         if not below:
             try:
@@ -148,7 +148,7 @@ class ObjectPlace:
         return {each: size for each, size in below.items() if each not in folders}  # consoles' marks of folders are
 
     def names(self, folder: str) -> list[str]:
-        """See Place."""
+        """See Storage."""
         found = ask(self.where, self._store.list_with_delimiter, folder or None)
         paths = [meta["path"] for meta in found["objects"]] + list(found["common_prefixes"])
         inside = (path.rstrip("/") for path in paths)
@@ -157,7 +157,7 @@ class ObjectPlace:
         )  # a console's mark of a folder is it
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-        """See Place."""
+        """See Storage."""
         paths = [f"{folder}/{name}" for name in self.names(folder) if is_table_file(name)]
         checked = {"page_checksum_verification": True}
         tables = [
@@ -167,7 +167,7 @@ class ObjectPlace:
         return pa.concat_tables([empty if columns is None else empty.select(columns), *tables])
 
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
-        """See Place."""
+        """See Storage."""
         for source in self._sound(paths, schema):
             yield pq.read_table(source, schema=schema, page_checksum_verification=True)
 
@@ -177,30 +177,30 @@ class ObjectPlace:
             yield source
 
     def sources(self, paths: Iterable[str]) -> Iterator[pa.BufferReader]:
-        """See Place; whole objects, of which the largest, a part of the catalog, has some hundred MB."""
+        """See Storage; whole objects, of which the largest, a part of the catalog, has some hundred MB."""
         for data in ahead(functools.partial(self.read, most=_TABLE_BYTES), paths):
             yield pa.BufferReader(pa.py_buffer(data))
 
     def write(self, path: str, data: bytes) -> None:
-        """See Place."""
+        """See Storage."""
         self._put(path, data)
 
     @contextlib.contextmanager
     def making(self, path: str) -> Iterator[Path]:
-        """See Place."""
+        """See Storage."""
         with tempfile.TemporaryDirectory(prefix="wsi-prep-") as folder:
             local = Path(folder) / "file"
             yield local
             self._put(path, local)
 
     def rename(self, old: str, new: str) -> None:
-        """See Place. A copy inside the store, then a deletion: to be done again where it was cut off between."""
+        """See Storage. A copy inside the store, then a deletion: to be done again where it was cut off between."""
         with contextlib.suppress(FileNotFoundError):
             ask(self.where, self._store.copy, old, new)
             ask(self.where, self._store.delete, old)
 
     def publish(self, staged: Path, path: str) -> None:
-        """See Place. A folder's own metadata comes last, so that nobody opens half a store."""
+        """See Storage. A folder's own metadata comes last, so that nobody opens half a store."""
         if staged.is_file():
             self._put(path, staged)
             return
@@ -212,7 +212,7 @@ class ObjectPlace:
         self.delete(f"{path}/{name}" for name in sorted(before - local.keys()))
 
     def delete(self, paths: Iterable[str]) -> None:
-        """See Place."""
+        """See Storage."""
         waiting = iter(paths)
         while batch := list(islice(waiting, 1000)):
             try:
@@ -223,7 +223,7 @@ class ObjectPlace:
                         ask(self.where, self._store.delete, path)
 
     def remove(self, path: str) -> None:
-        """See Place."""
+        """See Storage."""
         self.delete([path, *self._below(path)])
 
     def _get_range(self, path: str, start: int, end: int) -> Any:

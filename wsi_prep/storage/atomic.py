@@ -1,0 +1,72 @@
+"""Files and folders that appear whole or not at all, and outlive a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from wsi_prep.errors import BadOutput
+
+
+def sync(path: Path) -> None:
+    """Make a file durable, or a folder's entries, so that a rename into it survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file aside, make it durable, and rename it into place."""
+    with aside(path) as unfinished:
+        unfinished.write_bytes(data)
+
+
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A hidden name to write to; what is there at the end is made durable and renamed to `path`."""
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield unfinished
+        sync(unfinished)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)  # on a full disk even this counts
+        raise
+    unfinished.rename(path)
+    sync(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a link, or a folder with all it holds; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        try:
+            shutil.rmtree(path)
+        except RecursionError as error:
+            raise BadOutput(f"{path} holds folders within folders without end; remove it") from error
+    else:
+        path.unlink(missing_ok=True)
+
+
+def put_in_place(made: Path, place: Path) -> None:
+    """Rename a file or folder to `place`, in place of what is there, even while another worker does the same.
+
+    A worker that leaves the cluster in the middle of a slide may still finish it beside the one that took it over.
+    """
+    before = made.with_name(f"{made.name}.before")
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(before)
+            remove_tree(before)
+        try:
+            made.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
