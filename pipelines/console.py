@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.run.call import RunSummary
+from wsi_prep.run.request import RunSummary
 
 _SHOWN = 50
 

@@ -15,8 +15,9 @@ from wsi_prep.compute.cluster.options import ClusterOptions, read_slurm_config, 
 from wsi_prep.errors import BadOption, ClusterLost, UsageError
 from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.magnifications import parse_magnifications
-from wsi_prep.run.call import RunRequest, run_shards
-from wsi_prep.run.slide import DEFAULT_TIME_LIMIT, PrepareSettings
+from wsi_prep.run.call import run_shards
+from wsi_prep.run.request import RunRequest
+from wsi_prep.run.task import DEFAULT_TIME_LIMIT, PrepareSettings
 from wsi_prep.slides.fetch.cache import CacheSettings
 from wsi_prep.slides.find.institution import InstitutionPattern
 from wsi_prep.slides.readers.select import READERS

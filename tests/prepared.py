@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import zarr
 
 from wsi_prep.output.catalog import Catalog
-from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.run.slide import prepare_slide
+from wsi_prep.run.task import PrepareSettings, SlideTask
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.storage.base import LOCK

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from wsi_prep.format.jpeg import decode_tile
-from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.run.slide import prepare_slide
+from wsi_prep.run.task import PrepareSettings, SlideTask
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.tiles.plan import PlanSettings

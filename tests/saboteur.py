@@ -57,10 +57,10 @@ def _may(path, times):
 
 def dask_setup(worker):
     from wsi_prep.run import slide as prepare
-    from wsi_prep.storage import place
+    from wsi_prep.storage import atomic
     from wsi_prep.tiles import writer as tile_writer
 
-    opened, encode_tile, sync_file = prepare.opened, tile_writer.encode_tile, place._sync_file
+    opened, encode_tile, sync_file = prepare.opened, tile_writer.encode_tile, atomic.sync
     current = {"name": "", "tiles": 0}
 
     @contextlib.contextmanager
@@ -81,4 +81,4 @@ def dask_setup(worker):
         if file.parent.parent.name == "catalog":
             act({"tiles": "tiles", "slides": "row"}[file.parent.name], file.name.lstrip("."))
 
-    prepare.opened, tile_writer.encode_tile, place._sync_file = opening, encoding, syncing
+    prepare.opened, tile_writer.encode_tile, atomic.sync = opening, encoding, syncing

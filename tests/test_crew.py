@@ -14,7 +14,8 @@ from wsi_prep.compute.cluster.options import ClusterOptions
 from wsi_prep.compute.jobs import threads_a_task
 from wsi_prep.compute.threads import Crew
 from wsi_prep.errors import DamagedSlide
-from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.run.slide import prepare_slide
+from wsi_prep.run.task import PrepareSettings, SlideTask
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.slides.readers.select import open_slide

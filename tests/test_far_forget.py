@@ -16,7 +16,7 @@ from object_server import BUCKET
 from pipelines.forget import main
 from pipelines.shards import main as make_shards
 from pipelines.verify import main as verify
-from wsi_prep.curation.forget import read_tombstone
+from wsi_prep.output.tombstone import read_tombstone
 from wsi_prep.storage.base import LOCK
 from wsi_prep.storage.lock_holder import ProcessMark
 from wsi_prep.storage.select import open_storage

@@ -19,7 +19,8 @@ from wsi_prep.compute.cluster.options import ClusterOptions
 from wsi_prep.compute.jobs import WorkerDied, cluster, run_tasks
 from wsi_prep.errors import RunReplaced, WriteFailed
 from wsi_prep.output.sealed_json import unseal
-from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.run.slide import prepare_slide
+from wsi_prep.run.task import PrepareSettings, SlideTask
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.storage.base import LOCK

@@ -16,7 +16,7 @@ from wsi_prep.errors import BadOption
 from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import FORMAT_VERSION
-from wsi_prep.run.slide import PrepareSettings
+from wsi_prep.run.task import PrepareSettings
 from wsi_prep.tiles.filters import TileFilter, parse_filters, say_lost
 from wsi_prep.tiles.plan import PlanSettings
 from wsi_prep.tiles.quality import MEASURES

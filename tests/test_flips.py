@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from pipelines.verify import main as verify
 from tests.prepared import prepare
-from wsi_prep.curation.forget import Tombstone, read_tombstone, write_tombstone
 from wsi_prep.curation.verify.catalog import SLIDE_COLUMNS, check_catalog_file
 from wsi_prep.curation.verify.metadata import check_metadata, same_settings
 from wsi_prep.curation.verify.pictures import PICTURES, picture_faults
@@ -28,6 +27,7 @@ from wsi_prep.output.folder import read_run, write_run
 from wsi_prep.output.query import open_catalog, write
 from wsi_prep.output.sealed_json import NotAsWritten, SealedFile, seal, unseal
 from wsi_prep.output.sealed_parquet import KEY
+from wsi_prep.output.tombstone import Tombstone, read_tombstone, write_tombstone
 from wsi_prep.run.slide import output_places
 from wsi_prep.storage.digests import from_column
 from wsi_prep.storage.local import LocalStorage

@@ -10,10 +10,10 @@ import zarr
 from pipelines.forget import main
 from pipelines.shards import main as make_shards
 from pipelines.verify import main as verify
-from wsi_prep.curation.forget import Tombstone, id_hash, read_tombstone
 from wsi_prep.output import catalog as catalog_module
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import read_run, write_run
+from wsi_prep.output.tombstone import Tombstone, id_hash, read_tombstone
 from wsi_prep.slides.private import keyed_patient
 from wsi_prep.storage.select import open_storage
 

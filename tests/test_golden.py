@@ -9,7 +9,7 @@ import tifffile
 from real_tiles import prepared
 
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
-from wsi_prep.run.slide import PrepareSettings
+from wsi_prep.run.task import PrepareSettings
 from wsi_prep.tiles.plan import PlanSettings
 from wsi_prep.tiles.quality import MEASURES, measure_tile
 

@@ -13,7 +13,8 @@ import pytest
 from pipelines.shards import main
 from tests.dask_processes import DaskProcesses, kill, wait_until
 from tests.undisturbed import committed, copies, files, outcome, tables
-from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.run.slide import prepare_slide
+from wsi_prep.run.task import PrepareSettings, SlideTask
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.storage.base import LOCK, STAGING

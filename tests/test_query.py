@@ -17,7 +17,7 @@ from wsi_prep.curation.audit.count import open_catalogs
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.query import open_catalog
-from wsi_prep.run.slide import PrepareSettings
+from wsi_prep.run.task import PrepareSettings
 from wsi_prep.tiles.plan import PlanSettings
 
 DOCUMENT = (Path(__file__).parents[1] / "docs/queries.md").read_text()

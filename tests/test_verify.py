@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from pipelines.shards import main as make_shards
 from pipelines.verify import main
 from tests.undisturbed import TIMINGS
-from wsi_prep.curation.forget import Tombstone, write_tombstone
 from wsi_prep.curation.verify.catalog import SLIDE_COLUMNS, check_catalog_file
 from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.format.jpeg import decode_tile, first_frame
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.tombstone import Tombstone, write_tombstone
 from wsi_prep.storage.select import open_storage
 
 PART = "part-00000.parquet"

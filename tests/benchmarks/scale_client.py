@@ -19,8 +19,10 @@ from wsi_prep.compute.cluster.options import ClusterOptions
 from wsi_prep.format.records import TILE_SCHEMA
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.run import call as run_module
-from wsi_prep.run.call import RunRequest, run_shards
-from wsi_prep.run.slide import SlideTask, blank_row
+from wsi_prep.run.call import run_shards
+from wsi_prep.run.request import RunRequest
+from wsi_prep.run.row import blank_row
+from wsi_prep.run.task import SlideTask
 
 
 class StandIn:

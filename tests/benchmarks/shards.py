@@ -27,7 +27,8 @@ from tests.benchmarks.mosaics import LAYOUTS, make_mosaic
 from tests.benchmarks.peers import peers
 from wsi_prep.format.jpeg import JpegSettings, decode_tile, encode_tile
 from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.run.slide import prepare_slide
+from wsi_prep.run.task import PrepareSettings, SlideTask
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.tiles import writer as tile_writer

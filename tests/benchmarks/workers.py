@@ -17,7 +17,8 @@ from tests.benchmarks.measure import Figure, compare, machine, markdown, on_core
 from tests.benchmarks.mosaics import LAYOUTS, make_mosaic
 from tests.benchmarks.shards import peak_megabytes, prepare
 from wsi_prep.compute.cluster.options import ClusterOptions
-from wsi_prep.run.call import RunRequest, run_shards
+from wsi_prep.run.call import run_shards
+from wsi_prep.run.request import RunRequest
 
 _PARTS = ("latency", "workers", "threads", "tenfold")
 _LATENCY_SECONDS = 0.005

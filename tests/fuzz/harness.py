@@ -22,7 +22,8 @@ from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.errors import UsageError
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.format.records import STATUSES
-from wsi_prep.run.slide import PrepareSettings, SlideTask, prepare_slide
+from wsi_prep.run.slide import prepare_slide
+from wsi_prep.run.task import PrepareSettings, SlideTask
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.slides.pyramid.resample import area_resample

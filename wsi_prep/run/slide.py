@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
 import socket
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,121 +16,46 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from wsi_prep import __version__
 from wsi_prep.compute.memory import give_back_freed_memory, keep_freed_memory
 from wsi_prep.compute.threads import Crew
 from wsi_prep.compute.time_limit import HUNG, time_limit
 from wsi_prep.errors import (
-    BadOption,
     NotBrightField,
     RunReplaced,
-    SlideError,
-    SlideExcluded,
     TooCoarse,
     WriteFailed,
 )
-from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.format.records import FORMAT_VERSION, SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.format.records import TILE_SCHEMA
 from wsi_prep.format.warning import warned
 from wsi_prep.output.catalog import Catalog
+from wsi_prep.run.row import blank_row, facts, failure, verdict
 from wsi_prep.run.stages import StageClock
 from wsi_prep.run.staging import StagedSlide
-from wsi_prep.slides.base import SlideInfo, SlideReader
-from wsi_prep.slides.fetch.cache import CacheSettings, Room
-from wsi_prep.slides.find.institution import UNKNOWN
-from wsi_prep.slides.find.manifest import ManifestRow
-from wsi_prep.slides.find.sources import SlideSource, fingerprint
-from wsi_prep.slides.private import bare_text
+from wsi_prep.run.task import SlideTask
+from wsi_prep.slides.base import SlideReader
+from wsi_prep.slides.fetch.cache import Room
+from wsi_prep.slides.find.sources import fingerprint
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.slides.pyramid.trusted import TrustedLevels
-from wsi_prep.slides.readers.select import READERS, opened
-from wsi_prep.slides.scale import Scale, check_assumed_mpp, resolve_scale
-from wsi_prep.slides.urls import without_secrets
-from wsi_prep.stain.classify import StainCall, classify_glow, classify_stain, colour_warning, stain_columns
+from wsi_prep.slides.readers.select import opened
+from wsi_prep.slides.scale import Scale, resolve_scale
+from wsi_prep.stain.classify import classify_glow, classify_stain, colour_warning, stain_columns
 from wsi_prep.storage.atomic import remove_tree
 from wsi_prep.storage.base import Storage
-from wsi_prep.storage.digests import NO_DIGESTS, to_column
+from wsi_prep.storage.digests import to_column
 from wsi_prep.storage.select import open_storage
 from wsi_prep.storage.times import set_times, set_times_in
-from wsi_prep.tiles.filters import TileFilter, say_lost
+from wsi_prep.tiles.filters import say_lost
 from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.overlay import draw_overlay
-from wsi_prep.tiles.plan import PlanSettings, TilePlan, plan_tiles
+from wsi_prep.tiles.plan import plan_tiles
 from wsi_prep.tiles.writer import write_tiles
-from wsi_prep.tissue.detect import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
+from wsi_prep.tissue.detect import MASK_MPP, check_bright_field, detect_tissue
 from wsi_prep.tissue.glass import Glass
-from wsi_prep.tissue.masks import MaskFile, read_mask
+from wsi_prep.tissue.masks import read_mask
 from wsi_prep.tissue.polygons import FILE_FRAME, feature_collection, tissue_polygons
-
-DEFAULT_TIME_LIMIT = 3600.0
-"""Seconds on one worker after which a slide is taken to hang."""
-
-
-@dataclass(frozen=True)
-class PrepareSettings:
-    """Every setting that a slide's tiles depend on.
-
-    A tile is made when it passes all `filters`; `assume_mpp` is for slides of which nothing states one.
-    """
-
-    plan: PlanSettings = field(default_factory=PlanSettings)
-    tissue: TissueSettings = field(default_factory=TissueSettings)
-    jpeg: JpegSettings = field(default_factory=JpegSettings)
-    filters: tuple[TileFilter, ...] = ()
-    reader: str = "auto"
-    assume_mpp: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.reader not in READERS:
-            raise BadOption(f"reader {self.reader!r} is not known; choose from {' '.join(READERS)}")
-        if self.assume_mpp is not None:
-            check_assumed_mpp(self.assume_mpp)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON gives them back; without filters they are not mentioned."""
-        settings = {"format": FORMAT_VERSION, **asdict(self)}
-        del settings["filters"]
-        if self.filters:
-            settings["filters"] = " ".join(sorted(map(str, self.filters)))
-        plain: dict[str, Any] = json.loads(json.dumps(settings))
-        return plain
-
-    def config_hash(self, manifest_mpp: float | None, mask_digest: str | None = None) -> str:
-        """Mark of the settings, and of the manifest's value and the given mask, that the tiles depend on."""
-        given = [repr(manifest_mpp)] if mask_digest is None else [repr(manifest_mpp), mask_digest]
-        text = json.dumps([self.as_dict(), *given], sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-@dataclass(frozen=True)
-class SlideTask:
-    """One slide's work: where it is, what the manifest says of it, where the result goes, and a mask if one is given.
-
-    `run_token` names the run: when the output folder's lock holds another, this work is nobody's any more. After
-    `time_limit` seconds the worker process ends itself, and the slide fails when it is tried again. `out` is a path or
-    an object store's URL; `cache` is where the worker may copy the slide to. `made_at` is the time that all its files
-    get, or None for their own.
-    """
-
-    source: SlideSource
-    manifest: ManifestRow
-    patient_key: str | None
-    settings: PrepareSettings
-    out: str
-    run_token: str
-    time_limit: float = DEFAULT_TIME_LIMIT
-    institution_source: str = UNKNOWN
-    mask: MaskFile | None = None
-    cache: CacheSettings = field(default_factory=CacheSettings)
-    threads: int = 1
-    made_at: float | None = None
-
-    @property
-    def config_hash(self) -> str:
-        """What the slide's row must bear for its tiles to stand."""
-        return self.settings.config_hash(self.manifest.mpp, self.mask.digest if self.mask else None)
 
 
 def prepare_slide(task: SlideTask) -> dict[str, Any]:
@@ -201,54 +123,6 @@ def _require_current(task: SlideTask, storage: Storage) -> None:
         raise RunReplaced(f"another run works in {task.out} now")
 
 
-def blank_row(task: SlideTask) -> dict[str, Any]:
-    """A slide's row as far as it is known before the file is opened."""
-    row: dict[str, Any] = dict.fromkeys(SLIDE_SCHEMA.names)
-    row.update(dict.fromkeys([f"tiles_{m.name}" for m in MAGNIFICATIONS] + ["tiles_filtered"], 0))
-    row.update(
-        slide_id=task.source.slide_id,
-        file=task.source.name,
-        config_hash=task.config_hash,
-        version=__version__,
-        seconds=0.0,
-        bytes=0,
-        files=0,
-        digests=NO_DIGESTS,
-    )
-    row.update(manifest_columns(task, row))
-    return row
-
-
-def manifest_columns(task: SlideTask, row: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest and the slide's name decide of its `row`; changing it redoes no tile."""
-    manifest = task.manifest
-    seen = StainCall(row["stain_pixels"], row["stain_pixels_confidence"]) if row["stain_pixels"] else None
-    return {
-        "institution": manifest.institution or UNKNOWN,
-        "institution_source": task.institution_source,
-        "tissue": manifest.tissue or "unknown",
-        "patient_key": task.patient_key,
-        **stain_columns(manifest.stain, seen, row["warning"]),
-    }
-
-
-def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
-    """The columns that say how a slide failed or why it is excluded, in one line."""
-    if isinstance(error, SlideError):
-        status, kind, text = (
-            error.status,
-            type(error).__name__,
-            without_secrets(" ".join(str(error).split()), source.path),
-        )
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        status, kind = "failed", "WriteFailed"
-        text = "the disk of the output folder is full; make room and run again"
-    else:
-        status, kind, text = "failed", type(error).__name__, bare_text(error, source.path)
-    columns = {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}
-    return {**columns, "digests": NO_DIGESTS} if status == "failed" else columns  # what it left is swept
-
-
 def _prepare(
     task: SlideTask, row: dict[str, Any], storage: Storage, stage: StagedSlide, room: Room, clock: StageClock
 ) -> pa.Table:
@@ -271,7 +145,7 @@ def _prepare_open(
     reader: TrustedLevels,
 ) -> pa.Table:
     """All of the work on one slide that is open."""
-    row.update(_facts(reader.info))
+    row.update(facts(reader.info))
     scale = resolve_scale(reader.info, task.manifest.mpp, task.settings.assume_mpp)
     row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=warned(scale.warning))
     clock.enter("tissue")
@@ -341,26 +215,8 @@ def _make_tiles(
     row["tiles_filtered"] = len(wanted) - len(plan)
     lost = say_lost(filters, failures, len(wanted) - len(plan), len(wanted)) if len(wanted) > len(plan) else ""
     no_tissue = f"the given mask {task.mask.called} is empty" if task.mask else "no tissue was found"
-    row.update(_verdict(row, plan, settings.plan, lost, no_tissue))
+    row.update(verdict(row, plan, settings.plan, lost, no_tissue))
     return tiles
-
-
-def _verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings, lost: str, no_tissue: str) -> dict[str, Any]:
-    """How the slide went; `lost` says what the filter left out, where it did, and `no_tissue` why there may be none."""
-    if lost and not len(plan):
-        return {"status": "empty", "error": lost}
-    if row["tiles_filtered"] > len(plan):
-        row["warning"] = warned(row["warning"], lost)
-    if len(plan):
-        return {"status": "ok"}
-    wanted = set(settings.magnifications) & {m.name for m in plan.grid.magnifications}
-    if not wanted:
-        finest = plan.grid.base.name
-        reason = f"none of {' '.join(settings.magnifications)} can be made: the slide's finest is {finest}"
-        return {"status": SlideExcluded.status, "error_type": "TooCoarse", "error": reason}
-    if not row["tissue_mm2"]:
-        return {"status": "empty", "error": no_tissue}
-    return {"status": "empty", "error": f"no tile inside the slide has {settings.tissue_threshold:.0%} tissue"}
 
 
 def _publish(task: SlideTask, storage: Storage, staged: StagedSlide) -> dict[str, Any]:
@@ -374,23 +230,6 @@ def _publish(task: SlideTask, storage: Storage, staged: StagedSlide) -> dict[str
         if (stage / name).exists():
             storage.publish(stage / name, path)
     return {"files": len(files), "bytes": store_bytes, "digests": to_column(staged.digests)}
-
-
-def _facts(info: SlideInfo) -> dict[str, Any]:
-    return {
-        "reader": info.reader,
-        "vendor": info.vendor,
-        "scanner": info.scanner,
-        "mpp_x": info.mpp_x,
-        "mpp_y": info.mpp_y,
-        "mpp_source": info.mpp_source,
-        "objective": info.objective,
-        "width": info.width0,
-        "height": info.height0,
-        "bounds_x0": info.bounds_x0,
-        "bounds_y0": info.bounds_y0,
-        "icc_profile": info.icc_profile,
-    }
 
 
 def _mask_pixel_mm2(thumbnail: Thumbnail, scale: Scale) -> float:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.fuzz.honest.painting import Picture
-from wsi_prep.run.slide import PrepareSettings
+from wsi_prep.run.task import PrepareSettings
 
 
 @dataclass

@@ -12,7 +12,7 @@ from tests.fuzz.honest.ome import ome
 from tests.fuzz.honest.others import dicom, mirax
 from tests.fuzz.honest.painting import ABOUT_GLASS, BASES, base, dimmed, filled, greyed, noisy, stretched, tinted
 from tests.fuzz.honest.slides import aperio, generic
-from wsi_prep.run.slide import PrepareSettings
+from wsi_prep.run.task import PrepareSettings
 from wsi_prep.tiles.plan import PlanSettings
 
 _LOOKS = (tinted, tinted, dimmed, dimmed, noisy, filled, filled, greyed)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from wsi_prep.compute.cluster.options import ClusterOptions
 from wsi_prep.compute.jobs import cluster, run_tasks
-from wsi_prep.curation.forget import TOMBSTONE
 from wsi_prep.curation.verify.catalog import CatalogFile, Fault, check_catalog_file, slide_rows, twice
 from wsi_prep.curation.verify.slide import SlideCheck, SlideReport, check_slide
 from wsi_prep.errors import BadCatalog, StoreFailed
@@ -18,6 +17,7 @@ from wsi_prep.format.records import is_table_file
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import RUN, catalog_counts, read_run, sweep, write_run, writing
 from wsi_prep.output.sealed_json import SealedFile
+from wsi_prep.output.tombstone import TOMBSTONE
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage
 

@@ -1,0 +1,96 @@
+"""What somebody asks of a call of `make shards`, and what it tells them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from wsi_prep.compute.cluster.options import ClusterOptions
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.run.task import DEFAULT_TIME_LIMIT, PrepareSettings
+from wsi_prep.slides.fetch.cache import CacheSettings
+from wsi_prep.slides.find.institution import InstitutionPattern
+from wsi_prep.slides.urls import bare_url
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the user asked for.
+
+    `out` is a folder or an object store's URL; `take_over` is for one that a run on another machine left locked.
+    `patient_key` turns patient ids into keyed hashes; without it none are written. `id_key` does the same to slides'
+    names, everywhere in the output, and `names` is the file outside of it that leads back.
+    """
+
+    slides: str
+    out: str
+    manifest: str | None = None
+    masks: str | None = None
+    settings: PrepareSettings = field(default_factory=PrepareSettings)
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    redo: bool = False
+    id_root: str | None = None
+    patient_key: bytes | None = None
+    time_limit: float = DEFAULT_TIME_LIMIT
+    id_key: bytes | None = None
+    names: Path | None = None
+    institution_pattern: InstitutionPattern | None = None
+    cache: CacheSettings = field(default_factory=CacheSettings)
+    take_over: bool = False
+    log: Path | None = None
+
+    @property
+    def manifest_path(self) -> str | None:
+        """The manifest; a .csv list of slides is its own unless another is named."""
+        return self.manifest or (self.slides if bare_url(self.slides).lower().endswith(".csv") else None)
+
+
+@dataclass
+class RunSummary:
+    """What a call did: `rows` of its slides that are not ok, counts by status, tiles made now, and warnings.
+
+    `tiles_filtered` are those that were not made now because of a filter.
+    """
+
+    found: int = 0
+    done_before: int = 0
+    seconds: float = 0.0
+    statuses: Counter[str] = field(default_factory=Counter)
+    tiles_made: Counter[str] = field(default_factory=Counter)
+    tiles_filtered: int = 0
+    bytes_made: int = 0
+    worker_seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Slides of this call that failed."""
+        return self.statuses["failed"]
+
+    def add(self, row: dict[str, Any], *, now: bool) -> None:
+        """Count one slide, done now or before."""
+        self.statuses[row["status"]] += 1
+        if row["status"] != "ok":
+            self.rows.append(row)
+        elif row.get("warning"):
+            self.warnings.append(f"{row['file']}: {row['warning']}")
+        if now:
+            self.tiles_made.update({m.name: row[f"tiles_{m.name}"] or 0 for m in MAGNIFICATIONS})
+            self.tiles_filtered += row["tiles_filtered"] or 0
+            self.bytes_made += row["bytes"] or 0
+            self.worker_seconds += row["seconds"] or 0.0
+
+
+class Watcher(Protocol):
+    """Somebody who looks on."""
+
+    def started(self, todo: int, done_before: int, dashboard: str) -> None:
+        """The cluster is up and work begins."""
+        ...
+
+    def finished(self, row: dict[str, Any]) -> None:
+        """One slide is through."""
+        ...

@@ -1,0 +1,105 @@
+"""A slide's row of the catalog, from what is known before it is opened to how its work went."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from wsi_prep import __version__
+from wsi_prep.errors import SlideError, SlideExcluded
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import SLIDE_SCHEMA
+from wsi_prep.format.warning import warned
+from wsi_prep.run.task import SlideTask
+from wsi_prep.slides.base import SlideInfo
+from wsi_prep.slides.find.institution import UNKNOWN
+from wsi_prep.slides.find.sources import SlideSource
+from wsi_prep.slides.private import bare_text
+from wsi_prep.slides.urls import without_secrets
+from wsi_prep.stain.classify import StainCall, stain_columns
+from wsi_prep.storage.digests import NO_DIGESTS
+from wsi_prep.tiles.plan import PlanSettings, TilePlan
+
+
+def blank_row(task: SlideTask) -> dict[str, Any]:
+    """A slide's row as far as it is known before the file is opened."""
+    row: dict[str, Any] = dict.fromkeys(SLIDE_SCHEMA.names)
+    row.update(dict.fromkeys([f"tiles_{m.name}" for m in MAGNIFICATIONS] + ["tiles_filtered"], 0))
+    row.update(
+        slide_id=task.source.slide_id,
+        file=task.source.name,
+        config_hash=task.config_hash,
+        version=__version__,
+        seconds=0.0,
+        bytes=0,
+        files=0,
+        digests=NO_DIGESTS,
+    )
+    row.update(manifest_columns(task, row))
+    return row
+
+
+def manifest_columns(task: SlideTask, row: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest and the slide's name decide of its `row`; changing it redoes no tile."""
+    manifest = task.manifest
+    seen = StainCall(row["stain_pixels"], row["stain_pixels_confidence"]) if row["stain_pixels"] else None
+    return {
+        "institution": manifest.institution or UNKNOWN,
+        "institution_source": task.institution_source,
+        "tissue": manifest.tissue or "unknown",
+        "patient_key": task.patient_key,
+        **stain_columns(manifest.stain, seen, row["warning"]),
+    }
+
+
+def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
+    """The columns that say how a slide failed or why it is excluded, in one line."""
+    if isinstance(error, SlideError):
+        status, kind, text = (
+            error.status,
+            type(error).__name__,
+            without_secrets(" ".join(str(error).split()), source.path),
+        )
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        status, kind = "failed", "WriteFailed"
+        text = "the disk of the output folder is full; make room and run again"
+    else:
+        status, kind, text = "failed", type(error).__name__, bare_text(error, source.path)
+    columns = {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}
+    return {**columns, "digests": NO_DIGESTS} if status == "failed" else columns  # what it left is swept
+
+
+def verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings, lost: str, no_tissue: str) -> dict[str, Any]:
+    """How the slide went; `lost` says what the filter left out, where it did, and `no_tissue` why there may be none."""
+    if lost and not len(plan):
+        return {"status": "empty", "error": lost}
+    if row["tiles_filtered"] > len(plan):
+        row["warning"] = warned(row["warning"], lost)
+    if len(plan):
+        return {"status": "ok"}
+    wanted = set(settings.magnifications) & {m.name for m in plan.grid.magnifications}
+    if not wanted:
+        finest = plan.grid.base.name
+        reason = f"none of {' '.join(settings.magnifications)} can be made: the slide's finest is {finest}"
+        return {"status": SlideExcluded.status, "error_type": "TooCoarse", "error": reason}
+    if not row["tissue_mm2"]:
+        return {"status": "empty", "error": no_tissue}
+    return {"status": "empty", "error": f"no tile inside the slide has {settings.tissue_threshold:.0%} tissue"}
+
+
+def facts(info: SlideInfo) -> dict[str, Any]:
+    """The columns that the slide file itself tells."""
+    return {
+        "reader": info.reader,
+        "vendor": info.vendor,
+        "scanner": info.scanner,
+        "mpp_x": info.mpp_x,
+        "mpp_y": info.mpp_y,
+        "mpp_source": info.mpp_source,
+        "objective": info.objective,
+        "width": info.width0,
+        "height": info.height0,
+        "bounds_x0": info.bounds_x0,
+        "bounds_y0": info.bounds_y0,
+        "icc_profile": info.icc_profile,
+    }

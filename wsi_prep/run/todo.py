@@ -1,0 +1,171 @@
+"""What a call has to do: tasks of slides, less those that are done or forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from wsi_prep.errors import Forgotten
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.tombstone import Tombstone, read_tombstone
+from wsi_prep.run.request import RunRequest, RunSummary
+from wsi_prep.run.row import blank_row, failure, manifest_columns
+from wsi_prep.run.task import SlideTask
+from wsi_prep.slides.find.institution import UNKNOWN, Origin, find_origin
+from wsi_prep.slides.find.manifest import EMPTY_ROW, ManifestRow, read_manifest
+from wsi_prep.slides.find.sources import Found, SlideSource, fingerprint, paths_below
+from wsi_prep.slides.private import keyed_patient
+from wsi_prep.storage.base import Storage
+from wsi_prep.tissue.masks import MaskFile
+
+_LOOKED_AT = (
+    *("slide_id", "file", "status", "error_type", "error", "warning", "fingerprint", "config_hash", "patient_key"),
+    *("institution", "institution_source", "tissue", "stain", "stain_confidence", "stain_source"),
+    *("stain_pixels", "stain_pixels_confidence"),
+)
+"""The columns of earlier rows that a run needs; of millions of slides all would not fit."""
+
+
+def leave_forgotten(
+    storage: Storage, tasks: Sequence[SlideTask], catalog: Catalog
+) -> tuple[list[SlideTask], list[dict[str, Any]]]:
+    """The tasks that are not forgotten, and rows of those that are; a row that the catalog lacks is committed.
+
+    Such a row says that the slide is excluded, and nothing of what the manifest knows of it.
+    """
+    kept = not_forgotten(read_tombstone(storage), tasks)
+    ids = {task.source.slide_id for task in kept}
+    rows = [_forgotten_row(task) for task in tasks if task.source.slide_id not in ids]
+    if rows:
+        known = {row["slide_id"] for row in catalog.slides(["slide_id", "error_type"]) if _is_forgotten(row)}
+        catalog.drop({row["slide_id"] for row in rows} - known)
+        for row in rows:
+            if row["slide_id"] not in known:
+                catalog.commit(row, catalog.no_tiles())
+    return kept, rows
+
+
+def _is_forgotten(row: dict[str, Any]) -> bool:
+    return bool(row["error_type"] == Forgotten.__name__)
+
+
+def _forgotten_row(task: SlideTask) -> dict[str, Any]:
+    error = Forgotten("it was forgotten on request (forgotten.json); take it out of SLIDES")
+    bare = replace(task, manifest=EMPTY_ROW, patient_key=None, institution_source=UNKNOWN)
+    return {**blank_row(bare), "fingerprint": "", **failure(error, task.source)}
+
+
+def not_forgotten(tombstone: Tombstone, tasks: Sequence[SlideTask]) -> list[SlideTask]:
+    """The tasks that are not forgotten."""
+    return [task for task in tasks if not tombstone.has(task.source.slide_id, task.patient_key)]
+
+
+def known_before(storage: Storage, tasks: Sequence[SlideTask], catalog: Catalog) -> list[SlideTask]:
+    """The tasks, those that OUT knows by an earlier version's id under that: none is made twice or though forgotten."""
+    other = {task.source.former_id for task in tasks if task.source.former_id != task.source.slide_id}
+    if not other:
+        return list(tasks)
+    tombstone = read_tombstone(storage)
+    known = other.intersection(row["slide_id"] for row in catalog.slides(["slide_id"]))
+    known |= {former_id for former_id in other if tombstone.has(former_id)}
+    return [
+        replace(task, source=replace(task.source, slide_id=task.source.former_id))
+        if task.source.former_id in known
+        else task
+        for task in tasks
+    ]
+
+
+def manifest_rows(request: RunRequest, found: Found) -> tuple[dict[str, ManifestRow], list[str]]:
+    """The manifest's rows by slide id, and what a user should know of those that fit no slide."""
+    if request.manifest_path is None:
+        return {}, []
+    matched = read_manifest(request.manifest_path).match(found.sources, found.left_out)
+    return dict(matched.rows), matched.notes(private=request.id_key is not None)
+
+
+def origins_of(
+    request: RunRequest, sources: Sequence[SlideSource], manifest: Mapping[str, ManifestRow]
+) -> list[Origin]:
+    """Where each slide comes from, in the order of `sources`."""
+    pattern = request.institution_pattern
+    below = paths_below(sources, request.slides, request.id_root) if pattern is not None else [""] * len(sources)
+    origins = []
+    for source, path in zip(sources, below, strict=True):
+        row = manifest.get(source.slide_id, EMPTY_ROW)
+        origins.append(find_origin(row.institution, row.patient, source.name, path, pattern))
+    return origins
+
+
+def origin_notes(request: RunRequest, origins: Sequence[Origin]) -> list[str]:
+    """What a user should know of institutions and patients."""
+    notes = []
+    if request.patient_key is None and any(origin.patient for origin in origins):
+        notes.append("patient ids were left out; PATIENT_KEY=file with a secret of yours turns them into keyed hashes")
+    unknown = sum(origin.source == UNKNOWN for origin in origins)
+    if request.institution_pattern is not None and unknown:
+        notes.append(
+            f"INSTITUTION_PATTERN does not fit {unknown} of {len(origins)} slides, and nothing else names theirs"
+        )
+    return notes
+
+
+def task_of(
+    request: RunRequest,
+    source: SlideSource,
+    row: ManifestRow,
+    origin: Origin,
+    masks: Mapping[str, MaskFile],
+    token: str,
+) -> SlideTask:
+    """A slide's work. In private output the id stands for the name, wherever a worker would write it."""
+    key = None
+    if origin.patient and request.patient_key is not None:
+        key = keyed_patient(request.patient_key, origin.patient)
+    if request.id_key is not None:
+        source = replace(source, name=source.slide_id)
+    stripped = replace(row, institution=origin.institution, patient=None)
+    run = (request.settings, request.out, token, request.time_limit)
+    return SlideTask(source, stripped, key, *run, origin.source, masks.get(source.slide_id), request.cache)
+
+
+def not_done(request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, summary: RunSummary) -> list[SlideTask]:
+    """The tasks whose slide is not in the catalog as it would be made now; failed ones are tried again.
+
+    Where only the description of a slide changed, its row is written anew and nothing is redone.
+    """
+    rows = {row["slide_id"]: row for row in catalog.slides(list(_LOOKED_AT))}
+    known = [task for task in tasks if task.source.slide_id in rows]
+    with ThreadPoolExecutor(16) as pool:
+        marks = dict(zip((t.source.slide_id for t in known), pool.map(_fingerprint, known), strict=True))
+    todo, described_anew = [], []
+    for task in tasks:
+        row = rows.get(task.source.slide_id)
+        mark = marks.get(task.source.slide_id), task.config_hash
+        same = row is not None and (row["fingerprint"], row["config_hash"]) == mark
+        if row is None or not same or row["status"] not in ("ok", "empty", "excluded") or _lost_stain(task, row):
+            todo.append(task)
+            continue
+        described = {**row, **manifest_columns(task, row)}
+        if request.patient_key is None:  # a key that is forgotten undoes nothing
+            described["patient_key"] = row["patient_key"]
+        if described != row:
+            described_anew.append(described)
+        summary.done_before += 1
+        summary.add(described, now=False)
+    catalog.replace_slides(described_anew)
+    return todo
+
+
+def _lost_stain(task: SlideTask, row: dict[str, Any]) -> bool:
+    """Whether the stain was the manifest's, which says it no more, and nobody has looked at the pixels."""
+    return row["stain_source"] == "manifest" and task.manifest.stain is None and row["stain_pixels"] is None
+
+
+def _fingerprint(task: SlideTask) -> str:
+    try:
+        return fingerprint(task.source)
+    except OSError:
+        return ""
