@@ -12,10 +12,10 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from pipelines.local import local_path
 from pipelines.options import Options
-from pretrain.evaluation.judge import load_model
 from pretrain.features.embed import Embedded, EmbedSettings, embed_shards
 from pretrain.train.loop import DTYPES
 from pretrain.train.recipe.recipe import PRECISIONS
+from pretrain.train.runs import load_model
 from wsi_prep.errors import UsageError
 from wsi_prep.untrusted.sql import CONDITION_SECONDS
 

@@ -17,10 +17,11 @@ from pipelines.local import local_path
 from pipelines.options import Options
 from pretrain.evaluation.class_folders import GroupPattern
 from pretrain.evaluation.datasets import DATASETS, AnyTask, read_tasks
-from pretrain.evaluation.judge import Judged, alike, judge, load_model, load_run, remarks, untrained
+from pretrain.evaluation.judge import Judged, alike, judge, remarks
 from pretrain.evaluation.probe import colour_statistics
 from pretrain.evaluation.report import summary_lines, write_page, write_parquet
 from pretrain.features.embedder import Embedder, cached, features_of, of_backbone, of_timm
+from pretrain.train.runs import load_model, load_run, untrained
 from wsi_prep.errors import BadOption, UsageError
 
 COLOURS = "colours alone"

@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 from scipy import ndimage, stats
 from skimage.color import hed2rgb, rgb2hed
 
-from pretrain.views.colour import MEAN, STD, ColourSettings, apply_colour, normalise, plan_colour
+from pretrain.model.normalise import MEAN, STD, normalise
+from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
 from wsi_prep.errors import BadOption
 
 OFF = ColourSettings(jitter=0, grayscale=0, blur=(0, 0, 0))

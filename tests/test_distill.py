@@ -13,15 +13,15 @@ from training import make_shards, train
 
 from pipelines.export import main as export
 from pretrain.errors import BadWeights
-from pretrain.evaluation.judge import load_run
 from pretrain.learning import schedules
-from pretrain.learning.distillation import Distillation, load_teacher
+from pretrain.learning.distillation import Distillation
 from pretrain.learning.self_distillation import ObjectiveSettings
 from pretrain.model.backbone import BackboneSettings
 from pretrain.model.heads import Head, HeadSettings
 from pretrain.model.network import Network
 from pretrain.model.weights.load import released_backbone
 from pretrain.train.metrics import read_metrics
+from pretrain.train.runs import load_run, load_teacher
 from pretrain.views.crops import CropSettings
 from pretrain.views.views import ViewSettings, make_views
 from wsi_prep.errors import BadOption

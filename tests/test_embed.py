@@ -16,8 +16,8 @@ from training import make_shards
 
 from pipelines.embed import EXIT_BAD_TILES, main
 from pipelines.export import main as export
-from pretrain.evaluation.judge import load_run
-from pretrain.views.colour import normalise
+from pretrain.model.normalise import normalise
+from pretrain.train.runs import load_run
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
 
 

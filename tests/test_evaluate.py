@@ -14,10 +14,11 @@ from training import make_shards
 
 from pipelines.evaluate import main
 from pretrain.errors import BadRun
-from pretrain.evaluation.judge import folds, judge, load_run, remarks, untrained
+from pretrain.evaluation.judge import folds, judge, remarks
 from pretrain.evaluation.report import summary_lines, write_page
 from pretrain.evaluation.tasks import load_tasks
 from pretrain.train.metrics import read_metrics
+from pretrain.train.runs import load_run, untrained
 
 
 def tile(label: int, number: int) -> bytes:

@@ -8,9 +8,9 @@ from test_train import run
 from training import make_shards
 
 from pipelines.export import main
-from pretrain.evaluation.judge import load_run
 from pretrain.model.backbone import VisionTransformer
 from pretrain.train.metrics import read_metrics
+from pretrain.train.runs import load_run
 
 import timm  # isort: skip - pretrain has made it importable
 from timm.layers import SwiGLUPacked  # isort: skip

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 
 from pretrain.compute import distributed
 from pretrain.errors import BadRun
-from pretrain.evaluation.judge import load_run
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.weights.load import shapes_of
 from pretrain.train.export import export
 from pretrain.train.recipe import recipe as recipes
 from pretrain.train.recipe.recipes import debug
+from pretrain.train.runs import load_run
 from wsi_prep.errors import BadOption
 
 

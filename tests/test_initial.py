@@ -7,8 +7,8 @@ import torch
 from scipy.stats import kstest
 from torch import nn
 
-from pretrain.learning.distillation import objective_of
 from pretrain.model.initial import initialise
+from pretrain.train.loop import objective_of
 from pretrain.train.recipe.recipe import changed
 from pretrain.train.recipe.recipes import recipe
 

@@ -23,7 +23,7 @@ from pretrain.evaluation import probe
 from pretrain.evaluation.scores import balanced_accuracy
 from pretrain.evaluation.tasks import load_tasks
 from pretrain.features.embedder import features_of, of_backbone, of_timm
-from pretrain.views.colour import MEAN, STD
+from pretrain.model.normalise import MEAN, STD
 
 import timm  # isort: skip - pretrain has made it importable
 

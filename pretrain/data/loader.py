@@ -275,3 +275,21 @@ def read_tile(address: TileAddress) -> NDArray[np.uint8]:
     pixels = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
     decode_stored(_read(address), address.crc32, pixels)
     return pixels
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Batches with their pixels on the device.
+
+    On a GPU they are copied beside the computation that is still under way; only the copy is waited for, since the
+    loader writes into the same memory again.
+    """
+    if device.type != "cuda":
+        yield from ((batch, batch.pixels) for batch in batches)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            tiles = batch.pixels.to(device, non_blocking=True)
+        stream.synchronize()
+        tiles.record_stream(torch.cuda.current_stream(device))
+        yield batch, tiles

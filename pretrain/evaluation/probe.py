@@ -5,7 +5,7 @@ Groups of tiles, slides or cases, are never divided between what is learnt from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pretrain.compute.devices import send
 from pretrain.compute.randomness import uniforms
-from pretrain.data.labelled import Pixels, Tiles, read_batches, resized, whole_patches
+from pretrain.data.labelled import Pixels, Tiles, read_batches
 from pretrain.evaluation.scores import balanced_accuracy
 from pretrain.evaluation.tasks import Ints, Regression, Task, hold_out
+from pretrain.features.embedder import embed_tiles
 from pretrain.model.backbone import Backbone
-from pretrain.views.colour import normalise
+from pretrain.model.normalise import normalise
 
 PENALTIES = tuple(10.0**power for power in range(-5, 3))  # of the linear model's weights
 SHOTS, EPISODES = 10, 50
@@ -67,29 +67,6 @@ def embed(
         return embed_tiles(features, task.tiles, backbone.settings.patch_px, task.px, device, batch, threads)
     finally:
         backbone.train(training)
-
-
-def embed_tiles(
-    features: Callable[[Tensor], Tensor],
-    tiles: Tiles,
-    patch_px: int,
-    px: int,
-    device: torch.device,
-    batch: int = 64,
-    threads: int = 2,
-    progress: Callable[[int], None] = lambda tiles: None,
-) -> Tensor:
-    """(n, F) float32 on the CPU: `features` of (b, 3, h, w) float32 in [0, 1], for every tile in order.
-
-    `px`: the side that tiles are resized to, 0 for their own; then their middle in whole patches. Tiles are read and
-    decoded by threads while others are computed. Raises BadTask.
-    """
-    rows = []
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for pixels in read_batches(tiles, batch, threads, lambda tile: resized(tile, px)):
-            rows.append(features(send(whole_patches(pixels, patch_px), device)).float())
-            progress(len(pixels))
-    return torch.cat(rows).cpu()
 
 
 def colour_statistics(tiles: Tiles) -> Tensor:

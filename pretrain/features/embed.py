@@ -27,7 +27,7 @@ from pretrain.errors import BadFilter, BadShards, BadWeights
 from pretrain.features.embedder import backbone_digest
 from pretrain.features.kept_features import FeatureFolder, FeatureRecord, counts, partial, tiles_stamp
 from pretrain.model.backbone import Backbone
-from pretrain.views.colour import normalise
+from pretrain.model.normalise import normalise
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.format.records import SLIDE_SCHEMA

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pretrain.data.labelled import Tiles
+from pretrain.compute.devices import send
+from pretrain.data.labelled import Tiles, read_batches, resized, whole_patches
 from pretrain.errors import BadWeights
-from pretrain.evaluation.probe import embed_tiles
 from pretrain.model.backbone import Backbone
+from pretrain.model.normalise import MEAN, STD, normalise
 from pretrain.model.weights.timm_folder import PREFIX, check_timm_folder
-from pretrain.views.colour import MEAN, STD, normalise
 
 import timm  # isort: skip - backbone has made it importable
 from timm.data.config import resolve_model_data_config  # isort: skip
@@ -142,3 +142,26 @@ def features_of(
         return embed_tiles(embedder.features, tiles, embedder.patch_px, side, device, batch, threads, progress)
 
     return cached(folder, embedder.stamp, tiles, side, make) if folder else make()
+
+
+def embed_tiles(
+    features: Callable[[Tensor], Tensor],
+    tiles: Tiles,
+    patch_px: int,
+    px: int,
+    device: torch.device,
+    batch: int = 64,
+    threads: int = 2,
+    progress: Callable[[int], None] = lambda tiles: None,
+) -> Tensor:
+    """(n, F) float32 on the CPU: `features` of (b, 3, h, w) float32 in [0, 1], for every tile in order.
+
+    `px`: the side that tiles are resized to, 0 for their own; then their middle in whole patches. Tiles are read and
+    decoded by threads while others are computed. Raises BadTask.
+    """
+    rows = []
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for pixels in read_batches(tiles, batch, threads, lambda tile: resized(tile, px)):
+            rows.append(features(send(whole_patches(pixels, patch_px), device)).float())
+            progress(len(pixels))
+    return torch.cat(rows).cpu()

@@ -8,19 +8,15 @@ one without (released weights) by its features, which a linear map of the studen
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pretrain.evaluation.judge import load_network
 from pretrain.learning.schedules import Scheduled
 from pretrain.learning.self_distillation import (
     Losses,
-    Objective,
     ObjectiveSettings,
-    SelfDistillation,
     begin,
     by_heads,
     feature_spread,
@@ -32,8 +28,6 @@ from pretrain.learning.targets import sinkhorn_knopp
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.heads import Head
 from pretrain.model.network import Network, Seen
-from pretrain.model.weights.load import released_backbone
-from pretrain.train.recipe.recipe import Recipe
 from pretrain.views.views import Views
 from wsi_prep.errors import BadOption
 
@@ -111,27 +105,6 @@ class Distillation(nn.Module):
         each = 1 - functional.cosine_similarity(seen.patches.float(), told.patches.float())
         patches = (each * views.weight).sum() / views.weight.sum().clamp_min(1e-12)
         return cls, patches, {"loss_cls_cosine": cls, "loss_patch_cosine": patches}
-
-
-def objective_of(recipe: Recipe, seed: int, where: str = "cpu") -> Objective:
-    """What the recipe minimises: self-distillation, or distillation from `recipe.teacher`.
-
-    `where`: the device that the student is made on; on "meta" it has no weights until objective.begin. Raises BadRun
-    and BadWeights where the teacher cannot be loaded.
-    """
-    recompute = recipe.compute.recompute
-    teacher = load_teacher(Path(recipe.teacher)) if recipe.teacher else None
-    with torch.device(where):
-        if teacher is None:
-            return SelfDistillation(recipe.objective, recipe.backbone, seed, recompute)
-        return Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute)
-
-
-def load_teacher(where: Path) -> Network:
-    """The newest of a RUN folder, with its heads, or released weights with a config.json, without heads."""
-    if (where / "recipe.json").is_file():
-        return load_network(where)[0]
-    return Network(released_backbone(where), nn.Identity(), nn.Identity())
 
 
 def _check(settings: ObjectiveSettings, backbone: BackboneSettings, teacher: Network) -> None:

@@ -18,8 +18,8 @@ from pretrain.compute.randomness import uniforms
 from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.data.sampler import Draw, Sampler
 from pretrain.model.backbone import Backbone
+from pretrain.model.normalise import normalise
 from pretrain.pictures.sheet import GAP, MARGIN, PALE, beside, captioned, flow, heading, line, shrunk, stack
-from pretrain.views.colour import normalise
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 

@@ -11,13 +11,13 @@ from uuid import uuid4
 from safetensors.torch import save_file
 
 from pretrain.errors import BadRun
-from pretrain.evaluation.judge import load_run
 from pretrain.files.plain_files import read_json
 from pretrain.model.backbone import Backbone, BackboneSettings
+from pretrain.model.normalise import MEAN, STD
 from pretrain.train.checkpoint import STATE, step_folder
 from pretrain.train.metrics import read_metrics
 from pretrain.train.recipe import recipe as recipes
-from pretrain.views.colour import MEAN, STD
+from pretrain.train.runs import load_run
 
 # timm's builders with these MLPs; every size is given in model_args
 _ARCHITECTURE = {True: "vit_giant_patch14_dinov2", False: "vit_small_patch14_dinov2"}

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from pretrain.compute import distributed
-from pretrain.compute.devices import on_device
 from pretrain.compute.memory import require_memory
-from pretrain.data.loader import Batch, Loader
+from pretrain.data.loader import Batch, Loader, on_device
 from pretrain.data.sampler import Sampler
 from pretrain.errors import NonFinite
 from pretrain.learning import schedules
-from pretrain.learning.distillation import objective_of
+from pretrain.learning.distillation import Distillation
 from pretrain.learning.optim import clip_gradients, make_optimizer, optimizer_state, take_step
+from pretrain.learning.self_distillation import Objective, SelfDistillation
 from pretrain.model.backbone import Backbone
 from pretrain.model.network import Network
 from pretrain.model.weights.load import Loaded, load_backbone
@@ -35,6 +35,7 @@ from pretrain.train.checkpoint import Checkpoints
 from pretrain.train.metrics import Deferred
 from pretrain.train.recipe.flops import step_flops
 from pretrain.train.recipe.recipe import Recipe
+from pretrain.train.runs import load_teacher
 from pretrain.views.views import make_views
 from wsi_prep.errors import BadOption
 
@@ -369,3 +370,17 @@ def _resident_gb() -> float:
     import resource  # noqa: PLC0415 - not on every system
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def objective_of(recipe: Recipe, seed: int, where: str = "cpu") -> Objective:
+    """What the recipe minimises: self-distillation, or distillation from `recipe.teacher`.
+
+    `where`: the device that the student is made on; on "meta" it has no weights until objective.begin. Raises BadRun
+    and BadWeights where the teacher cannot be loaded.
+    """
+    recompute = recipe.compute.recompute
+    teacher = load_teacher(Path(recipe.teacher)) if recipe.teacher else None
+    with torch.device(where):
+        if teacher is None:
+            return SelfDistillation(recipe.objective, recipe.backbone, seed, recompute)
+        return Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute)

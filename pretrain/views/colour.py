@@ -22,8 +22,6 @@ from wsi_prep.errors import BadOption
 
 Operation = Callable[[Tensor, dict[str, Tensor]], Tensor]
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, which timm and the released pathology models use."""
 
 _PURPOSE = {"global": 5, "local": 6}
 _NUMBERS = 16  # of each crop
@@ -133,13 +131,6 @@ def apply_colour(crops: Tensor, plan: ColourPlan) -> Tensor:
     out = _on(out, numbers["sigma"] > 0, lambda x, chosen: _blur(x, chosen["sigma"], plan.reach), numbers)
     out = _on(out, numbers["solarise"], lambda x, _: torch.where(x >= 128 / 255, 1 - x, x), numbers)
     return out.to(crops.dtype)
-
-
-def normalise(crops: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """(N, 3, h, w) in [0, 1] -> as the model takes them."""
-    scale = torch.tensor(std, dtype=crops.dtype).reciprocal().view(1, 3, 1, 1)
-    shift = -torch.tensor(mean, dtype=crops.dtype).view(1, 3, 1, 1) * scale
-    return torch.addcmul(send(shift, crops.device), crops, send(scale, crops.device))
 
 
 def _jitter(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.compute.devices import send
-from pretrain.views.colour import ColourSettings, apply_colour, normalise, plan_colour
+from pretrain.model.normalise import normalise
+from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
 from pretrain.views.crops import CropSettings, crop, plan_crops
 from pretrain.views.masking import MaskingSettings, plan_masks
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 import pretrain.model.torchvision_schemas  # noqa: F401 - before torchvision
 from pretrain.data.loader import Loader, LoaderSettings
-from pretrain.views.colour import ColourSettings, apply_colour, normalise, plan_colour
+from pretrain.model.normalise import normalise
+from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
 from pretrain.views.crops import CropSettings, crop, plan_crops
 from tests.benchmarks.cohort import Cohort
 from tests.benchmarks.measure import Figure, Run, compare, on_cores

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from pretrain.data.labelled import EncodedTiles
-from pretrain.evaluation.probe import embed_tiles, few_shot, knn, linear
+from pretrain.evaluation.probe import few_shot, knn, linear
 from pretrain.evaluation.scores import balanced_accuracy
 from pretrain.evaluation.tasks import Task
-from pretrain.features.embedder import of_backbone
+from pretrain.features.embedder import embed_tiles, of_backbone
 from pretrain.model.backbone import Backbone
 from pretrain.train.recipe.recipes import recipe
 from tests.benchmarks.measure import Figure, compare, machine, markdown, table

@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 
 from pretrain.compute import distributed
-from pretrain.compute.devices import on_device
 from pretrain.data.index import open_index
-from pretrain.data.loader import Batch
+from pretrain.data.loader import Batch, on_device
 from pretrain.data.sampler import Sampler
 from pretrain.train.loop import DTYPES, Trainer
 from pretrain.train.recipe.flops import measured_peak

@@ -17,8 +17,8 @@ from pretrain.errors import BadWeights
 from pretrain.files.plain_files import read_json
 from pretrain.files.tensor_files import TensorFile, open_tensors
 from pretrain.model.backbone import Backbone, BackboneSettings
+from pretrain.model.normalise import MEAN, STD
 from pretrain.model.weights.layouts import Held, HeldTensor, renamed
-from pretrain.views.colour import MEAN, STD
 from wsi_prep.errors import BadOption
 
 import timm  # isort: skip - backbone has made it importable

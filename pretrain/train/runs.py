@@ -1,0 +1,103 @@
+"""Models of RUN folders, at a step or the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from pretrain.compute import distributed
+from pretrain.compute.memory import require_memory
+from pretrain.errors import BadRun
+from pretrain.model.backbone import Backbone, BackboneSettings
+from pretrain.model.initial import initialise
+from pretrain.model.network import Network
+from pretrain.model.weights.load import released_backbone
+from pretrain.train.checkpoint import latest_step, step_folder
+from pretrain.train.recipe import recipe as recipes
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def load_run(folder: Path, step: int | None = None) -> tuple[Backbone, int]:
+    """What a RUN folder is for, the backbone of the student's moving mean; at a step or the newest. Raises BadRun."""
+    settings = recipes.load(folder / "recipe.json").backbone
+    return _filled(folder, step, "average.backbone", lambda depth: Backbone(replace(settings, depth=depth)), settings)
+
+
+def load_model(where: Path) -> Backbone:
+    """The backbone of a RUN folder, or of a folder of weights with a config.json. Raises BadRun and BadWeights."""
+    return load_run(where)[0] if (where / "recipe.json").is_file() else released_backbone(where)
+
+
+def load_network(folder: Path, step: int | None = None) -> tuple[Network, int]:
+    """The same with its heads; heads that are none where the run was distilled itself. Raises BadRun."""
+    recipe = recipes.load(folder / "recipe.json")
+    if recipe.teacher:
+        backbone, chosen = load_run(folder, step)
+        return Network(backbone, nn.Identity(), nn.Identity()), chosen
+    settings, head = recipe.backbone, recipe.objective.head
+
+    def make(depth: int) -> Network:
+        return Network.with_heads(replace(settings, depth=depth), head)
+
+    return _filled(folder, step, "average", make, settings)
+
+
+def _filled(
+    folder: Path, step: int | None, prefix: str, make: Callable[[int], M], settings: BackboneSettings
+) -> tuple[M, int]:
+    """A module with a checkpoint's tensors, and its step; it is made once the files say that all of it is there."""
+    chosen = latest_step(folder / "checkpoints") if step is None else step
+    if chosen is None:
+        raise BadRun(f"{folder} holds no checkpoint; train it first")
+    at = step_folder(folder / "checkpoints", chosen)
+    if not at.is_dir():
+        raise BadRun(f"{folder} holds no checkpoint of step {chosen}")
+    try:
+        held = distributed.saved_shapes(at)
+        _check_whole(held, prefix, make, settings.depth)
+        require_memory(4 * settings.parameters, f"the ViT of {folder}", BadRun)
+        module = make(settings.depth)
+        tensors = {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+        distributed.load(tensors, at)
+    except BadRun:
+        raise
+    except Exception as error:  # of safetensors, json and torch, each with errors of its own
+        raise BadRun(f"{at} cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})") from error
+    if odd := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise BadRun(f"{at} holds {odd[0]} with NaN or infinite numbers; name another step")
+    return module, chosen
+
+
+def _check_whole(
+    held: Mapping[str, tuple[int, ...]], prefix: str, make: Callable[[int], nn.Module], depth: int
+) -> None:
+    """Raise ValueError unless every tensor of the module is held, in its shape; one block is made, without memory."""
+    with torch.device("meta"):
+        one = make(1)
+    for name, value in one.state_dict().items():
+        before, block, after = name.partition("vit.blocks.0.")
+        for full in [f"{before}vit.blocks.{n}.{after}" for n in range(depth)] if block else [name]:
+            if (has := held.get(f"{prefix}.{full}")) != tuple(value.shape):
+                raise ValueError(f"{full} is {has} there and {tuple(value.shape)} by recipe.json")
+
+
+def untrained(folder: Path) -> Backbone:
+    """The network of a RUN folder as it was before its first step."""
+    recipe = recipes.load(folder / "recipe.json")
+    require_memory(4 * recipe.backbone.parameters, f"the ViT of {folder}", BadRun)
+    backbone = Backbone(recipe.backbone)
+    initialise(backbone, recipe.sampling.seed, "backbone.")  # as it is named in a network
+    return backbone
+
+
+def load_teacher(where: Path) -> Network:
+    """The newest of a RUN folder, with its heads, or released weights with a config.json, without heads."""
+    if (where / "recipe.json").is_file():
+        return load_network(where)[0]
+    return Network(released_backbone(where), nn.Identity(), nn.Identity())
