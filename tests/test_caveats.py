@@ -11,7 +11,7 @@ from training import make_shards
 from pretrain.data.sampler import Sampler
 from pretrain.train.metrics import read_metrics
 from pretrain.train.recipe.caveats import caveats
-from pretrain.train.recipe.recipe import changed
+from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipes import debug
 
 MANY = [("HE", "A", {"20x": 400}), ("HE", "B", {"20x": 400})]

@@ -20,8 +20,15 @@ from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.audit.pictures import overlays
 from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.errors import BadCatalog, BadOutput, UsageError
-from wsi_prep.format.layout import is_part, is_slide_file, output_places, shard_place, slide_of
-from wsi_prep.format.slide_ids import is_slide_id, make_slide_id
+from wsi_prep.format.layout import (
+    is_part,
+    is_slide_file,
+    is_slide_id,
+    make_slide_id,
+    output_places,
+    shard_place,
+    slide_of,
+)
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import begin, held_output, read_run, writing
 from wsi_prep.output.terms import Terms

@@ -31,9 +31,9 @@ from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.errors import BadCatalog, UsageError
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.format.stored_tiles import LARGEST_JPEG, decode_stored, place_of, require_places
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.query import open_catalog
-from wsi_prep.untrusted.stored_tiles import LARGEST_JPEG, decode_stored, place_of, require_places
 from wsi_prep.untrusted.tables import BadTable, open_table
 
 SLIDE = "slide1-00000001"

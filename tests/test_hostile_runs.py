@@ -17,6 +17,7 @@ from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.weights.load import shapes_of
 from pretrain.train.export import export
 from pretrain.train.recipe import recipe as recipes
+from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipes import debug
 from pretrain.train.runs import load_run
 from wsi_prep.errors import BadOption
@@ -151,7 +152,7 @@ def test_a_recipe_of_nonsense_is_one_line_that_names_it(tmp_path, name, value):
     file.write_text(spoiled(name, value))
     refused(recipes.load, file, error=BadOption)
     if type(value) in (int, float) and name != "schedule.speed":
-        refused(recipes.changed, debug(), [f"{name}={value}"], error=BadOption)
+        refused(changed, debug(), [f"{name}={value}"], error=BadOption)
 
 
 def test_an_unknown_setting_is_told_the_nearest(tmp_path):
@@ -177,7 +178,7 @@ def test_a_recipe_that_never_ends_is_one_line(tmp_path, write):
 def test_a_network_that_no_memory_holds_is_refused_before_it_is_made():
     from pretrain.train.loop import _require_room
 
-    large = recipes.changed(debug(), ["backbone.width=16384", "backbone.heads=64", "backbone.depth=25"])
+    large = changed(debug(), ["backbone.width=16384", "backbone.heads=64", "backbone.depth=25"])
     refused(_require_room, large, 1, match="M parameters.* takes .* GB of memory", error=BadOption)
     assert _require_room(debug(), 1) is None
 

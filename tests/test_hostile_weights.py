@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_weights import CONFIG, agree, backbone, folder_of, released, without
 
+from pretrain.compute.tensor_files import open_tensors
 from pretrain.features.embedder import of_timm
-from pretrain.files.tensor_files import open_tensors
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.weights.load import load_backbone, released_backbone, shapes_of
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from pretrain.model.initial import initialise
 from pretrain.train.loop import objective_of
-from pretrain.train.recipe.recipe import changed
+from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipes import recipe
 
 NARROW = ("backbone.width=64", "backbone.depth=2", "backbone.heads=2", "objective.head.prototypes=500")

@@ -1,4 +1,4 @@
-"""The direction of imports, read from the source."""
+"""The direction of imports, read from the source: which room may know which, and who alone may know a library."""
 
 import ast
 from pathlib import Path
@@ -8,63 +8,73 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("wsi_prep", "pretrain", "pipelines", "sample_slides")
 
-# each heavy library and the only files that may import it
+# Rooms from the ground up: each may import from those on a line above its own, and none from its own line's others.
+STOREYS = {
+    "wsi_prep": (
+        {"errors"},
+        {"format", "untrusted"},
+        {"storage", "compute"},
+        {"slides", "output"},
+        {"tissue"},
+        {"stain"},
+        {"tiles"},
+        {"run", "curation"},
+    ),
+    "pretrain": (
+        {"errors"},
+        {"compute"},
+        {"data", "model"},
+        {"features", "views"},
+        {"learning", "evaluation", "pictures"},
+        {"train"},
+    ),
+}
+# What one room takes of the slide stage; `errors` may be known to all.
+SHARED_WITH_TRAINING = ("wsi_prep.errors", "wsi_prep.format", "wsi_prep.untrusted", "wsi_prep.storage")
+
+# Each heavy library and the only files that may import it.
 ONLY_IN = {
     "openslide": {"wsi_prep/slides/readers/openslide_reader.py"},
     "tiffslide": {"wsi_prep/slides/readers/tiff/reader.py"},
     "tifffile": {"wsi_prep/slides/readers/tiff/reader.py", "wsi_prep/slides/readers/aperio.py"},
     "zarr": {"wsi_prep/format/codec.py"},
-    "dask": {"wsi_prep/compute/jobs.py", "wsi_prep/compute/cluster/closed.py", "wsi_prep/compute/cluster/slurm.py"},
-    "distributed": {
-        "wsi_prep/compute/jobs.py",
-        "wsi_prep/compute/cluster/closed.py",
-        "wsi_prep/compute/cluster/slurm.py",
-    },
-    "obstore": {"wsi_prep/storage/objects.py", "wsi_prep/storage/object_client.py", "pretrain/data/sources.py"},
+    "dask": {"wsi_prep/compute/jobs.py", "wsi_prep/compute/cluster/"},
+    "distributed": {"wsi_prep/compute/jobs.py", "wsi_prep/compute/cluster/"},
     "dask_jobqueue": {"wsi_prep/compute/cluster/slurm.py"},
+    "obstore": {"wsi_prep/storage/objects.py", "wsi_prep/storage/object_client.py", "pretrain/data/sources.py"},
     "torch.distributed": {"pretrain/compute/distributed.py"},
+    "sklearn": {"pipelines/fit_stain.py", "wsi_prep/stain/fit/"},
+    "torch": {"pretrain/", "pipelines/"},
 }
-SHARED_WITH_TRAINING = {
-    *(
-        "wsi_prep.format.records",
-        "wsi_prep.format.jpeg",
-        "wsi_prep.format.codec",
-        "wsi_prep.errors",
-        "wsi_prep.format.magnifications",
-    ),
-    *(
-        "wsi_prep.format.slide_ids",
-        "wsi_prep.format.copies",
-        "wsi_prep.format.layout",
-        "wsi_prep.untrusted.below",
-        "wsi_prep.untrusted.stored_tiles",
-    ),
-    *("wsi_prep.untrusted.tables", "wsi_prep.untrusted.sql", "wsi_prep.untrusted.own_folder"),
-}
+HEAVY = {"openslide", "tiffslide", "tifffile", "dask", "distributed", "cv2", "skimage", "scipy", "rich"}
 PURE = {"numpy", "hashlib", "math", "collections", "dataclasses", "typing", "__future__", "wsi_prep"}
+MOST_FILES = 10
+
+Graph = dict[str, set[str]]
 
 
 def sources() -> list[Path]:
     return sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 
 
-def imports(path: Path) -> set[str]:
-    return imports_of(path.read_text())
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports_of(source: str) -> set[str]:
+    """Every name that is imported, wherever in the source: `from a import b` as both a and a.b."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
-def uses(path: Path, module: str) -> bool:
-    return any(within(name, module) for name in imports(path))
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return {module_of(path): imports_of(path.read_text()) for path in sources()}
 
 
 def within(name: str, module: str) -> bool:
@@ -72,77 +82,148 @@ def within(name: str, module: str) -> bool:
     return name == module or name.startswith(module + ".")
 
 
-def not_among(names: set[str], allowed: set[str]) -> set[str]:
-    """What is imported of the slide stage and lies in none of the allowed modules; the package itself names none."""
-    own = {name for name in names if name.startswith("wsi_prep.")}
-    return {name for name in own if not any(within(name, module) for module in allowed)}
+def going_up(graph: Graph) -> list[str]:
+    """Imports of a room that lies above, or on the same storey."""
+    found = []
+    for package, storeys in STOREYS.items():
+        height = {room: number for number, rooms in enumerate(storeys) for room in rooms}
+        for module, names in graph.items():
+            for name in names:
+                if not (within(module, package) and within(name, package)):
+                    continue
+                mine, other = (text.split(".")[1:2] for text in (module, name))
+                if not mine or not other or other in (mine, ["__version__"]):
+                    continue
+                if mine[0] not in height or other[0] not in height or height[other[0]] >= height[mine[0]]:
+                    found.append(f"{module} -> {name}")
+    return sorted(found)
 
 
-def test_there_is_something_to_look_at():
-    assert len(sources()) > 20
+def taken_by_training(graph: Graph) -> list[str]:
+    """What the trainer imports of the slide stage that it has no business with."""
+    return sorted(
+        f"{module} -> {name}"
+        for module, names in graph.items()
+        for name in names
+        if within(module, "pretrain")
+        and name.startswith("wsi_prep.")
+        and not any(within(name, allowed) for allowed in SHARED_WITH_TRAINING)
+    )
 
 
-@pytest.mark.parametrize("library", ONLY_IN)
-def test_a_heavy_library_has_one_importer(library):
-    files = {str(p.relative_to(ROOT)) for p in sources() if not p.is_relative_to(ROOT / "sample_slides")}
-    importers = {f for f in files if uses(ROOT / f, library)}
-    assert importers <= ONLY_IN[library]
+def circles(graph: Graph) -> list[str]:
+    """Modules that are imported, by way of others, by themselves."""
+    known = {module: {name for name in names if name in graph and name != module} for module, names in graph.items()}
+    reached = {module: set(names) for module, names in known.items()}
+    for middle in known:
+        for module in known:
+            if middle in reached[module]:
+                reached[module] |= reached[middle]
+    return sorted(module for module, names in reached.items() if module in names)
 
 
-def test_nothing_imports_the_pipelines():
-    assert [str(p) for p in sources() if uses(p, "pipelines") and not p.is_relative_to(ROOT / "pipelines")] == []
+def test_every_folder_is_a_room_of_the_plan():
+    for package, storeys in STOREYS.items():
+        files = [p.relative_to(ROOT / package) for p in sources() if p.is_relative_to(ROOT / package)]
+        assert {file.with_suffix("").parts[0] for file in files} - {"__init__"} == set.union(*storeys)
 
 
-def test_slide_stage_does_not_know_the_trainer():
-    assert [str(p) for p in (ROOT / "wsi_prep").rglob("*.py") if uses(p, "pretrain") or uses(p, "torch")] == []
+def test_no_import_goes_up(graph):
+    assert going_up(graph) == []
 
 
-def test_only_its_command_knows_how_the_stain_classifier_is_fitted():
-    outside = [p for p in sources() if not p.is_relative_to(ROOT / "wsi_prep" / "stain_fit")]
-    assert [p.name for p in outside if uses(p, "wsi_prep.stain.fit") or uses(p, "sklearn")] == ["fit_stain.py"]
+def test_no_module_is_in_a_circle(graph):
+    assert circles(graph) == []
 
 
-@pytest.mark.parametrize("command", ["shards", "query", "interchange", "console", "verify", "forget", "plan"])
-def test_commands_of_the_slide_stage_do_not_know_the_trainer(command):
-    path = ROOT / "pipelines" / f"{command}.py"
-    assert not uses(path, "pretrain")
-    assert not uses(path, "torch")
+def test_the_trainer_takes_only_the_shard_format_and_its_storage(graph):
+    assert taken_by_training(graph) == []
 
 
-def test_trainer_takes_only_the_shard_format():
-    for path in (ROOT / "pretrain").rglob("*.py"):
-        assert not not_among(imports(path), SHARED_WITH_TRAINING), path
+def test_nothing_imports_the_commands_and_no_slide_stage_the_trainer(graph):
+    for module, names in graph.items():
+        assert within(module, "pipelines") or not any(within(name, "pipelines") for name in names), module
+        assert not within(module, "wsi_prep") or not any(within(name, "pretrain") for name in names), module
 
 
 @pytest.mark.parametrize(
-    "planted",
+    ("module", "source"),
+    [
+        ("wsi_prep.format.records", "from wsi_prep.storage.local import LocalStorage"),
+        ("wsi_prep.storage.base", "import wsi_prep.output.catalog"),
+        ("wsi_prep.tissue.detect", "from wsi_prep.run import call"),
+        ("wsi_prep.curation.forget", "def later():\n    from wsi_prep.run.task import SlideTask"),
+        ("wsi_prep.slides.readers.tiff.reader", "from wsi_prep.tissue.masks import read_mask"),
+        ("pretrain.learning.losses", "from pretrain.evaluation.probe import knn"),
+        ("pretrain.compute.devices", "from pretrain.data.loader import Batch"),
+        ("wsi_prep.new_room.file", "from wsi_prep.format.records import STAINS"),
+    ],
+)
+def test_a_planted_import_that_goes_up_is_seen(module, source):
+    assert going_up({module: imports_of(source)})
+
+
+@pytest.mark.parametrize(
+    "source",
     [
         "from wsi_prep.slides.base import SlideInfo",
         "import wsi_prep.slides.base",
-        "from wsi_prep.slides.readers import base",
-        "from wsi_prep import prepare",
+        "from wsi_prep.slides import base",
+        "from wsi_prep import run",
         "def later():\n    from wsi_prep.stain.fit.dyes import DYES",
     ],
 )
-def test_a_forbidden_import_is_seen(planted):
-    assert not_among(imports_of(planted), SHARED_WITH_TRAINING)
+def test_a_planted_import_of_the_trainer_is_seen(source):
+    assert taken_by_training({"pretrain.data.index": imports_of(source)})
 
 
-def test_an_allowed_import_is_none():
-    allowed = (
-        "from wsi_prep.errors import StoreFailed\nfrom wsi_prep import jpeg\nimport wsi_prep.format.records as records"
-    )
-    assert not not_among(imports_of(allowed), SHARED_WITH_TRAINING)
+def test_a_planted_circle_is_seen():
+    assert circles({"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set()}) == ["a", "b", "c"]
 
 
-def test_what_training_shares_needs_no_slide_library():
-    for module in SHARED_WITH_TRAINING:
-        path = ROOT / (module.replace(".", "/") + ".py")
-        heavy = {"openslide", "tiffslide", "tifffile", "dask", "distributed", "cv2", "skimage", "scipy", "rich"}
-        assert not [library for library in heavy if uses(path, library)], path
-        assert not not_among(imports(path), SHARED_WITH_TRAINING), path
+def test_what_is_allowed_is_not_found_fault_with():
+    allowed = {
+        "pretrain.data.index": imports_of("from wsi_prep.errors import StoreFailed\nfrom wsi_prep.format import jpeg"),
+        "wsi_prep.run.call": imports_of("from wsi_prep.slides.find.sources import look_for_slides\nimport wsi_prep"),
+    }
+    assert going_up(allowed) == taken_by_training(allowed) == circles(allowed) == []
 
 
-def test_the_plan_is_pure():
-    roots = {name.split(".")[0] for name in imports(ROOT / "wsi_prep/tiles/plan.py")}
-    assert roots <= PURE
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_heavy_library_has_one_importer(library, graph):
+    files = {module: path for path in sources() for module in [module_of(path)]}
+    for module, names in graph.items():
+        if within(module, "sample_slides") or not any(within(name, library) for name in names):
+            continue
+        file = str(files[module].relative_to(ROOT))
+        assert any(file == allowed or file.startswith(allowed) for allowed in ONLY_IN[library] if allowed), file
+
+
+@pytest.mark.parametrize("command", ["shards", "query", "interchange", "console", "verify", "forget", "plan"])
+def test_commands_of_the_slide_stage_do_not_know_the_trainer(command, graph):
+    assert not [n for n in graph[f"pipelines.{command}"] if within(n, "pretrain") or within(n, "torch")]
+
+
+def test_what_training_shares_needs_no_slide_library(graph):
+    for module, names in graph.items():
+        if any(within(module, shared) for shared in SHARED_WITH_TRAINING):
+            assert not [name for name in names for library in HEAVY if within(name, library)], module
+
+
+def test_only_its_command_knows_how_the_stain_classifier_is_fitted(graph):
+    fit = "wsi_prep.stain.fit"
+    users = {m for m, names in graph.items() if not within(m, fit) and any(within(n, fit) for n in names)}
+    assert users == {"pipelines.fit_stain"}
+
+
+def test_the_contract_and_the_plan_are_pure(graph):
+    assert {name.split(".")[0] for name in graph["wsi_prep.tiles.plan"]} <= PURE
+    for module, names in graph.items():
+        if within(module, "wsi_prep.format"):
+            assert not names & {"os.open", "pathlib.Path", "shutil", "tempfile", "pyarrow.parquet"}, module
+
+
+def test_folders_and_files_stay_small():
+    folders = {path.parent for path in sources()} - {ROOT / "pipelines"}  # which holds a file a command
+    assert [folder for folder in folders if len(list(folder.glob("*.py"))) > MOST_FILES] == []
+    assert [path for path in sources() if len(path.read_text().splitlines()) > 400] == []

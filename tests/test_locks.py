@@ -15,8 +15,8 @@ from pipelines.shards import main
 from wsi_prep.compute.time_limit import time_limit
 from wsi_prep.errors import BadOutput, NoRoom
 from wsi_prep.slides.fetch.cache import CacheSettings, Room
-from wsi_prep.storage.locks import CannotLock, try_lock, wait_for_lock
 from wsi_prep.storage.select import open_storage
+from wsi_prep.untrusted.locks import CannotLock, try_lock, wait_for_lock
 
 WITHOUT = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS]
 BROKEN = [errno.EIO, errno.ESTALE, errno.EBADF]

@@ -23,8 +23,8 @@ from sample_slides.make import make_synthetic, nompp_tiff
 from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.verify.store import verify
 from wsi_prep.errors import BadCatalog
+from wsi_prep.format.layout import former_slide_id, is_slide_id, make_slide_id, require_slide_id
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
-from wsi_prep.format.slide_ids import former_slide_id, is_slide_id, make_slide_id, require_slide_id
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.query import open_catalog
 from wsi_prep.slides.find.sources import find_slides

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pretrain.files.tensor_files import FLOATS, check_safetensors
+from pretrain.compute.tensor_files import FLOATS, check_safetensors
 from wsi_prep.errors import BadOption
 from wsi_prep.untrusted.own_folder import own_folder
 

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pretrain.data.parts import INDEX_VERSION, STRATUM_LEVELS, Part, build_part, open_part, read_filter
+from pretrain.data.parts import INDEX_VERSION, Part, build_part, open_part, read_filter
 from pretrain.data.sources import ShardSource, digest, open_source
 from pretrain.errors import BadFilter, BadShards
 from wsi_prep.format.copies import which_count
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import FORMAT_VERSION, TILES_PER_SHARD
+from wsi_prep.format.strata import STRATUM_LEVELS
 from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
 Progress = Callable[[int, int], None]

@@ -24,7 +24,7 @@ from pretrain.data.sampler import Draw, DrawnCounts, Sampler
 from pretrain.errors import TooManyBadTiles
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
-from wsi_prep.untrusted.stored_tiles import decode_stored
+from wsi_prep.format.stored_tiles import decode_stored
 
 _CHUNK = 8  # tiles a task: few enough to share a small batch, enough to make the task's own cost small
 _TRIES = 64

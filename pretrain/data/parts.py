@@ -27,12 +27,12 @@ from pretrain.errors import BadFilter, BadShards
 from wsi_prep.errors import BadCatalog, BadQuery
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.format.stored_tiles import require_places
+from wsi_prep.format.strata import STRATUM_LEVELS
 from wsi_prep.untrusted.sql import CONDITION_SECONDS, Condition
-from wsi_prep.untrusted.stored_tiles import require_places
 from wsi_prep.untrusted.tables import of_today
 
 INDEX_VERSION = 1
-STRATUM_LEVELS = ("stain", "institution", "tissue")
 
 TILE = np.dtype([("offset", "<u8"), ("nbytes", "<u4"), ("crc32", "<u4"), ("index", "<u4")])
 """Where a tile's JPEG is: 20 bytes a tile."""

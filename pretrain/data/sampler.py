@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from pretrain.compute.randomness import uniforms
 from pretrain.data.index import Index
-from pretrain.data.parts import STRATUM_LEVELS
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS, magnification
+from wsi_prep.format.strata import STRATUM_LEVELS, VIRCHOW2_MIX, check_alpha, draw_probabilities
 
-VIRCHOW2_MIX = {"40x": 0.2, "20x": 0.4, "10x": 0.2, "5x": 0.2}
 SPLITS = ("train", "held out", "all")
 
 _NAMES = [m.name for m in MAGNIFICATIONS]
@@ -61,8 +60,7 @@ class SamplingSettings:
             raise BadOption("every share of the mix is 0; give some magnification a share")
         if unknown := set(self.strata) - set(STRATUM_LEVELS):
             raise BadOption(f"strata {sorted(unknown)} are not known; choose from {' '.join(STRATUM_LEVELS)}")
-        if not (math.isfinite(self.alpha) and 0 <= self.alpha <= 1):
-            raise BadOption(f"alpha {self.alpha} is not between 0 (uniform) and 1 (as found)")
+        check_alpha(self.alpha)
         if not 0 <= self.held_out < 1:
             raise BadOption(f"held out share {self.held_out} is not at least 0 and below 1")
         if self.split not in SPLITS:
@@ -186,12 +184,7 @@ class Sampler:
         self._magnification = cells["magnification"][order[begin]].astype(np.int64)
         self._first_slide = self._slide[begin]
         self._stratum_tiles = np.add.reduceat(self._count.astype(np.int64), begin) if len(begin) else np.zeros(0, int)
-        share = np.array([settings.mix.get(name, 0.0) for name in _NAMES])
-        weight = self._stratum_tiles.astype(np.float64) ** settings.alpha
-        total = np.bincount(self._magnification, weight, len(_NAMES))
-        self._probability = weight / total[self._magnification] * share[self._magnification]
-        if self._probability.sum() > 0:
-            self._probability /= self._probability.sum()
+        self._probability = draw_probabilities(self._magnification, self._stratum_tiles, settings.alpha, settings.mix)
         self._upto = np.cumsum(self._probability)
         self._tiles_upto = np.cumsum(np.where(self._probability > 0, self._stratum_tiles, 0))
 

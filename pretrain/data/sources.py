@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from pretrain.errors import BadShards
 from wsi_prep.format.copies import Copies, which_count
+from wsi_prep.format.layout import is_slide_id
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
-from wsi_prep.format.slide_ids import is_slide_id
 from wsi_prep.untrusted.below import file_below, folder_below, open_below, require_size
 from wsi_prep.untrusted.tables import BadTable, open_table, require_columns
 

@@ -13,9 +13,9 @@ import h5py
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pretrain.compute.plain_files import read_json
 from pretrain.data.sources import digest
 from pretrain.errors import OtherFeatures
-from pretrain.files.plain_files import read_json
 
 RECORD = "features.json"
 WHAT = "class token, then mean of the patch tokens"

@@ -32,6 +32,7 @@ from pretrain.train.metrics import MetricsLog
 from pretrain.train.recipe import recipe as recipes
 from pretrain.train.recipe.caveats import caveats
 from pretrain.train.recipe.flops import measured_peak
+from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
 from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
@@ -91,9 +92,9 @@ def settle_recipe(folder: Path, wanted: Recipe | None, changes: Sequence[str], d
     """
     file = folder / "recipe.json"
     if not file.exists():
-        return recipes.changed(wanted or default(), list(changes))
+        return changed(wanted or default(), list(changes))
     saved = recipes.load(file)
-    asked = recipes.changed(wanted or saved, list(changes))
+    asked = changed(wanted or saved, list(changes))
     if differing := recipes.differences(asked, saved):
         raise BadRun(
             f"{folder} was begun with another recipe ({'; '.join(differing[:5])}); give another RUN, or the same recipe"

@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from pretrain.compute import distributed
+from pretrain.compute.plain_files import read_json
 from pretrain.errors import BadRun, CheckpointFailed
-from pretrain.files.plain_files import read_json
 from pretrain.train.recipe.recipe import SavingSettings
 
 CHECKPOINT_VERSION = 2

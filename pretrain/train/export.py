@@ -10,8 +10,8 @@ from uuid import uuid4
 
 from safetensors.torch import save_file
 
+from pretrain.compute.plain_files import read_json
 from pretrain.errors import BadRun
-from pretrain.files.plain_files import read_json
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.normalise import MEAN, STD
 from pretrain.train.checkpoint import STATE, step_folder

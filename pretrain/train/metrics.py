@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.files.plain_files import json_lines
+from pretrain.compute.plain_files import json_lines
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from pretrain.data.loader import Batch, on_device
 from pretrain.data.sampler import Sampler
 from pretrain.train.loop import DTYPES, Trainer
 from pretrain.train.recipe.flops import measured_peak
-from pretrain.train.recipe.recipe import Recipe, changed
+from pretrain.train.recipe.overrides import changed
+from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.recipe.recipes import recipe
 from tests.benchmarks.measure import Figure, machine, markdown, table
 

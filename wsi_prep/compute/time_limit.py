@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from wsi_prep.errors import TimedOut
-from wsi_prep.storage.locks import CannotLock, wait_for_lock
+from wsi_prep.untrusted.locks import CannotLock, wait_for_lock
 
 HUNG = ".hung"
 """Ending of the files that say where a slide hung; empty, and locked, while it is worked on."""

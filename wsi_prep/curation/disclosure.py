@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wsi_prep.errors import BadCatalog
+from wsi_prep.format.layout import is_slide_id
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
-from wsi_prep.format.slide_ids import is_slide_id
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import local_folder, open_storage
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+_BETWEEN = "; "
+
+
 STAINS = ("HE", "IHC", "SPECIAL", "FLUORESCENCE", "UNKNOWN")
 """What a slide's stain can be called."""
 
@@ -99,3 +102,17 @@ TILE_SCHEMA = pa.schema(
 def is_table_file(name: str) -> bool:
     """Whether a file of catalog/slides or catalog/tiles holds rows: a dot alone hides what is unfinished."""
     return name.endswith(".parquet") and not name.startswith(".")
+
+
+def warned(*said: str | None) -> str | None:
+    """What is said, each thing once, in one line; None where nothing is. Takes earlier lines as well as single texts.
+
+    A single text holds no semicolon followed by a space, which stands between two.
+    """
+    texts = [text for line in said if line for text in told(line)]
+    return _BETWEEN.join(dict.fromkeys(texts)) or None
+
+
+def told(line: str | None) -> list[str]:
+    """The single texts of a line that `warned` made."""
+    return [text for text in (line or "").split(_BETWEEN) if text]

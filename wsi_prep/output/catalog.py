@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 
 from wsi_prep.compute.memory import give_back_freed_memory
 from wsi_prep.errors import BadCatalog, BadOutput
-from wsi_prep.format.layout import is_part, is_slide_file
+from wsi_prep.format.layout import is_part, is_slide_file, require_slide_id
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
-from wsi_prep.format.slide_ids import require_slide_id
 from wsi_prep.output.sealed_parquet import check_seal, sealed_writer
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage

@@ -8,8 +8,7 @@ from typing import Any
 from wsi_prep import __version__
 from wsi_prep.errors import SlideError, SlideExcluded
 from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.format.records import SLIDE_SCHEMA
-from wsi_prep.format.warning import warned
+from wsi_prep.format.records import SLIDE_SCHEMA, warned
 from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.base import SlideInfo
 from wsi_prep.slides.find.institution import UNKNOWN

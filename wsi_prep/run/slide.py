@@ -27,8 +27,7 @@ from wsi_prep.errors import (
 )
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.format.records import TILE_SCHEMA
-from wsi_prep.format.warning import warned
+from wsi_prep.format.records import TILE_SCHEMA, warned
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.run.row import blank_row, facts, failure, verdict
 from wsi_prep.run.stages import StageClock

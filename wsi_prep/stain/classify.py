@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import hed_from_rgb
 
-from wsi_prep.format.warning import told, warned
+from wsi_prep.format.records import told, warned
 from wsi_prep.stain.features import stain_features
 from wsi_prep.stain.network import CLASSES, packaged_model
 from wsi_prep.tissue.glass import Glass

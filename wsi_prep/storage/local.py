@@ -18,8 +18,8 @@ from wsi_prep.errors import BadCatalog, BadOutput
 from wsi_prep.format.records import is_table_file
 from wsi_prep.storage.atomic import aside, put_in_place, remove_tree, sync, write_atomically
 from wsi_prep.storage.base import LOCK, STAGING, Span
-from wsi_prep.storage.locks import CannotLock, try_lock
 from wsi_prep.untrusted.below import MOST_BYTES, file_below, folder_below, open_below, path_below, read_below
+from wsi_prep.untrusted.locks import CannotLock, try_lock
 from wsi_prep.untrusted.tables import require_table
 
 _FILES_AT_ONCE = 200

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.errors import BadMask, BadOption
-from wsi_prep.format.slide_ids import bare_name
+from wsi_prep.format.layout import bare_name
 from wsi_prep.slides.base import SlideInfo
 from wsi_prep.slides.find.naming import KnownNames, did_you_mean, one_form
 from wsi_prep.slides.find.sources import SlideSource

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from pretrain.compute.tensor_files import TensorFile
 from pretrain.errors import BadWeights
-from pretrain.files.tensor_files import TensorFile
 
 _HUGGING_FACE = (  # transformers' Dinov2Model and Dinov2WithRegistersModel
     (r"^(dinov2|dinov2_with_registers)\.", ""),

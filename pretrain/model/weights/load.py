@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pretrain.compute.memory import require_memory
+from pretrain.compute.plain_files import read_json
+from pretrain.compute.tensor_files import TensorFile, open_tensors
 from pretrain.errors import BadWeights
-from pretrain.files.plain_files import read_json
-from pretrain.files.tensor_files import TensorFile, open_tensors
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.normalise import MEAN, STD
 from pretrain.model.weights.layouts import Held, HeldTensor, renamed

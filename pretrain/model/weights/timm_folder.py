@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from pretrain.compute.tensor_files import open_tensors
 from pretrain.errors import BadWeights
-from pretrain.files.tensor_files import open_tensors
 from pretrain.model.weights.load import read_config
 
 import timm  # isort: skip - weights has made it importable

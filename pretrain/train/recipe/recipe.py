@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.compute.distributed import MODES as PARALLEL
+from pretrain.compute.plain_files import read_json
 from pretrain.data.loader import MOST_THREADS, LoaderSettings
 from pretrain.data.sampler import SamplingSettings
-from pretrain.files.plain_files import read_json
 from pretrain.learning.optim import OptimSettings
 from pretrain.learning.schedules import ScheduleSettings
 from pretrain.learning.self_distillation import ObjectiveSettings
@@ -25,8 +25,8 @@ from pretrain.views.views import ViewSettings
 from wsi_prep.errors import BadOption
 
 PRECISIONS = ("fp32", "bf16")
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-_MOST_COUNT, _LONGEST_TEXT, _SHOWN = 10**12, 4096, 60
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_MOST_COUNT, _LONGEST_TEXT, SHOWN = 10**12, 4096, 60
 
 
 @dataclass(frozen=True)
@@ -119,21 +119,6 @@ FREE = ("compute", "loader", "saving", "looking")
 """What may change when a run goes on: it decides how, not what, is computed."""
 
 
-def changed(recipe: Recipe, changes: list[str]) -> Recipe:
-    """The recipe with some values replaced, each given as `name=value` with dots: `schedule.rate=0.002`.
-
-    Raises BadOption for a name that there is not (with the nearest that there is) and a value of another type.
-    """
-    values = dataclasses.asdict(recipe)
-    for change in changes:
-        name, found, text = change.partition("=")
-        if not found:
-            raise BadOption(f"{change!r} sets nothing; write name=value, as in schedule.rate=0.002")
-        _set(values, recipe, name.strip(), text.strip())
-    made: Recipe = _build(Recipe, values, "")
-    return made
-
-
 def flat(recipe: Recipe) -> dict[str, Any]:
     """Every value under its dotted name."""
     return dict(_walk(recipe, ""))
@@ -158,7 +143,7 @@ def load(file: Path) -> Recipe:
     """What `save` wrote; BadOption if it is something else."""
     try:
         values = read_json(file)
-        recipe: Recipe = _build(Recipe, values, "")
+        recipe: Recipe = build(Recipe, values, "")
     except OSError as error:
         raise BadOption(
             f"{file} cannot be read ({error.strerror}); name a folder that make pretrain has filled"
@@ -179,54 +164,7 @@ def _walk(record: Any, prefix: str) -> typing.Iterator[tuple[str, Any]]:
             yield prefix + one.name, value
 
 
-def _set(values: dict[str, Any], record: Any, name: str, text: str) -> None:
-    """Replace one value, by its dotted name, in the nested dictionaries of the record."""
-    *way, last = name.split(".")
-    for step in way:
-        record = getattr(record, step, None) if dataclasses.is_dataclass(record) else None
-        values = values[step] if record is not None else {}
-    if isinstance(record, Mapping) and last in record:
-        wanted: Any = float
-    elif dataclasses.is_dataclass(record) and last != "name":
-        wanted = typing.get_type_hints(type(record)).get(last)
-    else:
-        wanted = None
-    if wanted is None or isinstance(values.get(last), dict):
-        raise BadOption(_unknown(name))
-    values[last] = _parse(name, text, wanted)
-
-
-def _unknown(name: str) -> str:
-    from pretrain.train.recipe.recipes import debug  # noqa: PLC0415 - any recipe has all the names
-
-    names = [known for known in flat(debug()) if known != "name"]
-    tail = [known for known in names if known.split(".")[-1] == name.rsplit(".", maxsplit=1)[-1]]
-    near = difflib.get_close_matches(name, tail or names, n=1, cutoff=0.0 if tail else 0.4)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"no setting is named {name!r}{hint} (make recipe lists them all)"
-
-
-def _parse(name: str, text: str, wanted: Any) -> Any:
-    """The text as a value of the type; tuples are written with commas."""
-    if typing.get_origin(wanted) is tuple:
-        kinds = typing.get_args(wanted)
-        words = [word.strip() for word in text.split(",") if word.strip()]
-        if kinds[-1] is Ellipsis:
-            return tuple(_parse(name, word, kinds[0]) for word in words)
-        if len(words) != len(kinds):
-            raise BadOption(f"{name} takes {len(kinds)} values with commas between them, not {text!r}")
-        return tuple(_parse(name, word, kind) for word, kind in zip(words, kinds, strict=True))
-    if wanted is bool:
-        if text.lower() not in ("true", "false"):
-            raise BadOption(f"{name} is true or false, not {text!r}")
-        return text.lower() == "true"
-    try:
-        return wanted(text)
-    except ValueError:
-        raise BadOption(f"{name} is {_KINDS[wanted]}, not {text[:_SHOWN]!r}") from None
-
-
-def _build(kind: Any, values: Any, name: str) -> Any:
+def build(kind: Any, values: Any, name: str) -> Any:
     """A record of the kind, of values as JSON has them; BadOption for one of another type, by its dotted name."""
     if dataclasses.is_dataclass(kind):
         return kind(**_checked(kind, values, name))  # type: ignore[operator]
@@ -236,12 +174,33 @@ def _build(kind: Any, values: Any, name: str) -> Any:
             many = "several" if kinds[-1] is Ellipsis else len(kinds)
             raise BadOption(f"{name} is {many} values, not {_short(values)}")
         of = [kinds[0]] * len(values) if kinds[-1] is Ellipsis else kinds
-        return tuple(_build(each, value, name) for each, value in zip(of, values, strict=True))
+        return tuple(build(each, value, name) for each, value in zip(of, values, strict=True))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(values, dict):
             raise BadOption(f"{name} is a number for each of some names, not {_short(values)}")
-        return {str(key): _build(float, value, f"{name}.{_short(key)}") for key, value in values.items()}
+        return {str(key): build(float, value, f"{name}.{_short(key)}") for key, value in values.items()}
     return _plain(kind, values, name)
+
+
+def unknown_setting(name: str) -> str:
+    """What to tell somebody who names a setting that no recipe has, with the nearest that there is."""
+    names = [known for known in _setting_names(Recipe) if known != "name"]
+    tail = [known for known in names if known.split(".")[-1] == name.rsplit(".", maxsplit=1)[-1]]
+    near = difflib.get_close_matches(name, tail or names, n=1, cutoff=0.0 if tail else 0.4)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"no setting is named {name!r}{hint} (make recipe lists them all)"
+
+
+def _setting_names(kind: Any, prefix: str = "") -> typing.Iterator[str]:
+    """Dotted names of all settings; of a record by keys, those that it has by default."""
+    types = typing.get_type_hints(kind)
+    for one in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(types[one.name]):
+            yield from _setting_names(types[one.name], f"{prefix}{one.name}.")
+        elif one.default_factory is not dataclasses.MISSING and isinstance(entries := one.default_factory(), Mapping):
+            yield from (f"{prefix}{one.name}.{key}" for key in entries)
+        else:
+            yield prefix + one.name
 
 
 def _checked(kind: Any, values: Any, name: str) -> dict[str, Any]:
@@ -250,7 +209,7 @@ def _checked(kind: Any, values: Any, name: str) -> dict[str, Any]:
         raise BadOption(f"{name or 'a recipe'} is a record of settings, not {_short(values)}")
     types, prefix = typing.get_type_hints(kind), f"{name}." if name else ""
     if unknown := [key for key in values if key not in types]:
-        raise BadOption(_unknown(f"{prefix}{unknown[0][:_SHOWN]}"))
+        raise BadOption(unknown_setting(f"{prefix}{unknown[0][:SHOWN]}"))
     needed = [
         field.name
         for field in dataclasses.fields(kind)
@@ -258,7 +217,7 @@ def _checked(kind: Any, values: Any, name: str) -> dict[str, Any]:
     ]
     if missing := [key for key in needed if key not in values]:
         raise BadOption(f"{prefix}{missing[0]} is missing")
-    return {key: _build(types[key], value, f"{prefix}{key}") for key, value in values.items()}
+    return {key: build(types[key], value, f"{prefix}{key}") for key, value in values.items()}
 
 
 def _plain(kind: type, value: Any, name: str) -> Any:
@@ -273,11 +232,11 @@ def _plain(kind: type, value: Any, name: str) -> Any:
     elif right and kind is str:
         right = value.isprintable() and len(value) <= _LONGEST_TEXT
     if not right:
-        raise BadOption(f"{name} is {_KINDS[kind]}, not {_short(value)}")
+        raise BadOption(f"{name} is {KINDS[kind]}, not {_short(value)}")
     return value
 
 
 def _short(value: Any) -> str:
     """A value for a message."""
     said = type(value).__name__ if isinstance(value, (dict, list)) else repr(value)
-    return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."
+    return said if len(said) <= SHOWN else f"{said[:SHOWN]}..."

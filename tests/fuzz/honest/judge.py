@@ -13,7 +13,7 @@ import zarr
 
 from tests.fuzz.honest.case import Case
 from tests.fuzz.honest.painting import STEP, Picture
-from wsi_prep.format.warning import told
+from wsi_prep.format.records import told
 
 TILE_PX = 392
 MAGS = {"40x": 0.25, "20x": 0.5, "10x": 1.0, "5x": 2.0}

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from wsi_prep.curation.audit.numbers import (
     BINS,
-    LEVELS,
     MPP_BINS_AN_OCTAVE,
     NAMES,
     NOT_STATED,
@@ -26,6 +25,7 @@ from wsi_prep.curation.audit.numbers import (
     with_shares,
 )
 from wsi_prep.errors import BadCatalog
+from wsi_prep.format.strata import STRATUM_LEVELS
 from wsi_prep.output.catalog_files import catalog_files, first_line
 from wsi_prep.output.query import create_view, local_names
 from wsi_prep.untrusted.sql import closed_connection
@@ -93,7 +93,7 @@ _SCANNER = f"coalesce(nullif(trim(concat_ws(' ', vendor, scanner)), ''), '{NOT_S
 
 
 def _slides(connection: duckdb.DuckDBPyConnection) -> tuple[Slide, ...]:
-    texts = ", ".join(f"coalesce(nullif({n}, ''), '{NOT_STATED}')" for n in LEVELS)
+    texts = ", ".join(f"coalesce(nullif({n}, ''), '{NOT_STATED}')" for n in STRATUM_LEVELS)
     counts = ", ".join(f"coalesce(sum(tiles) FILTER (magnification = '{n}'), 0)::BIGINT" for n in NAMES)
     rows = connection.execute(
         f"""
@@ -116,7 +116,7 @@ def _finite(column: str) -> str:
 
 
 def _strata(connection: duckdb.DuckDBPyConnection) -> list[Stratum]:
-    names = ", ".join(f"coalesce(nullif({n}, ''), '{NOT_STATED}') AS {n}" for n in LEVELS)
+    names = ", ".join(f"coalesce(nullif({n}, ''), '{NOT_STATED}') AS {n}" for n in STRATUM_LEVELS)
     rows = connection.execute(
         f"""
         SELECT magnification, {names}, count(*), sum(tiles)::BIGINT,

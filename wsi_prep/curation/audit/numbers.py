@@ -10,13 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from wsi_prep.errors import BadOption
+import numpy as np
+
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import STATUSES
-
-LEVELS = ("stain", "institution", "tissue")
-MIX = {"40x": 0.2, "20x": 0.4, "10x": 0.2, "5x": 0.2}
-"""Share of each magnification in what is drawn (Virchow2, arXiv 2408.00738)."""
+from wsi_prep.format.strata import STRATUM_LEVELS, check_alpha, draw_probabilities
 
 BINS = 24
 MPP_BINS_AN_OCTAVE = 8
@@ -145,22 +143,11 @@ class Audit:
 
 
 def with_shares(strata: Sequence[Stratum], alpha: float) -> tuple[Stratum, ...]:
-    """The strata with what the sampler draws of each: its magnification's MIX times n^alpha of its n tiles.
-
-    A magnification without tiles leaves its share to the others. Within a stratum slides are drawn evenly.
-    Raises BadOption for an `alpha` outside 0 to 1.
-    """
-    if not 0 <= alpha <= 1:
-        raise BadOption(f"alpha {alpha} is not between 0 (uniform) and 1 (as found)")
-    weights = [stratum.tiles**alpha for stratum in strata]
-    total: dict[str, float] = defaultdict(float)
-    for stratum, weight in zip(strata, weights, strict=True):
-        total[stratum.magnification] += weight
-    present = sum(MIX[name] for name in total)
-    return tuple(
-        Stratum(**{**vars(s), "drawn": MIX[s.magnification] / present * weight / total[s.magnification]})
-        for s, weight in zip(strata, weights, strict=True)
-    )
+    """The strata with what the sampler draws of each. Raises BadOption for an `alpha` outside 0 to 1."""
+    check_alpha(alpha)
+    magnification = np.array([NAMES.index(stratum.magnification) for stratum in strata], np.int64)
+    drawn = draw_probabilities(magnification, np.array([stratum.tiles for stratum in strata]), alpha)
+    return tuple(Stratum(**{**vars(s), "drawn": share}) for s, share in zip(strata, drawn.tolist(), strict=True))
 
 
 def merged(slides: Sequence[Slide], strata: Sequence[Stratum]) -> tuple[Stratum, ...]:
@@ -182,10 +169,10 @@ def merged(slides: Sequence[Slide], strata: Sequence[Stratum]) -> tuple[Stratum,
 
 def diversity(strata: Sequence[Stratum], together: Sequence[Stratum]) -> tuple[Diversity, ...]:
     """Of each level and of the strata over all magnifications, then of the strata at each."""
-    found = [_diversity(level, "all", together, (level,)) for level in LEVELS]
-    found.append(_diversity("stratum", "all", together, LEVELS))
+    found = [_diversity(level, "all", together, (level,)) for level in STRATUM_LEVELS]
+    found.append(_diversity("stratum", "all", together, STRATUM_LEVELS))
     at = {name: [s for s in strata if s.magnification == name] for name in NAMES}
-    return (*found, *(_diversity("stratum", name, these, LEVELS) for name, these in at.items() if these))
+    return (*found, *(_diversity("stratum", name, these, STRATUM_LEVELS) for name, these in at.items() if these))
 
 
 def effective(amounts: Sequence[float]) -> Effective:
@@ -203,7 +190,7 @@ def balance(audited: Audit) -> dict[str, list[tuple[str, float, float]]]:
     """For magnification and each level: name, share of the tiles that are there, share drawn; the largest first."""
     total = max(sum(stratum.tiles for stratum in audited.strata), 1)
     found = {}
-    for level in ("magnification", *LEVELS):
+    for level in ("magnification", *STRATUM_LEVELS):
         there: dict[str, float] = defaultdict(float)
         drawn: dict[str, float] = defaultdict(float)
         for stratum in audited.strata:

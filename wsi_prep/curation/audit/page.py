@@ -16,9 +16,10 @@ from typing import Any
 
 import jinja2
 
-from wsi_prep.curation.audit.numbers import LEVELS, MPP_BINS_AN_OCTAVE, NAMES, Audit, Slide
+from wsi_prep.curation.audit.numbers import MPP_BINS_AN_OCTAVE, NAMES, Audit, Slide
 from wsi_prep.curation.audit.pictures import Gallery, Picture, TilePicture
 from wsi_prep.format.magnifications import TILE_PX
+from wsi_prep.format.strata import STRATUM_LEVELS
 
 MOST_SLIDES = 20_000
 """Most slides that the page lists; some 350 bytes each."""
@@ -53,7 +54,7 @@ def render_page(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TileP
         audited=audited,
         data=page_data(audited, overlays, tiles),
         names=[Path(folder).absolute().name for folder in audited.folders],
-        levels=LEVELS,
+        levels=STRATUM_LEVELS,
         magnifications=NAMES,
         named_most=_NAMED,
         slides_most=MOST_SLIDES,

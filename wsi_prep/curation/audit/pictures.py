@@ -19,9 +19,9 @@ from wsi_prep.errors import BadCatalog, BadOutput, StoreFailed
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import TILE_PX
+from wsi_prep.format.stored_tiles import WrongBytes, decode_stored, is_picture, place_of
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage
-from wsi_prep.untrusted.stored_tiles import WrongBytes, decode_stored, is_picture, place_of
 
 OVERLAY_PX = 2000
 """Widest overlay to show."""

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.errors import BadCatalog, BadMask
-from wsi_prep.format.layout import output_places, require_names
+from wsi_prep.format.layout import output_places, require_names, require_slide_id
 from wsi_prep.format.magnifications import TILE_PX
-from wsi_prep.format.slide_ids import require_slide_id
 from wsi_prep.output.query import open_catalog
 from wsi_prep.storage.atomic import aside, write_atomically
 from wsi_prep.storage.base import Storage

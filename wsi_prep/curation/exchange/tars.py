@@ -17,12 +17,12 @@ from typing import Any
 from wsi_prep.curation.exchange.coordinates import Written
 from wsi_prep.errors import BadOption
 from wsi_prep.format.records import TILE_SCHEMA
+from wsi_prep.format.stored_tiles import place_of, require_whole
 from wsi_prep.output.query import open_catalog
 from wsi_prep.storage.atomic import aside
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage
 from wsi_prep.untrusted.sql import QUESTION_SECONDS, one_expression
-from wsi_prep.untrusted.stored_tiles import place_of, require_whole
 
 _BLOCK = 512
 _STRATUM = ("stain", "institution", "tissue", "patient_key")

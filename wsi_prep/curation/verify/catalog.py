@@ -13,9 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wsi_prep.errors import BadCatalog, StoreFailed
-from wsi_prep.format.layout import PART_NAME
+from wsi_prep.format.layout import PART_NAME, require_slide_id
 from wsi_prep.format.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
-from wsi_prep.format.slide_ids import require_slide_id
 from wsi_prep.output.sealed_parquet import check_seal
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage

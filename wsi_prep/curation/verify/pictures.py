@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 
 from wsi_prep.errors import StoreFailed
 from wsi_prep.format.jpeg import decode_tile
+from wsi_prep.format.stored_tiles import is_picture
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.digests import sha256
 from wsi_prep.untrusted.small_json import read_object
-from wsi_prep.untrusted.stored_tiles import is_picture
 
 
 def picture_faults(storage: Storage, path: str, name: str, digests: Mapping[str, str] | None) -> Iterator[str]:

@@ -18,10 +18,10 @@ from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import MAGNIFICATIONS, to_level0
 from wsi_prep.format.records import TILES_PER_SHARD
+from wsi_prep.format.stored_tiles import LARGEST_JPEG, WrongBytes, decode_stored
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.digests import ShardDigest, from_column
 from wsi_prep.storage.select import open_storage
-from wsi_prep.untrusted.stored_tiles import LARGEST_JPEG, WrongBytes, decode_stored
 
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
 _ENTRY, _CHECKSUM = 16, 4  # bytes in a shard's index

@@ -19,7 +19,7 @@ from uuid import uuid4
 from wsi_prep.compute.time_limit import HUNG
 from wsi_prep.errors import BadOption, NoRoom
 from wsi_prep.storage.atomic import remove_tree
-from wsi_prep.storage.locks import CannotLock, try_lock, wait_for_lock
+from wsi_prep.untrusted.locks import CannotLock, try_lock, wait_for_lock
 from wsi_prep.untrusted.own_folder import own_folder
 
 _MARK = ".mark"

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from wsi_prep.format.slide_ids import bare_name
+from wsi_prep.format.layout import bare_name
 
 
 def one_form(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
-from wsi_prep.format.slide_ids import former_slide_id, make_slide_id
+from wsi_prep.format.layout import former_slide_id, make_slide_id
 from wsi_prep.slides.dicom import DicomHeader, dicom_header
 from wsi_prep.slides.fetch.remote import file_system, files_in, is_elsewhere
 from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, only_left_out

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pretrain.compute.plain_files import open_plain
 from pretrain.errors import BadWeights
-from pretrain.files.plain_files import open_plain
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Kinds of numbers that weights are made of; others are scaled, counts or flags."""

@@ -1,1 +1,0 @@
-"""Files of models and runs, written whole and read as data."""
