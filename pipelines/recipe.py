@@ -10,7 +10,8 @@ from rich.console import Console
 from pipelines.options import Options
 from pretrain.model.backbone import make_vit
 from pretrain.train.recipe.flops import step_flops
-from pretrain.train.recipe.recipe import changed, flat
+from pretrain.train.recipe.overrides import changed
+from pretrain.train.recipe.recipe import flat
 from pretrain.train.recipe.recipes import RECIPES, recipe
 from wsi_prep.errors import UsageError
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +13,7 @@ from sample_slides.layout import make_layout
 from sample_slides.make import CMU, he_svs, make_synthetic, nompp_tiff
 from sample_slides.scene import make_scene
 from sample_slides.texture import he_stain
-
-ROOT = Path(__file__).parents[1]
-REAL = ROOT.parent / "shared" / "slides"
+from tests.support.paths import REAL, ROOT
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +66,7 @@ def cmu_slide():
 @pytest.fixture(scope="module")
 def object_server():
     """A bucket over HTTP, named by the environment as a user would; see object_server.py for how it is made to fail."""
-    from object_server import ObjectServer
+    from tests.support.object_server import ObjectServer
 
     server = ObjectServer()
     with pytest.MonkeyPatch.context() as patch:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+
 PACKAGES = ("wsi_prep", "pretrain", "pipelines", "sample_slides")
 
 # Rooms from the ground up: each may import from those on a line above its own, and none from its own line's others.

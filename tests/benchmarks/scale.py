@@ -18,7 +18,7 @@ from typing import Any
 from distributed import Client
 
 from tests.benchmarks.measure import Figure, machine, markdown, table
-from tests.dask_processes import ROOT, DaskProcesses
+from tests.support.dask_processes import ROOT, DaskProcesses
 
 _WORKERS = 2
 _PER_FOLDER = 1_000

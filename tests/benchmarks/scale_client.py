@@ -105,6 +105,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from tests.benchmarks import scale_client  # so that workers find StandIn by its name
+    from tests.benchmarks import scale_client  # noqa: PLW0406 - so that workers find StandIn by its name
 
     scale_client.main()

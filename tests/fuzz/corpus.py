@@ -1,18 +1,15 @@
 """Sound slides to be broken: small ones of every family, made here, and real ones where they are at hand."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import tifffile
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))  # where DICOM and MIRAX slides are written
-
-from dicom_wsi import write_dicom_slide  # noqa: E402
-from mrxs_wsi import write_mrxs  # noqa: E402
+from tests.support.dicom_wsi import write_dicom_slide
+from tests.support.mrxs_wsi import write_mrxs
+from tests.support.paths import REAL, ROOT
 
 _LARGEST_REAL = 2_000_000
 """Bytes: beyond it a case takes longer to write than to read."""
@@ -72,7 +69,7 @@ def make_corpus(folder: Path, *, real: bool) -> list[Path]:
 
 def _real_slides(folder: Path) -> list[Path]:
     paths = []
-    for where in (ROOT / "sample_slides", ROOT.parent / "shared" / "slides"):
+    for where in (ROOT / "sample_slides", REAL):
         for path in sorted(where.glob("*.*")) if where.is_dir() else []:
             slide = path.suffix.lower() in (".svs", ".tif", ".tiff", ".ndpi", ".dcm")
             if slide and path.stat().st_size <= _LARGEST_REAL and not (folder / f"real-{path.stem}").exists():

@@ -1,7 +1,6 @@
 """DICOM series and MIRAX slides."""
 
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,16 +9,12 @@ import numpy as np
 import pydicom
 from pydicom.encaps import encapsulate, generate_frames
 
-from tests.fuzz.corpus import ROOT
 from tests.fuzz.honest.case import Case, chance, pick
 from tests.fuzz.honest.coding import ABOUT_COLOUR, Coding
 from tests.fuzz.honest.painting import ABOUT_GLASS, STEP, another_slide, macro, padded, resized
 from tests.fuzz.honest.pyramid import ABOUT_LEVEL, reduced_levels, whole_tiles
-
-sys.path.insert(0, str(ROOT / "tests"))
-
-import dicom_wsi
-from mrxs_wsi import TILE, write_mrxs
+from tests.support import dicom_wsi
+from tests.support.mrxs_wsi import TILE, write_mrxs
 
 _SCALE = r"micron-per-pixel|mpp|um/px|spacing|scale"
 _TWO_OF_A_SIZE = r"OpenSlide.*unexpected image"

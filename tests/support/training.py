@@ -1,0 +1,63 @@
+"""A recipe so small that a test can train with it, shards for it, and the command in a process of its own."""
+
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from pipelines.train import main
+from pretrain.train.metrics import read_metrics
+from tests.support.paths import ROOT
+from tests.support.shard_folders import add_slide
+
+TINY = [
+    *("sampling.batch=8", "sampling.mix.40x=0", "sampling.mix.5x=0", "schedule.steps=8"),
+    *("views.crops.global_px=56", "views.crops.local_px=28", "views.crops.local_crops=2"),
+    *("backbone.width=32", "backbone.depth=2", "backbone.heads=2", "backbone.image_px=56"),
+    *("objective.head.prototypes=64", "objective.head.hidden=32", "objective.head.bottleneck=16"),
+    *("saving.every=3", "looking.log=1", "looking.picture=0", "looking.probe=0"),
+    *("loader.threads=1", "compute.threads=1"),
+]
+
+
+def make_shards(out: Path, first: int = 1) -> Path:
+    for number in range(first, first + 3):
+        add_slide(out, number, {"20x": 12, "10x": 6}, stain="HE" if number < 3 else "IHC")
+    return out
+
+
+def command(shards: Path, folder: Path, *changes: str, processes=1, stop_at=None, probe=()) -> list[str]:
+    name = uuid.uuid4().hex
+    runner = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-id", name]
+    runner += ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder.parent / name}"]
+    start = [sys.executable, *(runner if processes > 1 else []), "-m", "pipelines.train"]
+    call = [*start, "--shards", str(shards), "--folder", str(folder), "--index", str(folder.parent / "index")]
+    stop = ["--stop-at", str(stop_at)] if stop_at is not None else []
+    stop += ["--probe", *map(str, probe)] if probe else []
+    return [*call, *stop, "--set", *TINY, *changes]
+
+
+def train(*arguments, **options) -> subprocess.CompletedProcess[str]:
+    """The command, run to its end in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 300}
+    return subprocess.run(command(*arguments, **options), check=False, env=environment, **run)
+
+
+def run(shards, folder, *changes, **options):
+    """In this process; returns the exit code."""
+    return main(command(shards, folder, *changes, **options)[3:])
+
+
+def losses(folder):
+    return [(row["step"], row["loss"], row["loss_dino"], row["gradient_norm"]) for row in read_metrics(folder)]
+
+
+def close_to(folder, unbroken):
+    found, expected = losses(folder), losses(unbroken)
+    assert [step for step, *_ in found] == [step for step, *_ in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-4)
