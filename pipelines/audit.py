@@ -6,20 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.console import printable
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, printable, run_command, shards_option
 from pipelines.options import Options
 from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.audit.numbers import Audit, balance
 from wsi_prep.curation.audit.page import extent, render_page, significant
 from wsi_prep.curation.audit.pictures import Gallery, Picture, TilePicture, overlays, tiles
-from wsi_prep.errors import UsageError
 from wsi_prep.storage.atomic import write_atomically
-
-EXIT_OK, EXIT_WRONG_CALL, EXIT_PICTURES_MISSING = 0, 2, 3
 
 EPILOG = """exit codes: 0 the page is written; 2 the call is wrong; 3 the page is written, but tiles or overlays that
 the catalog names cannot be read."""
@@ -30,38 +26,32 @@ _NAMED = 10
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
-    errors = Console(stderr=True, highlight=False)
-    console = Console(highlight=False)
-    try:
-        with open_catalogs(options.shards) as connection:
-            audited = count(connection, options.shards, options.alpha)
-            shown = overlays(audited, options.gallery, options.seed)
-            drawn = tiles(audited, connection, options.tiles, options.seed)
-        page = render_page(audited, shown, drawn).encode()
-        options.to.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.to, page)
-    except UsageError as error:
-        errors.print(f"audit: {error}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
-    except OSError as error:
-        errors.print(f"audit: {options.to} cannot be written: {error.strerror}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
-    show_audit(console, audited)
+    return run_command(build_parser(), _work, arguments)
+
+
+def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+    with open_catalogs(options.shards) as connection:
+        audited = count(connection, options.shards, options.alpha)
+        shown = overlays(audited, options.gallery, options.seed)
+        drawn = tiles(audited, connection, options.tiles, options.seed)
+    page = render_page(audited, shown, drawn).encode()
+    options.to.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.to, page)
+    show_audit(terminal, audited)
     lost = lost_pictures(audited, shown, drawn)
     for line in extent(audited, shown, drawn):
-        console.print(line, markup=False, soft_wrap=True)
+        terminal.say(line)
     for line in [*audited.notes, *lost]:
-        errors.print(f"audit: {printable(line)}", markup=False, soft_wrap=True)
-    console.print(f"{options.to}: {len(page) / 1e6:.1f} MB", markup=False, soft_wrap=True)
-    return EXIT_PICTURES_MISSING if lost else EXIT_OK
+        terminal.warn(line)
+    terminal.say(f"{options.to}: {len(page) / 1e6:.1f} MB")
+    return EXIT_NOT_ALL if lost else EXIT_OK
 
 
 def build_parser() -> Options:
     """The command line."""
     parser = Options(prog="python -m pipelines.audit", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="OUT", help="folders or URLs that make shards has filled")
+    shards_option(parser)
     add("--to", type=Path, default=Path("audit.html"), metavar="HTML", help="the page (default: %(default)s)")
     add("--alpha", type=float, default=0.5, help="0 draws strata evenly, 1 as found (default: %(default)s)")
     add("--gallery", type=_whole, default=60, metavar="N", help="most overlays on the page (default: %(default)s)")
@@ -88,56 +78,56 @@ def lost_pictures(audited: Audit, shown: Gallery[Picture], drawn: Gallery[TilePi
     return [*lines[:_ROWS], f"and {len(lines) - _ROWS} more"] if len(lines) > _ROWS else lines
 
 
-def show_audit(console: Console, audited: Audit) -> None:
+def show_audit(terminal: Terminal, audited: Audit) -> None:
     """The page's numbers: sums, what is there and drawn, strata, diversity, and what was left out."""
     statuses = ", ".join(f"{n:,} {status}" for status, n in audited.statuses.items() if n)
     by_magnification = ", ".join(f"{name} {n:,}" for name, n in audited.tiles.items())
-    console.print(f"{len(audited.slides):,} slides: {statuses}", markup=False, soft_wrap=True)
+    terminal.say(f"{len(audited.slides):,} slides: {statuses}")
     tissue = f"{significant(audited.tissue_mm2)} mm2 of tissue"
-    console.print(f"{sum(audited.tiles.values()):,} tiles ({by_magnification}), {tissue}", markup=False, soft_wrap=True)
-    _show_balance(console, audited)
-    _show_strata(console, audited)
-    _show_diversity(console, audited)
+    terminal.say(f"{sum(audited.tiles.values()):,} tiles ({by_magnification}), {tissue}")
+    _show_balance(terminal, audited)
+    _show_strata(terminal, audited)
+    _show_diversity(terminal, audited)
     for status, kind, slides in audited.reasons:
-        _show_named(console, f"{len(slides):,} {status}  {kind}", [(s.file, s.error) for s in slides])
+        _show_named(terminal, f"{len(slides):,} {status}  {kind}", [(s.file, s.error) for s in slides])
     if warned := [(s.file, s.warning) for s in audited.slides if s.warning]:
-        _show_named(console, f"{len(warned):,} with a warning", warned)
+        _show_named(terminal, f"{len(warned):,} with a warning", warned)
 
 
-def _show_balance(console: Console, audited: Audit) -> None:
+def _show_balance(terminal: Terminal, audited: Audit) -> None:
     table = _table("there and drawn", "", "tiles there", "drawn")
     for level, rows in balance(audited).items():
         for name, there, drawn in rows[:_ROWS]:
             _add(table, level, name, f"{100 * there:.2f} %", f"{100 * drawn:.2f} %")
-    console.print(table)
+    terminal.out.print(table)
 
 
-def _show_strata(console: Console, audited: Audit) -> None:
+def _show_strata(terminal: Terminal, audited: Audit) -> None:
     table = _table("at", "stain", "institution", "tissue", "slides", "tiles", "mm2", "drawn")
     for s in sorted(audited.strata, key=lambda stratum: -stratum.tiles)[:_ROWS]:
         counts = f"{s.slides:,}", f"{s.tiles:,}", significant(s.tissue_mm2), f"{100 * s.drawn:.2f} %"
         _add(table, s.magnification, *s.name, *counts)
-    console.print(table)
+    terminal.out.print(table)
     if len(audited.strata) > _ROWS:
-        console.print(f"and {len(audited.strata) - _ROWS:,} strata of fewer tiles")
+        terminal.say(f"and {len(audited.strata) - _ROWS:,} strata of fewer tiles")
 
 
-def _show_diversity(console: Console, audited: Audit) -> None:
+def _show_diversity(terminal: Terminal, audited: Audit) -> None:
     table = _table("groups by", "at", "are", "by slides", "by tiles", "by tissue", "as drawn")
     for row in audited.diversity:
         measures = (row.slides, row.tiles, row.tissue_mm2, row.drawn)
         shown = (f"{significant(m.shannon)} ({significant(m.simpson)})" for m in measures)
         _add(table, row.what, row.magnification, f"{row.groups:,}", *shown)
-    console.print(table)
-    console.print("effective numbers: exp of Shannon's entropy (inverse of Simpson's index)", soft_wrap=True)
+    terminal.out.print(table)
+    terminal.say("effective numbers: exp of Shannon's entropy (inverse of Simpson's index)")
 
 
-def _show_named(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
-    console.print(printable(title), markup=False, soft_wrap=True)
+def _show_named(terminal: Terminal, title: str, rows: list[tuple[str, str]]) -> None:
+    terminal.say(title)
     for file, why in rows[:_NAMED]:
-        console.print(f"  {printable(file)}  {printable(why)}", markup=False, soft_wrap=True)
+        terminal.say(f"  {file}  {why}")
     if len(rows) > _NAMED:
-        console.print(f"  and {len(rows) - _NAMED:,} more")
+        terminal.say(f"  and {len(rows) - _NAMED:,} more")
 
 
 def _table(*names: str) -> Table:

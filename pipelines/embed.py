@@ -2,66 +2,55 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from pipelines.local import local_path
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, local_path, run_command, shards_option, where_options
 from pipelines.options import Options
 from pretrain.features.embed import Embedded, EmbedSettings, embed_shards
 from pretrain.train.loop import DTYPES
 from pretrain.train.recipe.recipe import PRECISIONS
 from pretrain.train.runs import load_model
-from wsi_prep.errors import UsageError
-from wsi_prep.untrusted.sql import CONDITION_SECONDS
-
-EXIT_OK, EXIT_WRONG_CALL, EXIT_BAD_TILES = 0, 2, 3
 
 EPILOG = "exit codes: 0 all is written; 2 the call is wrong; 3 it is written, but some tiles cannot be read."
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
-    errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    return run_command(build_parser(), _work, arguments)
+
+
+def _work(options: argparse.Namespace, terminal: Terminal) -> int:
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     columns = (TextColumn("{task.completed:,} tiles"), TextColumn("{task.description}"), TimeElapsedColumn())
-    try:
-        cast = DTYPES[options.precision] if options.precision != "fp32" else None
-        settings = EmbedSettings(options.px, options.batch, cast, options.threads)
-        backbone = load_model(options.model)
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("", total=None)
-            done = embed_shards(
-                options.shards,
-                options.where,
-                backbone,
-                options.to,
-                settings,
-                device,
-                lambda slide, tiles: bar.update(task, advance=tiles, description=slide),
-                options.model.resolve().name,
-                options.redo,
-                options.time_limit,
-            )
-    except UsageError as error:
-        errors.print(f"embed: {error}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
-    except OSError as error:
-        errors.print(f"embed: {error.filename or options.to}: {error.strerror or error}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
-    for name, reason in list(done.unreadable.items())[:20]:
-        errors.print(f"embed: cannot be read: {name}: {reason}", markup=False, soft_wrap=True)
+    cast = DTYPES[options.precision] if options.precision != "fp32" else None
+    settings = EmbedSettings(options.px, options.batch, cast, options.threads)
+    backbone = load_model(options.model)
+    with Progress(*columns, console=terminal.out, disable=not terminal.out.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        done = embed_shards(
+            options.shards,
+            options.where,
+            backbone,
+            options.to,
+            settings,
+            device,
+            lambda slide, tiles: bar.update(task, advance=tiles, description=slide),
+            options.model.resolve().name,
+            options.redo,
+            options.time_limit,
+        )
+    terminal.warn_of([f"cannot be read: {name}: {reason}" for name, reason in done.unreadable.items()])
     for note in _notes(done, options.to):
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
-    seconds = time.monotonic() - began
-    console.print(_what_was_done(done, options.to, seconds, device.type), markup=False, soft_wrap=True)
-    return EXIT_BAD_TILES if done.unreadable else EXIT_OK
+        terminal.say(f"note: {note}")
+    terminal.say(_what_was_done(done, options.to, time.monotonic() - began, device.type))
+    return EXIT_NOT_ALL if done.unreadable else EXIT_OK
 
 
 def _notes(done: Embedded, to: Path) -> list[str]:
@@ -83,7 +72,7 @@ def build_parser() -> Options:
     """The command line."""
     parser = Options(prog="python -m pipelines.embed", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
+    shards_option(parser)
     add("--model", required=True, type=Path, metavar="FOLDER", help="a run, or a folder that make export has written")
     add(
         "--to",
@@ -93,14 +82,7 @@ def build_parser() -> Options:
         help="where the features go; slides that are done stay",
     )
     add("--redo", action="store_true", help="delete the features that are there, and make all anew")
-    add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"magnification = '20x'\"")
-    add(
-        "--time-limit",
-        type=float,
-        default=CONDITION_SECONDS,
-        metavar="SECONDS",
-        help="most that --where may take for a part of the catalog (default: %(default)g)",
-    )
+    where_options(parser, "\"magnification = '20x'\"")
     add("--px", type=int, default=0, help="embed the middle of a tile, so many px a side (default: all of it)")
     add("--batch", type=int, default=64, help="tiles at once (default: %(default)s)")
     add("--threads", type=int, default=4, help="that read and decode (default: %(default)s)")

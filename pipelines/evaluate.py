@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipelines.local import local_path
+from pipelines.command import EXIT_OK, Terminal, local_path, run_command
 from pipelines.options import Options
 from pretrain.evaluation.class_folders import GroupPattern
 from pretrain.evaluation.datasets import DATASETS, AnyTask, read_tasks
@@ -22,7 +22,7 @@ from pretrain.evaluation.probe import colour_statistics
 from pretrain.evaluation.report import summary_lines, write_page, write_parquet
 from pretrain.features.embedder import Embedder, cached, features_of, of_backbone, of_timm
 from pretrain.train.runs import load_model, load_run, untrained
-from wsi_prep.errors import BadOption, UsageError
+from wsi_prep.errors import BadOption
 
 COLOURS = "colours alone"
 _WIDTH = 160  # of the table in a file
@@ -34,43 +34,35 @@ EPILOG = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH
+    return run_command(build_parser(), _work, arguments)
+
+
+def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+    if not terminal.out.is_terminal:
+        terminal.out.width = _WIDTH
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        if min(options.limit, options.px) < 0 or min(options.batch, options.threads) < 1:
-            raise BadOption("--limit and --px must be at least 0, --batch and --threads at least 1")
-        pattern = _pattern(options)
-        tasks = [task for spec in options.tasks for task in read_tasks(spec, options.limit, 0, options.px, pattern)]
-        notes = {task.name: remarks(task) for task in tasks}
-        if len(notes) < len(tasks):
-            twice = next(task.name for task in tasks if sum(task.name == other.name for other in tasks) > 1)
-            raise BadOption(f"two tasks are named {twice!r}; rename a file or folder, so that the table can tell them")
-        names = [name for name in options.models if name != options.like]
-        models = _models([*names, options.like] if options.like else names)
-        like = list(models)[-1] if options.like else None  # of a run, what it has become
-        rows = list(_judged(tasks, models, like, device, options, console))
-        if options.to:
-            options.to.mkdir(parents=True, exist_ok=True)
-            write_parquet(rows, options.to / "figures.parquet")
-            write_page(rows, options.to / "figures.html", notes)
-    except UsageError as error:
-        Console(stderr=True, highlight=False).print(f"evaluate: {error}", markup=False, soft_wrap=True)
-        return 2
-    except OSError as error:
-        where = error.filename or options.to or options.cache
-        Console(stderr=True, highlight=False).print(
-            f"evaluate: {where}: {error.strerror or error}", markup=False, soft_wrap=True
-        )
-        return 2
-    console.print(_table(rows, like))
-    for name, note in ((name, note) for name, of_task in notes.items() for note in of_task):
-        console.print(f"note: {name}: {note}", markup=False, soft_wrap=True)
+    if min(options.limit, options.px) < 0 or min(options.batch, options.threads) < 1:
+        raise BadOption("--limit and --px must be at least 0, --batch and --threads at least 1")
+    pattern = _pattern(options)
+    tasks = [task for spec in options.tasks for task in read_tasks(spec, options.limit, 0, options.px, pattern)]
+    notes = {task.name: remarks(task) for task in tasks}
+    if len(notes) < len(tasks):
+        twice = next(task.name for task in tasks if sum(task.name == other.name for other in tasks) > 1)
+        raise BadOption(f"two tasks are named {twice!r}; rename a file or folder, so that the table can tell them")
+    names = [name for name in options.models if name != options.like]
+    models = _models([*names, options.like] if options.like else names)
+    like = list(models)[-1] if options.like else None  # of a run, what it has become
+    rows = list(_judged(tasks, models, like, device, options, terminal.out))
     if options.to:
-        console.print(f"look at {options.to}: figures.html, figures.parquet", markup=False, soft_wrap=True)
-    return 0
+        options.to.mkdir(parents=True, exist_ok=True)
+        write_parquet(rows, options.to / "figures.parquet")
+        write_page(rows, options.to / "figures.html", notes)
+    terminal.out.print(_table(rows, like))
+    for name, note in ((name, note) for name, of_task in notes.items() for note in of_task):
+        terminal.say(f"note: {name}: {note}")
+    if options.to:
+        terminal.say(f"look at {options.to}: figures.html, figures.parquet")
+    return EXIT_OK
 
 
 def _pattern(options: argparse.Namespace) -> GroupPattern | None:

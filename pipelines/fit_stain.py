@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.console import Console
 
-from pipelines.options import Options
+from pipelines.command import EXIT_OK, Terminal, run_command
+from pipelines.options import EXIT_WRONG_CALL, Options
 from wsi_prep.errors import WsiPrepError
 from wsi_prep.stain.fit.cohort import Cohort, read_slides, read_tiles
 from wsi_prep.stain.fit.examples import Example, changed, recoloured
@@ -21,25 +22,28 @@ from wsi_prep.stain.network import MODEL_FILE
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
+    return run_command(build_parser(), _work, arguments)
+
+
+def _work(options: argparse.Namespace, terminal: Terminal) -> int:
     cv2.setNumThreads(1)
-    console = Console(highlight=False)
     try:
         cohort = sum((read_tiles(file) for file in options.tiles), Cohort((), (), ()))
         cohort += read_slides(options.slides) if options.slides else Cohort((), (), ())
-    except (WsiPrepError, OSError) as error:
-        Console(stderr=True, highlight=False).print(f"fit-stain: {error}", markup=False, soft_wrap=True)
-        return 2
-    console.print(f"{len(cohort.tissues)} slides, {len(cohort.tiles)} tiles; dyeing {options.examples} pictures")
+    except WsiPrepError as error:
+        terminal.warn(str(error))
+        return EXIT_WRONG_CALL
+    terminal.say(f"{len(cohort.tissues)} slides, {len(cohort.tiles)} tiles; dyeing {options.examples} pictures")
     dyed = recoloured(cohort.tissues, options.examples, options.seed)
     examples = dyed + changed(cohort.tissues, options.examples // 2, options.seed + 1) + cohort.as_they_are()
     temperature, lines = judge(cohort, examples, dyed, options.seed)
     if options.unseen:
         lines += ["### Stains that were not fitted to", "", *by_recipe(unseen(examples, options.unseen, options.seed))]
     with_temperature(fit(examples, options.seed), temperature).save(options.to)
-    console.print("\n".join(lines), markup=False, soft_wrap=True)
-    console.print(f"temperature {temperature:.2f}; weights: {options.to}", markup=False, soft_wrap=True)
-    return 0
+    for line in lines:
+        terminal.say(line)
+    terminal.say(f"temperature {temperature:.2f}; weights: {options.to}")
+    return EXIT_OK
 
 
 def judge(cohort: Cohort, examples: list[Example], dyed: list[Example], seed: int) -> tuple[float, list[str]]:

@@ -7,18 +7,23 @@ import re
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from pipelines.console import agreed, printable
+from pipelines.command import (
+    EXIT_NOT_ALL,
+    EXIT_OK,
+    PATIENT_KEY_VARIABLE,
+    Terminal,
+    agreed,
+    output_named,
+    read_key,
+    run_command,
+    shards_option,
+)
 from pipelines.options import Options
-from pipelines.shards import PATIENT_KEY_VARIABLE, read_key
-from pipelines.verify import output_named
 from wsi_prep.curation.forget import Forgetting, forget, look_up
-from wsi_prep.errors import BadOption, UsageError
+from wsi_prep.errors import BadOption
 from wsi_prep.slides.private import check_names_file, keyed_patient
 from wsi_prep.storage.select import local_folder
 
-EXIT_OK, EXIT_WRONG_CALL, EXIT_NOT_FOUND, EXIT_INTERRUPTED = 0, 2, 3, 130
 _SHOWN = 50
 _DASHED_ID = re.compile(r"-[A-Za-z0-9._-]*-[0-9a-f]{10}")
 
@@ -31,31 +36,29 @@ for other tools, other copies, backups and older versions of these folders, and 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(_dashed_ids_last(sys.argv[1:] if arguments is None else arguments))
-    errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
-    try:
-        found = _look_up(options)
-        for each in found:
-            _list(console, each)
-        if not any(each.rows or each.known_before for each in found):
-            _nobody(errors, found, by_patient=options.patient is not None)
-            return EXIT_NOT_FOUND
-        if options.dry:
-            console.print("nothing was deleted: DRY=1")
-            return EXIT_OK
-        slides = sum(len(each.rows) for each in found)
-        if not agreed(f"delete {slides:,} slides of {len(found):,} outputs for good", options.yes):
-            raise BadOption("nothing was deleted")
-        for each in found:
-            forget(each, options.names, take_over=options.take_over)
-            _told(console, each)
-    except UsageError as error:
-        errors.print(f"forget: {printable(str(error))}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
-    except KeyboardInterrupt:
-        errors.print("forget: interrupted; call again to finish")
-        return EXIT_INTERRUPTED
-    console.print(" ".join(BEYOND.split()), soft_wrap=True)
+    words = _dashed_ids_last(sys.argv[1:] if arguments is None else arguments)
+    return run_command(build_parser(), _work, words, "interrupted; call again to finish")
+
+
+def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+    found = _look_up(options)
+    for each in found:
+        _list(terminal, each)
+    if not any(each.rows or each.known_before for each in found):
+        terminal.warn(
+            f"nobody was found, nothing was done; {_why_nobody(found, by_patient=options.patient is not None)}"
+        )
+        return EXIT_NOT_ALL
+    if options.dry:
+        terminal.say("nothing was deleted: DRY=1")
+        return EXIT_OK
+    slides = sum(len(each.rows) for each in found)
+    if not agreed(f"delete {slides:,} slides of {len(found):,} outputs for good", options.yes):
+        raise BadOption("nothing was deleted")
+    for each in found:
+        forget(each, options.names, take_over=options.take_over)
+        _told(terminal, each)
+    terminal.say(" ".join(BEYOND.split()))
     return EXIT_OK
 
 
@@ -84,40 +87,35 @@ def _look_up(options: argparse.Namespace) -> list[Forgetting]:
     return [look_up(out, patient_key, options.slide) for out in outs]
 
 
-def _list(console: Console, found: Forgetting) -> None:
+def _list(terminal: Terminal, found: Forgetting) -> None:
     files = f"{found.files:,} files, {found.bytes / 1e6:,.1f} MB"
-    line = f"{found.out}: {len(found.rows):,} slides, {found.tiles:,} tiles, {files}"
-    console.print(line, markup=False, soft_wrap=True)
+    terminal.say(f"{found.out}: {len(found.rows):,} slides, {found.tiles:,} tiles, {files}")
     for row in found.rows[:_SHOWN]:
-        line = f"  {row['status']!s:<8}  {row['slide_id']}"
-        console.print(printable(line), markup=False, soft_wrap=True)
+        terminal.say(f"  {row['status']!s:<8}  {row['slide_id']}")
     if len(found.rows) > _SHOWN:
-        console.print(f"  ... and {len(found.rows) - _SHOWN:,} more")
+        terminal.say(f"  ... and {len(found.rows) - _SHOWN:,} more")
 
 
-def _nobody(errors: Console, found: list[Forgetting], *, by_patient: bool) -> None:
+def _why_nobody(found: list[Forgetting], *, by_patient: bool) -> str:
     bare = sum(each.without_patient for each in found)
     reason = "is it the right PATIENT_KEY?" if by_patient else "SLIDE takes slide ids as the catalog has them"
     if by_patient and bare:
         reason += f" {bare:,} slides have no patient_key; name theirs with SLIDE=slide_id"
-    errors.print(f"forget: nobody was found, nothing was done; {reason}", soft_wrap=True)
+    return reason
 
 
-def _told(console: Console, found: Forgetting) -> None:
+def _told(terminal: Terminal, found: Forgetting) -> None:
     more = f", {found.names:,} lines of NAMES" if found.names else ""
     more += f", {found.warnings:,} warnings of run.json" if found.warnings else ""
-    console.print(
-        f"forgotten in {found.out}: {len(found.rows):,} slides, {found.tiles:,} tiles, {found.files:,} files{more}",
-        markup=False,
-        soft_wrap=True,
-    )
+    counts = f"{len(found.rows):,} slides, {found.tiles:,} tiles, {found.files:,} files"
+    terminal.say(f"forgotten in {found.out}: {counts}{more}")
 
 
 def build_parser() -> Options:
     """The command line."""
     parser = Options(prog="python -m pipelines.forget", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="OUT", help="folders or URLs that make shards has filled")
+    shards_option(parser)
     add("--patient", metavar="ID", help="the patient as manifest, barcode or pattern named them")
     add("--patient-key", type=Path, metavar="FILE", help=f"secret of make shards (or ${PATIENT_KEY_VARIABLE})")
     add("--slide", nargs="*", action="extend", default=[], metavar="SLIDE_ID", help="slides by their ids")

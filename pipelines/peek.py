@@ -2,72 +2,56 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from pipelines.local import local_path
+from pipelines.command import (
+    EXIT_NOT_ALL,
+    EXIT_OK,
+    Terminal,
+    local_path,
+    progress,
+    run_command,
+    shards_option,
+    where_options,
+)
 from pipelines.options import Options
-from pipelines.progress import index_progress
 from pretrain.data.index import default_folder, open_index
 from pretrain.data.sampler import Sampler, SamplingSettings
 from pretrain.pictures.look import save_picture
 from pretrain.pictures.peek import PeekSettings, contact_sheet
 from pretrain.views.colour import ColourSettings
 from pretrain.views.crops import CropSettings
-from wsi_prep.errors import UsageError
-from wsi_prep.untrusted.sql import CONDITION_SECONDS
-
-EXIT_OK, EXIT_WRONG_CALL, EXIT_BAD_TILES = 0, 2, 3
 
 EPILOG = "exit codes: 0 the sheet is written; 2 the call is wrong; 3 it is written, but some tiles cannot be read."
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
-    errors = Console(stderr=True, highlight=False)
-    console = Console(highlight=False)
-    try:
-        with index_progress(console) as progress:
-            index = open_index(
-                options.shards, options.index or default_folder(), options.where, progress, options.time_limit
-            )
-        sampler = Sampler(index, SamplingSettings(batch=1, alpha=options.alpha, seed=options.seed))
-        sheet, bad = contact_sheet(
-            sampler,
-            CropSettings(continuous=options.continuous),
-            ColourSettings(),
-            PeekSettings(options.strata, options.seed),
-        )
-        save_picture(sheet, options.out)
-    except UsageError as error:
-        errors.print(f"peek: {error}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
-    except OSError as error:
-        errors.print(f"peek: {options.out} cannot be written: {error.strerror or error}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
+    return run_command(build_parser(), _work, arguments)
+
+
+def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+    with progress(terminal.out, "index") as show:
+        index = open_index(options.shards, options.index or default_folder(), options.where, show, options.time_limit)
+    sampler = Sampler(index, SamplingSettings(batch=1, alpha=options.alpha, seed=options.seed))
+    crops, settings = CropSettings(continuous=options.continuous), PeekSettings(options.strata, options.seed)
+    sheet, bad = contact_sheet(sampler, crops, ColourSettings(), settings)
+    save_picture(sheet, options.out)
     for line in [*index.warnings, *sampler.warnings, *(f"cannot be read: {name}" for name in bad)]:
-        errors.print(f"peek: {line}", markup=False, soft_wrap=True)
+        terminal.warn(line)
     what = f"{index.tiles:,} tiles of {len(index.slides):,} slides in {len(sampler.strata):,} strata"
-    console.print(f"{what}: {options.out}", markup=False, soft_wrap=True)
-    return EXIT_BAD_TILES if bad else EXIT_OK
+    terminal.say(f"{what}: {options.out}")
+    return EXIT_NOT_ALL if bad else EXIT_OK
 
 
 def build_parser() -> Options:
     """The command line."""
     parser = Options(prog="python -m pipelines.peek", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
-    add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.3\"")
-    add(
-        "--time-limit",
-        type=float,
-        default=CONDITION_SECONDS,
-        metavar="SECONDS",
-        help="most that --where may take for a part of the catalog (default: %(default)g)",
-    )
+    shards_option(parser)
+    where_options(parser, "\"stain = 'HE' and focus > 0.3\"")
     add("--out", type=local_path, default=Path("peek.png"), metavar="PNG", help="the picture (default: %(default)s)")
     add("--strata", type=int, default=12, metavar="N", help="most strata of a magnification (default: %(default)s)")
     add("--alpha", type=float, default=0.5, help="0 draws strata evenly, 1 as found (default: %(default)s)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import sys
@@ -9,17 +10,13 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
-
-from pipelines.console import printable
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, output_named, run_command, shards_option
 from pipelines.options import Options
-from pipelines.verify import output_named
 from wsi_prep.curation.disclosure import Disclosure, disclose
-from wsi_prep.errors import BadOption, UsageError
+from wsi_prep.errors import BadOption
 from wsi_prep.storage.atomic import write_atomically
 from wsi_prep.storage.select import local_folder
 
-EXIT_OK, EXIT_WRONG_CALL, EXIT_STRAYS, EXIT_INTERRUPTED = 0, 2, 3, 130
 _ALL_SHOWN, _SAMPLE, _STRAYS = 12, 4, 20
 _MOST_LETTERS = 160
 
@@ -28,32 +25,24 @@ EPILOG = "exit codes: 0 nothing is there that does not belong; 2 the call is wro
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
-    errors, console = Console(stderr=True, highlight=False), Console(highlight=False)
-    try:
-        outs = [output_named(where) for where in options.shards]
-        if options.to is not None:
-            _require_outside(options.to, outs)
-        found = [disclose(out) for out in outs]
-        for each in found:
-            show(console, each, options.to)
-        if options.to is not None:
-            _write(options.to, found)
-    except UsageError as error:
-        errors.print(f"privacy: {printable(str(error))}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
-    except KeyboardInterrupt:
-        errors.print("privacy: interrupted")
-        return EXIT_INTERRUPTED
-    return EXIT_STRAYS if any(each.strays for each in found) else EXIT_OK
+    return run_command(build_parser(), _work, arguments)
 
 
-def show(console: Console, found: Disclosure, to: Path | None = None) -> None:
+def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+    outs = [output_named(where) for where in options.shards]
+    if options.to is not None:
+        _require_outside(options.to, outs)
+    found = [disclose(out) for out in outs]
+    for each in found:
+        show(terminal, each, options.to)
+    if options.to is not None:
+        _write(options.to, found)
+    return EXIT_NOT_ALL if any(each.strays for each in found) else EXIT_OK
+
+
+def show(terminal: Terminal, found: Disclosure, to: Path | None = None) -> None:
     """Files, times, texts, what does not belong, and what a person has to decide."""
-
-    def say(line: str) -> None:
-        console.print(printable(line), markup=False, soft_wrap=True)
-
+    say = terminal.say
     made = "with PRIVATE=1" if found.is_private else "with the slides' names"
     say(f"{found.where}: {found.slides:,} slides, made {made}")
     for kind, (count, size) in found.kinds.items():
@@ -129,7 +118,7 @@ def build_parser() -> Options:
     """The command line."""
     parser = Options(prog="python -m pipelines.privacy", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="OUT", help="folders or URLs that make shards has filled")
+    shards_option(parser)
     add("--to", type=Path, metavar="CSV", help="a table of every text, where it stands and how often")
     return parser
 

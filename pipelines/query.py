@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -11,13 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.console import printable
-from pipelines.options import Options
-from wsi_prep.errors import UsageError
+from pipelines.command import EXIT_OK, Terminal, printable, question_time_limit, run_command, shards_option
+from pipelines.options import EXIT_WRONG_CALL, Options
 from wsi_prep.output.query import head, open_catalog, write
-from wsi_prep.untrusted.sql import QUESTION_SECONDS, bounded_memory
+from wsi_prep.untrusted.sql import bounded_memory
 
-EXIT_OK, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 2, 130
 _PIPED_WIDTH = 100_000  # no line of a file is broken
 _MEMORY_BYTES = 8 << 30  # DuckDB counts 4 GB of its own, and not what some functions take besides
 
@@ -26,29 +25,22 @@ EPILOG = """exit codes: 0 answered; 2 the question or the call is wrong. docs/qu
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
-    errors = Console(stderr=True, highlight=False)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    return run_command(build_parser(), _work, arguments, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+
+
+def _work(options: argparse.Namespace, terminal: Terminal) -> int:
     try:
         with bounded_memory(_MEMORY_BYTES), open_catalog(options.shards, seconds=options.time_limit) as catalog:
             answer = catalog.ask(options.sql)
             for note in catalog.notes:
-                errors.print(f"query: {note}", markup=False, soft_wrap=True)
+                terminal.warn(note)
             if options.to:
-                console.print(f"{write(answer, options.to):,} rows: {options.to}", markup=False, soft_wrap=True)
+                terminal.say(f"{write(answer, options.to):,} rows: {options.to}")
             else:
-                show(console, *head(answer, options.rows))
-    except UsageError as error:
-        errors.print(f"query: {printable(str(error))}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
+                show(terminal.out, *head(answer, options.rows))
     except MemoryError:
-        errors.print("query: the answer does not fit in memory; ask for shorter texts or fewer rows")
+        terminal.warn("the answer does not fit in memory; ask for shorter texts or fewer rows")
         return EXIT_WRONG_CALL
-    except OSError as error:
-        errors.print(f"query: {options.to}: {error.strerror or error}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
     return EXIT_OK
 
 
@@ -88,16 +80,10 @@ def build_parser() -> Options:
     """The command line."""
     parser = Options(prog="python -m pipelines.query", description=__doc__, epilog=EPILOG, may_be_empty=("--sql",))
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
+    shards_option(parser)
     add("--sql", required=True, metavar="SELECT", help="one statement over the views slides and tiles")
     add("--to", type=Path, metavar="FILE", help="write all rows to this .csv or .parquet instead of showing some")
-    add(
-        "--time-limit",
-        type=float,
-        default=QUESTION_SECONDS,
-        metavar="SECONDS",
-        help="most that the catalog may take to answer (default: %(default)g)",
-    )
+    question_time_limit(parser)
     add("--rows", type=int, default=50, metavar="N", help="most rows shown (default: %(default)s)")
     return parser
 

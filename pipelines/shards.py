@@ -7,12 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from pipelines.console import SlideProgress, printable, show_summary
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, PATIENT_KEY_VARIABLE, Terminal, read_key, run_command
+from pipelines.console import SlideProgress, show_summary
 from pipelines.options import Options
 from wsi_prep.compute.cluster.options import ClusterOptions, read_slurm_config, tls_files
-from wsi_prep.errors import BadOption, ClusterLost, UsageError
+from wsi_prep.errors import BadOption, ClusterLost
 from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.magnifications import parse_magnifications
 from wsi_prep.run.call import run_shards
@@ -21,14 +20,11 @@ from wsi_prep.run.task import DEFAULT_TIME_LIMIT, PrepareSettings
 from wsi_prep.slides.fetch.cache import CacheSettings
 from wsi_prep.slides.find.institution import InstitutionPattern
 from wsi_prep.slides.readers.select import READERS
-from wsi_prep.slides.urls import without_secrets
 from wsi_prep.storage.select import local_folder
 from wsi_prep.tiles.filters import parse_filters
 from wsi_prep.tiles.plan import PlanSettings
 
-PATIENT_KEY_VARIABLE, ID_KEY_VARIABLE = "WSI_PREP_PATIENT_KEY", "WSI_PREP_ID_KEY"
-
-EXIT_OK, EXIT_WRONG_CALL, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 0, 2, 3, 130
+ID_KEY_VARIABLE = "WSI_PREP_ID_KEY"
 
 EPILOG = """exit codes: 0 nothing failed; 2 the call is wrong, nothing was done; 3 some slides failed and the others
 are done, or the cluster's scheduler went away; 130 interrupted. The same call goes on: it does what is not done yet."""
@@ -36,24 +32,20 @@ are done, or the cluster's scheduler went away; 130 interrupted. The same call g
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
-    errors = Console(stderr=True, highlight=False)
-    console = Console(highlight=False)
+    goes_on = "interrupted; what is done is kept, and the same call goes on from here"
+    return run_command(build_parser(), _work, arguments, goes_on)
+
+
+def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+    request = build_request(options)
     try:
-        request = build_request(options)
-        with SlideProgress(console, link=options.dashboard) as progress:
+        with SlideProgress(terminal, link=options.dashboard) as progress:
             summary = run_shards(request, progress)
-    except UsageError as error:
-        errors.print(f"shards: {printable(without_secrets(str(error)))}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
     except ClusterLost as error:
-        errors.print(f"shards: {printable(str(error))}", markup=False, soft_wrap=True)
-        return EXIT_SOME_FAILED
-    except KeyboardInterrupt:
-        errors.print("shards: interrupted; what is done is kept, and the same call goes on from here")
-        return EXIT_INTERRUPTED
-    show_summary(console, request.out, summary)
-    return EXIT_SOME_FAILED if summary.failed else EXIT_OK
+        terminal.warn(str(error))
+        return EXIT_NOT_ALL
+    show_summary(terminal, request.out, summary)
+    return EXIT_NOT_ALL if summary.failed else EXIT_OK
 
 
 def build_parser() -> Options:
@@ -198,20 +190,6 @@ def read_id_key(options: argparse.Namespace) -> bytes | None:
     key = read_key("id key", options.id_key, ID_KEY_VARIABLE)
     if key is None:
         raise BadOption(f"PRIVATE=1 needs a secret: ID_KEY=file, or ${ID_KEY_VARIABLE}; PATIENT_KEY's file will do")
-    return key
-
-
-def read_key(what: str, file: Path | None, variable: str) -> bytes | None:
-    """The secret from the file, or from the environment, or None; never written anywhere."""
-    where = file or f"${variable}"
-    try:
-        key = file.read_bytes().strip() if file else os.environ.get(variable, "").encode()
-    except OSError as error:
-        raise BadOption(f"{what} {file} cannot be read ({error.strerror})") from error
-    if file is None and not key:
-        return None
-    if len(key) < 16:
-        raise BadOption(f"{what} {where} has {len(key)} bytes; a secret of at least 16 is needed")
     return key
 
 

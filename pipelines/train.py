@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from pipelines.local import local_path
+from pipelines.command import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    Terminal,
+    local_path,
+    progress,
+    run_command,
+    shards_option,
+    where_options,
+)
 from pipelines.options import Options
-from pipelines.progress import index_progress
 from pretrain.compute import distributed
 from pretrain.data.index import default_folder
 from pretrain.errors import CheckpointFailed, NonFinite, TooManyBadTiles
@@ -19,9 +26,8 @@ from pretrain.train.call import Ended, Reporter, RunCall, run, settle_recipe
 from pretrain.train.loop import Trainer
 from pretrain.train.recipe.recipes import debug, recipe
 from wsi_prep.errors import UsageError
-from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
-EXIT_OK, EXIT_WRONG_CALL, EXIT_STOPPED, EXIT_SAVED, EXIT_INTERRUPTED = 0, 2, 3, 75, 130
+EXIT_STOPPED, EXIT_SAVED = 3, 75
 
 EPILOG = (
     "exit codes: 0 done, or STOP_AT reached; 2 the call is wrong; 3 numbers, tiles or a checkpoint went bad; "
@@ -31,13 +37,16 @@ EPILOG = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    options = build_parser().parse_args(arguments)
-    errors = Console(stderr=True, highlight=False)
+    goes_on = "interrupted; call again to go on from the last checkpoint"
+    return run_command(build_parser(), _work, arguments, goes_on, name="pretrain")
+
+
+def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+    wanted = recipe(options.recipe) if options.recipe else None
+    chosen = settle_recipe(options.folder, wanted, options.set, debug)
     try:
-        wanted = recipe(options.recipe) if options.recipe else None
-        chosen = settle_recipe(options.folder, wanted, options.set, debug)
         with distributed.world(chosen.compute.device) as world:
-            console = Console(highlight=False, quiet=not world.first)
+            terminal.out.quiet = not world.first
             call = RunCall(
                 options.folder,
                 tuple(options.shards),
@@ -47,67 +56,58 @@ def main(arguments: list[str] | None = None) -> int:
                 tuple(options.probe),
                 options.time_limit,
             )
-            with index_progress(console) as progress:
-                ended = run(call, chosen, world, _Terminal(console), progress)
-    except UsageError as error:
-        errors.print(f"pretrain: {error}", markup=False, soft_wrap=True)
-        return EXIT_WRONG_CALL
+            with progress(terminal.out, "index") as of_index:
+                ended = run(call, chosen, world, _Lines(terminal), of_index)
+    except UsageError:
+        raise
     except (NonFinite, TooManyBadTiles, CheckpointFailed) as error:
-        errors.print(f"pretrain: stopped: {error}", markup=False, soft_wrap=True)
+        terminal.warn(f"stopped: {error}")
         return EXIT_STOPPED
     except OSError as error:
-        errors.print(f"pretrain: stopped: {error.filename or options.folder}: {error.strerror or error}", markup=False)
+        terminal.warn(f"stopped: {error.filename or options.folder}: {error.strerror or error}")
         return EXIT_STOPPED
-    except KeyboardInterrupt:
-        errors.print("pretrain: interrupted; call again to go on from the last checkpoint")
-        return EXIT_INTERRUPTED
-    _show_end(console, options.folder, ended)
+    _show_end(terminal, options.folder, ended)
     return {0: EXIT_OK, signal.SIGINT: EXIT_INTERRUPTED}.get(ended.outcome.stopped, EXIT_SAVED)
 
 
-class _Terminal(Reporter):
+class _Lines(Reporter):
     """Lines on the terminal."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
         self._steps = 0
 
     def note(self, text: str) -> None:
-        self._console.print(f"note: {text}", markup=False, soft_wrap=True)
+        self._terminal.say(f"note: {text}")
 
     def started(self, trainer: Trainer, step: int) -> None:
         self._steps = trainer.recipe.schedule.steps
         millions = sum(p.numel() for p in trainer.backbone.parameters()) / 1e6
-        self._console.print(
+        self._terminal.say(
             f"{trainer.recipe.name}: ViT of {millions:.1f} M parameters, batch {trainer.recipe.sampling.batch}, "
-            f"step {step} of {self._steps}, {trainer.world.size} x {trainer.world.device.type}",
-            markup=False,
+            f"step {step} of {self._steps}, {trainer.world.size} x {trainer.world.device.type}"
         )
 
     def numbers(self, step: int, values: dict[str, Any]) -> None:
         parts = "  ".join(f"{name.removeprefix('loss_')} {v:.3f}" for name, v in values.items() if name[:5] == "loss_")
         left = (self._steps - step - 1) * values["step_s"]
-        self._console.print(
+        self._terminal.say(
             f"step {step:>6}  loss {values['loss']:.3f}  {parts}  spread {values['feature_spread']:.3f}  "
             f"lr {values['learning_rate']:.2e}  {values['tiles_per_s']:.1f} tiles/s  "
-            f"wait {values['data_wait_share']:.0%}  mfu {values['mfu_share']:.0%}  left {_clock(left)}",
-            markup=False,
-            soft_wrap=True,
+            f"wait {values['data_wait_share']:.0%}  mfu {values['mfu_share']:.0%}  left {_clock(left)}"
         )
 
 
-def _show_end(console: Console, folder: Path, ended: Ended) -> None:
+def _show_end(terminal: Terminal, folder: Path, ended: Ended) -> None:
     steps, done = ended.recipe.schedule.steps, ended.outcome.step
     state = "done" if done >= steps else "stopped, call again to go on"
-    console.print(f"step {done} of {steps}: {state}; {_clock(ended.seconds)} in this call", markup=False)
+    terminal.say(f"step {done} of {steps}: {state}; {_clock(ended.seconds)} in this call")
     drawn = done * ended.recipe.sampling.batch
     loss = f"loss {ended.last['loss']:.3f}, " if ended.last else ""
-    console.print(f"{loss}{drawn:,} tiles drawn, of those there are {ended.coverage:.0%} at least once", markup=False)
+    terminal.say(f"{loss}{drawn:,} tiles drawn, of those there are {ended.coverage:.0%} at least once")
     for score in ended.scores.values():
-        console.print(f"{score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}", markup=False)
-    console.print(
-        f"look at {folder}: pictures, curves.png, metrics.jsonl, tensorboard, drawn.json", markup=False, soft_wrap=True
-    )
+        terminal.say(f"{score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}")
+    terminal.say(f"look at {folder}: pictures, curves.png, metrics.jsonl, tensorboard, drawn.json")
 
 
 def _clock(seconds: float) -> str:
@@ -120,7 +120,7 @@ def build_parser() -> Options:
     """The command line."""
     parser = Options(prog="python -m pipelines.train", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
-    add("--shards", required=True, nargs="+", metavar="WHERE", help="folders or URLs that make shards has filled")
+    shards_option(parser)
     add("--folder", required=True, type=local_path, metavar="FOLDER", help="where the run is kept, and gone on with")
     add(
         "--recipe",
@@ -128,14 +128,7 @@ def build_parser() -> Options:
         help="a function of pretrain/train/recipe/recipes.py (default: the run's own, else debug)",
     )
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes to the recipe, as in schedule.rate=0.002")
-    add("--where", metavar="SQL", help="a condition on the catalog's columns, as in \"stain = 'HE' and focus > 0.3\"")
-    add(
-        "--time-limit",
-        type=float,
-        default=CONDITION_SECONDS,
-        metavar="SECONDS",
-        help="most that --where may take for a part of the catalog (default: %(default)g)",
-    )
+    where_options(parser, "\"stain = 'HE' and focus > 0.3\"")
     add(
         "--probe",
         nargs="*",
