@@ -1,7 +1,8 @@
 """Slides' ids, and the names that may occur in an output folder: the one rule of all who make or read them.
 
 A slide's id is made of its file's name and a hash of where it lies. It names files and objects, so it is safe on Linux,
-macOS and Windows and in object stores. A name that an output gives, in its catalog, its journal or by being there, is used only after this has known it again.
+macOS and Windows and in object stores. A name that an output gives, in its catalog, its journal or by being there, is
+used only after this has known it again.
 """
 
 from __future__ import annotations

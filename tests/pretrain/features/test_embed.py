@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.embed import EXIT_BAD_TILES, main
+from pipelines.command import EXIT_NOT_ALL
+from pipelines.embed import main
 from pipelines.export import main as export
 from pretrain.model.normalise import normalise
 from pretrain.train.runs import load_run
@@ -96,7 +97,7 @@ def test_a_tile_that_cannot_be_read_is_left_out_and_named(model, tmp_path, capsy
         file.seek(tile["offset"] + tile["nbytes"] // 2)
         file.write(b"\0" * 8)
     for _ in range(2):  # nor is such a slide taken for done
-        assert call(shards, model, tmp_path / "to") == EXIT_BAD_TILES
+        assert call(shards, model, tmp_path / "to") == EXIT_NOT_ALL
         assert tile["slide_id"] in capsys.readouterr().err
         assert len(table(tmp_path / "to")) == 53
     jpeg = encode_tile(np.full((392, 392, 3), grey(1, tile["magnification"], 3), np.uint8), JpegSettings())

@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from pipelines.train import EXIT_SAVED, EXIT_STOPPED, EXIT_WRONG_CALL, main
+from pipelines.options import EXIT_WRONG_CALL
+from pipelines.train import EXIT_SAVED, EXIT_STOPPED, main
 from pretrain.train.call import health
 from pretrain.train.checkpoint import superseded
 from tests.support.training import ROOT, close_to, command, losses, make_shards, run, train

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.audit import EXIT_PICTURES_MISSING
 from pipelines.audit import main as audit
+from pipelines.command import EXIT_NOT_ALL
 from pipelines.query import main as query
 from pretrain.data.index import open_index
 from pretrain.features.embed import EmbedSettings, embed_shards
@@ -92,7 +92,7 @@ def test_all_who_read_count_the_same_copy(folders, tmp_path, capsys, order, expe
     assert done.notes == [said]
     assert query(["--shards", *shards, "--sql", "SELECT 1 AS one"]) == 0
     assert capsys.readouterr().err == f"query: {said}\n"
-    assert audit(["--shards", *shards, "--to", str(tmp_path / "audit.html")]) == EXIT_PICTURES_MISSING
+    assert audit(["--shards", *shards, "--to", str(tmp_path / "audit.html")]) == EXIT_NOT_ALL
     assert f"audit: {said}\n" in capsys.readouterr().err
 
 
