@@ -17,7 +17,7 @@ from pipelines.command import EXIT_OK, Terminal, local_path, run_command
 from pipelines.options import Options
 from pretrain.evaluation.class_folders import GroupPattern
 from pretrain.evaluation.datasets import DATASETS, AnyTask, read_tasks
-from pretrain.evaluation.judge import Judged, alike, judge, remarks
+from pretrain.evaluation.judge import EvaluationRow, alike, judge, remarks
 from pretrain.evaluation.probe import colour_statistics
 from pretrain.evaluation.report import summary_lines, write_page, write_parquet
 from pretrain.features.embedder import Embedder, cached, features_of, of_backbone, of_timm
@@ -104,8 +104,8 @@ def _judged(
     device: torch.device,
     options: argparse.Namespace,
     console: Console,
-) -> list[Judged]:
-    rows: list[Judged] = []
+) -> list[EvaluationRow]:
+    rows: list[EvaluationRow] = []
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("tiles, {task.fields[rate]}, left"), TimeRemainingColumn())
     with Progress(
         TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal, transient=True
@@ -144,7 +144,7 @@ class _Advance:
         self._bar.update(self._line, completed=self._done, rate=f"{rate:,.0f}/s")
 
 
-def _table(rows: list[Judged], like: str | None) -> Table:
+def _table(rows: list[EvaluationRow], like: str | None) -> Table:
     title = "balanced accuracy on what is held out; r: Pearson's"
     headers = ["task", "features", "linear (95 % interval)", "weighted F1", "kNN", "10-shot", "folds"]
     if like is not None:

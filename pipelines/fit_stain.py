@@ -15,7 +15,7 @@ from pipelines.options import EXIT_WRONG_CALL, Options
 from wsi_prep.errors import WsiPrepError
 from wsi_prep.stain.fit.cohort import Cohort, read_slides, read_tiles
 from wsi_prep.stain.fit.examples import Example, changed, recoloured
-from wsi_prep.stain.fit.fit import Judged, fit, fit_temperature, hold_out_cases, with_temperature
+from wsi_prep.stain.fit.fit import HeldOut, fit, fit_temperature, hold_out_cases, with_temperature
 from wsi_prep.stain.fit.report import by_recipe, reliability, section
 from wsi_prep.stain.network import MODEL_FILE
 
@@ -62,7 +62,7 @@ def judge(cohort: Cohort, examples: list[Example], dyed: list[Example], seed: in
     return fit_temperature(judged.only(place < to_tiles)), [*lines, *by_recipe(judged.only(place >= to_tiles))]
 
 
-def unseen(examples: list[Example], names: list[str], seed: int) -> Judged:
+def unseen(examples: list[Example], names: list[str], seed: int) -> HeldOut:
     """Dyed pictures of the stains of these names, each stain judged by a classifier that was fitted to all others."""
     by_name = [replace(example, case=example.name) for example in examples]
     return hold_out_cases(by_name, [example for example in by_name if example.name in names], seed)

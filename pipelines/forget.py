@@ -19,7 +19,7 @@ from pipelines.command import (
     shards_option,
 )
 from pipelines.options import Options
-from wsi_prep.curation.forget import Forgetting, forget, look_up
+from wsi_prep.curation.forget import DeletionPlan, forget, look_up
 from wsi_prep.errors import BadOption
 from wsi_prep.slides.private import check_names_file, keyed_patient
 from wsi_prep.storage.select import local_folder
@@ -68,7 +68,7 @@ def _dashed_ids_last(arguments: list[str]) -> list[str]:
     return [text for text in arguments if text not in dashed] + [f"--slide={text}" for text in dashed]
 
 
-def _look_up(options: argparse.Namespace) -> list[Forgetting]:
+def _look_up(options: argparse.Namespace) -> list[DeletionPlan]:
     """What each folder holds of whom the options name; all of them before any is touched."""
     if not options.patient and not options.slide:
         raise BadOption("nobody is named; give PATIENT=id with PATIENT_KEY=file, or SLIDE=slide_id")
@@ -87,7 +87,7 @@ def _look_up(options: argparse.Namespace) -> list[Forgetting]:
     return [look_up(out, patient_key, options.slide) for out in outs]
 
 
-def _list(terminal: Terminal, found: Forgetting) -> None:
+def _list(terminal: Terminal, found: DeletionPlan) -> None:
     files = f"{found.files:,} files, {found.bytes / 1e6:,.1f} MB"
     terminal.say(f"{found.out}: {len(found.rows):,} slides, {found.tiles:,} tiles, {files}")
     for row in found.rows[:_SHOWN]:
@@ -96,7 +96,7 @@ def _list(terminal: Terminal, found: Forgetting) -> None:
         terminal.say(f"  ... and {len(found.rows) - _SHOWN:,} more")
 
 
-def _why_nobody(found: list[Forgetting], *, by_patient: bool) -> str:
+def _why_nobody(found: list[DeletionPlan], *, by_patient: bool) -> str:
     bare = sum(each.without_patient for each in found)
     reason = "is it the right PATIENT_KEY?" if by_patient else "SLIDE takes slide ids as the catalog has them"
     if by_patient and bare:
@@ -104,7 +104,7 @@ def _why_nobody(found: list[Forgetting], *, by_patient: bool) -> str:
     return reason
 
 
-def _told(terminal: Terminal, found: Forgetting) -> None:
+def _told(terminal: Terminal, found: DeletionPlan) -> None:
     more = f", {found.names:,} lines of NAMES" if found.names else ""
     more += f", {found.warnings:,} warnings of run.json" if found.warnings else ""
     counts = f"{len(found.rows):,} slides, {found.tiles:,} tiles, {found.files:,} files"

@@ -19,8 +19,8 @@ from pipelines.command import (
 from pipelines.options import Options
 from pretrain.data.index import default_folder, open_index
 from pretrain.data.sampler import Sampler, SamplingSettings
-from pretrain.pictures.look import save_picture
-from pretrain.pictures.peek import PeekSettings, contact_sheet
+from pretrain.pictures.contact_sheet import PeekSettings, contact_sheet
+from pretrain.pictures.feature_picture import save_picture
 from pretrain.views.colour import ColourSettings
 from pretrain.views.crops import CropSettings
 

@@ -22,7 +22,7 @@ from pipelines.options import Options
 from pretrain.compute import distributed
 from pretrain.data.index import default_folder
 from pretrain.errors import CheckpointFailed, NonFinite, TooManyBadTiles
-from pretrain.train.call import Ended, Reporter, RunCall, run, settle_recipe
+from pretrain.train.call import Reporter, RunCall, RunResult, run, settle_recipe
 from pretrain.train.loop import Trainer
 from pretrain.train.recipe.recipes import debug, recipe
 from wsi_prep.errors import UsageError
@@ -98,7 +98,7 @@ class _Lines(Reporter):
         )
 
 
-def _show_end(terminal: Terminal, folder: Path, ended: Ended) -> None:
+def _show_end(terminal: Terminal, folder: Path, ended: RunResult) -> None:
     steps, done = ended.recipe.schedule.steps, ended.outcome.step
     state = "done" if done >= steps else "stopped, call again to go on"
     terminal.say(f"step {done} of {steps}: {state}; {_clock(ended.seconds)} in this call")

@@ -21,7 +21,7 @@ _MOST_FOLDS = 32
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluationRow:
     """One figure of one kind of features on one task.
 
     `judge`: linear, kNN, 10-shot, or ridge for a regression; alike for a comparison with another model. `metric`:
@@ -62,7 +62,7 @@ def folds(task: Task) -> list[Task]:
     return found or [task]
 
 
-def judge(task: Task | Regression, name: str, features: Tensor) -> list[Judged]:
+def judge(task: Task | Regression, name: str, features: Tensor) -> list[EvaluationRow]:
     """Every figure of features (n, F) on a task; all NaN where one of them is not finite."""
     if isinstance(task, Regression):
         return [_regressed(task, name, features)]
@@ -82,7 +82,7 @@ def judge(task: Task | Regression, name: str, features: Tensor) -> list[Judged]:
             found = dict.fromkeys(METRICS, Figure(*[math.nan] * 4))
         for metric, f in found.items():
             ends, groups = ((f.low, f.high), len(judged_on)) if task.grouped else ((math.nan, math.nan), 0)
-            rows.append(Judged(task.name, name, by, metric, f.value, f.sd, *ends, *sides, groups))
+            rows.append(EvaluationRow(task.name, name, by, metric, f.value, f.sd, *ends, *sides, groups))
     return rows
 
 
@@ -98,13 +98,15 @@ def remarks(task: Task | Regression) -> list[str]:
     ]
 
 
-def alike(task: Task | Regression, name: str, features: Tensor, other: str, others: Tensor) -> Judged:
+def alike(task: Task | Regression, name: str, features: Tensor, other: str, others: Tensor) -> EvaluationRow:
     """The share of ten nearest neighbours among the task's tiles that features have in common with `other`'s."""
     share, nan = shared_neighbours(features, others), math.nan
-    return Judged(task.name, name, ALIKE, f"neighbours shared with {other}", share, 0.0, nan, nan, 1, 0, len(features))
+    return EvaluationRow(
+        task.name, name, ALIKE, f"neighbours shared with {other}", share, 0.0, nan, nan, 1, 0, len(features)
+    )
 
 
-def _regressed(task: Regression, name: str, features: Tensor) -> Judged:
+def _regressed(task: Regression, name: str, features: Tensor) -> EvaluationRow:
     """HEST's figure: the mean over folds of the mean over targets; the interval is over the groups of its folds."""
     by_fold = np.array([ridge(features, task, train, test).mean() for train, test in task.folds])
     resampled = weighed(by_fold, [np.unique(task.groups[test]) for _, test in task.folds])
@@ -113,4 +115,4 @@ def _regressed(task: Regression, name: str, features: Tensor) -> Judged:
     value, sd = float(by_fold.mean()), float(by_fold.std())
     judged_on = np.unique(np.concatenate([task.groups[test] for _, test in task.folds]))
     sides = (len(by_fold), int(first.sum()), int(held.sum()), len(judged_on))
-    return Judged(task.name, name, RIDGE, PEARSON, value, sd, low, high, *sides)
+    return EvaluationRow(task.name, name, RIDGE, PEARSON, value, sd, low, high, *sides)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pretrain.evaluation.judge import ALIKE, FEW, LINEAR, NEIGHBOURS, RIDGE, Judged
+from pretrain.evaluation.judge import ALIKE, FEW, LINEAR, NEIGHBOURS, RIDGE, EvaluationRow
 from pretrain.evaluation.scores import METRICS
 
 PAPER_TASKS = ("pcam", "crc", "crc-nonorm", "wilds", "tils", "mhist", "dlbcl", "midog", "hest")
@@ -35,13 +35,15 @@ svg{display:block}.note{color:#666;max-width:50rem}
 """
 
 
-def write_parquet(rows: Sequence[Judged], file: Path) -> None:
-    """A row a figure, with Judged's names."""
-    names = [field.name for field in dataclasses.fields(Judged)]
+def write_parquet(rows: Sequence[EvaluationRow], file: Path) -> None:
+    """A row a figure, with EvaluationRow's names."""
+    names = [field.name for field in dataclasses.fields(EvaluationRow)]
     pq.write_table(pa.table({name: [getattr(row, name) for row in rows] for name in names}), file)
 
 
-def write_page(rows: Sequence[Judged], file: Path, notes: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
+def write_page(
+    rows: Sequence[EvaluationRow], file: Path, notes: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> None:
     """A page that needs nothing else: the public tasks beside the paper's rows, then every figure with its interval.
 
     `notes`: what there is to know of each task, by its name.
@@ -54,7 +56,7 @@ def write_page(rows: Sequence[Judged], file: Path, notes: Mapping[str, Sequence[
     )
 
 
-def paper_row(rows: Sequence[Judged], features: str) -> list[float]:
+def paper_row(rows: Sequence[EvaluationRow], features: str) -> list[float]:
     """What goes under the paper's columns for these features, NaN where it was not judged; HEST is the organs' mean."""
     found = []
     for task in PAPER_TASKS:
@@ -68,7 +70,7 @@ def paper_row(rows: Sequence[Judged], features: str) -> list[float]:
     return found
 
 
-def _beside_the_paper(rows: Sequence[Judged]) -> str:
+def _beside_the_paper(rows: Sequence[EvaluationRow]) -> str:
     if not any(row.task.split(":")[0] in PAPER_TASKS for row in rows):
         return ""
     models = dict.fromkeys(row.features for row in rows)
@@ -89,7 +91,7 @@ def _line(name: str, values: Sequence[float], kind: str) -> str:
     return f"<tr{kind}><td>{html.escape(name)}</td>{cells}</tr>"
 
 
-def _of_task(task: str, rows: Sequence[Judged], notes: Sequence[str]) -> str:
+def _of_task(task: str, rows: Sequence[EvaluationRow], notes: Sequence[str]) -> str:
     first = rows[0]
     folds = f", {first.folds} folds" if first.folds > 1 else ""
     ends = (
@@ -109,7 +111,7 @@ def _of_task(task: str, rows: Sequence[Judged], notes: Sequence[str]) -> str:
     return f"<h2>{html.escape(task)}</h2><p class=note>{about}</p><table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
-def _bar(row: Judged) -> str:
+def _bar(row: EvaluationRow) -> str:
     """A dot for the figure and a line for its interval, 200 px from 0 to 1."""
     if math.isnan(row.value):
         return ""
@@ -124,18 +126,18 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.3f}"
 
 
-def _value(row: Judged) -> str:
+def _value(row: EvaluationRow) -> str:
     return "not finite" if math.isnan(row.value) else _number(row.value)
 
 
-def _ends(row: Judged) -> str:
+def _ends(row: EvaluationRow) -> str:
     """The interval, or why there is none."""
     if row.judge == ALIKE or math.isnan(row.value):
         return ""
     return _NO_ENDS[row.groups] if math.isnan(row.low) else f"{_number(row.low)} to {_number(row.high)}"
 
 
-def summary_lines(rows: Sequence[Judged]) -> list[tuple[str, ...]]:
+def summary_lines(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
     """For the terminal: task, features, linear with interval, its weighted F1, kNN, 10-shot (or r), folds, alike."""
     lines = []
     for task, features in dict.fromkeys((row.task, row.features) for row in rows):

@@ -18,11 +18,11 @@ from pretrain.learning.self_distillation import (
     Losses,
     ObjectiveSettings,
     begin,
-    by_heads,
+    dino_ibot_losses,
     feature_spread,
-    follow,
     spreading,
     target_looks,
+    update_ema,
 )
 from pretrain.learning.targets import sinkhorn_knopp
 from pretrain.model.backbone import Backbone, BackboneSettings
@@ -47,25 +47,25 @@ class Distillation(nn.Module):
         self.teacher_settings = teacher.backbone.settings
         _check(settings, backbone, teacher)
         self.settings = settings
-        self._by_heads = isinstance(teacher.cls_head, Head)
-        if self._by_heads:
+        self._has_heads = isinstance(teacher.cls_head, Head)
+        if self._has_heads:
             network = Network.with_heads(backbone, settings.head, recompute)
         else:
             student, width = Backbone(backbone, recompute), self.teacher_settings.width
             network = Network(student, nn.Linear(backbone.width, width), nn.Linear(backbone.width, width))
         self.student: nn.Module = network
-        self.average = copy.deepcopy(network).requires_grad_(False)
-        begin(network, self.average, seed)
+        self.ema = copy.deepcopy(network).requires_grad_(False)
+        begin(network, self.ema, seed)
         self.teacher = teacher.requires_grad_(False).eval()
 
     @property
     def frozen(self) -> list[Network]:
         """See Objective."""
-        return [self.average, self.teacher]
+        return [self.ema, self.teacher]
 
     def materialise(self, device: torch.device, seed: int) -> None:
         """See Objective."""
-        begin(self.student.to_empty(device=device), self.average.to_empty(device=device), seed)
+        begin(self.student.to_empty(device=device), self.ema.to_empty(device=device), seed)
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -76,9 +76,9 @@ class Distillation(nn.Module):
         """See Objective. The patches that self-distillation would mask are those that are compared, unmasked."""
         settings = self.settings
         with torch.no_grad():
-            told: Seen = self.teacher([views.wide], views.chosen)
+            told: Seen = self.teacher([views.global_crops], views.chosen)
         seen: Seen = self.student(views.groups, views.chosen)
-        compare = self._compare_heads if self._by_heads else self._compare_features
+        compare = self._compare_heads if self._has_heads else self._compare_features
         of_cls, of_patches, parts = compare(views, told, seen, at.temperature)
         features = seen.features.view(len(told.cls) // views.tiles, views.tiles, -1)
         spread = spreading(settings, features)
@@ -88,14 +88,14 @@ class Distillation(nn.Module):
 
     def update(self, at: Scheduled) -> None:
         """See Objective."""
-        follow(self.average, self.student, at.momentum)
+        update_ema(self.ema, self.student, at.momentum)
 
     def _compare_heads(
         self, views: Views, told: Seen, seen: Seen, temperature: float
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         targets = sinkhorn_knopp(told.cls, temperature)
         patch_targets = sinkhorn_knopp(told.patches, temperature, (views.weight > 0).float())
-        dino, ibot = by_heads(self.settings, views, seen, targets, patch_targets)
+        dino, ibot = dino_ibot_losses(self.settings, views, seen, targets, patch_targets)
         return dino, ibot, {"loss_dino": dino, "loss_ibot": ibot, **target_looks(targets)}
 
     def _compare_features(

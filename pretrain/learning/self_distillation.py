@@ -66,13 +66,13 @@ class Losses:
 class Objective(Protocol):
     """What the loop needs of an objective, which is an nn.Module besides.
 
-    `student`: what the optimizer moves. `average`: its moving mean, which is what a run is for. `frozen`: all networks
+    `student`: what the optimizer moves. `ema`: its moving mean, which is what a run is for. `frozen`: all networks
     that no gradient moves. `kept`: what else changes and belongs in a checkpoint, by name. `teacher_settings`: of the
     backbone that teaches.
     """
 
     student: nn.Module
-    average: Network
+    ema: Network
     teacher_settings: BackboneSettings
 
     @property
@@ -104,23 +104,23 @@ class SelfDistillation(nn.Module):
         self.settings, self.seed, self.drop_path = settings, seed, backbone.drop_path
         network = Network.with_heads(backbone, settings.head, recompute)
         self.student: nn.Module = network
-        self.average = copy.deepcopy(network).requires_grad_(False)
+        self.ema = copy.deepcopy(network).requires_grad_(False)
         with torch.device("cpu"):  # wherever the rest is made
             self.cls_centre, self.patch_centre = (Centre(settings.head.prototypes) for _ in range(2))
         self.teacher_settings = backbone
         self._pending: list[tuple[Centre, Tensor, Tensor | None]] = []
-        begin(network, self.average, seed)
+        begin(network, self.ema, seed)
 
     @property
     def frozen(self) -> list[Network]:
         """See Objective."""
-        return [self.average]
+        return [self.ema]
 
     def materialise(self, device: torch.device, seed: int) -> None:
         """See Objective."""
         for centre in (self.cls_centre, self.patch_centre):
             centre.to(device)
-        begin(self.student.to_empty(device=device), self.average.to_empty(device=device), seed)
+        begin(self.student.to_empty(device=device), self.ema.to_empty(device=device), seed)
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -135,7 +135,7 @@ class SelfDistillation(nn.Module):
         cls_targets = self._targets(self.cls_centre, told.cls, None, at.temperature)
         patch_targets = self._targets(self.patch_centre, told.patches, valid, at.temperature)
         seen = self._study(views)
-        dino, ibot = by_heads(settings, views, seen, cls_targets, patch_targets)
+        dino, ibot = dino_ibot_losses(settings, views, seen, cls_targets, patch_targets)
         spread = spreading(settings, seen.features.view(len(told.cls) // tiles, tiles, -1))
         total = settings.dino_weight * dino + settings.ibot_weight * ibot + settings.spread_weight * spread
         parts = {"loss": total, "loss_dino": dino, "loss_ibot": ibot, f"loss_{settings.spread}": spread}
@@ -145,26 +145,26 @@ class SelfDistillation(nn.Module):
     @torch.no_grad()
     def update(self, at: Scheduled) -> None:
         """Move the teacher towards the student, and the centres by what the teacher said."""
-        follow(self.average, self.student, at.momentum)
+        update_ema(self.ema, self.student, at.momentum)
         for centre, cosines, valid in self._pending:
             centre.update(cosines, valid)
         self._pending.clear()
 
     @torch.no_grad()
     def _teach(self, views: Views) -> Seen:
-        seen: Seen = self.average([views.wide], views.chosen)
+        seen: Seen = self.ema([views.global_crops], views.chosen)
         return seen
 
     def _study(self, views: Views) -> Seen:
         groups = views.groups
-        backbone = self.average.backbone  # of the same settings
+        backbone = self.ema.backbone  # of the same settings
         packing = backbone.packing([(len(group), group.shape[-1]) for group in groups])
         kept = None
         if self.drop_path:
             crops = sum(len(group) for group in groups) // views.tiles
             depth = backbone.settings.depth
             plan = plan_drop(self.seed, views.step, views.position, crops, depth)
-            kept = keep_crops(plan, packing, self.drop_path, views.wide.device)
+            kept = keep_crops(plan, packing, self.drop_path, views.global_crops.device)
         masks = [views.mask, *[None] * (len(groups) - 1)]
         seen: Seen = self.student(groups, views.chosen, masks, kept)
         return seen
@@ -178,7 +178,7 @@ class SelfDistillation(nn.Module):
         return targets
 
 
-def by_heads(
+def dino_ibot_losses(
     settings: ObjectiveSettings, views: Views, seen: Seen, cls_targets: Tensor, patch_targets: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The losses of DINO and iBOT, from the student's cosines and the teacher's probabilities."""
@@ -197,20 +197,20 @@ def spreading(settings: ObjectiveSettings, features: Tensor) -> Tensor:
     return features.new_zeros(())
 
 
-def begin(student: nn.Module, average: Network, seed: int) -> None:
+def begin(student: nn.Module, ema: Network, seed: int) -> None:
     """Fill both with the same first weights; nothing while they are on the meta device."""
     if any(parameter.is_meta for parameter in student.parameters()):
         return
     initialise(student, seed)
     with torch.no_grad():
-        for mine, theirs in zip(average.parameters(), student.parameters(), strict=True):
+        for mine, theirs in zip(ema.parameters(), student.parameters(), strict=True):
             distributed.local(mine).copy_(distributed.local(theirs))
 
 
 @torch.no_grad()
-def follow(average: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Move the average's parameters towards the student's; whole or in shards alike."""
-    pairs = zip(average.parameters(), student.parameters(), strict=True)
+def update_ema(ema: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the moving mean's parameters towards the student's; whole or in shards alike."""
+    pairs = zip(ema.parameters(), student.parameters(), strict=True)
     mine, theirs = zip(*((distributed.local(a), distributed.local(s)) for a, s in pairs), strict=True)
     torch._foreach_lerp_(list(mine), list(theirs), 1 - momentum)
 

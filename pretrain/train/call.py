@@ -25,7 +25,7 @@ from pretrain.evaluation.probe import Score, colour_statistics
 from pretrain.evaluation.probe import probe as probe_backbone
 from pretrain.evaluation.probe import score as judge
 from pretrain.evaluation.tasks import Task, load_tasks
-from pretrain.pictures.look import Lookout, LookSettings, save_picture
+from pretrain.pictures.feature_picture import FeaturePictures, LookSettings, save_picture
 from pretrain.train.curves import draw_curves
 from pretrain.train.loop import DTYPES, Outcome, Trainer
 from pretrain.train.metrics import MetricsLog
@@ -57,7 +57,7 @@ class RunCall:
 
 
 @dataclass(frozen=True)
-class Ended:
+class RunResult:
     """How the call ended; `recipe.schedule.steps` says whether the run has, too.
 
     `last`: the last logged numbers, `scores` the last of each task. `coverage`: share of the tiles that can be drawn
@@ -104,7 +104,7 @@ def settle_recipe(folder: Path, wanted: Recipe | None, changes: Sequence[str], d
 
 def run(
     call: RunCall, recipe: Recipe, world: distributed.World, reporter: Reporter, progress: Callable[[int, int], None]
-) -> Ended:
+) -> RunResult:
     """Train until the recipe's last step, `stop_at` or a signal. Raises UsageError, NonFinite and TooManyBadTiles."""
     began = time.monotonic()
     if recipe.compute.threads:
@@ -135,7 +135,7 @@ def run(
         if watcher.last:
             draw_curves([call.folder], call.folder / "curves.png")
     coverage = sampler.expected_coverage(outcome.step)
-    return Ended(recipe, outcome, time.monotonic() - began, watcher.last, watcher.scores, coverage)
+    return RunResult(recipe, outcome, time.monotonic() - began, watcher.last, watcher.scores, coverage)
 
 
 def _open(call: RunCall, world: distributed.World, progress: Callable[[int, int], None]) -> Index:
@@ -191,7 +191,7 @@ class _Watcher:
         if trainer.world.first:
             self._log = MetricsLog(self._folder, step)
             self._peak = measured_peak(trainer.world.device, DTYPES[trainer.recipe.compute.precision])
-            self._lookout = Lookout(trainer.sampler, LookSettings()) if self._looking.picture else None
+            self._lookout = FeaturePictures(trainer.sampler, LookSettings()) if self._looking.picture else None
             self._reporter.started(trainer, step)
             if not step:
                 self._judge_colour()

@@ -26,7 +26,7 @@ from pretrain.data.sampler import Sampler
 from pretrain.errors import NonFinite
 from pretrain.learning import schedules
 from pretrain.learning.distillation import Distillation
-from pretrain.learning.optim import clip_gradients, make_optimizer, optimizer_state, take_step
+from pretrain.learning.optimizer import clip_gradients, make_optimizer, optimizer_state, take_step
 from pretrain.learning.self_distillation import Objective, SelfDistillation
 from pretrain.model.backbone import Backbone
 from pretrain.model.network import Network
@@ -98,7 +98,7 @@ class Trainer:
     @property
     def backbone(self) -> Backbone:
         """That of the student's moving mean, which is what a run is for."""
-        return self.objective.average.backbone
+        return self.objective.ema.backbone
 
     def whole_backbone(self) -> Backbone | None:
         """That backbone, whole, on the first process, None on the others; every process must ask."""
@@ -249,7 +249,7 @@ class Trainer:
         """Everything that changes, by name; parameters are named alike whether they are in shards or not."""
         objective = self.objective
         found: dict[str, Tensor] = {}
-        for name, module in (("student", self._network), ("average", objective.average)):
+        for name, module in (("student", self._network), ("average", objective.ema)):
             found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
         found |= {f"objective.{key}": value for key, value in objective.kept.items()}
         found |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer, self._network).items()}
@@ -263,7 +263,7 @@ class Trainer:
         if not weights:
             return None
         loaded = load_backbone(self._network.backbone, Path(weights))
-        self.objective.average.backbone.load_state_dict(self._network.backbone.state_dict())
+        self.objective.ema.backbone.load_state_dict(self._network.backbone.state_dict())
         return loaded
 
     def _spread_out(self, late: bool) -> None:

@@ -29,15 +29,15 @@ class ViewSettings:
 class Views:
     """Crops of B tiles, crop k of tile b in row k * B + b.
 
-    `wide`: (G * B, 3, h, w) global crops, normalised. `near`: (L * B, 3, h, w) local ones. `mask`: (G * B, N) bool,
-    true where the student sees the mask token. `chosen`: (M,) int64, the masked patches in the flattened (G * B * N),
-    padded. `weight`: (M,) float32, of each in the loss, 0 for padding. `position`: (B,) in the global batch of `step`.
+    `global_crops`: (G * B, 3, h, w), normalised. `local_crops`: (L * B, 3, h, w). `mask`: (G * B, N) bool, true where
+    the student sees the mask token. `chosen`: (M,) int64, the masked patches in the flattened (G * B * N), padded.
+    `weight`: (M,) float32, of each in the loss, 0 for padding. `position`: (B,) in the global batch of `step`.
     """
 
     step: int
     position: NDArray[np.int64]
-    wide: Tensor
-    near: Tensor
+    global_crops: Tensor
+    local_crops: Tensor
     mask: Tensor
     chosen: Tensor
     weight: Tensor
@@ -45,7 +45,7 @@ class Views:
     @property
     def groups(self) -> list[Tensor]:
         """The crops by size, global ones first."""
-        return [self.wide, self.near] if len(self.near) else [self.wide]
+        return [self.global_crops, self.local_crops] if len(self.local_crops) else [self.global_crops]
 
     @property
     def tiles(self) -> int:

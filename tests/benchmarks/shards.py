@@ -187,7 +187,7 @@ def _as_asked(items: Iterator[Any]) -> Iterator[Any]:
 def _breakdown(slide: Path, out: Path) -> str:
     """Shares of one run by stage, each with all that it calls; the profiler itself slows what calls most."""
     profile = cProfile.Profile()
-    with mock.patch.object(tile_writer, "one_ahead", _as_asked):  # it sees one thread only
+    with mock.patch.object(tile_writer, "prefetch", _as_asked):  # it sees one thread only
         profile.enable()
         prepare(slide, out)
         profile.disable()

@@ -30,7 +30,7 @@ from wsi_prep.slides.pyramid.resample import area_resample
 from wsi_prep.stain.classify import classify_stain
 from wsi_prep.storage.base import LOCK
 from wsi_prep.tiles.quality import measure_tile
-from wsi_prep.tissue.glass import Glass
+from wsi_prep.tissue.background_model import BackgroundModel
 
 cv2.setNumThreads(1)  # a pool of threads does not survive a fork
 
@@ -74,7 +74,9 @@ def warm_up() -> None:
     area_resample(np.zeros((8, 8, 3), np.uint8), np.arange(2.0), np.arange(2.0), 1.5, 1.5)
     measure_tile(np.zeros((TILE_PX, TILE_PX, 3), np.uint8))
     classify_stain(
-        np.full((64, 64, 3), 120, np.uint8), np.ones((64, 64), bool), Glass.of(np.full((64, 64, 3), 240, np.uint8))
+        np.full((64, 64, 3), 120, np.uint8),
+        np.ones((64, 64), bool),
+        BackgroundModel.of(np.full((64, 64, 3), 240, np.uint8)),
     )
 
 

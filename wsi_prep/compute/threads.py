@@ -12,8 +12,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Crew:
-    """So many threads; use as a context manager. A crew of one works in whoever asks, and starts no thread."""
+class ThreadPool:
+    """So many threads; use as a context manager. A pool of one works in whoever asks, and starts no thread."""
 
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
@@ -22,7 +22,7 @@ class Crew:
     def share(self, work: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
         """What `work` gives for all items in order, each thread having an even run of them; raises what it raises.
 
-        `work` must not ask the crew for more: a crew that waits for itself never ends.
+        `work` must not ask the pool for more: a pool that waits for itself never ends.
         """
         if self._pool is None or len(items) < 2:
             return work(items)
@@ -31,7 +31,7 @@ class Crew:
         runs = [items[first:last] for first, last in pairwise(ends)]
         return [result for some in self._pool.map(work, runs) for result in some]
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> ThreadPool:
         return self
 
     def __exit__(

@@ -25,7 +25,7 @@ _COLUMNS = ["slide_id", "file", "status", "patient_key", *(f"tiles_{m.name}" for
 
 
 @dataclass
-class Forgetting:
+class DeletionPlan:
     """What is, or was, deleted in one output: slides' rows, their files and bytes, and lines of the names file.
 
     `out` is a path or an object store's URL. `known_before`: the tombstone had all that was asked for, as after a call
@@ -49,7 +49,7 @@ class Forgetting:
         return sum(row[f"tiles_{m.name}"] or 0 for row in self.rows for m in MAGNIFICATIONS)
 
 
-def look_up(out: str, patient_key: str | None, slide_ids: Collection[str]) -> Forgetting:
+def look_up(out: str, patient_key: str | None, slide_ids: Collection[str]) -> DeletionPlan:
     """What `out` holds of the patient (a keyed hash) and of the slides; changes nothing. Raises BadCatalog."""
     storage = open_storage(out)
     catalog = Catalog(storage)
@@ -61,7 +61,7 @@ def look_up(out: str, patient_key: str | None, slide_ids: Collection[str]) -> Fo
     ids = frozenset(row["slide_id"] for row in mine)
     known = before.patients.issuperset(patients) and before.slides.issuperset(map(id_hash, slide_ids))
     bare = sum(row["patient_key"] is None and row["status"] == "ok" for row in rows)
-    found = Forgetting(storage.where, patients, ids, mine, known, bare)
+    found = DeletionPlan(storage.where, patients, ids, mine, known, bare)
     for path in (path for slide_id in ids for path in output_places(slide_id).values()):
         sizes = storage.sizes(path)
         found.files += len(sizes)
@@ -69,7 +69,7 @@ def look_up(out: str, patient_key: str | None, slide_ids: Collection[str]) -> Fo
     return found
 
 
-def forget(found: Forgetting, names: Path | None, *, take_over: bool = False) -> None:
+def forget(found: DeletionPlan, names: Path | None, *, take_over: bool = False) -> None:
     """Delete what look_up found: the tombstone first, then rows, files, names, and what run.json says of them.
 
     Raises BadOutput where a run is working in the output (unless `take_over`: it is gone for good), or it cannot be

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from wsi_prep.compute.memory import give_back_freed_memory, keep_freed_memory
-from wsi_prep.compute.threads import Crew
+from wsi_prep.compute.threads import ThreadPool
 from wsi_prep.compute.time_limit import HUNG, time_limit
 from wsi_prep.errors import (
     NotBrightField,
@@ -34,7 +34,7 @@ from wsi_prep.run.stages import StageClock
 from wsi_prep.run.staging import StagedSlide
 from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.base import SlideReader
-from wsi_prep.slides.fetch.cache import Room
+from wsi_prep.slides.fetch.cache import Lease
 from wsi_prep.slides.find.sources import fingerprint
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.slides.pyramid.trusted import TrustedLevels
@@ -51,8 +51,8 @@ from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.overlay import draw_overlay
 from wsi_prep.tiles.plan import plan_tiles
 from wsi_prep.tiles.writer import write_tiles
+from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import MASK_MPP, check_bright_field, detect_tissue
-from wsi_prep.tissue.glass import Glass
 from wsi_prep.tissue.masks import read_mask
 from wsi_prep.tissue.polygons import FILE_FRAME, feature_collection, tissue_polygons
 
@@ -71,11 +71,11 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     clock = StageClock()
     tiles = TILE_SCHEMA.empty_table()
     try:
-        with time_limit(_trace(task, storage), task.time_limit) as begin_anew, Room(task.cache, begin_anew) as room:
+        with time_limit(_trace(task, storage), task.time_limit) as begin_anew, Lease(task.cache, begin_anew) as lease:
             clock.enter("open")
             row["fingerprint"] = fingerprint(task.source)
-            with _staged(task, storage, room) as stage:
-                tiles = _prepare(task, row, storage, stage, room, clock)
+            with _staged(task, storage, lease) as stage:
+                tiles = _prepare(task, row, storage, stage, lease, clock)
     except RunReplaced:
         raise
     except Exception as error:  # whatever happens to one slide becomes its row
@@ -90,9 +90,9 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _staged(task: SlideTask, storage: Storage, room: Room) -> Iterator[StagedSlide]:
+def _staged(task: SlideTask, storage: Storage, lease: Lease) -> Iterator[StagedSlide]:
     """A folder to make the slide in, which is gone afterwards."""
-    stage = (storage.staging or room.folder) / f"{task.source.slide_id}-{uuid.uuid4().hex[:8]}"
+    stage = (storage.staging or lease.folder) / f"{task.source.slide_id}-{uuid.uuid4().hex[:8]}"
     try:
         stage.mkdir(parents=True)
         yield StagedSlide(stage)
@@ -123,13 +123,13 @@ def _require_current(task: SlideTask, storage: Storage) -> None:
 
 
 def _prepare(
-    task: SlideTask, row: dict[str, Any], storage: Storage, stage: StagedSlide, room: Room, clock: StageClock
+    task: SlideTask, row: dict[str, Any], storage: Storage, stage: StagedSlide, lease: Lease, clock: StageClock
 ) -> pa.Table:
     """All of the work on one slide; fills `row` as facts become known, so that they survive a failure."""
-    with Crew(task.threads) as crew, opened(task.source, task.settings.reader, room, crew) as opened_reader:
+    with ThreadPool(task.threads) as pool, opened(task.source, task.settings.reader, lease, pool) as opened_reader:
         reader = TrustedLevels(opened_reader)
         try:
-            return _prepare_open(task, row, storage, stage, clock, crew, reader)
+            return _prepare_open(task, row, storage, stage, clock, pool, reader)
         finally:  # a slide that fails may fail for what was noted before
             row["warning"] = warned(row["warning"], *reader.info.notes, *reader.warnings)
 
@@ -140,7 +140,7 @@ def _prepare_open(
     storage: Storage,
     stage: StagedSlide,
     clock: StageClock,
-    crew: Crew,
+    pool: ThreadPool,
     reader: TrustedLevels,
 ) -> pa.Table:
     """All of the work on one slide that is open."""
@@ -154,7 +154,7 @@ def _prepare_open(
         if not reader.confirms():
             continue
         _check_bright_field(task, row, thumbnail)
-        glass = Glass.of(thumbnail.pixels, filling=reader.info.filling)
+        glass = BackgroundModel.of(thumbnail.pixels, filling=reader.info.filling)
         if task.mask:
             tissue = read_mask(task.mask, reader.info, thumbnail)
         else:
@@ -166,7 +166,7 @@ def _prepare_open(
     no_colour = colour_warning(thumbnail.pixels, tissue, glass)
     row["warning"] = warned(row["warning"], None if task.mask else glass.warning, no_colour)
     row.update(stain_columns(task.manifest.stain, seen, row["warning"]))
-    return _make_tiles(task, row, storage, stage, clock, crew, reader, scale, thumbnail, tissue)
+    return _make_tiles(task, row, storage, stage, clock, pool, reader, scale, thumbnail, tissue)
 
 
 def _check_bright_field(task: SlideTask, row: dict[str, Any], thumbnail: Thumbnail) -> None:
@@ -184,7 +184,7 @@ def _make_tiles(
     storage: Storage,
     stage: StagedSlide,
     clock: StageClock,
-    crew: Crew,
+    pool: ThreadPool,
     reader: SlideReader,
     scale: Scale,
     thumbnail: Thumbnail,
@@ -204,7 +204,7 @@ def _make_tiles(
     give_back_freed_memory()  # of a large slide's mask and what it was made of
     clock.enter("tiles")
     store, jpeg, filters = stage.folder / "store.zarr", settings.jpeg, settings.filters
-    plan, tiles, failures, digests = write_tiles(store, slide_id, reader, wanted, jpeg, filters, crew)
+    plan, tiles, failures, digests = write_tiles(store, slide_id, reader, wanted, jpeg, filters, pool)
     stage.digests.update(digests)
     clock.enter("tissue")
     stage.write("overlay.jpg", draw_overlay(thumbnail, tissue, plan, task.source.name))

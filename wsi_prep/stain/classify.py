@@ -14,7 +14,7 @@ from skimage.color import hed_from_rgb
 from wsi_prep.format.records import told, warned
 from wsi_prep.stain.features import stain_features
 from wsi_prep.stain.network import CLASSES, packaged_model
-from wsi_prep.tissue.glass import Glass
+from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.picture import brightest, darkest
 
 SURE = 0.6
@@ -67,7 +67,9 @@ def density_table() -> NDArray[np.float32]:
     return -np.log10(np.maximum(np.arange(256) / 255.0, 1e-6)).astype(np.float32)
 
 
-def classify_stain(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: Glass | None = None) -> StainCall:
+def classify_stain(
+    thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: BackgroundModel | None = None
+) -> StainCall:
     """The stain of a slide, or of a tile, from an (h, w, 3) uint8 RGB picture and its (h, w) tissue mask.
 
     Some 20,000 pixels of tissue are looked at. `glass`: the picture's, where it is known. docs/stain.md has how often
@@ -83,12 +85,12 @@ def classify_stain(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glas
     return StainCall(CLASSES[best] if confidence >= SURE else "UNKNOWN", confidence)
 
 
-def _glass_beside(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> Glass:
+def _glass_beside(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> BackgroundModel:
     """The glass of a picture, which is of no tint where all of it is tissue: that would be the tissue's."""
-    return Glass.of(thumbnail, tinted=not tissue.all())
+    return BackgroundModel.of(thumbnail, tinted=not tissue.all())
 
 
-def colour_warning(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: Glass) -> str | None:
+def colour_warning(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: BackgroundModel) -> str | None:
     """What a slide's row says where nine tenths of its tissue have no colour, as in a grey picture; else None."""
     if not tissue.any():
         return None
@@ -104,7 +106,7 @@ def colour_warning(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glas
     return _NO_COLOUR if grey else None
 
 
-def _colour(pixels: NDArray[np.uint8], glass: Glass) -> NDArray[np.float64]:
+def _colour(pixels: NDArray[np.uint8], glass: BackgroundModel) -> NDArray[np.float64]:
     """(n,): how far apart the channels of (n, 3) pixels are, in levels, where glass is grey."""
     balanced = pixels * (glass.colour.mean() / glass.colour)
     return np.asarray(balanced.max(axis=1) - balanced.min(axis=1))
@@ -116,7 +118,7 @@ def _step(tissue: NDArray[np.bool_]) -> int:
 
 
 def tissue_features(
-    thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: Glass | None = None
+    thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: BackgroundModel | None = None
 ) -> NDArray[np.float32] | None:
     """What `classify_stain` judges by: `stain_features` of the tissue; None where it is too little."""
     glass = glass or _glass_beside(thumbnail, tissue)

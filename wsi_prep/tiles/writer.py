@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from wsi_prep.compute.ahead import one_ahead
-from wsi_prep.compute.threads import Crew
+from wsi_prep.compute.prefetch import prefetch
+from wsi_prep.compute.threads import ThreadPool
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 from wsi_prep.format.records import TILE_SCHEMA
@@ -32,24 +32,24 @@ def write_tiles(
     plan: TilePlan,
     jpeg: JpegSettings,
     filters: Sequence[TileFilter],
-    crew: Crew,
+    pool: ThreadPool,
 ) -> tuple[TilePlan, pa.Table, list[int], dict[str, str]]:
     """Write those tiles of `plan` that pass all `filters` into the folder `store`, none where none does.
 
-    The crew measures and encodes side by side. Returns the plan of these tiles, their rows in TILE_SCHEMA,
+    The pool measures and encodes side by side. Returns the plan of these tiles, their rows in TILE_SCHEMA,
     how many tiles of `plan` fail each filter, and the digests of the store's files.
     """
     locations: list[TileLocation] = []
     measures = np.empty((len(plan), len(MEASURES)), np.float32)
     kept = np.zeros(len(plan), bool)
     with (
-        contextlib.closing(one_ahead(read_groups(reader, plan))) as groups,
+        contextlib.closing(prefetch(read_groups(reader, plan))) as groups,
         StoreWriter(store, jpeg, store_attributes(slide_id, plan.grid.mpp_by_magnification)) as writer,
     ):
         for group in groups:
             name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
             make = functools.partial(_make, group, name, jpeg, filters)
-            for index, (measured, data) in zip(group.tiles, crew.share(make, range(len(group.tiles))), strict=True):
+            for index, (measured, data) in zip(group.tiles, pool.share(make, range(len(group.tiles))), strict=True):
                 measures[index] = measured
                 if data is not None:
                     kept[index] = True

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.errors import BadOption, NotBrightField
-from wsi_prep.tissue.glass import Glass
+from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.picture import bands, brightest, darkest, deviation
 
 MASK_MPP = 8.0
@@ -76,7 +76,7 @@ def check_bright_field(thumbnail: NDArray[np.uint8]) -> None:
 
 def _dim_share(thumbnail: NDArray[np.uint8], highest: NDArray[np.uint8], lowest: NDArray[np.uint8]) -> float:
     """Share of a picture that lets light of every colour through where its glass is dim; 0 where it shows none."""
-    glass = Glass.of(thumbnail)
+    glass = BackgroundModel.of(thumbnail)
     outshone = float((highest > 1.2 * glass.colour.max()).mean())
     if glass.assumed or glass.colour.min() < 0.4 * glass.colour.max() or outshone > 0.005:
         return 0.0
@@ -84,14 +84,17 @@ def _dim_share(thumbnail: NDArray[np.uint8], highest: NDArray[np.uint8], lowest:
 
 
 def detect_tissue(
-    thumbnail: NDArray[np.uint8], mpp: float, settings: TissueSettings | None = None, glass: Glass | None = None
+    thumbnail: NDArray[np.uint8],
+    mpp: float,
+    settings: TissueSettings | None = None,
+    glass: BackgroundModel | None = None,
 ) -> NDArray[np.bool_]:
     """(h, w) mask of tissue in an (h, w, 3) uint8 RGB picture whose pixels measure `mpp` um.
 
     `glass`: the picture's, where it is known.
     """
     settings = settings or TissueSettings()
-    glass = glass or Glass.of(thumbnail)
+    glass = glass or BackgroundModel.of(thumbnail)
     density = glass.density(thumbnail)
     unscanned = glass.unscanned(thumbnail)
     if unscanned is not None:
@@ -187,7 +190,7 @@ def _drop_small(mask: NDArray[np.bool_], least_px: float) -> NDArray[np.bool_]:
 
 
 def _drop_debris(
-    mask: NDArray[np.bool_], thumbnail: NDArray[np.uint8], glass: Glass, mpp: float, settings: TissueSettings
+    mask: NDArray[np.bool_], thumbnail: NDArray[np.uint8], glass: BackgroundModel, mpp: float, settings: TissueSettings
 ) -> NDArray[np.bool_]:
     """Without specks, and without what is grey and smallish or thin: dust, bubbles, edges of a coverslip."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)

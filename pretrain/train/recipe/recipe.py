@@ -16,7 +16,7 @@ from pretrain.compute.distributed import MODES as PARALLEL
 from pretrain.compute.plain_files import read_json
 from pretrain.data.loader import MOST_THREADS, LoaderSettings
 from pretrain.data.sampler import SamplingSettings
-from pretrain.learning.optim import OptimSettings
+from pretrain.learning.optimizer import OptimSettings
 from pretrain.learning.schedules import ScheduleSettings
 from pretrain.learning.self_distillation import ObjectiveSettings
 from pretrain.model.backbone import BackboneSettings

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pretrain.data.sampler import SamplingSettings
-from pretrain.learning.optim import OptimSettings
+from pretrain.learning.optimizer import OptimSettings
 from pretrain.learning.schedules import ScheduleSettings
 from pretrain.learning.self_distillation import ObjectiveSettings
 from pretrain.model.backbone import BackboneSettings

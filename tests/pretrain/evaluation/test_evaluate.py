@@ -73,7 +73,7 @@ def test_untrained_is_what_the_run_began_with(finished, tmp_path):
     from pretrain.train.recipe import recipe as recipes
 
     recipe = recipes.load(finished / "recipe.json")
-    began = SelfDistillation(recipe.objective, recipe.backbone, recipe.sampling.seed).average.backbone.state_dict()
+    began = SelfDistillation(recipe.objective, recipe.backbone, recipe.sampling.seed).ema.backbone.state_dict()
     for name, value in untrained(finished).state_dict().items():
         assert torch.equal(value, began[name]), name
 

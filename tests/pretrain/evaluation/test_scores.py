@@ -52,7 +52,7 @@ def cohort(rng, slides):
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
-    """Judged on forty slides; the truth is the mean of the beta distribution that slides come from."""
+    """EvaluationRow on forty slides; the truth is the mean of the beta distribution that slides come from."""
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(200):

@@ -140,9 +140,9 @@ def test_what_is_kept_is_the_moving_mean():
     with torch.no_grad():
         for parameter in objective.student.parameters():
             parameter.add_(1.0)
-    before = [p.clone() for p in objective.average.parameters()]
+    before = [p.clone() for p in objective.ema.parameters()]
     objective.update(at())
-    for mean, was in zip(objective.average.parameters(), before, strict=True):
+    for mean, was in zip(objective.ema.parameters(), before, strict=True):
         torch.testing.assert_close(mean, was + (1 - at().momentum))
 
 

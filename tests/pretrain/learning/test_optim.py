@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.learning.optim import KINDS, OptimSettings, clip_gradients, make_optimizer, optimizer_state, take_step
+from pretrain.learning.optimizer import KINDS, OptimSettings, clip_gradients, make_optimizer, optimizer_state, take_step
 from pretrain.learning.schedules import Scheduled
 from pretrain.model.backbone import BackboneSettings
 from pretrain.model.heads import HeadSettings
@@ -126,7 +126,7 @@ def test_layers_move_by_their_share_of_the_rate(network, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_matrices_decay(network, kind):
-    """Without a gradient to follow, decay is all that moves a parameter."""
+    """Without a gradient to update_ema, decay is all that moves a parameter."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(1.0)

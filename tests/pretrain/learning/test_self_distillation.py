@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pretrain.learning import schedules
-from pretrain.learning.optim import OptimSettings, clip_gradients, make_optimizer, take_step
+from pretrain.learning.optimizer import OptimSettings, clip_gradients, make_optimizer, take_step
 from pretrain.learning.schedules import ScheduleSettings
 from pretrain.learning.self_distillation import ObjectiveSettings, SelfDistillation
 from pretrain.model.backbone import BackboneSettings
@@ -71,4 +71,4 @@ def test_gradients_reach_every_parameter_of_the_student_and_none_of_the_teacher(
     )
     losses.total.backward()
     assert [name for name, p in objective.student.named_parameters() if p.grad is None or not p.grad.any()] == []
-    assert [name for name, p in objective.average.named_parameters() if p.grad is not None] == []
+    assert [name for name, p in objective.ema.named_parameters() if p.grad is not None] == []

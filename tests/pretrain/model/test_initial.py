@@ -32,7 +32,7 @@ def test_a_network_made_on_the_meta_device_begins_like_one_made_at_once(name):
 
 def test_teacher_and_student_begin_alike_and_seeds_differ():
     first, second = made("debug", 0), made("debug", 1)
-    for mine, theirs in zip(first.student.parameters(), first.average.parameters(), strict=True):
+    for mine, theirs in zip(first.student.parameters(), first.ema.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     assert not torch.equal(first.student.cls_head.prototypes, second.student.cls_head.prototypes)
 

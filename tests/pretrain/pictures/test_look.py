@@ -11,8 +11,15 @@ from PIL import Image
 from pretrain.data.index import open_index
 from pretrain.data.sampler import Sampler, SamplingSettings
 from pretrain.model.backbone import Backbone, BackboneSettings
-from pretrain.pictures.look import Lookout, LookSettings, as_colours, nearest, principal_components, save_picture
-from pretrain.pictures.sheet import GAP, MARGIN, line
+from pretrain.pictures.canvas import GAP, MARGIN, line
+from pretrain.pictures.feature_picture import (
+    FeaturePictures,
+    LookSettings,
+    as_colours,
+    nearest,
+    principal_components,
+    save_picture,
+)
 from tests.support.shard_folders import MPP, add_slide
 from wsi_prep.errors import BadOption
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
@@ -58,7 +65,9 @@ def mottled(seed, base=None):
 
 def lookout(out, **settings):
     index = open_index([str(out)], out.parent / "index")
-    return Lookout(Sampler(index, SamplingSettings(batch=1)), LookSettings(**{"gallery": 40, "px": 56, **settings}))
+    return FeaturePictures(
+        Sampler(index, SamplingSettings(batch=1)), LookSettings(**{"gallery": 40, "px": 56, **settings})
+    )
 
 
 def backbone():

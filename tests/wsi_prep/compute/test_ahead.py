@@ -4,12 +4,12 @@ import threading
 
 import pytest
 
-from wsi_prep.compute.ahead import one_ahead
+from wsi_prep.compute.prefetch import prefetch
 
 
 def test_items_come_in_order_and_whole():
-    assert list(one_ahead(iter(range(5)))) == [0, 1, 2, 3, 4]
-    assert list(one_ahead(iter(()))) == []
+    assert list(prefetch(iter(range(5)))) == [0, 1, 2, 3, 4]
+    assert list(prefetch(iter(()))) == []
 
 
 def test_the_next_is_made_while_one_is_used_and_no_more():
@@ -20,7 +20,7 @@ def test_the_next_is_made_while_one_is_used_and_no_more():
             event.set()
             yield number
 
-    stream = one_ahead(items())
+    stream = prefetch(items())
     assert next(stream) == 0
     assert begun[1].wait(10)  # though nobody has asked for it
     assert next(stream) == 1
@@ -33,7 +33,7 @@ def test_what_goes_wrong_reaches_the_user_in_its_turn():
         yield 1
         raise OSError("gone")
 
-    stream = one_ahead(items())
+    stream = prefetch(items())
     assert next(stream) == 1
     with pytest.raises(OSError, match="gone"):
         next(stream)

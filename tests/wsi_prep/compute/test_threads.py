@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.undisturbed import outcome
 from wsi_prep.compute.cluster.options import ClusterOptions
 from wsi_prep.compute.jobs import threads_a_task
-from wsi_prep.compute.threads import Crew
+from wsi_prep.compute.threads import ThreadPool
 from wsi_prep.errors import DamagedSlide
 from wsi_prep.run.slide import prepare_slide
 from wsi_prep.run.task import PrepareSettings, SlideTask
@@ -24,16 +24,16 @@ from wsi_prep.storage.base import LOCK
 
 @given(st.integers(1, 5), st.lists(st.integers(), max_size=40))
 def test_a_crew_gives_what_one_gives_in_order(threads, items):
-    with Crew(threads) as crew:
-        assert crew.share(lambda some: [(item, 2 * item) for item in some if item % 3], items) == [
+    with ThreadPool(threads) as pool:
+        assert pool.share(lambda some: [(item, 2 * item) for item in some if item % 3], items) == [
             (item, 2 * item) for item in items if item % 3
         ]
 
 
 def test_a_crew_works_side_by_side():
     meeting = threading.Barrier(3, timeout=60)  # nobody passes alone
-    with Crew(3) as crew:
-        assert sorted(crew.share(lambda some: [meeting.wait() for _ in some], range(3))) == [0, 1, 2]
+    with ThreadPool(3) as pool:
+        assert sorted(pool.share(lambda some: [meeting.wait() for _ in some], range(3))) == [0, 1, 2]
 
 
 def test_an_error_reaches_who_asked():
@@ -41,8 +41,8 @@ def test_an_error_reaches_who_asked():
         raise DamagedSlide("the tile is no JPEG")
 
     for threads in (1, 3):
-        with Crew(threads) as crew, pytest.raises(DamagedSlide, match="no JPEG"):
-            crew.share(fail, range(6))
+        with ThreadPool(threads) as pool, pytest.raises(DamagedSlide, match="no JPEG"):
+            pool.share(fail, range(6))
 
 
 @pytest.mark.parametrize("threads", [2, 5])
@@ -60,8 +60,8 @@ def test_a_slide_is_the_same_whoever_shares_its_work(he_slide, tmp_path, threads
 
 def test_rectangles_are_the_same_whoever_decodes_them(he_slide):
     alone = open_slide(str(he_slide), "tiff")
-    with Crew(3) as crew:
-        shared = open_slide(str(he_slide), "tiff", crew)
+    with ThreadPool(3) as pool:
+        shared = open_slide(str(he_slide), "tiff", pool)
         for x, y, width, height in [(0, 0, 700, 500), (700, 0, 600, 500), (-40, 480, 900, 333), (0, 0, 1300, 900)]:
             assert np.array_equal(alone.read(0, x, y, width, height), shared.read(0, x, y, width, height))
         assert alone.cached_bytes == shared.cached_bytes

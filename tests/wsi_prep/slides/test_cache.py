@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from wsi_prep.errors import BadOption, NoRoom
-from wsi_prep.slides.fetch.cache import CacheSettings, Room
+from wsi_prep.slides.fetch.cache import CacheSettings, Lease
 
 
 @pytest.fixture
@@ -23,24 +23,24 @@ def left(settings):
 
 
 def test_a_room_is_empty_private_and_gone_afterwards(settings):
-    with Room(settings) as room:
-        assert list(room.folder.iterdir()) == []
+    with Lease(settings) as lease:
+        assert list(lease.folder.iterdir()) == []
         assert settings.root().stat().st_mode & 0o77 == 0
-        (room.folder / "slide").mkdir()
-        (room.folder / "slide" / "a.ndpi").write_bytes(b"pixels")
+        (lease.folder / "slide").mkdir()
+        (lease.folder / "slide" / "a.ndpi").write_bytes(b"pixels")
     assert left(settings) == set()
 
 
 def test_a_room_that_nobody_asks_for_makes_nothing(settings, tmp_path):
-    with Room(settings):
+    with Lease(settings):
         pass
     assert not (tmp_path / "cache").exists()
 
 
 def test_it_is_gone_after_an_error_too(settings):
     def fail():
-        with Room(settings) as room:
-            (room.folder / "a.ndpi").write_bytes(b"pixels")
+        with Lease(settings) as lease:
+            (lease.folder / "a.ndpi").write_bytes(b"pixels")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -50,11 +50,11 @@ def test_it_is_gone_after_an_error_too(settings):
 
 HOLDER = """
 import sys
-from wsi_prep.slides.fetch.cache import CacheSettings, Room
-with Room(CacheSettings(sys.argv[1], 1e-6)) as room:
-    room.reserve(800)
-    (room.folder / "a.ndpi").write_bytes(b"pixels")
-    print(room.folder, flush=True)
+from wsi_prep.slides.fetch.cache import CacheSettings, Lease
+with Lease(CacheSettings(sys.argv[1], 1e-6)) as lease:
+    lease.reserve(800)
+    (lease.folder / "a.ndpi").write_bytes(b"pixels")
+    print(lease.folder, flush=True)
     sys.stdin.read()
 """
 
@@ -75,14 +75,14 @@ def holder(settings):
 
 def test_what_a_killed_process_left_is_removed_by_the_next(settings, holder):
     assert len(left(settings)) == 2
-    with Room(settings) as room:
-        assert room.folder.exists()
+    with Lease(settings) as lease:
+        assert lease.folder.exists()
         assert len(left(settings)) == 4  # the other is alive
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    with Room(settings) as room:
-        assert room.folder.exists()
-        room.reserve(1000)
+    with Lease(settings) as lease:
+        assert lease.folder.exists()
+        lease.reserve(1000)
         assert len(left(settings)) == 2
     assert left(settings) == set()
 
@@ -91,8 +91,8 @@ def test_where_a_slide_hung_stays_until_it_is_asked_for(settings):
     root = settings.root()
     (root / "of-a-killed-try.hung").write_text("")
     (root / "of-a-slide.hung").write_text("in read_region")
-    with Room(settings) as room:
-        assert room.folder.exists()
+    with Lease(settings) as lease:
+        assert lease.folder.exists()
     assert left(settings) == {"of-a-slide.hung"}
 
 
@@ -104,21 +104,24 @@ def test_what_does_not_fit_beside_the_others_waits_for_them(settings, holder):
             waited.set()
             holder.stdin.close()  # now the other lets go
 
-    with Room(settings, waiting) as room:
-        room.reserve(200)  # fits
+    with Lease(settings, waiting) as lease:
+        lease.reserve(200)  # fits
         assert not waited.is_set()
-        room.reserve(201)
+        lease.reserve(201)
         assert waited.is_set()
 
 
 def test_what_never_fits_says_so(settings):
-    with Room(settings) as room, pytest.raises(NoRoom, match=r"takes 0\.00 GB and the cache may hold .*raise CACHE_GB"):
-        room.reserve(1001)
+    with (
+        Lease(settings) as lease,
+        pytest.raises(NoRoom, match=r"takes 0\.00 GB and the cache may hold .*raise CACHE_GB"),
+    ):
+        lease.reserve(1001)
 
 
 def test_a_cache_that_cannot_be_made_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NoRoom, match="cannot be made"), Room(CacheSettings(str(tmp_path / "file"))) as room:
-        assert room.folder
+    with pytest.raises(NoRoom, match="cannot be made"), Lease(CacheSettings(str(tmp_path / "file"))) as lease:
+        assert lease.folder
     with pytest.raises(BadOption, match="not a size above 0"):
         CacheSettings(gigabytes=0)

@@ -30,8 +30,8 @@ from wsi_prep.stain.classify import (
 )
 from wsi_prep.stain.features import COUNT, FEATURE_VERSION, stain_features
 from wsi_prep.stain.network import MODEL_FILE, MOST_UNUSUAL, StainModel, packaged_model, read_stain_model
+from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import MASK_MPP, check_bright_field, detect_tissue
-from wsi_prep.tissue.glass import Glass
 
 # Ruifrok and Johnston's vectors, and two more
 HAEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78)
@@ -141,10 +141,10 @@ def test_a_picture_without_colour_has_no_stain_and_says_so(pictures, quality):
         if quality:
             grey = cv2.imdecode(cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
         assert classify_stain(grey, tissue) == ("UNKNOWN", 0.0)
-        assert colour_warning(grey, tissue, Glass.of(grey)).startswith("the picture has no colour")
+        assert colour_warning(grey, tissue, BackgroundModel.of(grey)).startswith("the picture has no colour")
         grey[:5][tissue[:5]] = (30, 140, 70)  # a pen's mark has one
-        assert colour_warning(grey, tissue, Glass.of(grey))
-        assert colour_warning(picture, tissue, Glass.of(picture)) is None
+        assert colour_warning(grey, tissue, BackgroundModel.of(grey))
+        assert colour_warning(picture, tissue, BackgroundModel.of(picture)) is None
 
 
 def test_pale_blue_tissue_has_a_colour():
@@ -152,7 +152,7 @@ def test_pale_blue_tissue_has_a_colour():
     picture, tissue = painted(he_stain(0.5, seed=2))
     density = -np.log10(np.maximum(picture, 1) / 244.0).max(axis=2, keepdims=True)
     blue = np.rint(244 * 10 ** (-0.3 * density * (0.65, 0.7, 0.29) / 0.7)).clip(0, 255).astype(np.uint8)
-    assert colour_warning(blue, tissue, Glass.of(blue)) is None
+    assert colour_warning(blue, tissue, BackgroundModel.of(blue)) is None
 
 
 @pytest.mark.parametrize("balance", [(1.0, 0.97, 0.94), (0.94, 1.0, 0.98), (0.85, 0.85, 0.85)])
@@ -201,7 +201,7 @@ def test_real_slides(name, real_slides):
     except NotBrightField:
         assert classify_glow(thumbnail.pixels)[0] == REAL[name]
         return
-    glass = Glass.of(thumbnail.pixels)
+    glass = BackgroundModel.of(thumbnail.pixels)
     assert (
         classify_stain(thumbnail.pixels, detect_tissue(thumbnail.pixels, thumbnail.mpp, glass=glass), glass)[0]
         == REAL[name]

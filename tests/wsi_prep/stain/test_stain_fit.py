@@ -15,7 +15,7 @@ from wsi_prep.stain.features import COUNT
 from wsi_prep.stain.fit.cohort import read_tiles
 from wsi_prep.stain.fit.dyes import DYES, RECIPES
 from wsi_prep.stain.fit.examples import CLASSES, REAL, Example, Tissue, changed, mosaic, recoloured
-from wsi_prep.stain.fit.fit import Judged, calibrated, even_weights, fit, fit_temperature, hold_out_cases
+from wsi_prep.stain.fit.fit import HeldOut, calibrated, even_weights, fit, fit_temperature, hold_out_cases
 from wsi_prep.stain.fit.recolour import Structures, compress, dye, stain_vectors, tissue_maps
 from wsi_prep.stain.fit.report import balanced_accuracy, calibration_error, confusion
 from wsi_prep.stain.network import read_stain_model, softmax
@@ -132,7 +132,7 @@ def overconfident(temperature, count=6000):
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (count, 3))
     truth = np.array([rng.choice(3, p=p) for p in softmax(logits)])
-    return Judged(truth, temperature * logits, rng.choice(["a", "b", "c"], count), np.full(count, "x"))
+    return HeldOut(truth, temperature * logits, rng.choice(["a", "b", "c"], count), np.full(count, "x"))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -147,13 +147,13 @@ def test_the_temperature_is_found_and_calibrates(temperature):
 def test_a_case_does_not_set_its_own_temperature():
     judged = overconfident(2.0, 300)
     own = judged.cases == "a"
-    spoilt = Judged(np.where(own, (judged.truth + 1) % 3, judged.truth), judged.logits, judged.cases, judged.names)
+    spoilt = HeldOut(np.where(own, (judged.truth + 1) % 3, judged.truth), judged.logits, judged.cases, judged.names)
     assert calibrated(spoilt)[own] == pytest.approx(calibrated(judged)[own])
 
 
 def test_classes_weigh_the_same_and_cases_within_them():
     truth, cases = np.array([0] * 90 + [0] * 10 + [1] * 5), np.array(["a"] * 90 + ["b"] * 10 + ["a"] * 5)
-    weight = even_weights(Judged(truth, np.zeros((105, 3)), cases, cases))
+    weight = even_weights(HeldOut(truth, np.zeros((105, 3)), cases, cases))
     assert weight[truth == 0].sum() == pytest.approx(0.5)
     assert weight[(truth == 0) & (cases == "a")].sum() == pytest.approx(0.25)
     assert weight.sum() == pytest.approx(1)

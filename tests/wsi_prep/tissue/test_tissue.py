@@ -9,8 +9,8 @@ from tests.support.paths import SHARED
 from wsi_prep.errors import BadOption, NotBrightField
 from wsi_prep.slides.pyramid.thumbnail import read_thumbnail
 from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
-from wsi_prep.tissue.glass import Glass
 
 REFERENCES = SHARED / "masks"
 
@@ -148,7 +148,7 @@ def test_glass_of_any_colour_is_no_tissue(he, glass, trouble):
     pixels = on_glass(pixels, GLASSES[glass])
     pixels = as_jpeg(pixels, 60) if trouble == "strong JPEG" else pixels
     check_bright_field(pixels)
-    found = Glass.of(pixels)
+    found = BackgroundModel.of(pixels)
     assert not found.assumed
     if trouble != "shaded glass":
         assert found.colour == pytest.approx(np.median(pixels[~known], axis=0), abs=6)
@@ -164,7 +164,7 @@ def test_what_was_not_scanned_is_no_tissue_and_not_the_glass(he, colour, glass):
     filled = cv2.copyMakeBorder(pixels, *wide.values(), cv2.BORDER_CONSTANT, value=colour)
     known = cv2.copyMakeBorder(known.astype(np.uint8), *wide.values(), cv2.BORDER_CONSTANT) > 0
     for picture, least in ((filled, 0.93), (as_jpeg(filled, 80), 0.8)):  # JPEG's blocks bleed over 100 um here
-        assert Glass.of(picture).colour == pytest.approx(GLASSES[glass], abs=4)
+        assert BackgroundModel.of(picture).colour == pytest.approx(GLASSES[glass], abs=4)
         assert iou(detect_tissue(picture, MASK_MPP), known) > least
 
 
@@ -196,7 +196,7 @@ def test_tissue_at_the_edge_of_filling_loses_at_most_24_um(he, colour):
 def test_filling_is_not_the_glass_of_a_slide_that_is_all_tissue(he):
     crop = middle_of_tissue(*he)
     filled = cv2.copyMakeBorder(crop, 0, 100, 100, 0, cv2.BORDER_CONSTANT, value=(128, 128, 128))
-    assert Glass.of(filled).assumed
+    assert BackgroundModel.of(filled).assumed
     found = detect_tissue(filled, MASK_MPP)
     assert found[: len(crop) - 8, 108:].mean() > 0.97  # without the rim
     assert found[len(crop) :].mean() < 0.03
@@ -205,8 +205,8 @@ def test_filling_is_not_the_glass_of_a_slide_that_is_all_tissue(he):
 def test_a_slide_that_is_all_tissue_stays_so_and_says_that_its_glass_is_assumed(he):
     crop = middle_of_tissue(*he)
     assert detect_tissue(crop, MASK_MPP).mean() > 0.97
-    assert "no bare glass was found" in Glass.of(crop).warning
-    assert Glass.of(he[0]).warning is None
+    assert "no bare glass was found" in BackgroundModel.of(crop).warning
+    assert BackgroundModel.of(he[0]).warning is None
 
 
 def test_bare_glass_has_no_tissue():
@@ -218,7 +218,7 @@ def test_glass_of_no_single_colour_is_no_tissue():
     """Each pixel is off the middle in another channel, so none is of the glass's colour."""
     colours = np.array([(240, 240, 230), (240, 230, 240), (230, 240, 240)], np.uint8)
     bare = colours[np.random.default_rng(0).integers(0, 3, (60, 60))]
-    assert Glass.of(bare).colour.tolist() == [240, 240, 240]
+    assert BackgroundModel.of(bare).colour.tolist() == [240, 240, 240]
     assert not detect_tissue(bare, MASK_MPP).any()
 
 

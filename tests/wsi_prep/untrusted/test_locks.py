@@ -14,7 +14,7 @@ import pytest
 from pipelines.shards import main
 from wsi_prep.compute.time_limit import time_limit
 from wsi_prep.errors import BadOutput, NoRoom
-from wsi_prep.slides.fetch.cache import CacheSettings, Room
+from wsi_prep.slides.fetch.cache import CacheSettings, Lease
 from wsi_prep.storage.select import open_storage
 from wsi_prep.untrusted.locks import CannotLock, try_lock, wait_for_lock
 
@@ -79,8 +79,8 @@ def test_an_output_that_cannot_be_locked_says_why_and_what_helps(number, tmp_pat
 
 
 def test_a_cache_that_cannot_be_locked_is_no_room(number, tmp_path):
-    with Room(CacheSettings(str(tmp_path))) as room, pytest.raises(NoRoom, match="name another with CACHE") as raised:
-        _ = room.folder
+    with Lease(CacheSettings(str(tmp_path))) as lease, pytest.raises(NoRoom, match="name another with CACHE") as raised:
+        _ = lease.folder
     assert os.strerror(number) in str(raised.value)
     assert not list(tmp_path.iterdir())
 

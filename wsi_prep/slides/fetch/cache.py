@@ -55,11 +55,11 @@ class CacheSettings:
         return root
 
 
-class Room:
+class Lease:
     """A folder for one slide, made when it is first asked for and removed at the end; use as a context manager."""
 
     def __init__(self, settings: CacheSettings, waiting: Callable[[], None] = lambda: None) -> None:
-        """`waiting` is called again and again while others take all the room."""
+        """`waiting` is called again and again while others take all the lease."""
         self._settings, self._waiting = settings, waiting
         self._stack = contextlib.ExitStack()
         self._mark: IO[str] | None = None
@@ -102,7 +102,7 @@ class Room:
         self._mark.write(str(nbytes))
         self._mark.flush()
 
-    def __enter__(self) -> Room:
+    def __enter__(self) -> Lease:
         return self
 
     def __exit__(

@@ -11,7 +11,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import NoRoom, UnreadableSlide
-from wsi_prep.slides.fetch.cache import Room
+from wsi_prep.slides.fetch.cache import Lease
 from wsi_prep.slides.urls import bare_url
 from wsi_prep.storage.select import OBJECT_STORES
 
@@ -54,21 +54,21 @@ def files_in(folder: str) -> list[str]:
     return sorted(str(files.unstrip_protocol(f["name"])) for f in found if f["type"] == "file")
 
 
-def copy_here(path: str, files: tuple[str, ...], room: Room) -> str:
-    """Copy a slide with all its files into the room, as they lie beside each other; returns the copy of `path`."""
+def copy_here(path: str, files: tuple[str, ...], lease: Lease) -> str:
+    """Copy a slide with all its files into the lease, as they lie beside each other; returns the copy of `path`."""
     base = bare_url(path).rpartition("/")[0]
     sizes = {url: _size(url) for url in files}
-    room.reserve(sum(sizes.values()))
+    lease.reserve(sum(sizes.values()))
     try:
         for url, size in sizes.items():
-            target = room.folder / "slide" / _below(url, base)
+            target = lease.folder / "slide" / _below(url, base)
             target.parent.mkdir(parents=True, exist_ok=True)
             _copy(url, size, target)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise NoRoom("the disk of the cache is full; make room there, or name another with CACHE") from error
-    return str(room.folder / "slide" / _below(path, base))
+    return str(lease.folder / "slide" / _below(path, base))
 
 
 def _below(url: str, base: str) -> str:

@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wsi_prep.compute.threads import Crew
+from wsi_prep.compute.threads import ThreadPool
 from wsi_prep.errors import BadOption, DamagedSlide, UnreadableSlide
 from wsi_prep.slides.base import SlideReader
 from wsi_prep.slides.dicom import require_few_nested
-from wsi_prep.slides.fetch.cache import Room
+from wsi_prep.slides.fetch.cache import Lease
 from wsi_prep.slides.fetch.remote import copy_here, local_path
 from wsi_prep.slides.find.endings import ending
 from wsi_prep.slides.find.sources import SlideSource
@@ -29,40 +29,42 @@ _PLAIN_TILES = (None, "aperio", "generic-tiff")
 
 
 @contextlib.contextmanager
-def opened(source: SlideSource, reader: str, room: Room, crew: Crew | None = None) -> Iterator[SlideReader]:
-    """The slide, open for the time of the block: where it is, or as a copy in `room` where only local files will do.
+def opened(source: SlideSource, reader: str, lease: Lease, pool: ThreadPool | None = None) -> Iterator[SlideReader]:
+    """The slide, open for the time of the block: where it is, or as a copy in `lease` where only local files will do.
 
     Raises as `open_slide` does, and NoRoom where a copy does not fit.
     """
     far = local_path(source.path) is None
-    slide = _open_far(source.path, reader, crew) if far else open_slide(source.path, reader, crew, source.files)
+    slide = _open_far(source.path, reader, pool) if far else open_slide(source.path, reader, pool, source.files)
     if slide is None:
-        here = copy_here(source.path, source.files, room)
-        slide = open_slide(here, reader, crew, [str(file) for file in Path(here).parent.iterdir()])
+        here = copy_here(source.path, source.files, lease)
+        slide = open_slide(here, reader, pool, [str(file) for file in Path(here).parent.iterdir()])
     try:
         yield slide
     finally:
         slide.close()
 
 
-def _open_far(path: str, reader: str, crew: Crew | None) -> SlideReader | None:
+def _open_far(path: str, reader: str, pool: ThreadPool | None) -> SlideReader | None:
     """A slide that is read by ranges, or None where it has to be a local file."""
     if reader == "openslide" or (reader == "auto" and ending(path) not in _TIFF_ENDINGS):
         return None
     try:
-        return TiffReader(path, crew)
+        return TiffReader(path, pool)
     except UnsupportedLayout:
         if reader == "tiff":
             raise
         return None
 
 
-def open_slide(path: str, reader: str = "auto", crew: Crew | None = None, files: Sequence[str] = ()) -> SlideReader:
+def open_slide(
+    path: str, reader: str = "auto", pool: ThreadPool | None = None, files: Sequence[str] = ()
+) -> SlideReader:
     """Open a slide file or URL with the named reader, or with the first that takes it: tiff, then openslide.
 
     The tiled-TIFF reader comes first because it hands over compressed tiles several times faster. Raises
     UnreadableSlide with every reader's reason in one line, DamagedSlide for a truncated file, BadOption for an unknown
-    reader. A `crew` decodes tiles side by side, where the reader is handed compressed ones. `files` are those that the
+    reader. A `pool` decodes tiles side by side, where the reader is handed compressed ones. `files` are those that the
     slide consists of, where they are more than one: OpenSlide follows a DICOM file to its series.
     """
     if reader not in READERS:
@@ -72,7 +74,7 @@ def open_slide(path: str, reader: str = "auto", crew: Crew | None = None, files:
         _require_file(local)
         require_few_nested(local, files)
     if reader == "tiff":
-        return TiffReader(path, crew)
+        return TiffReader(path, pool)
     if reader == "openslide":
         if local is not None and is_ome_tiff(local):
             raise UnreadableSlide("an OME-TIFF, of which OpenSlide would read one plane; leave the reader to auto")
@@ -81,7 +83,7 @@ def open_slide(path: str, reader: str = "auto", crew: Crew | None = None, files:
     if vendor not in _PLAIN_TILES:
         return OpenSlideReader(_required_local(local), files)
     try:
-        found = TiffReader(path, crew)
+        found = TiffReader(path, pool)
     except UnsupportedLayout as error:
         refusal = error
     else:

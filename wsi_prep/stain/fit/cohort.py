@@ -19,8 +19,8 @@ from wsi_prep.slides.scale import resolve_scale
 from wsi_prep.stain.classify import tissue_features
 from wsi_prep.stain.fit.examples import REAL, Example, Tissue, mosaic
 from wsi_prep.stain.fit.recolour import MAP_MPP, Map, stain_vectors, tissue_maps
+from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import MASK_MPP, check_bright_field, detect_tissue
-from wsi_prep.tissue.glass import Glass
 from wsi_prep.untrusted.csv_lines import read_csv
 
 TILE_MPP = 1.0
@@ -109,7 +109,7 @@ def read_slides(folder: Path) -> Cohort:
         except NotBrightField:
             continue
         case = _SAME_CASE.get(row["patient"], row["patient"])
-        glass = Glass.of(thumbnail.pixels)
+        glass = BackgroundModel.of(thumbnail.pixels)
         mask = detect_tissue(thumbnail.pixels, thumbnail.mpp, glass=glass)
         features = tissue_features(thumbnail.pixels, mask, glass)
         if features is None:
@@ -152,8 +152,8 @@ def _shrunk(pictures: list[NDArray[np.uint8]], factor: float) -> NDArray[np.uint
 
 def _tissue(case: str, stain: str, pictures: NDArray[np.uint8]) -> Tissue:
     """The tissue of tiles at TILE_MPP, against the glass that all of them show together; taken apart if H&E."""
-    shown = Glass.of(np.ascontiguousarray(mosaic(pictures)))
-    glass = Glass(shown.colour, np.zeros(6), shown.sampled, shown.stride)
+    shown = BackgroundModel.of(np.ascontiguousarray(mosaic(pictures)))
+    glass = BackgroundModel(shown.colour, np.zeros(6), shown.sampled, shown.stride)
     densities = np.array([glass.density(np.ascontiguousarray(picture)) for picture in pictures])
     side = round(densities.shape[1] * TILE_MPP / MAP_MPP)
     coarse = np.array([cv2.resize(density, (side, side), interpolation=cv2.INTER_AREA) for density in densities])

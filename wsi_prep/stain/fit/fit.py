@@ -22,7 +22,7 @@ _WEIGHTS = {REAL: 3.0, "no positive cell": 3.0, "H&E, blue": 0.2}
 
 
 @dataclass(frozen=True)
-class Judged:
+class HeldOut:
     """Pictures that a classifier saw of which no case was fitted to.
 
     `truth` (n,) places in CLASSES, `logits` (n, 3) before any temperature, `cases` and `names` (n,).
@@ -33,9 +33,9 @@ class Judged:
     cases: NDArray[np.str_]
     names: NDArray[np.str_]
 
-    def only(self, kept: NDArray[np.bool_]) -> Judged:
+    def only(self, kept: NDArray[np.bool_]) -> HeldOut:
         """Those that are `kept`, (n,)."""
-        return Judged(self.truth[kept], self.logits[kept], self.cases[kept], self.names[kept])
+        return HeldOut(self.truth[kept], self.logits[kept], self.cases[kept], self.names[kept])
 
 
 def fit(examples: Sequence[Example], seed: int = 0) -> StainModel:
@@ -68,7 +68,7 @@ def _network(features: NDArray[np.float64], examples: Sequence[Example], seed: i
     return network
 
 
-def hold_out_cases(fitted_to: Sequence[Example], judged: Sequence[Example], seed: int = 0) -> Judged:
+def hold_out_cases(fitted_to: Sequence[Example], judged: Sequence[Example], seed: int = 0) -> HeldOut:
     """Every judged picture by a classifier that was fitted without its case, in the order given.
 
     A case that nothing was fitted to is judged by the classifier of all.
@@ -82,10 +82,10 @@ def hold_out_cases(fitted_to: Sequence[Example], judged: Sequence[Example], seed
         held = np.isin(cases, group)
         logits[held] = model.logits(np.array([e.features for e, h in zip(judged, held, strict=True) if h]))
     truth = np.array([CLASSES.index(example.stain) for example in judged])
-    return Judged(truth, logits, cases, np.array([example.name for example in judged]))
+    return HeldOut(truth, logits, cases, np.array([example.name for example in judged]))
 
 
-def fit_temperature(judged: Judged) -> float:
+def fit_temperature(judged: HeldOut) -> float:
     """The temperature at which the true classes are likeliest, every class and every case counting the same."""
     weight = even_weights(judged)
 
@@ -97,7 +97,7 @@ def fit_temperature(judged: Judged) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-2.0, 3.0), method="bounded").x))
 
 
-def calibrated(judged: Judged) -> NDArray[np.float64]:
+def calibrated(judged: HeldOut) -> NDArray[np.float64]:
     """(n, 3) probabilities, those of each case at the temperature of all other cases."""
     probabilities = np.empty_like(judged.logits)
     for case in sorted(set(judged.cases)):
@@ -106,7 +106,7 @@ def calibrated(judged: Judged) -> NDArray[np.float64]:
     return probabilities
 
 
-def even_weights(judged: Judged) -> NDArray[np.float64]:
+def even_weights(judged: HeldOut) -> NDArray[np.float64]:
     """(n,) that add up to 1, the same for each class, and within a class for each case."""
     weight = np.zeros(len(judged.truth))
     groups = sorted({(int(stain), str(case)) for stain, case in zip(judged.truth, judged.cases, strict=True)})

@@ -148,7 +148,7 @@ def restain(density: Map, rng: np.random.Generator) -> Map:
 def scan(density: Map, factor: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """(h // factor, w // factor, 3) uint8 picture of the densities by some scanner.
 
-    Glass of some colour, colour correction, gamma, noise and JPEG vary.
+    BackgroundModel of some colour, colour correction, gamma, noise and JPEG vary.
     """
     light = np.power(np.float32(10), -density)
     size = (max(8, light.shape[1] // factor), max(8, light.shape[0] // factor))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.stain.classify import SURE
-from wsi_prep.stain.fit.fit import Judged, calibrated
+from wsi_prep.stain.fit.fit import HeldOut, calibrated
 from wsi_prep.stain.network import CLASSES
 
 _BINS = 10
@@ -34,7 +34,7 @@ def calibration_error(probabilities: NDArray[np.float64], truth: NDArray[np.int6
     return float(sum(gaps) / len(truth))
 
 
-def section(title: str, judged: Judged, *, name_wrong: bool) -> list[str]:
+def section(title: str, judged: HeldOut, *, name_wrong: bool) -> list[str]:
     """Lines of Markdown on pictures that were held out."""
     probabilities = calibrated(judged)
     guess, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
@@ -63,7 +63,7 @@ def section(title: str, judged: Judged, *, name_wrong: bool) -> list[str]:
     return lines
 
 
-def reliability(judged: Judged) -> list[str]:
+def reliability(judged: HeldOut) -> list[str]:
     """Lines of Markdown: how often calls of each confidence are right."""
     probabilities = calibrated(judged)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == judged.truth
@@ -76,7 +76,7 @@ def reliability(judged: Judged) -> list[str]:
     return [*lines, ""]
 
 
-def by_recipe(judged: Judged) -> list[str]:
+def by_recipe(judged: HeldOut) -> list[str]:
     """Lines of Markdown: how often each recipe's pictures are called rightly."""
     guess = judged.logits.argmax(axis=1)
     counts = Counter(judged.names.tolist())

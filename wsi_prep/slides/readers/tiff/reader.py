@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tiffslide import TiffSlide
 
-from wsi_prep.compute.threads import Crew
+from wsi_prep.compute.threads import ThreadPool
 from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide
 from wsi_prep.format.jpeg import is_ycc
 from wsi_prep.slides.base import WHITE, SlideInfo, blank
@@ -52,10 +52,10 @@ class TiffReader:
 
     keeps_edges = True
 
-    def __init__(self, path: str, crew: Crew | None = None) -> None:
-        """`crew` decodes tiles side by side."""
+    def __init__(self, path: str, pool: ThreadPool | None = None) -> None:
+        """`pool` decodes tiles side by side."""
         self._path = path
-        self._crew = crew or Crew()
+        self._pool = pool or ThreadPool()
         self._bytes = open_ranges(path)
         try:
             self._slide = _open_tiffslide(path, self._bytes)
@@ -149,7 +149,7 @@ class TiffReader:
                     shared.append((index, tile))
             return shared
 
-        for index, done in self._crew.share(decode, stored):
+        for index, done in self._pool.share(decode, stored):
             if isinstance(done, DamagedSlide):
                 absent.append((index, done))
             else:

@@ -19,7 +19,7 @@ from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.data.sampler import Draw, Sampler
 from pretrain.model.backbone import Backbone
 from pretrain.model.normalise import normalise
-from pretrain.pictures.sheet import GAP, MARGIN, PALE, beside, captioned, flow, heading, line, shrunk, stack
+from pretrain.pictures.canvas import GAP, MARGIN, PALE, beside, captioned, flow, heading, line, shrunk, stack
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 
@@ -51,7 +51,7 @@ class LookSettings:
                 raise BadOption(f"look {name} {getattr(self, name)} is not between {least} and {most}")
 
 
-class Lookout:
+class FeaturePictures:
     """The tiles that a run is watched by, chosen and read once, whatever the step.
 
     `pixels` (N, px, px, 3) uint8 RGB; `slide` (N,), numbers in the index; `magnification` (N,), into MAGNIFICATIONS.

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.data.sampler import Draw, Sampler
-from pretrain.pictures.sheet import GAP, INK, LINE, MARGIN, PALE, blank, flow, font, heading, line, shrunk, stack
+from pretrain.pictures.canvas import GAP, INK, LINE, MARGIN, PALE, blank, flow, font, heading, line, shrunk, stack
 from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
 from pretrain.views.crops import CropSettings, CropWindows, crop, plan_crops
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX

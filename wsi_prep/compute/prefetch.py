@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 
 
-def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+def prefetch(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The same items; while one is used, a thread makes the next, so that waiting for bytes costs no time of its own.
 
     What `items` raises is raised here. Closing waits for the item under way.

@@ -22,7 +22,7 @@ _LEAST_GLASS_SHARE, _LEAST_BESIDE_FLAT, _MOST_ABOVE_FLAT = 0.02, 0.05, 0.002
 _GLASS_DENSITY_SPREAD = 0.015
 _NEARLY = 0.75
 _SAMPLED_PX = 100_000
-"""Glass is estimated from about so many pixels, however large the slide."""
+"""BackgroundModel is estimated from about so many pixels, however large the slide."""
 
 _LEVEL_NOISE, _TILT_PRIOR = 0.01, 0.05
 """Spread (optical density) of glass about its surface, and of the tilt and bend that lamps are expected to have."""
@@ -32,7 +32,7 @@ _SPOILT_NOISE, _SPOILT_PX = 12, 6
 
 
 @dataclass(frozen=True)
-class Glass:
+class BackgroundModel:
     """Bare glass: its `colour`, (3,) float, times 10 ** -`surface`, the six terms of a quadratic over the picture.
 
     `sampled` marks, at every `stride`-th row and column, the pixels that it was taken from. `fillings`: what parts that
@@ -61,7 +61,7 @@ class Glass:
     @classmethod
     def of(
         cls, thumbnail: NDArray[np.uint8], *, tinted: bool = True, filling: tuple[int, int, int] | None = None
-    ) -> Glass:
+    ) -> BackgroundModel:
         """The glass of an (h, w, 3) picture, whatever its colour; assumed where the picture shows too little.
 
         `filling` is the colour of parts that are known to be left out.
