@@ -1,6 +1,9 @@
-"""The direction of imports, read from the source: which room may know which, and who alone may know a library."""
+"""The direction of imports, read from the source: which package may know which, and who alone may know a library."""
 
 import ast
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,8 @@ from tests.support.paths import ROOT
 
 PACKAGES = ("wsi_prep", "pretrain", "pipelines", "sample_slides")
 
-# Rooms from the ground up: each may import from those on a line above its own, and none from its own line's others.
-STOREYS = {
+# From the ground up: each package may import from those on a line above its own, and none from its own line's others.
+LAYERS = {
     "wsi_prep": (
         {"errors"},
         {"format", "untrusted"},
@@ -30,7 +33,7 @@ STOREYS = {
         {"train"},
     ),
 }
-# What one room takes of the slide stage; `errors` may be known to all.
+# What the trainer takes of the slide stage.
 SHARED_WITH_TRAINING = ("wsi_prep.errors", "wsi_prep.format", "wsi_prep.untrusted", "wsi_prep.storage")
 
 # Each heavy library and the only files that may import it.
@@ -84,10 +87,10 @@ def within(name: str, module: str) -> bool:
 
 
 def going_up(graph: Graph) -> list[str]:
-    """Imports of a room that lies above, or on the same storey."""
+    """Imports of a package that lies above, or on the same layer."""
     found = []
-    for package, storeys in STOREYS.items():
-        height = {room: number for number, rooms in enumerate(storeys) for room in rooms}
+    for package, layers in LAYERS.items():
+        height = {name: number for number, names in enumerate(layers) for name in names}
         for module, names in graph.items():
             for name in names:
                 if not (within(module, package) and within(name, package)):
@@ -123,10 +126,10 @@ def circles(graph: Graph) -> list[str]:
     return sorted(module for module, names in reached.items() if module in names)
 
 
-def test_every_folder_is_a_room_of_the_plan():
-    for package, storeys in STOREYS.items():
+def test_every_folder_is_in_the_plan():
+    for package, layers in LAYERS.items():
         files = [p.relative_to(ROOT / package) for p in sources() if p.is_relative_to(ROOT / package)]
-        assert {file.with_suffix("").parts[0] for file in files} - {"__init__"} == set.union(*storeys)
+        assert {file.with_suffix("").parts[0] for file in files} - {"__init__"} == set.union(*layers)
 
 
 def test_no_import_goes_up(graph):
@@ -222,6 +225,33 @@ def test_the_contract_and_the_plan_are_pure(graph):
     for module, names in graph.items():
         if within(module, "wsi_prep.format"):
             assert not names & {"os.open", "pathlib.Path", "shutil", "tempfile", "pyarrow.parquet"}, module
+
+
+LIGHT = {
+    "wsi_prep": {"numpy", "pyarrow"},
+    "pretrain": {"numpy", "pyarrow"},
+    "wsi_prep.curation.forget": set(),
+    "wsi_prep.curation.disclosure": set(),
+    "wsi_prep.curation.estimate": set(),
+    "wsi_prep.output.query": set(),
+    "wsi_prep.curation.exchange.coordinates": set(),
+    "wsi_prep.curation.exchange.tars": set(),
+    "pretrain.data.index": set(),
+    "pipelines.forget": set(),
+    "pipelines.query": set(),
+    "wsi_prep.curation.verify.store": set(),
+}
+"""Modules, lightest first, and what besides the heavy libraries they do without; verify works on a cluster."""
+
+
+def test_what_needs_no_heavy_library_loads_none():
+    code = "import importlib, json, sys; seen = []\n"
+    code += f"for name in {list(LIGHT)!r}: importlib.import_module(name); seen.append(sorted(sys.modules))\n"
+    said = subprocess.run([sys.executable, "-c", code + "print(json.dumps(seen))"], capture_output=True, check=True)
+    for (module, more), loaded in zip(LIGHT.items(), json.loads(said.stdout), strict=True):
+        heavy = (HEAVY | {"numba", "zarr", "torch"} | more) - {"rich"}  # which every command shows its words by
+        allowed = {"dask", "distributed"} if module.endswith("verify.store") else set()
+        assert {name.split(".")[0] for name in loaded} & heavy <= allowed, module
 
 
 def test_folders_and_files_stay_small():

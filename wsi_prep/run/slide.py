@@ -53,8 +53,9 @@ from wsi_prep.tiles.plan import plan_tiles
 from wsi_prep.tiles.writer import write_tiles
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import MASK_MPP, check_bright_field, detect_tissue
+from wsi_prep.tissue.geojson import FILE_FRAME, feature_collection
 from wsi_prep.tissue.masks import read_mask
-from wsi_prep.tissue.polygons import FILE_FRAME, feature_collection, tissue_polygons
+from wsi_prep.tissue.polygons import tissue_polygons
 
 
 def prepare_slide(task: SlideTask) -> dict[str, Any]:

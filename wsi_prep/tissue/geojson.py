@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,18 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import BadMask, BadOutput
 from wsi_prep.storage.base import Storage
-from wsi_prep.tissue.polygons import FILE_FRAME, FRAME, QUPATH_FRAME, Polygon
+
+Polygon = list[NDArray[np.float64]]
+"""Closed rings, (n, 2) of x, y, the outer one first."""
+
+FRAME = "frame"
+
+FILE_FRAME, QUPATH_FRAME = "level-0", "qupath"
+"""What the member FRAME of our GeoJSON says: level-0 px from the file's own origin, or from its bounds, as in QuPath. A
+file of QuPath's own has no such member."""
+
+_CLASSIFICATION = {"name": "Tissue", "color": [0, 160, 80]}
+
 
 _MOST_BYTES = 64 * 2**20
 _MOST_POINTS = 2_000_000
@@ -163,3 +174,19 @@ def _ring(positions: Any) -> NDArray[np.float64]:
     if len(ring) < 3:
         raise BadMask(f"a ring has {len(ring)} points; it needs three")
     return ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
+
+
+def feature_collection(polygons: Sequence[Polygon], frame: str) -> dict[str, Any]:
+    """A GeoJSON FeatureCollection, one annotation a polygon; `frame` says where its coordinates count from."""
+    return {
+        "type": "FeatureCollection",
+        FRAME: frame,
+        "features": [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [np.round(ring, 1).tolist() for ring in rings]},
+                "properties": {"objectType": "annotation", "classification": _CLASSIFICATION},
+            }
+            for rings in polygons
+        ],
+    }

@@ -22,8 +22,8 @@ from wsi_prep.slides.find.naming import KnownNames, did_you_mean, one_form
 from wsi_prep.slides.find.sources import SlideSource
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail
 from wsi_prep.storage.local import LocalStorage
-from wsi_prep.tissue.geojson import bounded_bytes, read_outlines
-from wsi_prep.tissue.polygons import Polygon, filled
+from wsi_prep.tissue.geojson import Polygon, bounded_bytes, read_outlines
+from wsi_prep.tissue.polygons import filled
 
 _ENDINGS = (".geojson", ".json", ".png")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -11,16 +10,7 @@ from numpy.typing import NDArray
 from skimage.measure import find_contours
 
 from wsi_prep.errors import BadMask
-
-Polygon = list[NDArray[np.float64]]
-"""Closed rings, (n, 2) of x, y, the outer one first."""
-
-FRAME = "frame"
-FILE_FRAME, QUPATH_FRAME = "level-0", "qupath"
-"""What the member FRAME of our GeoJSON says: level-0 px from the file's own origin, or from its bounds, as in QuPath. A
-file of QuPath's own has no such member."""
-
-_CLASSIFICATION = {"name": "Tissue", "color": [0, 160, 80]}
+from wsi_prep.tissue.geojson import Polygon
 
 _MOST_CROSSINGS, _MOST_FILLED_PX = 10_000_000, 1 << 32
 """Bounds on the work of filling: real outlines stay below a hundredth of them."""
@@ -35,22 +25,6 @@ def tissue_polygons(tissue: NDArray[np.bool_], step_x0: float, step_y0: float) -
     scale = np.array([step_x0, step_y0])
     outlines = sorted(_outlines(tissue), key=lambda rings: -abs(_area(rings[0])))
     return [[ring * scale for ring in rings] for rings in outlines]
-
-
-def feature_collection(polygons: Sequence[Polygon], frame: str) -> dict[str, Any]:
-    """A GeoJSON FeatureCollection, one annotation a polygon; `frame` says where its coordinates count from."""
-    return {
-        "type": "FeatureCollection",
-        FRAME: frame,
-        "features": [
-            {
-                "type": "Feature",
-                "geometry": {"type": "Polygon", "coordinates": [np.round(ring, 1).tolist() for ring in rings]},
-                "properties": {"objectType": "annotation", "classification": _CLASSIFICATION},
-            }
-            for rings in polygons
-        ],
-    }
 
 
 def filled(polygons: Sequence[Polygon], shape: tuple[int, int], step_x0: float, step_y0: float) -> NDArray[np.bool_]:

@@ -15,8 +15,8 @@ from shapely.geometry import Polygon as Shape
 from tests.support.outlines import SQUARE, feature
 from wsi_prep.errors import BadMask
 from wsi_prep.tissue import geojson as geojson_module
-from wsi_prep.tissue.geojson import Outlines, read_outlines
-from wsi_prep.tissue.polygons import FILE_FRAME, feature_collection, filled, tissue_polygons
+from wsi_prep.tissue.geojson import FILE_FRAME, Outlines, feature_collection, read_outlines
+from wsi_prep.tissue.polygons import filled, tissue_polygons
 
 FAR = [[500, 500], [600, 500], [600, 600], [500, 600], [500, 500]]
 HOLE = [[20, 20], [40, 20], [40, 40], [20, 40], [20, 20]]

@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 from shapely.geometry import Point, shape
 
-from wsi_prep.tissue.polygons import FILE_FRAME, feature_collection, tissue_polygons
+from wsi_prep.tissue.geojson import FILE_FRAME, feature_collection
+from wsi_prep.tissue.polygons import tissue_polygons
 
 
 def tissue_geojson(mask, *step):

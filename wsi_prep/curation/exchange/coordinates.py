@@ -19,8 +19,7 @@ from wsi_prep.output.query import open_catalog
 from wsi_prep.storage.atomic import aside, write_atomically
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage
-from wsi_prep.tissue.geojson import bounded_bytes, read_outlines
-from wsi_prep.tissue.polygons import QUPATH_FRAME, feature_collection
+from wsi_prep.tissue.geojson import QUPATH_FRAME, bounded_bytes, feature_collection, read_outlines
 from wsi_prep.untrusted.sql import QUESTION_SECONDS, one_expression
 
 _WIDEST = 1e6  # level-0 px of a tile
