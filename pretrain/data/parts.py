@@ -29,6 +29,7 @@ from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.format.stored_tiles import require_places
 from wsi_prep.format.strata import STRATUM_LEVELS
+from wsi_prep.storage.atomic import sync
 from wsi_prep.untrusted.sql import CONDITION_SECONDS, Condition
 from wsi_prep.untrusted.tables import of_today
 
@@ -140,6 +141,8 @@ def write_part(
     table = pa.table({"slide_id": slide_ids})
     with pa.ipc.new_file(aside / "slide_ids.arrow", table.schema) as file:
         file.write_table(table)
+    for file in aside.iterdir():
+        sync(file)
     try:
         aside.rename(folder)
     except OSError:  # another process was first

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pretrain.evaluation.judge import ALIKE, FEW, LINEAR, NEIGHBOURS, RIDGE, EvaluationRow
 from pretrain.evaluation.scores import METRICS
+from wsi_prep.storage.atomic import aside, write_atomically
 
 PAPER_TASKS = ("pcam", "crc", "crc-nonorm", "wilds", "tils", "mhist", "dlbcl", "midog", "hest")
 """Columns of the paper's table 2 that are public: weighted F1 of a linear probe, and Pearson's r for HEST."""
@@ -38,7 +39,8 @@ svg{display:block}.note{color:#666;max-width:50rem}
 def write_parquet(rows: Sequence[EvaluationRow], file: Path) -> None:
     """A row a figure, with EvaluationRow's names."""
     names = [field.name for field in dataclasses.fields(EvaluationRow)]
-    pq.write_table(pa.table({name: [getattr(row, name) for row in rows] for name in names}), file)
+    with aside(file) as unfinished:
+        pq.write_table(pa.table({name: [getattr(row, name) for row in rows] for name in names}), unfinished)
 
 
 def write_page(
@@ -50,10 +52,11 @@ def write_page(
     """
     tasks = {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
     parts = [_beside_the_paper(rows), *(_of_task(task, of, notes.get(task, ())) for task, of in tasks.items())]
-    file.write_text(
+    page = (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Evaluation</title><style>{_STYLE}</style>"
         f"<h1>Evaluation</h1>{''.join(parts)}</html>\n"
     )
+    write_atomically(file, page.encode())
 
 
 def paper_row(rows: Sequence[EvaluationRow], features: str) -> list[float]:

@@ -25,12 +25,13 @@ from pretrain.data.parts import checked_tiles, read_filter
 from pretrain.data.sources import ShardSource, copies_of, open_source
 from pretrain.errors import BadFilter, BadShards, BadWeights
 from pretrain.features.embedder import backbone_digest
-from pretrain.features.kept_features import FeatureFolder, FeatureRecord, counts, partial, tiles_stamp
+from pretrain.features.kept_features import FeatureFolder, FeatureRecord, counts, tiles_stamp
 from pretrain.model.backbone import Backbone
 from pretrain.model.normalise import normalise
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.format.records import SLIDE_SCHEMA
+from wsi_prep.storage.atomic import aside
 from wsi_prep.untrusted.sql import CONDITION_SECONDS, Condition
 from wsi_prep.untrusted.tables import of_today
 
@@ -235,17 +236,16 @@ def _write(
         of = tiles.take(pa.array(rows))
         h5 = folder.h5(magnification, slide_id)
         h5.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(partial(h5), "w") as opened:
+        with aside(h5) as unfinished, h5py.File(unfinished, "w") as opened:
             opened["features"] = features[rows]
             opened["coords"] = np.stack([of["x0"].to_numpy(), of["y0"].to_numpy()], axis=1)
             opened["coords"].attrs["patch_size_level0"] = float(of["span0"][0].as_py())
             opened["coords"].attrs["patch_size"] = TILE_PX
             opened["coords"].attrs["mpp"] = float(of["mpp"][0].as_py())
-        partial(h5).replace(h5)
     folder.remove_h5(slide_id, made)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
     file = folder.parquet(slide_id)
     file.parent.mkdir(parents=True, exist_ok=True)
     table = tiles.select(_KEPT).append_column("features", lists)
-    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **said}), partial(file))
-    partial(file).replace(file)
+    with aside(file) as unfinished:
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **said}), unfinished)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,6 +19,7 @@ from pretrain.errors import BadWeights
 from pretrain.model.backbone import Backbone
 from pretrain.model.normalise import MEAN, STD, normalise
 from pretrain.model.weights.timm_folder import PREFIX, check_timm_folder
+from wsi_prep.storage.atomic import aside
 
 import timm  # isort: skip - backbone has made it importable
 from timm.data.config import resolve_model_data_config  # isort: skip
@@ -118,9 +118,8 @@ def cached(folder: Path | None, who: str, tiles: Tiles, px: int, make: Callable[
         pass  # not there, or broken: made anew
     features = make()
     folder.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{key}.{np.random.default_rng().integers(1 << 62):x}")
-    save_file({"features": features.contiguous()}, aside)
-    aside.replace(file)
+    with aside(file) as unfinished:
+        save_file({"features": features.contiguous()}, unfinished)
     return features
 
 

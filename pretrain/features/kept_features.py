@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pretrain.compute.plain_files import read_json
 from pretrain.data.sources import digest
 from pretrain.errors import OtherFeatures
+from wsi_prep.storage.atomic import write_json
 
 RECORD = "features.json"
 WHAT = "class token, then mean of the patch tokens"
@@ -71,9 +72,7 @@ class FeatureFolder:
         elif self._is_ours(file, named):
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        aside = partial(file)
-        aside.write_text(json.dumps({**dataclasses.asdict(self.record), "model_name": named}, indent=1) + "\n")
-        aside.replace(file)
+        write_json(file, {**dataclasses.asdict(self.record), "model_name": named})
 
     def parquet(self, slide_id: str) -> Path:
         """Where a slide's rows are."""
@@ -164,11 +163,6 @@ def tiles_stamp(tiles: pa.Table, slide: Mapping[str, object]) -> str:
 def counts(tiles: pa.Table) -> dict[str, int]:
     """How many tiles a slide has at each magnification that it has."""
     return dict(Counter(tiles["magnification"].to_pylist()))
-
-
-def partial(file: Path) -> Path:
-    """Where a file is written before it is renamed into place."""
-    return file.with_name(f".{file.name}.partial")
 
 
 def _whole(file: Path, tiles: int) -> bool:

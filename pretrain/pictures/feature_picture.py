@@ -22,6 +22,7 @@ from pretrain.model.normalise import normalise
 from pretrain.pictures.canvas import GAP, MARGIN, PALE, beside, captioned, flow, heading, line, shrunk, stack
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
+from wsi_prep.storage.atomic import aside
 
 _CHOOSE = 12  # purpose of random numbers
 _BATCH, _READS = 16, 16  # tiles embedded together; reads in flight, for object stores
@@ -190,9 +191,8 @@ def nearest(
 def save_picture(image: Image.Image, file: Path) -> None:
     """As PNG, written aside and renamed, so that nobody sees half of it; its folder is made. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.partial")
-    image.save(aside, format="PNG")
-    aside.replace(file)
+    with aside(file) as unfinished:
+        image.save(unfinished, format="PNG")
 
 
 def _draws(sampler: Sampler, seed: int, stream: int, shares: NDArray[np.float64], most: int) -> list[Draw]:

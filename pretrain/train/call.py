@@ -34,6 +34,7 @@ from pretrain.train.recipe.caveats import caveats
 from pretrain.train.recipe.flops import measured_peak
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
+from wsi_prep.storage.atomic import write_json
 from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
 RUN_VERSION = 1
@@ -131,7 +132,7 @@ def run(
     if world.first:
         if bad:
             reporter.note(bad)
-        (call.folder / "drawn.json").write_text(json.dumps(drawn, indent=1) + "\n")
+        write_json(call.folder / "drawn.json", drawn)
         if watcher.last:
             draw_curves([call.folder], call.folder / "curves.png")
     coverage = sampler.expected_coverage(outcome.step)
@@ -167,7 +168,7 @@ def _write_run(call: RunCall, index: Index, trainer: Trainer, notes: list[str]) 
     }
     file = call.folder / "run.json"
     before = json.loads(file.read_text()) if file.exists() else known
-    file.write_text(json.dumps(known, indent=1) + "\n")
+    write_json(file, known)
     changes = [f"{name} {before.get(name)} -> {known[name]}" for name in _DATA if before.get(name) != known[name]]
     return [f"the run goes on with other tiles than before: {', '.join(changes)}"] if changes else []
 

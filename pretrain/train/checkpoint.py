@@ -7,7 +7,6 @@ processes can read what any other number has written.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from concurrent.futures import Future
@@ -21,6 +20,7 @@ from pretrain.compute import distributed
 from pretrain.compute.plain_files import read_json
 from pretrain.errors import BadRun, CheckpointFailed
 from pretrain.train.recipe.recipe import SavingSettings
+from wsi_prep.storage.atomic import sync
 
 CHECKPOINT_VERSION = 2
 STATE = "state.json"
@@ -97,9 +97,9 @@ class Checkpoints:
             files = {file.name: file.stat().st_size for file in aside.iterdir()}
             (aside / STATE).write_text(json.dumps({**pending.state, "files": files}) + "\n")
             for file in aside.iterdir():
-                _sync(file)
+                sync(file)
             aside.rename(self._path(pending.step))
-            _sync(self._folder)
+            sync(self._folder)
             self._thin_out()
 
     def _thin_out(self) -> None:
@@ -148,11 +148,3 @@ def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
     for name, size in sizes.items():
         if (folder / name).stat().st_size != size:
             raise OSError(f"{name} is not as long as it was written")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

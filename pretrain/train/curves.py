@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pretrain.errors import BadRun
 from pretrain.train.metrics import read_metrics
+from wsi_prep.storage.atomic import aside
 
 mpl.use("agg")  # no window, wherever it is drawn
 
@@ -43,9 +44,8 @@ def draw_curves(runs: Sequence[Path], file: Path) -> None:
         panel.set_axis_off()
     axes[0].legend(fontsize=8)
     axes[0].set_xlabel("step")
-    aside = file.with_name(f".{file.name}.partial")
-    figure.savefig(aside, format="png", dpi=90)
-    aside.replace(file)
+    with aside(file) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=90)
 
 
 def _read(run: Path) -> list[dict[str, Any]]:

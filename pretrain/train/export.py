@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pretrain.train.checkpoint import STATE, step_folder
 from pretrain.train.metrics import read_metrics
 from pretrain.train.recipe import recipe as recipes
 from pretrain.train.runs import load_run
+from wsi_prep.storage.atomic import sync, write_atomically, write_json
 
 # timm's builders with these MLPs; every size is given in model_args
 _ARCHITECTURE = {True: "vit_giant_patch14_dinov2", False: "vit_small_patch14_dinov2"}
@@ -32,15 +32,17 @@ def export(run: Path, to: Path, licence: str = "unknown", step: int | None = Non
     backbone, chosen = load_run(run, step)
     if to.exists() and any(to.iterdir()):
         raise BadRun(f"{to} is not empty; name a new folder")
-    aside = to.with_name(f".{to.name}.{uuid4().hex}")
-    aside.mkdir(parents=True)
+    unfinished = to.with_name(f".{to.name}.{uuid4().hex}")
+    unfinished.mkdir(parents=True)
     weights = {name: value.detach().contiguous() for name, value in backbone.vit.state_dict().items()}
-    save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
-    (aside / "config.json").write_text(json.dumps(timm_config(backbone.settings), indent=2) + "\n")
-    (aside / "README.md").write_text(model_card(run, backbone, chosen, licence))
+    save_file(weights, unfinished / "model.safetensors", metadata={"format": "pt"})
+    write_json(unfinished / "config.json", timm_config(backbone.settings))
+    write_atomically(unfinished / "README.md", model_card(run, backbone, chosen, licence).encode())
     if to.exists():
         to.rmdir()
-    aside.rename(to)
+    sync(unfinished / "model.safetensors")
+    unfinished.rename(to)
+    sync(to.parent)
     return chosen
 
 

@@ -6,7 +6,6 @@ parameters, optimizer and step. Nothing in a step waits for the device; its numb
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.runs import load_teacher
 from pretrain.views.views import make_views
 from wsi_prep.errors import BadOption
+from wsi_prep.storage.atomic import write_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -222,7 +222,7 @@ class Trainer:
         pairs = zip(index.addresses(batch.draw.tile), batch.draw.mpp.tolist(), strict=True)
         known = {"step": batch.step, "values": {name: str(value) for name, value in values.items()}}
         file = self.run_folder / f"nonfinite-step-{batch.step:08d}-rank-{self.world.rank}.json"
-        file.write_text(json.dumps({**known, "tiles": [{"tile": at.name, "mpp": mpp} for at, mpp in pairs]}, indent=1))
+        write_json(file, {**known, "tiles": [{"tile": at.name, "mpp": mpp} for at, mpp in pairs]})
         what = f"loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}"
         return (
             f"step {batch.step}: {what}; the update was left out, the batch's tiles are in {file}; look at them, or "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pretrain.compute.plain_files import json_lines
+from wsi_prep.storage.atomic import write_atomically
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,7 @@ class MetricsLog:
         self._file = folder / "metrics.jsonl"
         if self._file.exists():
             lines = [line for line in self._file.read_text().splitlines() if _step(line) < start]
-            aside = self._file.with_suffix(".partial")
-            aside.write_text("".join(f"{line}\n" for line in lines))
-            aside.rename(self._file)
+            write_atomically(self._file, "".join(f"{line}\n" for line in lines).encode())
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

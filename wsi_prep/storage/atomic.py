@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import uuid
@@ -26,6 +27,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file aside, make it durable, and rename it into place."""
     with aside(path) as unfinished:
         unfinished.write_bytes(data)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON, as `write_atomically`."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import typing
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from pretrain.model.backbone import BackboneSettings
 from pretrain.model.recompute import MODES as RECOMPUTE
 from pretrain.views.views import ViewSettings
 from wsi_prep.errors import BadOption
+from wsi_prep.storage.atomic import write_json
 
 PRECISIONS = ("fp32", "bf16")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -136,7 +136,7 @@ def differences(recipe: Recipe, saved: Recipe) -> list[str]:
 
 def save(recipe: Recipe, file: Path) -> None:
     """As JSON."""
-    file.write_text(json.dumps(dataclasses.asdict(recipe), indent=1) + "\n")
+    write_json(file, dataclasses.asdict(recipe))
 
 
 def load(file: Path) -> Recipe:
