@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsi_prep.compute.compiled import compile_loop
 from wsi_prep.format.magnifications import TILE_PX
-from wsi_prep.stain.classify import density_table, unmixing
+from wsi_prep.stain.densities import density_table, unmixing
 from wsi_prep.tiles.focus import focus
 
 MEASURES = ("focus", "pen", "dark", "white", "saturation", "od_haematoxylin", "od_eosin", "od_dab")

@@ -8,7 +8,8 @@ from skimage.data import immunohistochemistry
 
 from sample_slides.texture import he_stain, ihc_stain
 from tests.support.real_tiles import tiles_of
-from wsi_prep.stain.classify import classify_stain, stain_densities
+from wsi_prep.stain.classify import classify_stain
+from wsi_prep.stain.densities import stain_densities
 from wsi_prep.tiles.quality import MEASURES, Measurer, colours, measure_tile
 
 PENS = {
