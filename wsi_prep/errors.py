@@ -119,3 +119,13 @@ class NotBrightField(SlideExcluded):
 
 class Forgotten(SlideExcluded):
     """The slide, or all of its patient's, was deleted on request and is not to come back."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of a library says, for people; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """All that an error of a library says, in one line of at most so many letters; its kind where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.compute.tensor_files import FLOATS, check_safetensors
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadOption, first_line
 from wsi_prep.untrusted.own_folder import own_folder
 
 MODES = ("ddp", "fsdp")
@@ -281,4 +281,4 @@ def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def _reason(error: CheckpointException) -> str:
     first = next(iter(error.failures.values()))[0]
-    return next(iter(str(first).splitlines()), type(first).__name__)
+    return first_line(first)

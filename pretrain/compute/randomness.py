@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 from numpy.typing import NDArray
 
 
+class Purpose(IntEnum):
+    """What random numbers are for: each has numbers of its own. Their values are part of what a run computes."""
+
+    DRAW = 1
+    REPLACE = 2
+    GLOBAL_CROPS = 3
+    LOCAL_CROPS = 4
+    GLOBAL_COLOUR = 5
+    LOCAL_COLOUR = 6
+    MASK = 7
+    DROP_PATH = 8
+    MASK_OFFSET = 9
+    TASK_LIMIT = 10
+    TASK_GROUPS = 11
+    PICTURE = 12
+    BOOTSTRAP = 13
+    EPISODE = 14
+
+
 def uniforms(
-    seed: int, purpose: int, step: int, start: int, count: int, width: int, attempt: int = 0
+    seed: int, purpose: Purpose, step: int, start: int, count: int, width: int, attempt: int = 0
 ) -> NDArray[np.float64]:
     """(count, width) float64 in [0, 1): rows `start` to `start + count` of an endless table.
 

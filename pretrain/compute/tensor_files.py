@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pretrain.compute.plain_files import open_plain
 from pretrain.errors import BadWeights
+from wsi_prep.errors import first_line
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Kinds of numbers that weights are made of; others are scaled, counts or flags."""
@@ -73,10 +74,10 @@ def open_tensors(path: Path) -> TensorFile:
     except zipfile.BadZipFile as error:
         raise BadWeights(f"{path} cannot be read: torch.save has not written it; convert it to .safetensors") from error
     except (OSError, ValueError, SafetensorError, RuntimeError, EOFError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or _line(error)
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
         raise BadWeights(f"{path} cannot be read: {reason}") from error
     except Exception as error:  # of torch's reader of pickles, for files that hold more than tensors
-        what = f"{path} holds more than tensors ({_line(error)}) and is not opened; convert it to .safetensors"
+        what = f"{path} holds more than tensors ({first_line(error)}) and is not opened; convert it to .safetensors"
         raise BadWeights(what) from error
     if odd := [name for name in found.tensors if not name.isprintable() or len(name) > _LONGEST_NAME]:
         raise BadWeights(f"{path} holds a tensor named {odd[0][:40]!r}, which is no name of a ViT's")
@@ -143,7 +144,3 @@ def _check_pickle(pickle: bytes) -> None:
         elif name in _GETS and int(argument or 0) in tuples:
             raise TypeError("a tuple used twice")
         before = name
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

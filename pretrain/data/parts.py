@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pretrain.data.sources import ShardSource, check_ids
 from pretrain.errors import BadFilter, BadShards
-from wsi_prep.errors import BadCatalog, BadQuery
+from wsi_prep.errors import BadCatalog, BadQuery, first_line
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.format.stored_tiles import require_places
@@ -226,7 +226,7 @@ def _matching(table: pa.Table, where: Condition) -> pa.Array:
 
 
 def _not_understood(where: str, error: Exception) -> BadFilter:
-    line = next(iter(str(error).splitlines()), type(error).__name__)
+    line = first_line(error)
     shown = where if len(where) <= _SHOWN else f"{where[:_SHOWN]}..."
     return BadFilter(
         f"the filter {shown!r} is not understood ({line}); write a condition on the catalog's columns, "

@@ -8,9 +8,8 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pretrain.errors import BadShards
+from wsi_prep.errors import first_line
 from wsi_prep.format.copies import Copies, which_count
 from wsi_prep.format.layout import is_slide_id
 from wsi_prep.format.magnifications import MAGNIFICATIONS
@@ -35,7 +35,6 @@ _NEEDED = {
 }
 _OPEN_FILES = 512
 _TABLE_BYTES = 4 * 2**30  # of a catalog's file in a store, which is read whole
-_RETRIES: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
 _SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://", "http://", "https://", "memory://")
 
 
@@ -163,22 +162,17 @@ class ObjectStore:
     remote = True
 
     def __init__(self, where: str) -> None:
-        import obstore.store  # noqa: PLC0415 - only those who read object stores need it
+        from wsi_prep.storage.object_client import open_store  # noqa: PLC0415 - only those who read object stores need it
 
         self.where = where.rstrip("/")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
-        client = {"connect_timeout": "5s", "timeout": "30s", "allow_http": endpoint.startswith("http://")}
-        try:
-            self._store = obstore.store.from_url(self.where, client_options=client, retry_config=_RETRIES)
-        except Exception as error:
-            raise BadShards(f"{where} cannot be opened: {_first_line(error)}") from error
+        self._store = open_store(self.where, timeout_s=30, retries=5)  # a tile that does not come is replaced
 
     def files(self, table: str) -> list[CatalogFile]:
         """See ShardSource."""
         try:
             found = [meta for page in self._store.list(f"catalog/{table}/") for meta in page]
         except Exception as error:
-            raise BadShards(f"{self.where} cannot be listed: {_first_line(error)}") from error
+            raise BadShards(f"{self.where} cannot be listed: {first_line(error)}") from error
         named = ((meta["path"].rpartition("/")[2], meta) for meta in found)
         return sorted(
             (
@@ -223,10 +217,6 @@ def _reading(where: str, path: str) -> Iterator[None]:
     except (BadTable, pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())
         raise BadShards(f"{where}/{path} cannot be read ({why}); run make verify on it") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def digest(*words: str) -> str:

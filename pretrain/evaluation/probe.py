@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pretrain.compute.randomness import uniforms
+from pretrain.compute.randomness import Purpose, uniforms
 from pretrain.data.labelled import Pixels, Tiles, read_batches
 from pretrain.evaluation.scores import balanced_accuracy
 from pretrain.evaluation.tasks import Ints, Regression, Task, hold_out
@@ -25,7 +25,6 @@ from pretrain.model.normalise import normalise
 
 PENALTIES = tuple(10.0**power for power in range(-5, 3))  # of the linear model's weights
 SHOTS, EPISODES = 10, 50
-_EPISODE = 14  # purpose of random numbers
 _PATIENCE = 3  # penalties in a row that are no better
 _ROWS = 8192  # that are multiplied at once
 
@@ -132,7 +131,7 @@ def few_shot(features: Tensor, task: Task, shots: int = SHOTS, episodes: int = E
     for episode in range(episodes):
         means = []
         for number, known in enumerate(of_class):
-            order = np.argsort(uniforms(seed, _EPISODE, episode, number, len(known), 1)[:, 0])
+            order = np.argsort(uniforms(seed, Purpose.EPISODE, episode, number, len(known), 1)[:, 0])
             means.append(rows[torch.from_numpy(known[order[:shots]])].mean(0))
         mean = torch.stack(means)
         predicted.append((test @ mean.T - mean.square().sum(1) / 2).argmax(1).numpy())

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.compute.randomness import uniforms
+from pretrain.compute.randomness import Purpose, uniforms
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 _RESAMPLES = 1000
 _COVERS = 0.95
-_BOOTSTRAP = 13  # purpose of random numbers
 
 
 @dataclass(frozen=True)
@@ -114,6 +113,6 @@ def _resampled(counts: Floats, metric: Callable[[Floats], Floats]) -> Floats:
 
 def _multiplicities(groups: int) -> Floats:
     """(R, G): how often each group is in a sample of G groups with replacement."""
-    chosen = (uniforms(0, _BOOTSTRAP, 0, 0, _RESAMPLES, groups) * groups).astype(np.int64)
+    chosen = (uniforms(0, Purpose.BOOTSTRAP, 0, 0, _RESAMPLES, groups) * groups).astype(np.int64)
     flat = np.arange(_RESAMPLES)[:, None] * groups + chosen
     return np.bincount(flat.ravel(), minlength=_RESAMPLES * groups).reshape(_RESAMPLES, groups).astype(np.float64)

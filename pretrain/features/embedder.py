@@ -19,6 +19,7 @@ from pretrain.errors import BadWeights
 from pretrain.model.backbone import Backbone
 from pretrain.model.normalise import MEAN, STD, normalise
 from pretrain.model.weights.timm_folder import PREFIX, check_timm_folder
+from wsi_prep.errors import first_line
 from wsi_prep.storage.atomic import aside
 
 import timm  # isort: skip - backbone has made it importable
@@ -83,7 +84,7 @@ def of_timm(name: str) -> Embedder:
     try:
         model: Any = timm.create_model(name, pretrained=True, num_classes=0).eval()
     except Exception as error:  # of timm, the hub and the network, each with errors of its own
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise BadWeights(f"{name} is no folder, and timm cannot make it: {reason}") from error
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     mean, std = (torch.tensor(config.get(key, ours)).view(3, 1, 1) for key, ours in (("mean", MEAN), ("std", STD)))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pretrain.compute.plain_files import read_json
 from pretrain.data.sources import digest
 from pretrain.errors import OtherFeatures
+from wsi_prep.errors import first_line
 from wsi_prep.storage.atomic import write_json
 
 RECORD = "features.json"
@@ -136,7 +137,7 @@ class FeatureFolder:
             there = read_json(file)
             before = FeatureRecord(**{f.name: there.get(f.name) for f in dataclasses.fields(FeatureRecord)})
         except (OSError, ValueError, AttributeError) as error:
-            return [f"{RECORD} cannot be read: {next(iter(str(error).splitlines()), type(error).__name__)}"]
+            return [f"{RECORD} cannot be read: {first_line(error)}"]
         found = []
         for field in dataclasses.fields(FeatureRecord):
             old, new = getattr(before, field.name), getattr(self.record, field.name)

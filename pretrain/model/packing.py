@@ -17,12 +17,10 @@ from torch.nn import functional
 
 import pretrain.model.torchvision_schemas  # noqa: F401 - before timm
 from pretrain.compute.devices import send
-from pretrain.compute.randomness import uniforms
+from pretrain.compute.randomness import Purpose, uniforms
 from pretrain.model.recompute import recomputed
 
 from timm.models.vision_transformer import Block  # isort: skip
-
-_DROP = 8  # purpose of random numbers
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def plan_drop(seed: int, step: int, position: NDArray[np.int64], crops: int, dep
     Crop k of the tile at `position[b]` of the global batch is in column k * B + b.
     """
     first = int(position.min())
-    table = uniforms(seed, _DROP, step, first, int(position.max()) - first + 1, 2 * depth * crops)
+    table = uniforms(seed, Purpose.DROP_PATH, step, first, int(position.max()) - first + 1, 2 * depth * crops)
     return table[position - first].reshape(len(position), 2 * depth, crops).transpose(1, 2, 0).reshape(2 * depth, -1)
 
 

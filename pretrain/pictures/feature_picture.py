@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pretrain.compute.devices import send
-from pretrain.compute.randomness import uniforms
+from pretrain.compute.randomness import Purpose, uniforms
 from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.data.sampler import Draw, Sampler
 from pretrain.model.backbone import Backbone
@@ -24,7 +24,6 @@ from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 from wsi_prep.storage.atomic import aside
 
-_CHOOSE = 12  # purpose of random numbers
 _BATCH, _READS = 16, 16  # tiles embedded together; reads in flight, for object stores
 _SHOWN_PX, _SMALL_PX = 224, 104  # most that a tile is shown at, in its row and among neighbours
 _LEAST_WIDTH = 720  # of the picture, for its text
@@ -198,7 +197,7 @@ def save_picture(image: Image.Image, file: Path) -> None:
 def _draws(sampler: Sampler, seed: int, stream: int, shares: NDArray[np.float64], most: int) -> list[Draw]:
     """Different tiles of strata drawn in proportion to their shares; `most` draws, which repeat some."""
     upto = np.cumsum(shares)
-    u = uniforms(seed, _CHOOSE, stream, 0, most, 2)
+    u = uniforms(seed, Purpose.PICTURE, stream, 0, most, 2)
     strata = np.searchsorted(upto, u[:, 0] * upto[-1], side="right")
     places = (u[:, 1] * 2**52).astype(np.int64)  # in the sampler's table of replacements, which has its own seed
     draws = [sampler.replacement(0, place, n, 0) for place, n in zip(places.tolist(), strata.tolist(), strict=True)]

@@ -20,6 +20,7 @@ from pretrain.compute import distributed
 from pretrain.compute.plain_files import read_json
 from pretrain.errors import BadRun, CheckpointFailed
 from pretrain.train.recipe.recipe import SavingSettings
+from wsi_prep.errors import first_line
 from wsi_prep.storage.atomic import sync
 
 CHECKPOINT_VERSION = 2
@@ -60,7 +61,7 @@ class Checkpoints:
             _check_sizes(folder, state["files"])
             distributed.load(tensors, folder)
         except Exception as error:  # of json, safetensors and torch, each with errors of its own
-            line = next(iter(str(error).splitlines()), type(error).__name__)
+            line = first_line(error)
             raise BadRun(f"{folder} cannot be read ({line}); delete it to go on from the one before") from error
         if state.get("version") != CHECKPOINT_VERSION:
             raise BadRun(f"{folder} is of checkpoint version {state.get('version')}, not {CHECKPOINT_VERSION}")

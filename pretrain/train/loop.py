@@ -84,7 +84,7 @@ class Trainer:
         shards = recipe.compute.parallel == "fsdp" and world.size > 1
         late = shards and not recipe.start_from  # no process makes the whole network
         _require_room(recipe, world.size if late else 1)
-        self.objective = objective_of(recipe, sampler.settings.seed, "meta" if late else "cpu")
+        self.objective = objective_of(recipe, recipe.seed, "meta" if late else "cpu")
         self.loaded = self._begin_from(recipe.start_from)
         self._spread_out(late)
         self.optimizer = make_optimizer(self._network, recipe.backbone.depth, recipe.optim)
@@ -164,7 +164,7 @@ class Trainer:
             views = make_views(
                 tiles[rows],
                 recipe.views,
-                self.sampler.settings.seed,
+                self.recipe.seed,
                 batch.step,
                 batch.draw.position[rows],
                 recipe.backbone.patch_px,
@@ -280,7 +280,7 @@ class Trainer:
             for network in objective.frozen:
                 distributed.share_out(network, network.units(), compute.parallel, self.world, self.dtype)
         if late:
-            objective.materialise(self.world.device, self.sampler.settings.seed)
+            objective.materialise(self.world.device, self.recipe.seed)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

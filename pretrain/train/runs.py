@@ -19,6 +19,7 @@ from pretrain.model.network import Network
 from pretrain.model.weights.load import released_backbone
 from pretrain.train.checkpoint import latest_step, step_folder
 from pretrain.train.recipe import recipe as recipes
+from wsi_prep.errors import first_line
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -68,7 +69,7 @@ def _filled(
     except BadRun:
         raise
     except Exception as error:  # of safetensors, json and torch, each with errors of its own
-        raise BadRun(f"{at} cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})") from error
+        raise BadRun(f"{at} cannot be read ({first_line(error)})") from error
     if odd := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise BadRun(f"{at} holds {odd[0]} with NaN or infinite numbers; name another step")
     return module, chosen
@@ -92,7 +93,7 @@ def untrained(folder: Path) -> Backbone:
     recipe = recipes.load(folder / "recipe.json")
     require_memory(4 * recipe.backbone.parameters, f"the ViT of {folder}", BadRun)
     backbone = Backbone(recipe.backbone)
-    initialise(backbone, recipe.sampling.seed, "backbone.")  # as it is named in a network
+    initialise(backbone, recipe.seed, "backbone.")  # as it is named in a network
     return backbone
 
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.compute.devices import send
-from pretrain.compute.randomness import uniforms
+from pretrain.compute.randomness import Purpose, uniforms
 from wsi_prep.errors import BadOption
 
 Operation = Callable[[Tensor, dict[str, Tensor]], Tensor]
 
 
-_PURPOSE = {"global": 5, "local": 6}
+_PURPOSE = {"global": Purpose.GLOBAL_COLOUR, "local": Purpose.LOCAL_COLOUR}
 _NUMBERS = 16  # of each crop
 _LUMA = (0.2989, 0.587, 0.114)
 _LEAST = 1e-6  # of transmittance, before its logarithm

@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.compute.devices import send
-from pretrain.compute.randomness import uniforms
+from pretrain.compute.randomness import Purpose, uniforms
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
 
-_GLOBAL, _LOCAL = 3, 4  # purposes of random numbers
 _NUMBERS = 7  # of each crop
 _SUPPORT = 2.0  # of the bicubic kernel, output px
 _A = -0.5  # its parameter (Keys 1981), as Pillow has it
@@ -101,19 +100,19 @@ def plan_crops(
 ) -> tuple[CropWindows, CropWindows]:
     """Windows of the global and the local crops of the tiles at these places (B,) of the global batch."""
     return (
-        _plan(settings, seed, _GLOBAL, step, position, settings.global_px, settings.global_crops),
-        _plan(settings, seed, _LOCAL, step, position, settings.local_px, settings.local_crops),
+        _plan(settings, seed, Purpose.GLOBAL_CROPS, step, position, settings.global_px, settings.global_crops),
+        _plan(settings, seed, Purpose.LOCAL_CROPS, step, position, settings.local_px, settings.local_crops),
     )
 
 
 def _plan(
-    settings: CropSettings, seed: int, purpose: int, step: int, position: NDArray[np.int64], px: int, crops: int
+    settings: CropSettings, seed: int, purpose: Purpose, step: int, position: NDArray[np.int64], px: int, crops: int
 ) -> CropWindows:
     first = int(position.min())
     table = uniforms(seed, purpose, step, first, int(position.max()) - first + 1, max(crops, 1) * _NUMBERS)
     u = table[position - first].reshape(len(position), -1, _NUMBERS)[:, :crops]
     if settings.resized:
-        low, high = settings.area[:2] if purpose == _GLOBAL else settings.area[2:]
+        low, high = settings.area[:2] if purpose == Purpose.GLOBAL_CROPS else settings.area[2:]
         side = TILE_PX * np.sqrt(low + u[..., 0] * (high - low))
         stretch = np.sqrt(4 / 3) ** (2 * u[..., 1] - 1)
         width, height = np.minimum(side * stretch, TILE_PX), np.minimum(side / stretch, TILE_PX)

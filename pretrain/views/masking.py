@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.compute.randomness import uniforms
+from pretrain.compute.randomness import Purpose, uniforms
 from wsi_prep.errors import BadOption
 
-_MASK, _OFFSET = 7, 9  # purposes of random numbers
 _BLOCKS = 10  # rectangles tried a crop; what they leave out is filled up with single patches
 _R2 = (0.7548776662466927, 0.5698402909980532)  # Roberts 2018: evenly spread in two dimensions at once
 _ROUND = 64  # the list of masked patches is padded to a multiple of this
@@ -63,7 +62,7 @@ def plan_masks(
     wanted = _wanted(settings, seed, step, position, crops, patches).T.ravel()
     first = int(position.min())
     width = 4 * _BLOCKS + patches
-    table = uniforms(seed, _MASK, step, first, int(position.max()) - first + 1, crops * width)
+    table = uniforms(seed, Purpose.MASK, step, first, int(position.max()) - first + 1, crops * width)
     numbers = table[position - first].reshape(batch, crops, width).transpose(1, 0, 2).reshape(-1, width)
     mask = np.zeros((crops * batch, side, side), bool)
     for row in np.flatnonzero(wanted):
@@ -81,7 +80,7 @@ def _wanted(
     settings: MaskingSettings, seed: int, step: int, position: NDArray[np.int64], crops: int, patches: int
 ) -> NDArray[np.int64]:
     """(B, crops): how many patches each crop hides."""
-    offset = uniforms(seed, _OFFSET, step, 0, 1, 2)[0]
+    offset = uniforms(seed, Purpose.MASK_OFFSET, step, 0, 1, 2)[0]
     number = position[:, None] * crops + np.arange(crops)
     chosen, far = (np.modf(number * _R2[axis] + offset[axis])[0] for axis in (0, 1))
     share = settings.least + far * (settings.most - settings.least)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wsi_prep.compute.memory import give_back_freed_memory
-from wsi_prep.errors import BadCatalog, BadOutput
+from wsi_prep.errors import BadCatalog, BadOutput, one_line
 from wsi_prep.format.layout import is_part, is_slide_file, require_slide_id
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
 from wsi_prep.output.sealed_parquet import check_seal, sealed_writer
@@ -163,7 +163,7 @@ class Catalog:
         try:
             change = read_object(data)
         except ValueError as error:
-            change, why = {}, " ".join(str(error).split())[:100]
+            change, why = {}, one_line(error, 100)
         part, singles = change.get("part"), change.get("singles")
         if not (is_part(part) and isinstance(singles, list) and all(map(is_slide_file, singles))):
             where = f"{self._storage.where}/{_JOURNAL}"

@@ -14,7 +14,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from wsi_prep.errors import BadCatalog, BadOutput
+from wsi_prep.errors import BadCatalog, BadOutput, one_line
 from wsi_prep.format.records import is_table_file
 from wsi_prep.storage.atomic import aside, put_in_place, remove_tree, sync, write_atomically
 from wsi_prep.storage.base import LOCK, STAGING, Span
@@ -163,7 +163,7 @@ class LocalStorage:
                 yield ds.dataset(some, schema=schema, format=_PARQUET).to_table(use_threads=False)
             except pa.ArrowException as error:
                 where = f"{self.where}/{paths[first].rpartition('/')[0]}"
-                why = " ".join(str(error).split())[:200]
+                why = one_line(error, 200)
                 raise BadCatalog(f"a file of {where} is damaged; make verify with REPAIR=1 drops it ({why})") from error
 
     def sources(self, paths: Iterable[str]) -> Iterator[Path]:

@@ -24,9 +24,9 @@ import obstore.store
 from obstore.exceptions import BaseError, GenericError
 from obstore.fsspec import FsspecStore
 
-from wsi_prep.errors import StoreFailed
+from wsi_prep.errors import StoreFailed, first_line
 
-_RETRIES: Any = {"max_retries": 7, "retry_timeout": timedelta(seconds=60)}  # after 0.1 s, then twice as long each time
+_RETRIES, _RETRY_SECONDS = 7, 60  # after 0.1 s, then twice as long each time
 _PAUSES = (0.1, 0.4, 1.6)  # s, likewise, for what obstore itself does not try again
 _IN_FLIGHT = 16
 
@@ -34,16 +34,24 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def open_store(url: str) -> Any:
-    """The store behind a URL, its paths relative to the URL's own; StoreFailed where the URL names none."""
+def open_store(url: str, timeout_s: int = 60, retries: int | None = None) -> Any:
+    """The store behind a URL, its paths relative to the URL's own; StoreFailed where the URL names none.
+
+    An answer may take `timeout_s`, and is asked for again so many times.
+    """
+    again = _retries(retries)
     try:
-        return obstore.store.from_url(url, client_options=_client_options(), retry_config=_RETRIES)
+        return obstore.store.from_url(url, client_options=_client_options(timeout_s), retry_config=again)
     except (BaseError, ValueError) as error:
         raise StoreFailed(f"{url} cannot be opened ({_first_line(error)})") from error
 
 
-def _client_options() -> Any:
-    return {"connect_timeout": "5s", "timeout": "60s", "allow_http": _s3_endpoint().startswith("http://")}
+def _client_options(timeout_s: int = 60) -> Any:
+    return {"connect_timeout": "5s", "timeout": f"{timeout_s}s", "allow_http": _s3_endpoint().startswith("http://")}
+
+
+def _retries(most: int | None = None) -> Any:
+    return {"max_retries": _RETRIES if most is None else most, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)}
 
 
 def _s3_endpoint() -> str:
@@ -54,7 +62,7 @@ def _first_line(error: BaseException) -> str:
     """What obstore says before it shows the details, in one line; of the URL its server, since the rest has names."""
     if "NoSuchBucket" in str(error):
         return "there is no such bucket"
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__).partition(": <")[0]
+    line = first_line(error).partition(": <")[0]
     return " ".join(re.sub(r"(https?://[^/\s]+)\S*", r"\1", line).split())[:300]
 
 
@@ -139,7 +147,7 @@ def file_system(url: str) -> tuple[Any, str]:
     """An fsspec file system for the URL of an object store, and the URL's path in it."""
     kind = _kind_of_files(url.partition("://")[0])
     endpoint = {"endpoint": _s3_endpoint()} if url.startswith("s3") and _s3_endpoint() else {}
-    files = kind(client_options=_client_options(), retry_config=_RETRIES, **endpoint)
+    files = kind(client_options=_client_options(), retry_config=_retries(), **endpoint)
     return files, str(kind._strip_protocol(url))
 
 

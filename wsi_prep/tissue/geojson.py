@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.errors import BadMask, BadOutput
+from wsi_prep.errors import BadMask, BadOutput, one_line
 from wsi_prep.storage.base import Storage
 
 Polygon = list[NDArray[np.float64]]
@@ -80,7 +80,7 @@ def _parsed(data: bytes) -> Any:
     except RecursionError as error:
         raise BadMask("it is nested too deeply") from error
     except ValueError as error:
-        raise BadMask(f"it is not JSON ({' '.join(str(error).split())[:100]})") from error
+        raise BadMask(f"it is not JSON ({one_line(error, 100)})") from error
 
 
 def _features(document: Any) -> list[dict[str, Any]]:

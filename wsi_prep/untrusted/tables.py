@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wsi_prep.errors import BadCatalog
+from wsi_prep.errors import BadCatalog, one_line
 
 UNPACKED = 100
 """Most bytes in memory for one in the file."""
@@ -56,7 +56,7 @@ def require_table(source: Path | pa.BufferReader, schema: pa.Schema, where: str)
     except FileNotFoundError:
         raise
     except (BadTable, pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error, 200)
         raise BadCatalog(f"{where} is damaged; make verify with REPAIR=1 drops it ({why})") from error
 
 

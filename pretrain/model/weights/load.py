@@ -19,7 +19,7 @@ from pretrain.errors import BadWeights
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.normalise import MEAN, STD
 from pretrain.model.weights.layouts import Held, HeldTensor, renamed
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadOption, first_line
 
 import timm  # isort: skip - backbone has made it importable
 from timm.layers.pos_embed import resample_abs_pos_embed  # isort: skip - backbone has made timm importable
@@ -120,7 +120,7 @@ def read_config(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise BadWeights(f"{file} cannot be read: {_line(error)}") from error
+        raise BadWeights(f"{file} cannot be read: {first_line(error)}") from error
     if not isinstance(told, dict):
         raise BadWeights(f"{file} is no record of a model")
     return told
@@ -305,7 +305,3 @@ def _file(where: Path) -> Path:
     if found := [where / name for name in _FILES if (where / name).is_file()]:
         return found[0]
     raise BadWeights(f"{where} is no file of weights and holds none of {', '.join(_FILES)}")
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

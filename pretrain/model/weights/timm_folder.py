@@ -12,6 +12,7 @@ import torch
 from pretrain.compute.tensor_files import open_tensors
 from pretrain.errors import BadWeights
 from pretrain.model.weights.load import read_config
+from wsi_prep.errors import first_line
 
 import timm  # isort: skip - weights has made it importable
 
@@ -42,7 +43,7 @@ def check_timm_folder(folder: Path) -> None:
         with torch.device("meta"):
             model: Any = timm.create_model(f"{PREFIX}{folder}", pretrained=False, num_classes=0)
     except Exception as error:  # of timm and its models, each with errors of its own
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise BadWeights(f"{where} names no model that timm can make: {reason[:200]}") from error
     wants = sum(parameter.numel() for parameter in model.parameters())
     has = sum(math.prod(info.shape) for info in file.tensors.values())

@@ -106,6 +106,11 @@ class Recipe:
     start_from: str = ""
     teacher: str = ""
 
+    @property
+    def seed(self) -> int:
+        """Of the whole run: weights, draws, crops, masks and what is dropped. Its setting is `sampling.seed`."""
+        return self.sampling.seed
+
     def __post_init__(self) -> None:
         patch, crops = self.backbone.patch_px, self.views.crops
         for px in (crops.global_px, crops.local_px):

@@ -217,7 +217,7 @@ def test_nothing_to_do_is_one_clear_line(server, where, message):
 
 @pytest.mark.parametrize("where", [f"{AT}/c", f"{AT}/c/*.svs", f"{AT}/c/list.csv", f"{AT}/c/a.svs"])
 def test_a_store_that_does_not_answer_is_never_taken_for_an_empty_one(server, where, monkeypatch):
-    monkeypatch.setattr("wsi_prep.storage.object_client._RETRIES", {"max_retries": 1})
+    monkeypatch.setattr("wsi_prep.storage.object_client._RETRIES", 1)
     server.client.put_object(Bucket=BUCKET, Key="c/a.svs", Body=b"")
     server.client.put_object(Bucket=BUCKET, Key="c/list.csv", Body=b"slide\na.svs\n")
     server.fail("GET", "", 503)

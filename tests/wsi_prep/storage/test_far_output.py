@@ -179,7 +179,7 @@ def test_a_store_that_never_answers_ends_the_call_in_one_line(server, slides, sc
 @pytest.fixture
 def quick(monkeypatch):
     """Give up after one more try: how often and how long it is tried is not what is tested."""
-    monkeypatch.setattr("wsi_prep.storage.object_client._RETRIES", {"max_retries": 1})
+    monkeypatch.setattr("wsi_prep.storage.object_client._RETRIES", 1)
 
 
 def test_shards_that_cannot_be_written_fail_their_slides_and_a_later_call_makes_them(

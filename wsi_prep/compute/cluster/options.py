@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadOption, one_line
 
 _SCHEMES = ("tcp", "tls", "ucx", "ws", "wss", "inproc")
 _ENCRYPTED = ("tls", "wss")
@@ -136,7 +136,7 @@ def read_slurm_config(path: Path) -> SlurmConfig:
     except OSError as error:
         raise BadOption(f"CLUSTER_CONFIG={path} cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeError) as error:
-        raise BadOption(f"CLUSTER_CONFIG={path} is no YAML ({' '.join(str(error).split())[:200]})") from error
+        raise BadOption(f"CLUSTER_CONFIG={path} is no YAML ({one_line(error, 200)})") from error
     if not isinstance(found, Mapping):
         raise BadOption(f"CLUSTER_CONFIG={path} holds no keys; it needs at least cores, memory and jobs")
     try:

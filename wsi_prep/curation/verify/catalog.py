@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wsi_prep.errors import BadCatalog, StoreFailed
+from wsi_prep.errors import BadCatalog, StoreFailed, one_line
 from wsi_prep.format.layout import PART_NAME, require_slide_id
 from wsi_prep.format.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
 from wsi_prep.output.sealed_parquet import check_seal
@@ -177,7 +177,7 @@ def _source(storage: Storage, table: str, name: str) -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    return f"{' '.join(str(error).split())[:200] or type(error).__name__}"
+    return one_line(error)
 
 
 def slide_rows(storage: Storage, name: str) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from wsi_prep.curation.verify.catalog import Fault, tiles_of
 from wsi_prep.curation.verify.metadata import check_metadata, same_settings
 from wsi_prep.curation.verify.pictures import PICTURES, picture_faults
+from wsi_prep.errors import one_line
 from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import MAGNIFICATIONS, to_level0
@@ -233,5 +234,5 @@ def _wrong_tile(jpeg: bytes, crc32: int, settings: JpegSettings | None) -> str:
     except WrongBytes:
         return "has another checksum than its row"
     except (ValueError, RuntimeError) as error:
-        return f"cannot be decoded ({' '.join(str(error).split())[:100]})"
+        return f"cannot be decoded ({one_line(error, 100)})"
     return "is compressed otherwise than zarr.json says" if settings and not same_settings(jpeg, settings) else ""

@@ -11,7 +11,7 @@ from wsi_prep.compute.cluster.options import ClusterOptions
 from wsi_prep.compute.jobs import cluster, run_tasks
 from wsi_prep.curation.verify.catalog import CatalogFile, Fault, check_catalog_file, slide_rows, twice
 from wsi_prep.curation.verify.slide import SlideCheck, SlideReport, check_slide
-from wsi_prep.errors import BadCatalog, StoreFailed
+from wsi_prep.errors import BadCatalog, StoreFailed, one_line
 from wsi_prep.format.layout import PART_NAME, PLACES
 from wsi_prep.format.records import is_table_file
 from wsi_prep.output.catalog import Catalog
@@ -147,7 +147,7 @@ def _slide_outcome(check: SlideCheck, outcome: SlideReport | BaseException) -> S
     if isinstance(outcome, SlideReport):
         return outcome
     _raise_if_store_failed(outcome)
-    what = f"it cannot be looked at ({type(outcome).__name__}: {' '.join(str(outcome).split())[:120]})"
+    what = f"it cannot be looked at ({type(outcome).__name__}: {one_line(outcome, 120)})"
     return SlideReport(check.slide_id, (Fault("rows", check.slide_id, what),))
 
 
