@@ -45,7 +45,11 @@ ONLY_IN = {
     "dask": {"wsi_prep/compute/jobs.py", "wsi_prep/compute/cluster/"},
     "distributed": {"wsi_prep/compute/jobs.py", "wsi_prep/compute/cluster/"},
     "dask_jobqueue": {"wsi_prep/compute/cluster/slurm.py"},
-    "obstore": {"wsi_prep/storage/objects.py", "wsi_prep/storage/object_client.py"},
+    "obstore": {
+        "wsi_prep/storage/objects.py",
+        "wsi_prep/storage/object_client.py",
+        "wsi_prep/slides/fetch/object_files.py",
+    },
     "torch.distributed": {"pretrain/compute/distributed.py"},
     "sklearn": {"pipelines/fit_stain.py", "wsi_prep/stain/fit/"},
     "torch": {"pretrain/", "pipelines/"},

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,13 +27,6 @@ PAPER: dict[str, tuple[float, ...]] = {
 }
 _BALANCED, _F1 = METRICS
 _NO_ENDS = {0: "no slides or cases known", 1: "one slide or case"}  # why there is no interval
-_STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0 2rem}
-th,td{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:left}
-td.n{text-align:right;font-variant-numeric:tabular-nums}tr.paper td{color:#777}h2{margin-top:2.5rem}
-svg{display:block}.note{color:#666;max-width:50rem}
-"""
 
 
 def write_parquet(rows: Sequence[EvaluationRow], file: Path) -> None:
@@ -50,11 +43,18 @@ def write_page(
 
     `notes`: what there is to know of each task, by its name.
     """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pretrain.evaluation"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": _number, "figure": _figure, "ends": _ends, "bar": _bar}
     tasks = {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
-    parts = [_beside_the_paper(rows), *(_of_task(task, of, notes.get(task, ())) for task, of in tasks.items())]
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Evaluation</title><style>{_STYLE}</style>"
-        f"<h1>Evaluation</h1>{''.join(parts)}</html>\n"
+    page = environment.get_template("evaluation.html").render(
+        paper_tasks=PAPER_TASKS,
+        beside=_beside_the_paper(rows),
+        tasks=[(task, _about(of[0]), notes.get(task, ()), of) for task, of in tasks.items()],
     )
     write_atomically(file, page.encode())
 
@@ -73,56 +73,29 @@ def paper_row(rows: Sequence[EvaluationRow], features: str) -> list[float]:
     return found
 
 
-def _beside_the_paper(rows: Sequence[EvaluationRow]) -> str:
+def _beside_the_paper(rows: Sequence[EvaluationRow]) -> list[tuple[str, Sequence[float], str]]:
+    """Rows of the table of public tasks: a name, its figures, and whose they are; none where no such task is here."""
     if not any(row.task.split(":")[0] in PAPER_TASKS for row in rows):
-        return ""
-    models = dict.fromkeys(row.features for row in rows)
-    head = "".join(f"<th>{task}</th>" for task in ("", *PAPER_TASKS))
-    lines = [_line(name, paper_row(rows, name), "") for name in models]
-    lines += [_line(f"{name} (paper)", values, " class=paper") for name, values in PAPER.items()]
-    note = (
-        "Weighted F1 of a linear probe on class token and mean patch token; HEST: Pearson&rsquo;s r, here by ridge "
-        "regression as its authors do it now, in the paper by random forests. Grey rows are the paper&rsquo;s own "
-        "figures (arXiv 2408.00738, table 2), not run here; how it cut MIDOG and labelled DLBCL is not known."
-    )
-    body = "".join(lines)
-    return f"<h2>The paper&rsquo;s public tasks</h2><table><tr>{head}</tr>{body}</table><p class=note>{note}</p>"
+        return []
+    ours = [(name, paper_row(rows, name), "") for name in dict.fromkeys(row.features for row in rows)]
+    return [*ours, *((f"{name} (paper)", values, "paper") for name, values in PAPER.items())]
 
 
-def _line(name: str, values: Sequence[float], kind: str) -> str:
-    cells = "".join(f"<td class=n>{_number(value)}</td>" for value in values)
-    return f"<tr{kind}><td>{html.escape(name)}</td>{cells}</tr>"
-
-
-def _of_task(task: str, rows: Sequence[EvaluationRow], notes: Sequence[str]) -> str:
-    first = rows[0]
+def _about(first: EvaluationRow) -> str:
+    """What a task's figures stand on, by one of them."""
     folds = f", {first.folds} folds" if first.folds > 1 else ""
     ends = (
         f"bars are 95 % intervals over {first.groups:,} slides or cases" if first.groups > 1 else _NO_ENDS[first.groups]
     )
-    about = f"{first.train:,} tiles to learn from, {first.test:,} held out{folds}; {ends}"
-    about += "".join(f"<br>{html.escape(note)}" for note in notes)
-    lines = []
-    for row in rows:
-        spread = f" ± {row.sd:.3f}" if row.folds > 1 and not math.isnan(row.sd) else ""
-        cells = f"<td>{html.escape(row.features)}</td><td>{row.judge}</td><td>{row.metric}</td>"
-        ends = _ends(row)
-        lines.append(
-            f"<tr>{cells}<td class=n>{_value(row)}{spread}</td><td class=n>{ends}</td><td>{_bar(row)}</td></tr>"
-        )
-    head = "".join(f"<th>{name}</th>" for name in ("features", "judge", "metric", "", "interval", "0 to 1"))
-    return f"<h2>{html.escape(task)}</h2><p class=note>{about}</p><table><tr>{head}</tr>{''.join(lines)}</table>"
+    return f"{first.train:,} tiles to learn from, {first.test:,} held out{folds}; {ends}"
 
 
-def _bar(row: EvaluationRow) -> str:
-    """A dot for the figure and a line for its interval, 200 px from 0 to 1."""
+def _bar(row: EvaluationRow) -> list[tuple[str, ...]]:
+    """Where a dot for the figure and the ends of its interval lie on 200 px from 0 to 1; none where there is none."""
     if math.isnan(row.value):
-        return ""
+        return []
     ends = (row.low, row.high) if not math.isnan(row.low) else (row.value, row.value)
-    x, low, high = (200 * min(max(value, 0.0), 1.0) for value in (row.value, *ends))
-    line = f'<path d="M{low:.1f} 7H{high:.1f}" stroke="#58a" stroke-width=3 />'
-    axis, dot = '<path d="M0 7H200" stroke="#eee"/>', f'<circle cx={x:.1f} cy=7 r=4 fill="#246"/>'
-    return f'<svg width=208 height=14 viewBox="-4 0 208 14">{axis}{line}{dot}</svg>'
+    return [tuple(f"{200 * min(max(value, 0.0), 1.0):.1f}" for value in (row.value, *ends))]
 
 
 def _number(value: float) -> str:
@@ -131,6 +104,11 @@ def _number(value: float) -> str:
 
 def _value(row: EvaluationRow) -> str:
     return "not finite" if math.isnan(row.value) else _number(row.value)
+
+
+def _figure(row: EvaluationRow) -> str:
+    """The figure, with its spread over folds."""
+    return _value(row) + (f" ± {row.sd:.3f}" if row.folds > 1 and not math.isnan(row.sd) else "")
 
 
 def _ends(row: EvaluationRow) -> str:

@@ -223,9 +223,8 @@ def test_runs_of_one_name_are_lines_of_their_own(finished, tmp_path, monkeypatch
     from pretrain.train import curves
 
     shutil.copytree(finished, tmp_path / finished.name)
-    drawn = []
-    monkeypatch.setattr(curves.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    monkeypatch.setattr(curves.Path, "replace", lambda *_: None)
+    drawn, save = [], curves.Figure.savefig
+    monkeypatch.setattr(curves.Figure, "savefig", lambda self, *to, **how: (drawn.append(self), save(self, *to, **how)))
     curves.draw_curves([finished, tmp_path / finished.name], tmp_path / "both.png")
     labels = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
     assert labels == [str(finished), str(tmp_path / finished.name)]

@@ -22,7 +22,7 @@ _IN_FLIGHT = 4
 def file_system(path: str) -> tuple[Any, str]:
     """The fsspec file system of a path or URL, and the path in it; ValueError or ImportError where there is none."""
     if path.startswith(OBJECT_STORES):
-        from wsi_prep.storage.object_client import file_system as of_objects  # noqa: PLC0415 - its library loads for these alone
+        from wsi_prep.slides.fetch.object_files import file_system as of_objects  # noqa: PLC0415 - its library loads for these alone
 
         return of_objects(path)
     files, inner = fsspec.core.url_to_fs(path)
