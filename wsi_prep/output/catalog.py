@@ -47,19 +47,19 @@ class Catalog:
     """The catalog of one output folder. One client at a time may call anything but `commit`, which workers call."""
 
     def __init__(self, out: Storage | Path) -> None:
-        self._storage = open_storage(out) if isinstance(out, Path) else out
+        self.storage = open_storage(out) if isinstance(out, Path) else out
 
     def names(self) -> list[str]:
         """Names of the files of both tables, sorted, each once; BadCatalog where there are none of slides."""
         names = {
             table: {name for parts in (True, False) for name in self._names(table, parts=parts)} for table in _TABLES
         }
-        require_catalog(self._storage.where, bool(names["slides"]))
+        require_catalog(self.storage.where, bool(names["slides"]))
         return sorted(names["slides"] | names["tiles"])
 
     def create(self) -> None:
         """Make the folders where they are missing."""
-        self._storage.make_folders(*_FOLDERS.values())
+        self.storage.make_folders(*_FOLDERS.values())
 
     @staticmethod
     def no_tiles() -> pa.Table:
@@ -72,13 +72,13 @@ class Catalog:
         if len(tiles):
             self._write("tiles", tiles.cast(TILE_SCHEMA), name)
         else:  # an earlier try may have got this far
-            self._storage.delete([f"{_FOLDERS['tiles']}/{name}"])
+            self.storage.delete([f"{_FOLDERS['tiles']}/{name}"])
         self._write("slides", pa.Table.from_pylist([slide], SLIDE_SCHEMA), name)
 
     def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
         """Committed slides' rows, sorted by slide_id; BadCatalog where a file cannot be read or names no slide."""
         with self._readable("slides"):
-            rows = self._storage.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
+            rows = self.storage.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
         if columns is None or "slide_id" in columns:
             for row in rows:
                 require_slide_id(row["slide_id"])
@@ -144,21 +144,21 @@ class Catalog:
 
     def recover(self) -> None:
         """Finish what a killed run had announced, and forget what it had not."""
-        if self._storage.exists(_JOURNAL):
+        if self.storage.exists(_JOURNAL):
             self._carry_out(self._journal())
         for folder in ("catalog", *_FOLDERS.values()):
-            self._storage.delete([f"{folder}/{name}" for name in self._storage.names(folder) if name.startswith(".")])
+            self.storage.delete([f"{folder}/{name}" for name in self.storage.names(folder) if name.startswith(".")])
         committed = {row["slide_id"] for row in self.slides(["slide_id"])}
         singles = self._names("tiles", parts=False)
         self._delete("tiles", [name for name in singles if name.removesuffix(".parquet") not in committed])
 
     def _names(self, table: str, *, parts: bool) -> list[str]:
         """A table's files, sorted: the parts, or those of single slides."""
-        return [name for name in self._storage.names(_FOLDERS[table]) if is_table_file(name) and is_part(name) == parts]
+        return [name for name in self.storage.names(_FOLDERS[table]) if is_table_file(name) and is_part(name) == parts]
 
     def _journal(self) -> dict[str, Any]:
         """What the journal announces; BadOutput unless it is of a part and of slides' own files."""
-        data = self._storage.read(_JOURNAL, _JOURNAL_BYTES)
+        data = self.storage.read(_JOURNAL, _JOURNAL_BYTES)
         why = "it names what is no file of a catalog"
         try:
             change = read_object(data)
@@ -166,14 +166,14 @@ class Catalog:
             change, why = {}, one_line(error, 100)
         part, singles = change.get("part"), change.get("singles")
         if not (is_part(part) and isinstance(singles, list) and all(map(is_slide_file, singles))):
-            where = f"{self._storage.where}/{_JOURNAL}"
+            where = f"{self.storage.where}/{_JOURNAL}"
             raise BadOutput(f"{where} is no journal of make shards ({why}); remove it and run again")
         return {"part": part, "singles": singles}
 
     def _tile_counts(self, names: list[str]) -> dict[str, int]:
         """How many tiles the slide of each of these files has; BadCatalog where a file is of another slide."""
         paths = [f"{_FOLDERS['slides']}/{name}" for name in names]
-        rows = (row for table in self._storage.tables(paths, SLIDE_SCHEMA) for row in table.to_pylist())
+        rows = (row for table in self.storage.tables(paths, SLIDE_SCHEMA) for row in table.to_pylist())
         counts = {f"{row['slide_id']}.parquet": sum(row[c] or 0 for c in _COUNTS) for row in rows}
         for name in names:
             if name not in counts:
@@ -181,7 +181,7 @@ class Catalog:
         return counts
 
     def _damaged(self, table: str, what: str) -> BadCatalog:
-        where = f"{self._storage.where}/{_FOLDERS[table]}"
+        where = f"{self.storage.where}/{_FOLDERS[table]}"
         return BadCatalog(f"{where}: {what}; make verify with REPAIR=1 drops it")
 
     def _require_undamaged(self, table: str, name: str) -> None:
@@ -199,14 +199,14 @@ class Catalog:
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
                 raise
-            where = f"{self._storage.where}/{_FOLDERS[table]}"
+            where = f"{self.storage.where}/{_FOLDERS[table]}"
             raise BadCatalog(
                 f"a file of {where} is damaged; make verify with REPAIR=1 says which and drops it"
             ) from error
 
     def _source(self, table: str, name: str) -> Any:
         """What pyarrow reads a file from."""
-        return next(iter(self._storage.sources([f"{_FOLDERS[table]}/{name}"])))
+        return next(iter(self.storage.sources([f"{_FOLDERS[table]}/{name}"])))
 
     def _open(self, table: str, name: str) -> pq.ParquetFile:
         """A file of a table; BadCatalog where it is none."""
@@ -216,7 +216,7 @@ class Catalog:
             raise self._damaged(table, f"{name} is damaged ({error})") from error
 
     def _delete(self, table: str, names: Iterable[str]) -> None:
-        self._storage.delete([f"{_FOLDERS[table]}/{name}" for name in names])
+        self.storage.delete([f"{_FOLDERS[table]}/{name}" for name in names])
 
     def _forget_merged(self) -> None:
         """Remove files of slides that a part has: a worker that left the cluster had finished them once more."""
@@ -236,19 +236,19 @@ class Catalog:
         for table, folder in _FOLDERS.items():
             present = [f"{folder}/{name}" for name in names if table == "slides" or name in with_tiles]
             with (
-                self._storage.making(f"{folder}/.{part}") as unfinished,
+                self.storage.making(f"{folder}/.{part}") as unfinished,
                 unfinished.open("w+b") as file,
                 sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
                 self._readable(table),
             ):
-                for rows in _together(self._storage.tables(present, _TABLES[table])):
+                for rows in _together(self.storage.tables(present, _TABLES[table])):
                     writer.write_table(rows, row_group_size=_GROUP_ROWS)
         self._announce({"part": part, "singles": names})
 
     def _rewrite_part(self, part: str, gone: pa.Array) -> None:
         for table, folder in _FOLDERS.items():
             with (
-                self._storage.making(f"{folder}/.{part}") as unfinished,
+                self.storage.making(f"{folder}/.{part}") as unfinished,
                 unfinished.open("w+b") as file,
                 sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
             ):
@@ -259,21 +259,21 @@ class Catalog:
         self._announce({"part": part, "singles": []})
 
     def _announce(self, change: dict[str, Any]) -> None:
-        self._storage.write(_JOURNAL, json.dumps(change).encode())
+        self.storage.write(_JOURNAL, json.dumps(change).encode())
         self._carry_out(change)
 
     def _carry_out(self, change: dict[str, Any]) -> None:
         for folder in _FOLDERS.values():
-            self._storage.rename(f"{folder}/.{change['part']}", f"{folder}/{change['part']}")
+            self.storage.rename(f"{folder}/.{change['part']}", f"{folder}/{change['part']}")
         for table in _FOLDERS:
             self._delete(table, change["singles"])
-        self._storage.delete([_JOURNAL])
+        self.storage.delete([_JOURNAL])
 
     def _write(self, table: str, rows: pa.Table, name: str) -> None:
         data = io.BytesIO()
         with sealed_writer(data, rows.schema, **_FORMAT) as writer:
             writer.write_table(rows)
-        self._storage.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
+        self.storage.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
 
 
 def require_catalog(where: str, there: bool) -> None:

@@ -88,7 +88,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
                 summary.add(row, now=False)
             tasks = not_done(request, tasks, catalog, summary)
         if tasks:
-            _work(request, tasks, storage, catalog, summary, watcher, log)
+            _work(request, tasks, catalog, summary, watcher, log)
         with writing(storage):
             require_held(storage, token)
             storage.dismiss_workers()
@@ -122,12 +122,12 @@ def _add_names(request: RunRequest, storage: Storage, tasks: Sequence[SlideTask]
 def _work(
     request: RunRequest,
     tasks: Sequence[SlideTask],
-    storage: Storage,
     catalog: Catalog,
     summary: RunSummary,
     watcher: Watcher,
     log: RunLog,
 ) -> None:
+    storage = catalog.storage
     with cluster(request.cluster) as client, Merger(catalog) as merger:
         with writing(storage):
             catalog.drop({task.source.slide_id for task in tasks})

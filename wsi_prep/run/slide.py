@@ -8,6 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from wsi_prep.tiles.filters import say_lost
 from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.overlay import draw_overlay
 from wsi_prep.tiles.plan import plan_tiles
-from wsi_prep.tiles.writer import write_tiles
+from wsi_prep.tiles.writer import TileSettings, write_tiles
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import MASK_MPP, check_bright_field, detect_tissue
 from wsi_prep.tissue.geojson import FILE_FRAME, feature_collection
@@ -75,8 +76,8 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
         with time_limit(_trace(task, storage), task.time_limit) as begin_anew, Lease(task.cache, begin_anew) as lease:
             clock.enter("open")
             row["fingerprint"] = fingerprint(task.source)
-            with _staged(task, storage, lease) as stage:
-                tiles = _prepare(task, row, storage, stage, lease, clock)
+            with _staged(task, storage, lease) as stage, ThreadPool(task.threads) as pool:
+                tiles = _prepare(_Bench(task, row, storage, stage, clock, pool), lease)
     except RunReplaced:
         raise
     except Exception as error:  # whatever happens to one slide becomes its row
@@ -123,32 +124,48 @@ def _require_current(task: SlideTask, storage: Storage) -> None:
         raise RunReplaced(f"another run works in {task.out} now")
 
 
-def _prepare(
-    task: SlideTask, row: dict[str, Any], storage: Storage, stage: StagedSlide, lease: Lease, clock: StageClock
-) -> pa.Table:
-    """All of the work on one slide; fills `row` as facts become known, so that they survive a failure."""
-    with ThreadPool(task.threads) as pool, opened(task.source, task.settings.reader, lease, pool) as opened_reader:
+@dataclass
+class _Bench:
+    """One slide's work on a worker: its task and row, where it is made and where it goes, and who helps."""
+
+    task: SlideTask
+    row: dict[str, Any]
+    storage: Storage
+    stage: StagedSlide
+    clock: StageClock
+    pool: ThreadPool
+
+    def publish(self) -> None:
+        """Bring what was staged into place; the row says how many files, the store's bytes, and all files' digests."""
+        task, stage = self.task, self.stage.folder
+        _require_current(task, self.storage)
+        files = [p for p in stage.rglob("*") if p.is_file()]
+        store_bytes = sum(p.stat().st_size for p in files if p.is_relative_to(stage / "store.zarr"))
+        set_times(stage, task.made_at)
+        for name, path in output_places(task.source.slide_id).items():
+            if (stage / name).exists():
+                self.storage.publish(stage / name, path)
+        self.row.update(files=len(files), bytes=store_bytes, digests=to_column(self.stage.digests))
+
+
+def _prepare(bench: _Bench, lease: Lease) -> pa.Table:
+    """All of the work on one slide; fills the row as facts become known, so that they survive a failure."""
+    task, row = bench.task, bench.row
+    with opened(task.source, task.settings.reader, lease, bench.pool) as opened_reader:
         reader = TrustedLevels(opened_reader)
         try:
-            return _prepare_open(task, row, storage, stage, clock, pool, reader)
+            return _prepare_open(bench, reader)
         finally:  # a slide that fails may fail for what was noted before
             row["warning"] = warned(row["warning"], *reader.info.notes, *reader.warnings)
 
 
-def _prepare_open(
-    task: SlideTask,
-    row: dict[str, Any],
-    storage: Storage,
-    stage: StagedSlide,
-    clock: StageClock,
-    pool: ThreadPool,
-    reader: TrustedLevels,
-) -> pa.Table:
+def _prepare_open(bench: _Bench, reader: TrustedLevels) -> pa.Table:
     """All of the work on one slide that is open."""
+    task, row = bench.task, bench.row
     row.update(facts(reader.info))
     scale = resolve_scale(reader.info, task.manifest.mpp, task.settings.assume_mpp)
     row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=warned(scale.warning))
-    clock.enter("tissue")
+    bench.clock.enter("tissue")
     row["tissue_source"] = "mask" if task.mask else "detected"
     while True:
         thumbnail = reader.thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
@@ -167,7 +184,7 @@ def _prepare_open(
     no_colour = colour_warning(thumbnail.pixels, tissue, glass)
     row["warning"] = warned(row["warning"], None if task.mask else glass.warning, no_colour)
     row.update(stain_columns(task.manifest.stain, seen, row["warning"]))
-    return _make_tiles(task, row, storage, stage, clock, pool, reader, scale, thumbnail, tissue)
+    return _make_tiles(bench, reader, scale, thumbnail, tissue)
 
 
 def _check_bright_field(task: SlideTask, row: dict[str, Any], thumbnail: Thumbnail) -> None:
@@ -180,17 +197,9 @@ def _check_bright_field(task: SlideTask, row: dict[str, Any], thumbnail: Thumbna
 
 
 def _make_tiles(
-    task: SlideTask,
-    row: dict[str, Any],
-    storage: Storage,
-    stage: StagedSlide,
-    clock: StageClock,
-    pool: ThreadPool,
-    reader: SlideReader,
-    scale: Scale,
-    thumbnail: Thumbnail,
-    tissue: NDArray[np.bool_],
+    bench: _Bench, reader: SlideReader, scale: Scale, thumbnail: Thumbnail, tissue: NDArray[np.bool_]
 ) -> pa.Table:
+    task, row, stage, settings = bench.task, bench.row, bench.stage, bench.task.settings
     slide_id = task.source.slide_id
     polygons = tissue_polygons(tissue, thumbnail.step_x0, thumbnail.step_y0)
     stage.write("tissue.geojson", json.dumps(feature_collection(polygons, FILE_FRAME)).encode())
@@ -198,38 +207,24 @@ def _make_tiles(
         grid = Grid.of_slide(reader.info.width0, reader.info.height0, scale.mpp_x, scale.mpp_y)
     except TooCoarse:
         stage.write("overlay.jpg", draw_overlay(thumbnail, tissue, None, task.source.name))
-        row.update(_publish(task, storage, stage))
+        bench.publish()
         raise
-    wanted = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, task.settings.plan, slide_id)
-    settings = task.settings
+    wanted = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, settings.plan, slide_id)
     give_back_freed_memory()  # of a large slide's mask and what it was made of
-    clock.enter("tiles")
-    store, jpeg, filters = stage.folder / "store.zarr", settings.jpeg, settings.filters
-    plan, tiles, failures, digests = write_tiles(store, slide_id, reader, wanted, jpeg, filters, pool)
+    bench.clock.enter("tiles")
+    store, how = stage.folder / "store.zarr", TileSettings(settings.jpeg, settings.filters)
+    plan, tiles, failures, digests = write_tiles(store, slide_id, reader, wanted, how, bench.pool)
     stage.digests.update(digests)
-    clock.enter("tissue")
+    bench.clock.enter("tissue")
     stage.write("overlay.jpg", draw_overlay(thumbnail, tissue, plan, task.source.name))
-    clock.enter("publish")
-    row.update(_publish(task, storage, stage))
+    bench.clock.enter("publish")
+    bench.publish()
     row.update({f"tiles_{m.name}": plan.count(m) for m in MAGNIFICATIONS})
     row["tiles_filtered"] = len(wanted) - len(plan)
-    lost = say_lost(filters, failures, len(wanted) - len(plan), len(wanted)) if len(wanted) > len(plan) else ""
+    lost = say_lost(settings.filters, failures, len(wanted) - len(plan), len(wanted)) if len(wanted) > len(plan) else ""
     no_tissue = f"the given mask {task.mask.called} is empty" if task.mask else "no tissue was found"
     row.update(verdict(row, plan, settings.plan, lost, no_tissue))
     return tiles
-
-
-def _publish(task: SlideTask, storage: Storage, staged: StagedSlide) -> dict[str, Any]:
-    """Bring what was staged into place; returns the count of files, the store's bytes, and all files' digests."""
-    stage = staged.folder
-    _require_current(task, storage)
-    files = [p for p in stage.rglob("*") if p.is_file()]
-    store_bytes = sum(p.stat().st_size for p in files if p.is_relative_to(stage / "store.zarr"))
-    set_times(stage, task.made_at)
-    for name, path in output_places(task.source.slide_id).items():
-        if (stage / name).exists():
-            storage.publish(stage / name, path)
-    return {"files": len(files), "bytes": store_bytes, "digests": to_column(staged.digests)}
 
 
 def _mask_pixel_mm2(thumbnail: Thumbnail, scale: Scale) -> float:

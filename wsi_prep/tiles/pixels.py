@@ -48,7 +48,7 @@ def read_groups(reader: SlideReader, plan: TilePlan) -> Iterator[TileGroup]:
         if coming is not None:
             factors, corner, side = _in_base_px(plan, coming)
             begin, end = corner.min(axis=0), (corner + side[:, None]).max(axis=0)
-            asked = _Request.of(reader, plan.grid, int(factors.min()), corner, side, begin, end)
+            asked = _Request.of(reader, plan.grid, _Tiles(int(factors.min()), corner, side), begin, end)
             reader.expect(asked.level, *asked.rectangle, asked.boxes)
         if tiles is not None:
             yield from _read_cell(reader, plan, tiles)
@@ -100,7 +100,8 @@ def _halved(
         touched = (corner[:, 1] < band[1]) & (corner[:, 1] + side > band[0])
         if not touched.any():
             continue  # nothing here is part of any tile
-        source = _read_source(reader, grid, finest, corner[touched], side[touched], (first[0], last[0]), band)
+        some = _Tiles(finest, corner[touched], side[touched])
+        source = _read_source(reader, grid, some, (first[0], last[0]), band)
         image = source.image(finest)
         pyramid = [image]
         for factor in (2 * finest, 4 * finest, *(f for f in images if f == 8 * finest)):
@@ -122,10 +123,20 @@ def _resampled(
     its own level-0 pixel: halving would carry the rounding of four neighbours into their parent.
     """
     first, last = corner.min(axis=0), (corner + side[:, None]).max(axis=0)
-    source = _read_source(reader, grid, int(factors.min()), corner, side, (first[0], last[0]), (first[1], last[1]))
+    every = _Tiles(int(factors.min()), corner, side)
+    source = _read_source(reader, grid, every, (first[0], last[0]), (first[1], last[1]))
     for factor in np.unique(factors).tolist():  # ascending, as the plan is sorted
         which = np.flatnonzero(factors == factor)
         yield factor, which, source.image(factor), corner[which] - first, None
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Tiles by their upper left `corner` (n, 2) and `side` (n,), in base px, and the smallest of their factors."""
+
+    finest: int
+    corner: NDArray[np.int64]
+    side: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -172,16 +183,15 @@ class _Request:
         cls,
         reader: SlideReader,
         grid: Grid,
-        finest: int,
-        corner: NDArray[np.int64],
-        side: NDArray[np.int64],
+        tiles: _Tiles,
         begin: NDArray[np.int64],
         end: NDArray[np.int64],
     ) -> _Request:
-        """The rectangle `begin` to `end` (x, y) in base px, from the coarsest level as fine as `finest`.
+        """The rectangle `begin` to `end` (x, y) in base px, from the coarsest level as fine as the finest of the tiles.
 
-        Only what tiles with these corners and sides (base px) need of it will be used.
+        Only what these tiles need of it will be used.
         """
+        finest, corner, side = tiles.finest, tiles.corner, tiles.side
         level, downsample = _best_level(reader.info, grid, finest)
         step = (grid.step_x0 / downsample, grid.step_y0 / downsample)
         slack = 0 if all((s * finest).is_integer() for s in step) else 1  # tiles begin at rounded positions
@@ -191,17 +201,11 @@ class _Request:
 
 
 def _read_source(
-    reader: SlideReader,
-    grid: Grid,
-    finest: int,
-    corner: NDArray[np.int64],
-    side: NDArray[np.int64],
-    across: tuple[int, int],
-    down: tuple[int, int],
+    reader: SlideReader, grid: Grid, tiles: _Tiles, across: tuple[int, int], down: tuple[int, int]
 ) -> _Source:
     """The rectangle `across` (x from, to) and `down` (y from, to) in base px."""
     begin, end = np.array([across[0], down[0]]), np.array([across[1], down[1]])
-    asked = _Request.of(reader, grid, finest, corner, side, begin, end)
+    asked = _Request.of(reader, grid, tiles, begin, end)
     pixels = reader.read(asked.level, *asked.rectangle, asked.boxes)
     left, top = asked.rectangle[:2]
     size = end - begin

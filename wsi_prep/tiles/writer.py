@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +26,23 @@ from wsi_prep.tiles.quality import MEASURES, Measurer
 from wsi_prep.tiles.store import StoreWriter, TileLocation
 
 
+@dataclass(frozen=True)
+class TileSettings:
+    """How tiles are compressed, and which `filters` each has to pass."""
+
+    jpeg: JpegSettings
+    filters: tuple[TileFilter, ...] = ()
+
+
 def write_tiles(
     store: Path,
     slide_id: str,
     reader: SlideReader,
     plan: TilePlan,
-    jpeg: JpegSettings,
-    filters: Sequence[TileFilter],
+    settings: TileSettings,
     pool: ThreadPool,
 ) -> tuple[TilePlan, pa.Table, list[int], dict[str, str]]:
-    """Write those tiles of `plan` that pass all `filters` into the folder `store`, none where none does.
+    """Write those tiles of `plan` that pass all filters into the folder `store`, none where none does.
 
     The pool measures and encodes side by side. Returns the plan of these tiles, their rows in TILE_SCHEMA,
     how many tiles of `plan` fail each filter, and the digests of the store's files.
@@ -44,23 +52,23 @@ def write_tiles(
     kept = np.zeros(len(plan), bool)
     with (
         contextlib.closing(prefetch(read_groups(reader, plan))) as groups,
-        StoreWriter(store, jpeg, store_attributes(slide_id, plan.grid.mpp_by_magnification)) as writer,
+        StoreWriter(store, settings.jpeg, store_attributes(slide_id, plan.grid.mpp_by_magnification)) as writer,
     ):
         for group in groups:
             name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
-            make = functools.partial(_make, group, name, jpeg, filters)
+            make = functools.partial(_make, group, name, settings)
             for index, (measured, data) in zip(group.tiles, pool.share(make, range(len(group.tiles))), strict=True):
                 measures[index] = measured
                 if data is not None:
                     kept[index] = True
                     locations.append(writer.append(name, data))
-    failures = [condition.failures(measures, plan.mag) for condition in filters]
+    failures = [condition.failures(measures, plan.mag) for condition in settings.filters]
     plan = plan.only(kept)
     return plan, _rows(slide_id, plan, measures[kept], locations), failures, writer.digests
 
 
 def _make(
-    group: TileGroup, magnification: str, jpeg: JpegSettings, filters: Sequence[TileFilter], numbers: Sequence[int]
+    group: TileGroup, magnification: str, settings: TileSettings, numbers: Sequence[int]
 ) -> list[tuple[NDArray[np.float32], bytes | None]]:
     """The MEASURES of the group's tiles with these numbers, and the JPEG of each that passes all filters."""
     measurer = Measurer(group.corner, group.quarter)
@@ -69,8 +77,8 @@ def _make(
     for number in numbers:
         np.copyto(tile, group.pixels(number))
         measured = np.array(measurer.measure(number, tile), np.float32)  # as the catalog will have them
-        passes = all(condition.passes(measured.tolist(), magnification) for condition in filters)
-        made.append((measured, encode_tile(tile, jpeg) if passes else None))
+        passes = all(condition.passes(measured.tolist(), magnification) for condition in settings.filters)
+        made.append((measured, encode_tile(tile, settings.jpeg) if passes else None))
     return made
 
 

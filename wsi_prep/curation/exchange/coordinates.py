@@ -101,8 +101,8 @@ def write_trident(out: str, where: str, to: Path, seconds: float = QUESTION_SECO
             "mpp": array["mpp"],
         }
 
-    folder = f"{{magnification}}_{TILE_PX}px_0px_overlap/patches"
-    return _write_coords(out, where, to, folder, "_patches", attributes, seconds)
+    files = _CoordFiles(f"{{magnification}}_{TILE_PX}px_0px_overlap/patches/{{slide_id}}_patches.h5", attributes)
+    return _write_coords(out, where, to, files, seconds)
 
 
 def write_clam(out: str, where: str, to: Path, seconds: float = QUESTION_SECONDS) -> Written:
@@ -123,18 +123,18 @@ def write_clam(out: str, where: str, to: Path, seconds: float = QUESTION_SECONDS
             "mpp": array["mpp"],
         }
 
-    return _write_coords(out, where, to, "{magnification}/patches", "", attributes, seconds)
+    return _write_coords(out, where, to, _CoordFiles("{magnification}/patches/{slide_id}.h5", attributes), seconds)
 
 
-def _write_coords(
-    out: str,
-    where: str,
-    to: Path,
-    folder: str,
-    suffix: str,
-    attributes: Callable[[dict[str, Any]], dict[str, Any]],
-    seconds: float,
-) -> Written:
+@dataclass(frozen=True)
+class _CoordFiles:
+    """Files of one tool: the `path` of a slide's at a magnification, and the `attributes` of its coordinates."""
+
+    path: str
+    attributes: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _write_coords(out: str, where: str, to: Path, files: _CoordFiles, seconds: float) -> Written:
     written = Written()
     with open_catalog([out], seconds=seconds) as catalog:
         for batch in catalog.ask(_ARRAYS.format(where=one_expression(where))):
@@ -144,12 +144,12 @@ def _write_coords(
                 known = None not in array.values() and x0.values.null_count + y0.values.null_count == 0
                 if not (known and 0 < array["span0"] < _WIDEST):
                     raise BadCatalog(f"the catalog does not say where the tiles of {array['slide_id']} are")
-                file = to / folder.format(**array) / f"{array['slide_id']}{suffix}.h5"
+                file = to / files.path.format(**array)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 coords: NDArray[np.int64] = np.stack([x0.values.to_numpy(), y0.values.to_numpy()], axis=1)
                 with aside(file) as unfinished, h5py.File(unfinished, "w") as h5:
                     h5["coords"] = coords
-                    h5["coords"].attrs.update(attributes(array))
+                    h5["coords"].attrs.update(files.attributes(array))
                 written.files += 1
                 written.tiles += len(coords)
     return written
