@@ -262,3 +262,9 @@ def test_folders_and_files_stay_small():
     folders = {path.parent for path in sources()} - {ROOT / "pipelines"}  # which holds a file a command
     assert [folder for folder in folders if len(list(folder.glob("*.py"))) > MOST_FILES] == []
     assert [path for path in sources() if len(path.read_text().splitlines()) > 400] == []
+
+
+def test_no_test_imports_a_test():
+    for path in (ROOT / "tests").rglob("*.py"):
+        names = imports_of(path.read_text())
+        assert not [name for name in names if name.split(".")[-1].startswith("test_") and within(name, "tests")], path
