@@ -30,7 +30,17 @@ def losses(file):
 
 def test_shards_are_sound_and_can_be_asked(before, capsys):
     assert verify(["--shards", str(before / "out")]) == 0
-    assert query(["--shards", str(before / "out"), "--sql", "SELECT count(*), min(stain) FROM tiles JOIN slides USING (slide_id)"]) == 0
+    assert (
+        query(
+            [
+                "--shards",
+                str(before / "out"),
+                "--sql",
+                "SELECT count(*), min(stain) FROM tiles JOIN slides USING (slide_id)",
+            ]
+        )
+        == 0
+    )
     assert {"8", "HE"} <= set(capsys.readouterr().out.split())
 
 
