@@ -23,7 +23,8 @@ from wsi_prep.format.layout import is_slide_id
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
 from wsi_prep.untrusted.below import file_below, folder_below, open_below, require_size
-from wsi_prep.untrusted.tables import BadTable, open_table, require_columns
+from wsi_prep.untrusted.pages import BadTable
+from wsi_prep.untrusted.tables import open_table, require_columns
 
 _SCHEMAS = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _NEEDED = {

@@ -19,11 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wsi_prep.errors import BadCatalog
+from wsi_prep.errors import BadCatalog, BadOutput
 from wsi_prep.format.layout import is_slide_id
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import local_folder, open_storage
+from wsi_prep.untrusted.pages import BadTable
+from wsi_prep.untrusted.tables import open_table, refusing, require_columns
 
 _TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _KINDS = (
@@ -56,6 +58,7 @@ _PLAIN_SEGMENTS = frozenset((0xDB, 0xC4, 0xDD, *(set(range(0xC0, 0xD0)) - {0xC8,
 
 _JFIF_BYTES = 14
 _BATCH = 65_536
+_OF_A_TILE = {"shard", "offset", "nbytes"}
 
 
 @dataclass
@@ -155,41 +158,57 @@ def _attributes(path: str) -> list[str]:
 def _table(storage: Storage, path: str, table: str, found: Disclosure, ids: set[str]) -> None:
     """Every text of one file of the catalog, and of its metadata."""
     try:
-        file = pq.ParquetFile(next(iter(storage.sources([path]))))
-        for name in set(file.schema_arrow.names) - set(_TABLES[table].names):
-            found.strays.append(f"{path} has a column {name!r} that no table of ours has")
-        found.texts[f"{table}, Parquet created by"][str(file.metadata.created_by)] += 1
-        for key, value in (file.metadata.metadata or {}).items():
-            if key != b"ARROW:schema":
-                found.texts[f"{table}, Parquet metadata {_text(key)}"][_text(value)] += 1
-        for field_ in file.schema_arrow:
-            for key, value in (field_.metadata or {}).items():
-                if key != b"PARQUET:field_id":
-                    found.texts[f"{table}.{field_.name}, metadata {_text(key)}"][_text(value)] += 1
-        for batch in file.iter_batches(batch_size=_BATCH):
-            _rows(storage, batch, table, found, ids)
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        found.strays.append(f"{path} cannot be read as Parquet")
+        with refusing(path), open_table(next(iter(storage.sources([path]))), _TABLES[table]) as file:
+            _metadata(file, path, table, found)
+            places = {"slide_id"} | (_OF_A_TILE if table == "tiles" else set())
+            try:
+                require_columns(file.schema_arrow, _TABLES[table], places)
+            except BadTable as error:
+                found.strays.append(f"{path} is no table of ours: {error}")
+                places = set()
+            for batch in file.iter_batches(batch_size=_BATCH):
+                _rows(pa.Table.from_batches([batch]), path, table, found, ids)
+                if table == "tiles" and places:
+                    _tiles(storage, batch, found)
+    except (BadCatalog, BadOutput) as error:
+        found.strays.append(str(error))
 
 
-def _rows(storage: Storage, batch: pa.RecordBatch, table: str, found: Disclosure, ids: set[str]) -> None:
-    rows = pa.Table.from_batches([batch])
-    if table == "slides" and "slide_id" in rows.column_names:
-        ids.update(str(slide_id) for slide_id in rows["slide_id"].to_pylist())
+def _metadata(file: pq.ParquetFile, path: str, table: str, found: Disclosure) -> None:
+    """What a file's columns, and its notes beside the rows, tell."""
+    for name in set(file.schema_arrow.names) - set(_TABLES[table].names):
+        found.strays.append(f"{path} has a column {name!r} that no table of ours has")
+    found.texts[f"{table}, Parquet created by"][str(file.metadata.created_by)] += 1
+    for key, value in (file.metadata.metadata or {}).items():
+        if key != b"ARROW:schema":
+            found.texts[f"{table}, Parquet metadata {_text(key)}"][_text(value)] += 1
+    for field_ in file.schema_arrow:
+        for key, value in (field_.metadata or {}).items():
+            if key != b"PARQUET:field_id":
+                found.texts[f"{table}.{field_.name}, metadata {_text(key)}"][_text(value)] += 1
+
+
+def _rows(rows: pa.Table, path: str, table: str, found: Disclosure, ids: set[str]) -> None:
+    """The texts in the rows; what is no text is told as one, where there is a way."""
+    whose = pa.nulls(len(rows), pa.string())
+    if "slide_id" in rows.column_names and pa.types.is_string(rows.schema.field("slide_id").type):
+        whose = rows["slide_id"]
+        ids.update(map(str, whose.to_pylist()) if table == "slides" else ())
     for column in rows.schema:
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
             continue
-        plain = rows.select(["slide_id", column.name] if column.name != "slide_id" else ["slide_id"])
+        try:
+            values = rows[column.name].cast(pa.string())
+        except pa.ArrowException:
+            stray = f"{path} has a column {column.name!r} of {column.type} with values that cannot be told"
+            found.strays += [stray] if stray not in found.strays[-1:] else []
+            continue
         counts = found.texts[f"{table}.{column.name}"]
-        groups = plain.group_by(plain.column_names).aggregate([([], "count_all")]).to_pylist()
-        for group in groups:
-            text = group[column.name]
-            if text is not None:
-                counts[_without_id(str(text), str(group["slide_id"]), column.name)] += group["count_all"]
-    if table == "tiles":
-        _tiles(storage, rows, found)
+        groups = pa.table({"whose": whose, "text": values}).group_by(["whose", "text"]).aggregate([([], "count_all")])
+        for group in groups.to_pylist():
+            if group["text"] is not None:
+                text = _without_id(group["text"], group["whose"] or "", column.name)
+                counts[text] += group["count_all"]
 
 
 def _without_id(text: str, slide_id: str, column: str) -> str:
@@ -199,7 +218,7 @@ def _without_id(text: str, slide_id: str, column: str) -> str:
     return text.replace(slide_id, "<slide_id>") if column != "slide_id" and slide_id and text != slide_id else text
 
 
-def _tiles(storage: Storage, rows: pa.Table, found: Disclosure) -> None:
+def _tiles(storage: Storage, rows: pa.RecordBatch, found: Disclosure) -> None:
     """The heads of these tiles' JPEGs."""
     shards: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for row in rows.select(["slide_id", "shard", "offset", "nbytes"]).to_pylist():

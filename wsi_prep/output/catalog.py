@@ -28,7 +28,7 @@ from wsi_prep.output.sealed_parquet import check_seal, sealed_writer
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage
 from wsi_prep.untrusted.small_json import read_object
-from wsi_prep.untrusted.tables import BadTable, of_today, open_table
+from wsi_prep.untrusted.tables import of_today, open_table, refusing, require_columns
 
 _PART_SLIDES = 50_000
 _PART_TILES = 4_000_000
@@ -98,8 +98,7 @@ class Catalog:
             self._delete(table, [name for name in (f"{i}.parquet" for i in sorted(slide_ids)) if name in present])
         gone = pa.array(sorted(slide_ids), pa.string())
         for part in self._names("slides", parts=True):
-            ids = self._open("slides", part).read(["slide_id"])["slide_id"]
-            if pc.any(pc.is_in(ids, gone)).as_py():
+            if pc.any(pc.is_in(self._ids(part), gone)).as_py():
                 self._rewrite_part(part, gone)
 
     def drop_from(self, part: str, slide_ids: Collection[str]) -> None:
@@ -115,7 +114,8 @@ class Catalog:
         """Change those columns of slides that `rows` have beside the slide_id; their tiles are untouched."""
         changed = {row["slide_id"]: row for row in rows}
         for name in self._names("slides", parts=True) + self._names("slides", parts=False) if changed else []:
-            old = of_today(self._open("slides", name).read(), SLIDE_SCHEMA).to_pylist()
+            with self._readable("slides"):
+                old = of_today(self._open("slides", name).read(), SLIDE_SCHEMA).to_pylist()
             if any(row["slide_id"] in changed for row in old):
                 self._require_undamaged("slides", name)
                 table = pa.Table.from_pylist([{**row, **changed.get(row["slide_id"], {})} for row in old], SLIDE_SCHEMA)
@@ -210,10 +210,16 @@ class Catalog:
 
     def _open(self, table: str, name: str) -> pq.ParquetFile:
         """A file of a table; BadCatalog where it is none."""
-        try:
-            return open_table(self._source(table, name), _TABLES[table], page_checksum_verification=True)
-        except BadTable as error:
-            raise self._damaged(table, f"{name} is damaged ({error})") from error
+        schema = _TABLES[table]
+        with refusing(f"{self._storage.where}/{_FOLDERS[table]}/{name}"):
+            file = open_table(self._source(table, name), schema, page_checksum_verification=True)
+            require_columns(file.schema_arrow, schema, {"slide_id"})
+            return file
+
+    def _ids(self, part: str) -> pa.ChunkedArray:
+        """The slides that a part has rows of."""
+        with self._readable("slides"):
+            return self._open("slides", part).read(["slide_id"])["slide_id"]
 
     def _delete(self, table: str, names: Iterable[str]) -> None:
         self.storage.delete([f"{_FOLDERS[table]}/{name}" for name in names])
@@ -222,8 +228,8 @@ class Catalog:
         """Remove files of slides that a part has: a worker that left the cluster had finished them once more."""
         singles = {name.removesuffix(".parquet") for table in _TABLES for name in self._names(table, parts=False)}
         for part in self._names("slides", parts=True) if singles else []:
-            ids = self._open("slides", part).read(["slide_id"])["slide_id"]
-            merged = [f"{slide_id}.parquet" for slide_id in sorted(singles.intersection(ids.to_pylist()))]
+            ids = self._ids(part).to_pylist()
+            merged = [f"{slide_id}.parquet" for slide_id in sorted(singles.intersection(ids))]
             for table in _TABLES:
                 self._delete(table, merged)
 
@@ -251,6 +257,7 @@ class Catalog:
                 self.storage.making(f"{folder}/.{part}") as unfinished,
                 unfinished.open("w+b") as file,
                 sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
+                self._readable(table),
             ):
                 self._require_undamaged(table, part)
                 for batch in self._open(table, part).iter_batches():

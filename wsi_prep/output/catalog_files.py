@@ -23,7 +23,8 @@ from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
 from wsi_prep.output.catalog import require_catalog
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import local_folder, open_storage
-from wsi_prep.untrusted.tables import BadTable, open_table, require_plausible
+from wsi_prep.untrusted.pages import BadTable
+from wsi_prep.untrusted.tables import open_table
 
 TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _PIECE_BYTES = 8 * 2**20
@@ -53,18 +54,14 @@ class CatalogFiles:
     failures: list[StoreFailed] = field(default_factory=list)
 
 
-def catalog_files(shards: Sequence[str], *, texts: bool = False) -> CatalogFiles:
+def catalog_files(shards: Sequence[str]) -> CatalogFiles:
     """The catalogs of the OUT folders, or object stores' URLs, `shards` as one, each slide counted once.
 
-    With `texts` those of tiles are looked at too, for who reads them all: see tables.open_table.
-
-    Raises BadCatalog where there is none, or it cannot be read; BadOption for a URL of no store that is known;
-    StoreFailed where one does not answer.
+    Raises BadCatalog where there is none, or it cannot be read, or unpacks without end (see tables.open_table);
+    BadOption for a URL of no store that is known; StoreFailed where one does not answer.
     """
     failures: list[StoreFailed] = []
-    files = [
-        (n, name, sources) for n, where in enumerate(shards) for name, sources in _named(where, failures, texts=texts)
-    ]
+    files = [(n, name, sources) for n, where in enumerate(shards) for name, sources in _named(where, failures)]
     rows = [_ids(shards[n], name, sources["slides"]) for n, name, sources in files]
     ids = pa.concat_tables([pa.table({"slide_id": pa.array([], pa.string()), "ok": pa.array([], pa.bool_())}), *rows])
     copies = which_count(ids["slide_id"].combine_chunks(), ids["ok"].combine_chunks())
@@ -84,9 +81,7 @@ def catalog_files(shards: Sequence[str], *, texts: bool = False) -> CatalogFiles
     return CatalogFiles(tables, pa.concat_tables(folders), copies, failures)
 
 
-def _named(
-    where: str, failures: list[StoreFailed], *, texts: bool
-) -> Iterator[tuple[str, dict[str, Path | ds.Dataset]]]:
+def _named(where: str, failures: list[StoreFailed]) -> Iterator[tuple[str, dict[str, Path | ds.Dataset]]]:
     """The names of a catalog's files of slides, sorted, each with its files by table. Tiles of no slide are none."""
     place, folder = open_storage(where), local_folder(where)
     found = {table: _sizes(place, f"catalog/{table}", near=folder is not None) for table in TABLES}
@@ -99,7 +94,7 @@ def _named(
                 sources[table] = _rows(place, path, size, table, failures)
             else:
                 sources[table] = folder / path
-                _require_table(place, path, table, where, texts=texts or table == "slides")
+                _require_table(place, path, table, where)
         yield name, sources
 
 
@@ -111,15 +106,11 @@ def _sizes(storage: Storage, folder: str, *, near: bool) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if "/" not in name and is_table_file(name)}
 
 
-def _require_table(storage: Storage, path: str, table: str, where: str, *, texts: bool) -> None:
-    """Raise BadCatalog where a file on a disk is no table, or claims more rows, or `texts`, than it can hold."""
+def _require_table(storage: Storage, path: str, table: str, where: str) -> None:
+    """Raise BadCatalog where a file on a disk is no table, or claims more rows or texts than it can hold."""
     try:
         for source in storage.sources([path]):
-            if texts:
-                open_table(source, TABLES[table]).close()
-            else:
-                with pq.ParquetFile(source) as file:
-                    require_plausible(file.metadata, file.schema_arrow, TABLES[table], source.stat().st_size)
+            open_table(source, TABLES[table]).close()
     except UsageError:
         raise
     except (BadTable, pa.ArrowException, OSError) as error:

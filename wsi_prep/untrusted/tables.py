@@ -1,12 +1,16 @@
 """A catalog's Parquet files that somebody else may have written: opened only where they hold what their bytes can hold.
 
 Parquet says "the same sixteen million times" in some bytes. What ours unpack to is in proportion to their size, since a
-slide has an id, and a tile a checksum, that nothing compresses: 4 to 20 bytes in memory for one in the file.
+slide has an id, and a tile a checksum, that nothing compresses: 4 to 20 bytes in memory for one in the file. Sizes are
+those that nothing can unpack more than, whatever a footer says: of pages by their headers (`pages`), of rows by their
+number and type, and of texts that stand for many rows by their dictionary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wsi_prep.errors import BadCatalog, one_line
+from wsi_prep.errors import BadCatalog, UsageError, one_line
+from wsi_prep.untrusted.pages import BadTable, Read, Unpacked, unpacked
 
 UNPACKED = 100
 """Most bytes in memory for one in the file."""
@@ -23,11 +28,9 @@ _LEAST = 2**20
 """What a file may unpack to, however small it is."""
 
 _MOST_COLUMNS = 1000
+_TAIL = 8  # length of the footer, and Parquet's mark
+_TEXTS = frozenset((pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()))
 _FOOTER_TEXT, _FOOTER_ITEMS = 2**24, 200_000  # of a footer: bytes of one text, entries of one list
-
-
-class BadTable(ValueError):
-    """A Parquet file that is no table of the catalog; the text says why, and not which."""
 
 
 def open_table(source: Path | pa.BufferReader, schema: pa.Schema, **options: Any) -> pq.ParquetFile:
@@ -37,8 +40,7 @@ def open_table(source: Path | pa.BufferReader, schema: pa.Schema, **options: Any
     """
     file = _opened(source, **options)
     try:
-        most = require_plausible(file.metadata, file.schema_arrow, schema, _size(source))
-        _require_texts(source, file, schema, most)
+        _require_bounded(source, file, schema)
     except BaseException:
         file.close()
         raise
@@ -47,16 +49,23 @@ def open_table(source: Path | pa.BufferReader, schema: pa.Schema, **options: Any
 
 def require_table(source: Path | pa.BufferReader, schema: pa.Schema, where: str) -> None:
     """Raise BadCatalog, which names the file `where`, unless it is one that `open_table` opens."""
-    try:
-        if isinstance(source, Path) and _is_small(pq.read_metadata(source)):
-            return
+    with refusing(where):
         open_table(source, schema).close()
-        if not isinstance(source, Path):
-            source.seek(0)
-    except FileNotFoundError:
+    if not isinstance(source, Path):
+        source.seek(0)
+
+
+@contextmanager
+def refusing(where: str) -> Iterator[None]:
+    """Around the reading of a table's file: what is wrong with it becomes BadCatalog, which names the file `where`."""
+    try:
+        yield
+    except UsageError:
         raise
-    except (BadTable, pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        why = one_line(error, 200)
+    except (ValueError, pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # what pyarrow cannot decode has no number
+            raise
+        why = one_line(error)
         raise BadCatalog(f"{where} is damaged; make verify with REPAIR=1 drops it ({why})") from error
 
 
@@ -69,15 +78,6 @@ def require_columns(found: pa.Schema, schema: pa.Schema, needed: Collection[str]
             raise BadTable(f"its column {name} is {found.field(name).type}, not {schema.field(name).type}")
 
 
-def _is_small(metadata: pq.FileMetaData) -> bool:
-    """Whether a file is small whatever it holds, as one slide's row is: most files are such, and known so at once."""
-    if metadata.num_row_groups != 1 or metadata.num_columns > _MOST_COLUMNS:
-        return False
-    rows, group = int(metadata.num_rows), metadata.row_group(0)
-    unpacked = rows * (int(group.total_byte_size) + 8 * int(metadata.num_columns))
-    return bool(group.num_rows == rows >= 0) and 0 <= unpacked <= _LEAST
-
-
 def of_today(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """The same rows with all of the schema's columns; those that an older version did not write are null."""
     for field in schema:
@@ -86,27 +86,68 @@ def of_today(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return rows.select(schema.names).cast(schema)
 
 
-def require_plausible(metadata: pq.FileMetaData, found: pa.Schema, schema: pa.Schema, size: int) -> int:
+def _require_bounded(source: Path | pa.BufferReader, file: pq.ParquetFile, schema: pa.Schema) -> None:
+    """Raise BadTable where the file has other types than the table, or unpacks to more than it can."""
+    size = _size(source)
+    most = _require_plausible(file, schema, size)
+    with _reading(source) as read:
+        chunks = _chunks(read, file.metadata, size)
+    total = sum(chunk.total for columns in chunks for chunk in columns.values())
+    if total > most:
+        raise BadTable(f"its {size:,} bytes cannot hold {total:,} bytes")
+    _require_texts(source, file, chunks, most)
+
+
+def _require_plausible(file: pq.ParquetFile, schema: pa.Schema, size: int) -> int:
     """What a footer says of a file of `size` bytes, against the table's `schema`: most bytes that it may unpack to.
 
     Raises BadTable for more rows, or other types, than such a file has.
     """
-    most = max(UNPACKED * size, _LEAST)
+    metadata, most = file.metadata, max(UNPACKED * size, _LEAST)
     if metadata.num_columns > _MOST_COLUMNS:
         raise BadTable(f"it has {metadata.num_columns:,} columns")
-    if len(set(found.names)) != len(found.names):
-        raise BadTable("it has two columns of one name")
-    for field in found:
-        _require_kind(field, schema)
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    rows = sum(group.num_rows for group in groups)
-    if rows != metadata.num_rows or any(group.num_rows < 0 for group in groups):
+    width = _require_kinds(file.schema_arrow, schema)
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    rows = sum(groups)
+    if rows != metadata.num_rows or min(groups, default=0) < 0:
         raise BadTable(f"it says that it has {metadata.num_rows:,} rows, and its parts {rows:,}")
-    width = sum(_width(field.type) for field in found)
-    unpacked = max(rows * width, sum(group.total_byte_size for group in groups))
-    if unpacked > most:
-        raise BadTable(f"its {size:,} bytes cannot hold {rows:,} rows, or unpack to {unpacked:,} bytes")
+    if rows * width > most:
+        raise BadTable(f"its {size:,} bytes cannot hold {rows:,} rows, or unpack to {rows * width:,} bytes")
     return most
+
+
+def _chunks(read: Read, metadata: pq.FileMetaData, size: int) -> list[dict[str, Unpacked]]:
+    """What each row group's columns unpack to, by name."""
+    end = size - int.from_bytes(read(size - _TAIL, 4), "little") - _TAIL
+    names = range(metadata.num_columns)
+    found = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        chunks = map(group.column, names)
+        found.append({chunk.path_in_schema: unpacked(read, chunk, group.num_rows, end) for chunk in chunks})
+    return found
+
+
+@contextmanager
+def _reading(source: Path | pa.BufferReader) -> Iterator[Read]:
+    """The file's bytes by offset and count; a small file is read once."""
+    if not isinstance(source, Path):
+        yield lambda at, count: _at(source, at, count)
+        return
+    descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_size <= _LEAST:
+            data = os.pread(descriptor, _LEAST, 0)
+            yield lambda at, count: data[at : at + count]
+        else:
+            yield lambda at, count: os.pread(descriptor, count, at)
+    finally:
+        os.close(descriptor)
+
+
+def _at(source: pa.BufferReader, at: int, count: int) -> bytes:
+    source.seek(at)
+    return bytes(source.read(count))
 
 
 def _opened(source: Path | pa.BufferReader, **options: Any) -> pq.ParquetFile:
@@ -120,9 +161,18 @@ def _size(source: Path | pa.BufferReader) -> int:
     return source.stat().st_size if isinstance(source, Path) else int(source.size())
 
 
+def _require_kinds(found: pa.Schema, schema: pa.Schema) -> int:
+    """Bytes of a row without its texts. Raises BadTable for two columns of one name, and as _require_kind."""
+    if len(set(found.names)) != len(found.names):
+        raise BadTable("it has two columns of one name")
+    for field in found:
+        _require_kind(field, schema)
+    return sum(_width(field.type) for field in found)
+
+
 def _require_kind(field: pa.Field, schema: pa.Schema) -> None:
     """Raise BadTable for a column of lists or the like, or a text in place of a number."""
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    kind = _kind(field)
     if pa.types.is_nested(kind):
         raise BadTable(f"its column {field.name[:40]!r} is {str(kind)[:60]!r}")
     at = schema.get_field_index(field.name)
@@ -130,8 +180,12 @@ def _require_kind(field: pa.Field, schema: pa.Schema) -> None:
         raise BadTable(f"its column {field.name} is {kind}, not {schema.field(at).type}")
 
 
+def _kind(field: pa.Field) -> pa.DataType:
+    return field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+
+
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+    return kind in _TEXTS
 
 
 def _width(kind: pa.DataType) -> int:
@@ -142,16 +196,15 @@ def _width(kind: pa.DataType) -> int:
         return 4
 
 
-def _require_texts(source: Path | pa.BufferReader, file: pq.ParquetFile, schema: pa.Schema, most: int) -> None:
-    """Raise BadTable where the table's texts are longer in all than `most` bytes.
+def _require_texts(
+    source: Path | pa.BufferReader, file: pq.ParquetFile, chunks: list[dict[str, Unpacked]], most: int
+) -> None:
+    """Raise BadTable where the texts are longer in all than `most` bytes.
 
     A text that stands for many rows is in the file once: looked at there, as a dictionary, before any row gets its own.
     """
-    metadata = file.metadata
-    known = {field.name: field.type for field in file.schema_arrow}
-    names = [name for name in schema.names if name in known and pa.types.is_string(known[name])]
-    groups = range(metadata.num_row_groups)
-    unsure = [(number, name) for number in groups for name in _unsure(metadata, number, names, most)]
+    names = [field.name for field in file.schema_arrow if _is_text(_kind(field))]
+    unsure = list(_unsure(file.metadata, chunks, names, most))
     if not unsure:
         return
     total = 0
@@ -163,13 +216,17 @@ def _require_texts(source: Path | pa.BufferReader, file: pq.ParquetFile, schema:
                 raise BadTable(f"the texts of its column {name} are longer than its bytes can hold")
 
 
-def _unsure(metadata: pq.FileMetaData, number: int, names: Collection[str], most: int) -> list[str]:
-    """The columns of a row group whose texts could be more than a share of `most`, if each row had the longest."""
-    group = metadata.row_group(number)
-    share = most // max(1, metadata.num_row_groups * len(names))
-    chunks = (group.column(at) for at in range(group.num_columns))
-    longest = {chunk.path_in_schema: group.num_rows * chunk.total_uncompressed_size for chunk in chunks}
-    return [name for name in names if longest.get(name, 0) > share]
+def _unsure(
+    metadata: pq.FileMetaData, chunks: list[dict[str, Unpacked]], names: Collection[str], most: int
+) -> Iterator[tuple[int, str]]:
+    """Row groups and columns whose texts could be more than a share of `most`, if each row had all of a dictionary."""
+    share = most // max(1, len(chunks) * len(names))
+    for number, columns in enumerate(chunks):
+        rows = metadata.row_group(number).num_rows
+        for name in names:
+            chunk = columns.get(name)  # by another name in Parquet's own schema: to be looked at
+            if chunk is None or chunk.total + rows * chunk.dictionary > share:
+                yield number, name
 
 
 def _text_bytes(texts: pa.DictionaryArray) -> int:

@@ -42,7 +42,7 @@ def open_catalogs(folders: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]
     `folder` is the number of a row's shards folder, or object-store URL. Raises BadCatalog, which names the folder, and
     StoreFailed.
     """
-    files = catalog_files(folders, texts=True)
+    files = catalog_files(folders)
     with closed_connection(allowed=local_names(files)) as connection:
         connection.register("folders", files.folders)
         connection.register("notes", pa.table({"note": pa.array(files.copies.notes, pa.string())}))
