@@ -211,7 +211,7 @@ class Catalog:
     def _open(self, table: str, name: str) -> pq.ParquetFile:
         """A file of a table; BadCatalog where it is none."""
         schema = _TABLES[table]
-        with refusing(f"{self._storage.where}/{_FOLDERS[table]}/{name}"):
+        with refusing(f"{self.storage.where}/{_FOLDERS[table]}/{name}"):
             file = open_table(self._source(table, name), schema, page_checksum_verification=True)
             require_columns(file.schema_arrow, schema, {"slide_id"})
             return file
