@@ -75,7 +75,7 @@ class Batch:
     """Tiles of one rank at one step; `pixels` may be overwritten once the next batch is asked for.
 
     `pixels` (B, 3, 392, 392) uint8 RGB, in channels-last memory, pinned where CUDA is. `mpp` (B,) float32 um/px.
-    `magnification` (B,) int64, number into geometry.MAGNIFICATIONS. `position` (B,) int64 in the global batch.
+    `magnification` (B,) int64, number into magnifications.MAGNIFICATIONS. `position` (B,) int64 in the global batch.
     `draw` says which tiles they are.
     """
 

@@ -124,7 +124,7 @@ class Sampler:
         return len(np.unique(self._slide[self._probability[self._stratum_of_cell] > 0]))
 
     def magnification_of(self, stratum: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Numbers into geometry.MAGNIFICATIONS of strata."""
+        """Numbers into magnifications.MAGNIFICATIONS of strata."""
         return self._magnification[stratum]
 
     def draw(self, step: int) -> Draw:

@@ -375,7 +375,7 @@ def _resident_gb() -> float:
 def objective_of(recipe: Recipe, seed: int, where: str = "cpu") -> Objective:
     """What the recipe minimises: self-distillation, or distillation from `recipe.teacher`.
 
-    `where`: the device that the student is made on; on "meta" it has no weights until objective.begin. Raises BadRun
+    `where`: the device that the student is made on; on "meta" it has no weights until self_distillation.begin. Raises BadRun
     and BadWeights where the teacher cannot be loaded.
     """
     recompute = recipe.compute.recompute

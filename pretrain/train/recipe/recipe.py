@@ -88,8 +88,8 @@ class LookingSettings:
 class Recipe:
     """The whole configuration of a run, under the name of the function that made it.
 
-    `start_from`: a file or folder with weights that the backbone begins with, see weights.load_backbone. `teacher`: a
-    RUN folder or a folder of released weights to be distilled, see distill; empty for self-distillation.
+    `start_from`: a file or folder with weights that the backbone begins with, see model.weights. `teacher`: a
+    RUN folder or a folder of released weights to be distilled; empty for self-distillation.
     """
 
     name: str
