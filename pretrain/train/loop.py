@@ -375,8 +375,8 @@ def _resident_gb() -> float:
 def objective_of(recipe: Recipe, seed: int, where: str = "cpu") -> Objective:
     """What the recipe minimises: self-distillation, or distillation from `recipe.teacher`.
 
-    `where`: the device that the student is made on; on "meta" it has no weights until self_distillation.begin. Raises BadRun
-    and BadWeights where the teacher cannot be loaded.
+    `where`: the device that the student is made on; on "meta" it has no weights until self_distillation.begin. Raises
+    BadRun and BadWeights where the teacher cannot be loaded.
     """
     recompute = recipe.compute.recompute
     teacher = load_teacher(Path(recipe.teacher)) if recipe.teacher else None
