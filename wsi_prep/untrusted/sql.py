@@ -187,7 +187,10 @@ class Deadline:
             return
         self.late = BadQuery(self._line)
         for _ in range(_TRIES):
-            self._connection.interrupt()  # lost where it comes between two pieces of work
+            try:
+                self._connection.interrupt()  # lost where it comes between two pieces of work
+            except duckdb.ConnectionException:  # the work ended at this moment, and the connection is closed
+                return
             if done.wait(_GRACE_S / _TRIES):
                 return
         sys.stderr.write(f"{self._line}\n")

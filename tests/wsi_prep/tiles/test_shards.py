@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import zarr
 
+from wsi_prep.format import zarr_metadata
 from wsi_prep.format.jpeg import JpegSettings, decode_tile, encode_tile
 from wsi_prep.tiles import store as shards
 from wsi_prep.tiles.store import StoreWriter
@@ -25,7 +26,8 @@ def write(folder, counts, jpeg=None):
 
 
 def test_zarr_reads_what_the_offset_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_TILES", 4)  # several shards, the last one partly filled
+    for module in (zarr_metadata, shards):  # several shards, the last one partly filled
+        monkeypatch.setattr(module, "SHARD_TILES", 4)
     places = write(tmp_path / "s.zarr", {"40x": 10, "20x": 3, "5x": 0})
     group = zarr.open(tmp_path / "s.zarr", mode="r")
     assert sorted(group.array_keys()) == ["20x", "40x"]
@@ -81,7 +83,8 @@ def test_a_store_that_was_not_finished_cannot_be_opened(tmp_path):
 
 @pytest.mark.parametrize("count", [3, 4, 5, 8])
 def test_shards_are_whole_but_for_an_only_one(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(shards, "SHARD_TILES", 4)
+    for module in (zarr_metadata, shards):
+        monkeypatch.setattr(module, "SHARD_TILES", 4)
     write(tmp_path / "s.zarr", {"20x": count})
     array = zarr.open(tmp_path / "s.zarr/20x", mode="r")
     assert array.shards[0] == min(count, 4)
