@@ -8,8 +8,6 @@ import socket
 import subprocess
 
 import pytest
-import torch
-import torch._inductor.config
 
 from pipelines.options import EXIT_WRONG_CALL
 from pipelines.train import EXIT_SAVED, EXIT_STOPPED, main
@@ -238,6 +236,8 @@ def test_a_run_that_collapses_says_so(shards, tmp_path, capsys):
 def test_compiled_blocks_do_what_plain_ones_do(shards, tmp_path):
     few = ("backbone.depth=1", "schedule.steps=3")  # every block is compiled by itself
     assert run(shards, tmp_path / "plain", *few) == 0
-    with torch._inductor.config.patch(compile_threads=1):  # no other processes, which would each import torch
+    from torch._inductor import config
+
+    with config.patch(compile_threads=1):  # no other processes, which would each import torch
         assert run(shards, tmp_path / "run", *few, "compute.compile=true", "compute.recompute=selective") == 0
     close_to(tmp_path / "run", tmp_path / "plain")

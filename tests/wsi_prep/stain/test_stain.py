@@ -101,9 +101,9 @@ def test_tissue_that_is_white_is_unknown():
 
 def painted(texture):
     """A sample slide's scene at 8 um/px, and its mask."""
-    layout = make_layout(3000, 3000, 0.5, seed=4, marks=False)
-    pixels = make_scene(layout, texture, seed=6).paint(0, 0, 2992, 2992)
-    return cv2.resize(pixels, (187, 187), interpolation=cv2.INTER_AREA), layout.mask[:187, :187]
+    layout = make_layout(2000, 2000, 0.5, seed=4, marks=False)
+    pixels = make_scene(layout, texture, seed=6).paint(0, 0, 1984, 1984)
+    return cv2.resize(pixels, (124, 124), interpolation=cv2.INTER_AREA), layout.mask[:124, :124]
 
 
 @pytest.fixture(scope="module")
