@@ -21,7 +21,8 @@ EXIT_OK, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 2, 130
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "sample_slides"
-_AT_ROOT = ("test", "check")
+_AT_ROOT = ("test", "test-fast", "check")
+_LEFT_OUT = "not (slow or browser or cluster or network)"
 
 _HELP = """
 Without SLIDES, make shards takes the sample slides. Without SHARDS, a target takes the folder shards/.
@@ -208,8 +209,10 @@ def _check(_target: Target, _said: Mapping[str, str]) -> Commands:
     return [_python("ruff", "check", "."), _python("ruff", "format", "--check", "."), _python("mypy")]
 
 
-def _test(_target: Target, said: Mapping[str, str]) -> Commands:
-    return [_python("pytest", "-n", "2", *arguments(said))]
+def _test(target: Target, said: Mapping[str, str]) -> Commands:
+    # two runs of neighbours: what a module's tests share is made once, or twice for the one that is parted
+    fast = ["-m", _LEFT_OUT] if target.name == "test-fast" else []
+    return [_python("pytest", "-n", "2", "--dist", "worksteal", *fast, *arguments(said))]
 
 
 def _fuzz(target: Target, said: Mapping[str, str]) -> Commands:
@@ -240,6 +243,7 @@ _PLANS: dict[str, Callable[[Target, Mapping[str, str]], Commands]] = {
     "bench": _bench,
     "check": _check,
     "test": _test,
+    "test-fast": _test,
     "fuzz": _fuzz,
     "clean": _nothing,
 }

@@ -297,6 +297,7 @@ TARGETS = {
             ),
         ),
         Target("test", "every test, after ruff and mypy", "pytest", (_ARGS,)),
+        Target("test-fast", "the tests that take seconds, after ruff and mypy: in under 2 minutes", "pytest", (_ARGS,)),
         Target("check", "ruff and mypy alone"),
         Target("samples", "make the sample slides", "sample_slides.make", (_ARGS,)),
         Target("clean", "remove the environment, the sample slides' pictures and the folder shards/"),

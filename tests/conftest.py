@@ -3,6 +3,7 @@
 import os
 import subprocess
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 
@@ -14,6 +15,23 @@ from sample_slides.make import CMU, he_svs, make_synthetic, nompp_tiff
 from sample_slides.scene import make_scene
 from sample_slides.texture import he_stain
 from tests.support.paths import REAL, ROOT
+
+MARKED_BY = {
+    "slow": {"he_slide", "painted", "coordinate_slide", "real_slides", "cmu_slide"},
+    "browser": {"browser"},
+    "cluster": {"_dask", "_far_dask"},
+    "network": {"_object_server"},
+}
+"""Markers that follow from what a test asks for."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        asked = {*item.fixturenames, *(value for value in parameters if isinstance(value, str))}
+        for marker, fixtures in MARKED_BY.items():
+            if fixtures & asked:
+                item.add_marker(marker)
 
 
 @pytest.fixture(scope="session")
@@ -63,27 +81,64 @@ def cmu_slide():
     return pytest.skip(f"needs {CMU}: python -m sample_slides.make --only {CMU}")
 
 
-@pytest.fixture(scope="module")
-def object_server():
-    """A bucket over HTTP, named by the environment as a user would; see object_server.py for how it is made to fail."""
+@pytest.fixture(scope="session")
+def _object_server():
     from tests.support.object_server import ObjectServer
 
     server = ObjectServer()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
-    server.clear()  # every server of a process shows the same objects
+    yield server
     server.stop()
 
 
 @pytest.fixture(scope="module")
-def scheduler(object_server):
-    """The address of a Dask cluster of one worker that reaches the bucket."""
-    from distributed import LocalCluster
+def object_server(_object_server):
+    """A bucket over HTTP, named by the environment as a user would; see object_server.py for how it is made to fail."""
+    with patch.dict(os.environ, _object_server.environment):
+        yield _object_server
+    _object_server.clear()
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1") as cluster:
-        yield cluster.scheduler_address
+
+@pytest.fixture(scope="session")
+def _far_dask(_object_server):
+    from tests.support.shared_dask import one_worker
+
+    with patch.dict(os.environ, _object_server.environment), one_worker() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def scheduler(object_server, _far_dask):
+    """The address of a Dask cluster of one worker that reaches the bucket; calls here start none of their own."""
+    from tests.support.shared_dask import shared
+
+    with shared(_far_dask):
+        yield _far_dask
+
+
+@pytest.fixture(scope="session")
+def _dask():
+    from tests.support.shared_dask import one_worker
+
+    with one_worker() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def shared_dask(_dask):
+    """Calls in this process take one cluster of one worker, the same all session, where each would start its own."""
+    from tests.support.shared_dask import shared
+
+    with shared(_dask):
+        yield
+
+
+@pytest.fixture
+def own_dask(shared_dask):
+    """In spite of shared_dask, calls of this test start their own."""
+    from tests.support.shared_dask import not_shared
+
+    with not_shared():
+        yield
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,16 @@ def test_what_contradicts_itself_or_lacks_something_is_refused():
     assert read_call({"CALL_GOALS": "", "CALL_GIVEN": ""}) == call(
         "help", environment={"CALL_GOALS": "", "CALL_GIVEN": ""}
     )
+
+
+def test_the_fast_tests_leave_out_every_marker_and_all_others_none():
+    pytest_ini = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    markers = [line.partition(":")[0] for line in pytest_ini["markers"]]
+    ([_, _m, module, *fast],) = plan(call("test-fast", ARGS="-x"), "test-fast")
+    assert module == "pytest"
+    assert fast[fast.index("-m") + 1] == f"not ({' or '.join(markers)})"
+    assert fast[-1] == "-x"
+    assert "-m" not in plan(call("test"), "test")[0][3:]
 
 
 def test_the_makefile_has_the_targets_of_the_table():

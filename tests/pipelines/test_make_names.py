@@ -16,6 +16,8 @@ from tests.support.made_calls import ROOT, WORST, done, executed, refusal
 from tests.support.shard_folders import add_slide
 from tests.support.training import TINY
 
+pytestmark = pytest.mark.slow
+
 KEY = "a secret that is long enough"
 
 

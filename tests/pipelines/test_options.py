@@ -73,9 +73,13 @@ def test_a_mistyped_option_deletes_nothing(command, mistyped, tmp_path):
 def terminal(answer):
     """A real terminal in place of stdin and stderr, into which somebody types the answer."""
     ours, theirs = os.openpty()
-    with open(theirs, "r+b", buffering=0) as raw, pytest.MonkeyPatch.context() as patch:  # noqa: PTH123 - a descriptor
-        patch.setattr("sys.stdin", os.fdopen(os.dup(raw.fileno()), "r"))
-        patch.setattr("sys.stderr", os.fdopen(os.dup(raw.fileno()), "w"))
+    with (
+        os.fdopen(os.dup(theirs), "r") as stdin,
+        os.fdopen(theirs, "w") as stderr,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("sys.stdin", stdin)
+        patch.setattr("sys.stderr", stderr)
         os.write(ours, answer.encode() + b"\n")
         yield
     os.close(ours)

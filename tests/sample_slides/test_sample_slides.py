@@ -19,6 +19,8 @@ from sample_slides.make import CMU, he_svs, ihc_svs, main, make_synthetic, mask_
 from tests.support.paths import ROOT
 from wsi_prep.format.magnifications import TILE_PX, magnification
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ihc_slide(tmp_path_factory):

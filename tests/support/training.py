@@ -1,14 +1,17 @@
-"""A recipe so small that a test can train with it, shards for it, and the command in a process of its own."""
+"""A recipe so small that a test can train with it, shards for it, and the command here or in other processes."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import uuid
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from pipelines.train import main
+from pretrain.train import call
 from pretrain.train.metrics import read_metrics
 from tests.support.paths import ROOT
 from tests.support.shard_folders import add_slide
@@ -34,10 +37,10 @@ def command(shards: Path, folder: Path, *changes: str, processes=1, stop_at=None
     runner = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-id", name]
     runner += ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder.parent / name}"]
     start = [sys.executable, *(runner if processes > 1 else []), "-m", "pipelines.train"]
-    call = [*start, "--shards", str(shards), "--folder", str(folder), "--index", str(folder.parent / "index")]
+    words = [*start, "--shards", str(shards), "--folder", str(folder), "--index", str(folder.parent / "index")]
     stop = ["--stop-at", str(stop_at)] if stop_at is not None else []
     stop += ["--probe", *map(str, probe)] if probe else []
-    return [*call, *stop, "--set", *TINY, *changes]
+    return [*words, *stop, "--set", *TINY, *changes]
 
 
 def train(*arguments, **options) -> subprocess.CompletedProcess[str]:
@@ -47,9 +50,33 @@ def train(*arguments, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments, **options), check=False, env=environment, **run)
 
 
-def run(shards, folder, *changes, **options):
-    """In this process; returns the exit code."""
-    return main(command(shards, folder, *changes, **options)[3:])
+def run(shards, folder, *changes, curves=False, **options):
+    """In this process; returns the exit code. Curves take half of so small a run: drawn where a test looks at them."""
+    with patch.object(call, "draw_curves", call.draw_curves if curves else lambda *_: None):
+        return main(command(shards, folder, *changes, **options)[3:])
+
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload([__name__])
+
+
+def train_together(shards, folder, *changes, processes=2, **options):
+    """The command in processes of one group, as torchrun starts them; what they import is imported once a session."""
+    arguments, name = command(shards, folder, *changes, **options)[3:], uuid.uuid4().hex
+    with patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):
+        ranks = [_FORKS.Process(target=_rank, args=(number, processes, name, arguments)) for number in range(processes)]
+        for rank in ranks:
+            rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * processes
+
+
+def _rank(number, count, name, arguments):
+    of_torchrun = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update({key: str(value) for key, value in of_torchrun.items()})
+    os.environ["TORCHELASTIC_RUN_ID"] = name
+    sys.exit(main(arguments))
 
 
 def losses(folder):

@@ -24,9 +24,9 @@ def draws(sampler, steps):
     return [sampler.draw(step) for step in range(steps)]
 
 
-@pytest.mark.parametrize(("alpha", "steps"), [(0.0, 50_000), (0.5, 250_000), (1.0, 50_000)])
-def test_shares_of_magnifications_and_strata(skewed, alpha, steps):
-    settings = SamplingSettings(batch=4, seed=1, mix={"20x": 0.75, "5x": 0.25}, alpha=alpha)
+@pytest.mark.parametrize(("alpha", "batch", "steps"), [(0.0, 8, 25_000), (0.5, 64, 15_625), (1.0, 64, 3_125)])
+def test_shares_of_magnifications_and_strata(skewed, alpha, batch, steps):
+    settings = SamplingSettings(batch=batch, seed=1, mix={"20x": 0.75, "5x": 0.25}, alpha=alpha)
     sampler = Sampler(skewed, settings)
     counts = DrawnCounts(sampler)
     for step in range(steps):
@@ -34,11 +34,11 @@ def test_shares_of_magnifications_and_strata(skewed, alpha, steps):
     tiles = {("20x", "HE", "A"): 100_000, ("20x", "IHC", "A"): 10, ("20x", "HE", "B"): 900}
     tiles |= {("5x", "HE", "A"): 7_000, ("5x", "HE", "B"): 44}
     total = {mag: sum(n**alpha for key, n in tiles.items() if key[0] == mag) for mag in ("20x", "5x")}
-    expected = {k: 4 * steps * settings.mix[k[0]] * n**alpha / total[k[0]] for k, n in tiles.items()}
+    expected = {k: batch * steps * settings.mix[k[0]] * n**alpha / total[k[0]] for k, n in tiles.items()}
     drawn = {(row["magnification"], row["stain"], row["institution"]): row["drawn"] for row in counts.table()}
     assert drawn.keys() == expected.keys()
-    assert sum(drawn.values()) == 4 * steps
-    # two equal tiles in a batch of 4 are drawn anew from their stratum: the shares stay exact
+    assert sum(drawn.values()) == batch * steps
+    # two equal tiles in a batch are drawn anew from their stratum: the shares stay exact
     assert stats.chisquare(list(drawn.values()), [expected[k] for k in drawn]).pvalue > 1e-3
 
 

@@ -19,6 +19,8 @@ from pretrain.train.metrics import read_metrics
 from pretrain.train.runs import load_run, untrained
 from tests.support.training import make_shards, run
 
+pytestmark = pytest.mark.slow
+
 
 def tile(label: int, number: int) -> bytes:
     """Noise that is red or blue, in a file as a task holds it."""

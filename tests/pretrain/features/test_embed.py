@@ -20,6 +20,8 @@ from tests.support.shard_folders import add_slide, grey
 from tests.support.training import make_shards, run
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):

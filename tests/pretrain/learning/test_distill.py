@@ -22,8 +22,10 @@ from pretrain.train.metrics import read_metrics
 from pretrain.train.runs import load_run, load_teacher
 from pretrain.views.crops import CropSettings
 from pretrain.views.views import ViewSettings, make_views
-from tests.support.training import close_to, make_shards, run, train
+from tests.support.training import close_to, make_shards, run, train_together
 from wsi_prep.errors import BadOption
+
+pytestmark = pytest.mark.slow
 
 NARROW = BackboneSettings(width=32, depth=2, heads=2, image_px=56)
 WIDE = BackboneSettings(width=48, depth=3, heads=3, image_px=56, layer_scale=0.0)
@@ -90,8 +92,7 @@ def test_it_goes_through_the_same_loop_and_on_to_the_bit(shards, teacher, tmp_pa
 def test_two_processes_with_shards_do_what_one_does(shards, teacher, tmp_path):
     change = f"teacher={teacher[0]}"
     assert run(shards, tmp_path / "one", change, "schedule.steps=4") == 0
-    two = train(shards, tmp_path / "two", change, "schedule.steps=4", "compute.parallel=fsdp", processes=2)
-    assert two.returncode == 0, two.stderr
+    train_together(shards, tmp_path / "two", change, "schedule.steps=4", "compute.parallel=fsdp")
     close_to(tmp_path / "two", tmp_path / "one")
 
 

@@ -16,6 +16,8 @@ from pretrain.views.colour import ColourSettings
 from pretrain.views.crops import CropSettings
 from pretrain.views.views import ViewSettings, make_views
 
+pytestmark = pytest.mark.slow
+
 TILES, PROTOTYPES = 8, 32
 NONE = torch.zeros(())
 

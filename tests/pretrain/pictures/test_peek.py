@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pipelines.peek import main
@@ -47,6 +48,7 @@ def test_a_wrong_call_is_one_line(tmp_path, capsys):
     assert "stian" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_commands_need_no_slide_library_and_no_dask():
     code = "import sys, pipelines.peek; print([m for m in ('openslide', 'dask', 'cv2', 'zarr') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

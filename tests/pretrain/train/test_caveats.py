@@ -13,6 +13,8 @@ from pretrain.train.recipe.recipes import debug
 from tests.support.indexes import make_index
 from tests.support.training import make_shards, run
 
+pytestmark = pytest.mark.slow
+
 MANY = [("HE", "A", {"20x": 400}), ("HE", "B", {"20x": 400})]
 MIX = ("sampling.mix.40x=0", "sampling.mix.10x=0", "sampling.mix.5x=0")
 

@@ -14,6 +14,8 @@ from tests.support.training import make_shards, run
 import timm  # isort: skip - pretrain has made it importable
 from timm.layers import SwiGLUPacked  # isort: skip
 
+pytestmark = pytest.mark.slow
+
 SWIGLU = "backbone.swiglu=true"
 KINDS = {
     "plain": ["backbone.layer_scale=0"],

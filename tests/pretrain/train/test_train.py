@@ -13,7 +13,9 @@ from pipelines.options import EXIT_WRONG_CALL
 from pipelines.train import EXIT_SAVED, EXIT_STOPPED, main
 from pretrain.train.call import health
 from pretrain.train.checkpoint import superseded
-from tests.support.training import ROOT, close_to, command, losses, make_shards, run, train
+from tests.support.training import ROOT, close_to, command, losses, make_shards, run, train, train_together
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,13 @@ def test_accumulation_and_threads_train_as_well(shards, tmp_path):
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_do_what_one_does_and_one_goes_on_from_them(shards, unbroken, tmp_path, parallel):
-    two = train(shards, tmp_path / "run", f"compute.parallel={parallel}", processes=2, stop_at=5)
-    assert two.returncode == 0, two.stderr
+    """Both ways once under torchrun itself: data-parallel here, and two machines below."""
+    changes = shards, tmp_path / "run", f"compute.parallel={parallel}"
+    if parallel == "ddp":
+        two = train(*changes, processes=2, stop_at=5)
+        assert two.returncode == 0, two.stderr
+    else:
+        train_together(*changes, stop_at=5)
     assert run(shards, tmp_path / "run") == 0
     close_to(tmp_path / "run", unbroken)
     assert json.loads((tmp_path / "run/drawn.json").read_text()) == json.loads((unbroken / "drawn.json").read_text())
@@ -66,15 +73,13 @@ def test_a_narrow_virchow2g_in_shards_does_what_it_does_whole(shards, tmp_path):
         *("optim.kind=stable_adamw", "optim.betas=0.9,0.95", "compute.recompute=selective", "schedule.steps=5"),
     )
     assert run(shards, tmp_path / "one", *narrow) == 0
-    two = train(shards, tmp_path / "two", *narrow, "compute.parallel=fsdp", processes=2)
-    assert two.returncode == 0, two.stderr
+    train_together(shards, tmp_path / "two", *narrow, "compute.parallel=fsdp")
     close_to(tmp_path / "two", tmp_path / "one")
 
 
 def test_what_one_process_saved_two_go_on_from(shards, unbroken, tmp_path):
     assert run(shards, tmp_path / "run", stop_at=4) == 0
-    two = train(shards, tmp_path / "run", "compute.parallel=fsdp", processes=2)
-    assert two.returncode == 0, two.stderr
+    train_together(shards, tmp_path / "run", "compute.parallel=fsdp")
     close_to(tmp_path / "run", unbroken)
 
 
@@ -106,12 +111,12 @@ def test_two_machines_do_what_one_does_and_each_makes_its_own_index(shards, unbr
 def interrupted(shards, folder, number):
     """Begin a run in a process of its own and send it the signal after a few steps; returns the exit code."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    call = command(shards, folder, "schedule.steps=60", "looking.log=1")
+    call = command(shards, folder, "schedule.steps=30")
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(call, env=environment, **piped) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("step     10"):
+            if line.startswith("step      7"):
                 process.send_signal(number)
                 break
         rest = process.stdout.read()
@@ -121,14 +126,14 @@ def interrupted(shards, folder, number):
 @pytest.fixture(scope="module")
 def long_run(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "long"
-    assert run(shards, folder, "schedule.steps=60") == 0
+    assert run(shards, folder, "schedule.steps=30") == 0
     return folder
 
 
 def test_a_run_that_was_killed_goes_on_to_the_bit(shards, long_run, tmp_path):
     code, _ = interrupted(shards, tmp_path / "run", signal.SIGKILL)
     assert code == -signal.SIGKILL
-    assert run(shards, tmp_path / "run", "schedule.steps=60") == 0
+    assert run(shards, tmp_path / "run", "schedule.steps=30") == 0
     assert losses(tmp_path / "run") == losses(long_run)
 
 
@@ -138,7 +143,7 @@ def test_sigterm_saves_and_says_so(shards, long_run, tmp_path):
     assert "call again to go on" in text
     done = max(int(path.name.removeprefix("step-")) for path in (tmp_path / "run/checkpoints").glob("step-*"))
     assert losses(tmp_path / "run")[-1][0] == done - 1  # nothing that was computed is lost
-    assert run(shards, tmp_path / "run", "schedule.steps=60") == 0
+    assert run(shards, tmp_path / "run", "schedule.steps=30") == 0
     assert losses(tmp_path / "run") == losses(long_run)
 
 
@@ -227,6 +232,12 @@ def test_a_run_that_collapses_says_so(shards, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
-def test_compiled_blocks_do_what_plain_ones_do(shards, unbroken, tmp_path):
-    assert run(shards, tmp_path / "run", "compute.compile=true", "compute.recompute=selective") == 0
-    close_to(tmp_path / "run", unbroken)
+@pytest.mark.filterwarnings("ignore")  # the compiler sets off warnings of torch with what it does itself
+def test_compiled_blocks_do_what_plain_ones_do(shards, tmp_path):
+    few = ("backbone.depth=1", "schedule.steps=3")  # every block is compiled by itself
+    assert run(shards, tmp_path / "plain", *few) == 0
+    from torch._inductor import config
+
+    with config.patch(compile_threads=1):  # no other processes, which would each import torch
+        assert run(shards, tmp_path / "run", *few, "compute.compile=true", "compute.recompute=selective") == 0
+    close_to(tmp_path / "run", tmp_path / "plain")

@@ -14,16 +14,18 @@ from tests.support.dask_processes import ROOT, DaskProcesses, kill, make_certifi
 from tests.support.slurm_stand_in import stand_in
 from tests.support.undisturbed import committed, copies, outcome
 
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory, nompp_slide):
-    return copies(nompp_slide, tmp_path_factory.mktemp("cluster") / "slides", "abcdefgh")
+    return copies(nompp_slide, tmp_path_factory.mktemp("cluster") / "slides", "abcd")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(slides, tmp_path_factory):
+def undisturbed(slides, shared_dask, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    assert main(arguments(slides, out, "--workers", 2)) == 0
+    assert main(arguments(slides, out)) == 0
     return outcome(out)
 
 

@@ -23,6 +23,8 @@ from wsi_prep.compute.cluster.closed import throw_away_certificates
 from wsi_prep.compute.cluster.options import ClusterOptions, SlurmConfig, TlsFiles
 from wsi_prep.compute.jobs import cluster, dashboard_link, run_tasks
 
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
 NOBODY = 65534 if os.getuid() == 0 else -1  # without the right to become another user, one without the certificates
 
 

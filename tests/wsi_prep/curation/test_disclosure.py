@@ -15,6 +15,8 @@ from pipelines.privacy import main
 from pipelines.shards import main as make_shards
 from wsi_prep.curation.disclosure import disclose, odd_parts
 
+pytestmark = pytest.mark.usefixtures("shared_dask")
+
 
 def write_slide(path):
     path.parent.mkdir(exist_ok=True)

@@ -33,6 +33,8 @@ from wsi_prep.storage.digests import from_column
 from wsi_prep.storage.local import LocalStorage
 from wsi_prep.storage.select import open_storage
 
+pytestmark = pytest.mark.slow
+
 PART = "part-00000.parquet"
 FLIPS = 200
 
@@ -232,6 +234,7 @@ def without_digests(out):
         (out / f".{name}").unlink()
 
 
+@pytest.mark.usefixtures("shared_dask")
 def test_output_of_earlier_versions_is_checked_by_the_rest_and_said_to_be(made, tmp_path, capsys):
     out = shutil.copytree(made[0], tmp_path / "out")
     without_digests(out)

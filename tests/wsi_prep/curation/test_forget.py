@@ -17,6 +17,8 @@ from wsi_prep.output.tombstone import Tombstone, id_hash, read_tombstone
 from wsi_prep.slides.private import keyed_patient
 from wsi_prep.storage.select import open_storage
 
+pytestmark = pytest.mark.usefixtures("shared_dask")
+
 KEY = b"a secret that is long enough"
 
 

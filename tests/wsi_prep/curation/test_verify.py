@@ -24,6 +24,8 @@ from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.tombstone import Tombstone, write_tombstone
 from wsi_prep.storage.select import open_storage
 
+pytestmark = pytest.mark.usefixtures("shared_dask")
+
 PART = "part-00000.parquet"
 
 

@@ -122,7 +122,7 @@ NAMES = ["_x", " y", "(1) biopsy", "-h", "CON.2024", "NUL", "__", "plain"]
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
+def cohort(shared_dask, tmp_path_factory):
     """Slides of all these names, and their shards: (slides folder, out folder)."""
     folder = tmp_path_factory.mktemp("cohort") / "slides"
     folder.mkdir()

@@ -128,6 +128,7 @@ def killed_at(step, monkeypatch):
     ],
     ids=["merge", "drop from a part", "drop a single"],
 )
+@pytest.mark.slow
 def test_killed_at_any_step_the_next_start_finds_before_or_after(tmp_path, change, before, after):
     for step in range(40):
         out = tmp_path / str(step)

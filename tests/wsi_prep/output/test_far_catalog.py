@@ -19,6 +19,8 @@ from wsi_prep.format.records import SLIDE_SCHEMA
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.storage.select import OBJECT_STORES
 
+pytestmark = pytest.mark.network
+
 FACTS = {"width": 9000, "height": 7000, "seconds": 10.0, "bytes": 9, "files": 4, "patient_key": "p", "file": "a.svs"}
 
 

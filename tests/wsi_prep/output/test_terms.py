@@ -13,6 +13,8 @@ from wsi_prep.output.terms import Terms
 from wsi_prep.storage.base import LOCK
 from wsi_prep.storage.local import LocalStorage
 
+pytestmark = pytest.mark.usefixtures("shared_dask")
+
 PATTERN = ("--institution-pattern", "(?P<institution>[a-z]+)")
 
 

@@ -22,6 +22,8 @@ from wsi_prep.slides.pyramid.thumbnail import read_thumbnail
 from wsi_prep.slides.readers.select import open_slide
 from wsi_prep.slides.readers.tiff.bounds import MOST_DIRECTORIES, coded_size
 
+pytestmark = pytest.mark.slow
+
 
 def run(*command):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

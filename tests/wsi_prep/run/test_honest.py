@@ -12,6 +12,8 @@ from tests.fuzz.honest.make import make_case
 from tests.fuzz.honest.painting import BASES
 from wsi_prep.storage.base import LOCK
 
+pytestmark = pytest.mark.slow
+
 ONE = BASES[:1]
 
 

@@ -12,6 +12,8 @@ import tifffile
 from pipelines.shards import main
 from wsi_prep.slides.find.sources import find_slides
 
+pytestmark = pytest.mark.usefixtures("shared_dask")
+
 KEY = b"a secret that is long enough"
 SLIDES = 7
 

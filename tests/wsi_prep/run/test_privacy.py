@@ -22,6 +22,8 @@ from tests.support.private_slides import label_picture, plant, tag_values, worth
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.slides.private import add_names
 
+pytestmark = [pytest.mark.usefixtures("shared_dask"), pytest.mark.slow]
+
 ALLOWED = ("vendor", "scanner", "objective", "mpp_x", "mpp_y", "width", "height", "reader")
 FEW = ["--max-tiles", "5x=1 10x=2 20x=4 40x=4"]
 

@@ -15,6 +15,8 @@ from pipelines.shards import main
 from sample_slides.coordinates import coordinate_slide as make_coordinate_slide
 from wsi_prep.format.jpeg import decode_tile
 
+pytestmark = [pytest.mark.usefixtures("shared_dask"), pytest.mark.slow]
+
 
 def shards(slides, out, *more):
     return main(["--slides", str(slides), "--out", str(out), "--workers", "2", *map(str, more)])

@@ -10,6 +10,8 @@ from pipelines.shards import main
 from tests.support.undisturbed import copies
 from wsi_prep.run.stages import STAGES, StageClock
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory, nompp_slide):

@@ -15,6 +15,8 @@ from pipelines.shards import main
 from tests.support.dicom_wsi import write_dicom_slide
 from tests.support.mrxs_wsi import write_mrxs
 
+pytestmark = [pytest.mark.usefixtures("shared_dask"), pytest.mark.slow]
+
 
 def shards(slides, out, *more):
     return main(["--slides", str(slides), "--out", str(out), "--workers", "1", *more])

@@ -93,6 +93,7 @@ def test_a_patients_key_is_what_it_was_before_slides_had_keys():
     assert keyed_patient(b"a secret that is long enough", "p-1") == "130dcade976ccccc695ee38663d3fce2"
 
 
+@pytest.mark.usefixtures("shared_dask")
 def test_where_slides_come_from_is_written_anew_without_their_tiles(tmp_path, nompp_slide, capsys):
     slides, out, key = tmp_path / "slides", tmp_path / "out", tmp_path / "key"
     (slides / "north/P17").mkdir(parents=True)

@@ -16,6 +16,8 @@ from wsi_prep.errors import UnreadableSlide
 from wsi_prep.slides.readers.select import open_slide
 from wsi_prep.slides.readers.tiff.aside import is_aside, name_in
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def slide():

@@ -164,6 +164,7 @@ def test_what_is_meant_is_asked_and_not_taken(tmp_path):
     assert "(line 2: slide1 (did you mean slide1.svs?); line 3: none.svs)" in str(refused.value)
 
 
+@pytest.mark.usefixtures("shared_dask")
 def test_a_run_takes_what_a_manifest_in_another_form_says_and_tells_what_it_left_out(nompp_slide, tmp_path, capsys):
     (tmp_path / "slides/thumbs").mkdir(parents=True)
     shutil.copy(nompp_slide, tmp_path / "slides" / in_form("NFD", "Müller.tiff"))

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from wsi_prep.errors import UnreadableSlide
 from wsi_prep.slides.fetch.ranges import ExpectedRanges, RemoteRanges, joined, open_ranges, seekable
 
+pytestmark = pytest.mark.network
+
 SPANS = st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 5_000)), max_size=40)
 DATA = bytes(range(256)) * 500
 

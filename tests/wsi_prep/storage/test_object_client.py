@@ -15,6 +15,8 @@ from tests.support.shard_folders import add_slide
 from wsi_prep.errors import BadCatalog, BadQuery, StoreFailed
 from wsi_prep.output.query import open_catalog
 
+pytestmark = pytest.mark.network
+
 MIX = {"20x": 0.5, "10x": 0.5}
 AT = "s3://slides/study/out"
 

@@ -215,6 +215,7 @@ def test_the_call_takes_a_filter(tmp_path):
     assert request.settings.filters == (TileFilter("focus", ">=", 0.05), TileFilter("pen", "<=", 0.02))
 
 
+@pytest.mark.usefixtures("shared_dask")
 def test_a_run_records_its_filter_and_goes_on_only_with_it(nompp_slide, tmp_path, capsys):
     call = ["--slides", str(nompp_slide), "--out", str(tmp_path / "out"), "--workers", "1", "--assume-mpp", "0.5"]
     assert main([*call, "--filter", "white<=0.9 focus@20x>=0.9"]) == 0

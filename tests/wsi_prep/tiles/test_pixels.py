@@ -16,6 +16,8 @@ from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.pixels import read_groups
 from wsi_prep.tiles.plan import PlanSettings, plan_tiles
 
+pytestmark = pytest.mark.slow
+
 
 def read_tiles(slide, plan):
     for group in read_groups(slide, plan):

@@ -62,7 +62,10 @@ def drawn(stain):
     return np.clip(np.rint(244 * np.exp(-density)), 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="module", params=["real picture", "drawn HE", "drawn IHC", *REAL])
+@pytest.fixture(
+    scope="module",
+    params=["real picture", "drawn HE", "drawn IHC", *(pytest.param(name, marks=pytest.mark.slow) for name in REAL)],
+)
 def clean(request, tmp_path_factory):
     """Tiles without a mark."""
     if request.param == "real picture":

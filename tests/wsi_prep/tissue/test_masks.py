@@ -310,7 +310,7 @@ def test_bounds_are_taken_off_for_qupath_and_put_back(he_slide, tmp_path):
 
 
 @pytest.fixture
-def pair(tmp_path, nompp_slide):
+def pair(shared_dask, tmp_path, nompp_slide):
     """Slides a and b, an empty MASKS folder, and a call of make shards on them."""
     for name in ("a", "b"):
         (tmp_path / "slides").mkdir(exist_ok=True)

@@ -124,6 +124,7 @@ def test_the_folder_itself_may_be_a_link(out, tmp_path):
     assert [row["slide_id"] for row in Catalog(out).slides()] == ["slide2-00000002"]
 
 
+@pytest.mark.usefixtures("shared_dask")
 def test_a_repair_deletes_nothing_behind_a_link(out, tmp_path):
     victim = tmp_path / "victim"
     (victim / "mine").mkdir(parents=True)

@@ -63,10 +63,10 @@ class TiffReader:
             self._info, self._levels = _understand(self._slide, self._look)
             self._require_whole()
         except (SlideError, StoreFailed):
-            self._bytes.close()
+            self._let_go()
             raise
         except Exception as error:  # a directory of nonsense fails anywhere in tifffile's lazy properties
-            self._bytes.close()
+            self._let_go()
             raise UnsupportedLayout(f"its TIFF directory is damaged ({reason(error, path)})") from error
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         self._cached = 0
@@ -173,6 +173,12 @@ class TiffReader:
         """Let go of the file."""
         self._slide.close()
         self._coming.close()
+
+    def _let_go(self) -> None:
+        """Close what was opened of a file that is refused."""
+        self._bytes.close()
+        if hasattr(self, "_slide"):
+            self._slide.close()
 
     def _look(self, picture: Picture, rectangle: tuple[int, int, int, int]) -> NDArray[np.uint8] | None:
         """Pixels of a rectangle of any picture of the file, white where it lacks tiles; None where one is damaged."""
@@ -286,8 +292,11 @@ def _open_tiffslide(path: str, ranges: Ranges) -> Any:
         options["name"] = name_of(path)
     try:
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
-        slide = TiffSlide(source, tifffile_options=options)
-        require_few_directories(slide.ts_tifffile)
+        with contextlib.ExitStack() as if_refused:
+            slide = TiffSlide(source, tifffile_options=options)
+            if_refused.callback(slide.close)
+            require_few_directories(slide.ts_tifffile)
+            if_refused.pop_all()
     except (StoreFailed, UnreadableSlide):
         raise
     except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
