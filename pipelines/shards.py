@@ -107,6 +107,7 @@ def build_parser() -> Options:
         help="most that these copies take on a machine, in GB (default: %(default)g)",
     )
     add("--take-over", action="store_true", help="take an object store that a run which is gone left locked")
+    add("--forgotten-lost", action="store_true", help="go on where forgotten.json is lost: its slides are made again")
     add("--log", type=Path, metavar="JSONL", help="append a JSON line for each slide that begins or ends")
     add("--redo", action="store_true", help="do slides again that were made with other settings")
     add("--id-root", metavar="FOLDER", help="make slide ids from paths relative to this folder, so that it may move")
@@ -151,6 +152,7 @@ def build_request(options: argparse.Namespace) -> RunRequest:
         institution_pattern=InstitutionPattern(pattern) if pattern else None,
         cache=CacheSettings(options.cache and os.path.abspath(options.cache), options.cache_gb),  # noqa: PTH100
         take_over=options.take_over,
+        forgotten_lost=options.forgotten_lost,
         log=options.log,
     )
 

@@ -89,6 +89,7 @@ SHARDS = Target(
         Variable("INSTITUTION_PATTERN", "--institution-pattern", cohort=True),
         Variable("CACHE", "--cache"),
         Variable("CACHE_GB", "--cache-gb"),
+        Variable("FORGOTTEN_LOST", "--forgotten-lost", FLAG),
         _TAKE_OVER,
         _ARGS,
     ),

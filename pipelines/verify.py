@@ -75,6 +75,9 @@ def show(terminal: Terminal, found: Verified) -> None:
     if found.undigested or found.unsealed:
         older = f"{found.undigested:,} slides and {found.unsealed:,} files of the catalog"
         terminal.say(f"{older} were made before digests were kept: they are checked by all but these")
+    if found.beside:
+        some = ", ".join(found.beside[:_EXAMPLES]) + (", ..." if len(found.beside) > _EXAMPLES else "")
+        terminal.say(f"not looked at, and left: {len(found.beside):,} things in OUT that are none of its own ({some})")
     terminal.say(_verdict(found))
 
 

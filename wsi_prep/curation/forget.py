@@ -15,7 +15,7 @@ from typing import Any
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.output.catalog import Catalog
-from wsi_prep.output.folder import catalog_counts, read_run, sweep, write_run, writing
+from wsi_prep.output.folder import catalog_counts, read_run, remember, sweep, write_run, writing
 from wsi_prep.output.tombstone import id_hash, read_tombstone, write_tombstone
 from wsi_prep.slides.private import drop_names
 from wsi_prep.storage.base import Storage
@@ -79,6 +79,7 @@ def forget(found: DeletionPlan, names: Path | None, *, take_over: bool = False) 
     with storage.locked(uuid.uuid4().hex, take_over=take_over), writing(storage):
         tombstone = read_tombstone(storage).with_more(found.patients, found.slide_ids)
         write_tombstone(storage, tombstone)
+        remember(storage, tombstone)
         catalog = Catalog(storage)
         catalog.recover()
         found.warnings = _drop_warnings(storage, {row["file"] for row in found.rows})  # while rows still tell the names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wsi_prep.errors import BadOutput, UsageError
@@ -12,11 +12,14 @@ from wsi_prep.format.layout import PLACES, slide_of
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.sealed_json import NotAsWritten, read_sealed, write_sealed
 from wsi_prep.output.terms import Terms
+from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, read_tombstone
 from wsi_prep.storage.atomic import remove_tree
 from wsi_prep.storage.base import Storage
 from wsi_prep.untrusted.small_json import Nonsense
 
 RUN = "run.json"
+FORGOTTEN = "forgotten"
+"""Field of run.json: how many hashes of patients and slides the tombstone has."""
 
 
 @contextlib.contextmanager
@@ -91,6 +94,32 @@ def _require_kinds(run: dict[str, Any]) -> None:
     warnings = last.get("warnings", [])
     if not isinstance(warnings, list) or not all(isinstance(each, str) for each in warnings):
         raise Nonsense("the warnings of its last_call are no texts")
+    if not isinstance(run.get(FORGOTTEN, 0), int):
+        raise Nonsense(f"its {FORGOTTEN} is no number")
+
+
+def remember(storage: Storage, tombstone: Tombstone) -> None:
+    """Let run.json say how much is to be forgotten, so that a tombstone which is lost is missed."""
+    run = read_run(storage)
+    if run and run.get(FORGOTTEN) != len(tombstone):
+        write_run(storage, {**run, FORGOTTEN: len(tombstone)})
+
+
+def not_remembered(run: Mapping[str, Any], tombstone: Tombstone) -> str:
+    """In which way the tombstone is not what run.json says of it, or an empty text; before that was kept, it is."""
+    known, there = run.get(FORGOTTEN, 0), len(tombstone)
+    if there >= known:
+        return ""
+    return f"it remembers {there:,} patients and slides, and {RUN} says {known:,}"
+
+
+def require_remembered(storage: Storage) -> None:
+    """Raise BadOutput where forgotten.json is lost, in whole or in part: what is forgotten would be made again."""
+    if what := not_remembered(read_run(storage), read_tombstone(storage)):
+        raise BadOutput(
+            f"{storage.where}/{TOMBSTONE} is lost, or an older one ({what}); put it back: what is forgotten would be "
+            "made again. FORGOTTEN_LOST=1 goes on without it"
+        )
 
 
 def write_run(storage: Storage, run: dict[str, Any]) -> None:
@@ -120,5 +149,11 @@ def sweep(storage: Storage, catalog: Catalog) -> None:
 
 def _require_ours(storage: Storage) -> None:
     names = storage.names("")
+    if RUN not in names and "catalog" in names:
+        copy = "make verify with REPAIR=1 restores it from its copy" if f".{RUN}" in names else "put yours back"
+        raise BadOutput(
+            f"{storage.where} holds a catalog and no {RUN}, which says what its slides were made with; "
+            f"{copy}, or name another OUT"
+        )
     if RUN not in names and any(not name.startswith(".") for name in names):
         raise BadOutput(f"OUT {storage.where} holds other files and no {RUN}; name a new or an empty folder")

@@ -85,7 +85,18 @@ class SealedFile:
                 wrong[path] = f"it is not as it was written: {error}"
         if found[name] is None and found[f".{name}"] is not None:
             wrong[name] = "it is not there, but its copy is"
+        if found[f".{name}"] is None and sound is not None and _has_seal(read_object(sound)):  # older ones had no copy
+            wrong[f".{name}"] = f"the copy of {name} is not there"
         return cls(name, wrong, sound)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether neither copy is there."""
+        return self.sound is None and not self.wrong
+
+    def lost(self, what: str) -> SealedFile:
+        """The same where what it should say is in neither copy; `what` says why."""
+        return SealedFile(self.name, {self.name: what}, None)
 
     def restore(self, storage: Storage) -> bool:
         """Write both anew from the one that is sound; whether there is one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ class Tombstone:
 
     patients: frozenset[str] = frozenset()
     slides: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        """How many hashes it remembers; they only become more."""
+        return len(self.patients) + len(self.slides)
 
     def has(self, slide_id: str, patient_key: str | None = None) -> bool:
         """Whether a slide of that id, or of that patient, must not be made."""
@@ -38,8 +42,7 @@ def id_hash(slide_id: str) -> str:
 def read_tombstone(storage: Storage) -> Tombstone:
     """What the output is to forget; BadOutput where the file cannot be understood, since it must not be lost."""
     try:
-        told = read_sealed(storage, TOMBSTONE)
-        return Tombstone(_hashes(told["patients"]), _hashes(told["slides"]))
+        return told_by(read_sealed(storage, TOMBSTONE))
     except (FileNotFoundError, NotADirectoryError):
         return Tombstone()
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -48,6 +51,11 @@ def read_tombstone(storage: Storage) -> Tombstone:
             f"{storage.where}/{TOMBSTONE} cannot be read{why}; restore it: without it, forgotten slides would be made "
             "again (make verify with REPAIR=1 does, from its copy)"
         ) from error
+
+
+def told_by(document: Mapping[str, Any]) -> Tombstone:
+    """The tombstone that such a document is. KeyError, TypeError for another."""
+    return Tombstone(_hashes(document["patients"]), _hashes(document["slides"]))
 
 
 def _hashes(told: Any) -> frozenset[str]:

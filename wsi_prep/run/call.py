@@ -15,7 +15,18 @@ from wsi_prep.compute.jobs import cluster, dashboard_link, run_tasks, threads_a_
 from wsi_prep.compute.versions import told_versions
 from wsi_prep.errors import StoreFailed
 from wsi_prep.output.catalog import Catalog
-from wsi_prep.output.folder import begin, catalog_counts, held_output, read_run, require_held, sweep, write_run, writing
+from wsi_prep.output.folder import (
+    begin,
+    catalog_counts,
+    held_output,
+    read_run,
+    remember,
+    require_held,
+    require_remembered,
+    sweep,
+    write_run,
+    writing,
+)
 from wsi_prep.output.merging import Merger
 from wsi_prep.output.terms import Terms
 from wsi_prep.output.tombstone import read_tombstone
@@ -78,9 +89,13 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
         settled(request.out, made_at),
         RunLog(request.log, token[:8]) as log,
     ):
+        if not request.forgotten_lost:
+            require_remembered(storage)
         _add_names(request, storage, tasks)
         catalog = begin(storage, terms)
         with writing(storage):
+            if request.forgotten_lost:
+                remember(storage, read_tombstone(storage))
             tasks = known_before(storage, tasks, catalog)
             tasks, forgotten = leave_forgotten(storage, tasks, catalog)
             for row in forgotten:

@@ -19,7 +19,8 @@ from wsi_prep.slides.urls import bare_url
 class RunRequest:
     """What the user asked for.
 
-    `out` is a folder or an object store's URL; `take_over` is for one that a run on another machine left locked.
+    `out` is a folder or an object store's URL; `take_over` is for one that a run on another machine left locked,
+    `forgotten_lost` for one whose forgotten.json is gone for good.
     `patient_key` turns patient ids into keyed hashes; without it none are written. `id_key` does the same to slides'
     names, everywhere in the output, and `names` is the file outside of it that leads back.
     """
@@ -39,6 +40,7 @@ class RunRequest:
     institution_pattern: InstitutionPattern | None = None
     cache: CacheSettings = field(default_factory=CacheSettings)
     take_over: bool = False
+    forgotten_lost: bool = False
     log: Path | None = None
 
     @property

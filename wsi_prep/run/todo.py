@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from wsi_prep.errors import Forgotten
+from wsi_prep.errors import BadOutput, Forgotten
 from wsi_prep.output.catalog import Catalog
-from wsi_prep.output.tombstone import Tombstone, read_tombstone
+from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, read_tombstone
 from wsi_prep.run.request import RunRequest, RunSummary
 from wsi_prep.run.row import blank_row, failure, manifest_columns
 from wsi_prep.run.task import SlideTask
@@ -138,6 +138,12 @@ def not_done(request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, 
     """
     rows = {row["slide_id"]: row for row in catalog.slides(list(_LOOKED_AT))}
     known = [task for task in tasks if task.source.slide_id in rows]
+    lost = sum(_is_forgotten(rows[task.source.slide_id]) for task in known)
+    if lost and not request.forgotten_lost:  # of those that forgotten.json knows no task is left
+        raise BadOutput(
+            f"{request.out}/{TOMBSTONE} is lost, or an older one: {lost:,} slides are forgotten by the catalog, not by "
+            "it; put it back, or they would be made again. FORGOTTEN_LOST=1 goes on without it"
+        )
     with ThreadPoolExecutor(16) as pool:
         marks = dict(zip((t.source.slide_id for t in known), pool.map(_fingerprint, known), strict=True))
     todo, described_anew = [], []

@@ -91,6 +91,12 @@ class LocalStorage:
             raise
         except OSError as error:
             raise BadOutput(f"{self._folder / LOCK} cannot be opened ({error.strerror}); mend that") from error
+        if flags & os.O_RDWR and os.fstat(opened).st_nlink > 1:  # what is written here, that other file has too
+            os.close(opened)
+            raise BadOutput(
+                f"{self._folder / LOCK} is a hard link, another name of a file elsewhere, as in copies by cp -al; "
+                "remove it and run again"
+            )
         return os.fdopen(opened, "r+b" if flags & os.O_RDWR else "rb", buffering=0)
 
     def _try(self, lock: IO[bytes], *, shared: bool = False) -> bool:

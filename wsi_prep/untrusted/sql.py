@@ -27,7 +27,10 @@ QUESTION_SECONDS = 600.0
 
 _LONGEST = 200_000
 _LARGEST_LIMIT_S = 1e7
-_GRACE_S, _TRIES = 10.0, 20
+GRACE_S = 2.0
+"""After its time, until a question that does not hear that it is to end is ended with its process."""
+
+_TRIES = 20
 _CLOSED = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -162,7 +165,7 @@ class Deadline:
     """An end to what a connection does after `seconds` of work, which is what is done within `running`.
 
     The work is interrupted, and `late` says so. Where DuckDB does not hear it, in one long call of a function, this
-    process ends 10 s later, with that line and exit code 2.
+    process ends 2 s later, with that line and exit code 2.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, seconds: float, line: str) -> None:
@@ -191,7 +194,7 @@ class Deadline:
                 self._connection.interrupt()  # lost where it comes between two pieces of work
             except duckdb.ConnectionException:  # the work ended at this moment, and the connection is closed
                 return
-            if done.wait(_GRACE_S / _TRIES):
+            if done.wait(GRACE_S / _TRIES):
                 return
         sys.stderr.write(f"{self._line}\n")
         sys.stderr.flush()

@@ -1,15 +1,19 @@
 """Tables of somebody else that can be read, and are not what commands expect: a line each, and nothing half done."""
 
+import json
 import math
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.audit import main as audit
 from pipelines.forget import main as forget
 from pipelines.privacy import main as privacy
 from pipelines.verify import main as verify
 from tests.support.shard_folders import add_row, add_slide
+from wsi_prep.format.records import TILE_SCHEMA
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.tombstone import read_tombstone
 from wsi_prep.storage.select import open_storage
@@ -114,3 +118,23 @@ def test_privacy_tells_dates_in_columns_of_others_as_texts(out, tmp_path):
     rewritten(out, "slides", column("day", lambda n: pa.array([0] * n, pa.date32())))
     assert privacy(["--shards", str(out), "--to", str(tmp_path / "t.csv")]) == 3
     assert f"{out},slides.day,1970-01-01,2" in (tmp_path / "t.csv").read_text()
+
+
+def test_a_tile_of_no_scale_is_on_the_page_without_one(out, tmp_path, capsys):
+    change = {"mpp": math.nan, "span0": math.nan, "focus": math.inf}
+    for name, value in change.items():
+        kind = TILE_SCHEMA.field(name).type
+        rewritten(out, "tiles", column(name, lambda n, value=value, kind=kind: pa.array([value] * n, kind)))
+    assert audit(["--shards", str(out), "--to", str(tmp_path / "a.html")]) == 3  # no overlays
+    assert "Traceback" not in capsys.readouterr().err
+    text = (tmp_path / "a.html").read_text()
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1])
+    assert {tile["mpp"] for tile in data["tiles"]} == {None}
+
+
+def test_a_status_steers_no_terminal(out, tmp_path, capsys):
+    rewritten(out, "slides", column("status", lambda n: pa.array(["\x1b[31mok", "ok"])))
+    assert audit(["--shards", str(out), "--to", str(tmp_path / "a.html")]) == 3
+    said = "".join(capsys.readouterr())
+    assert "\\x1b[31mok" in said
+    assert "\x1b" not in said

@@ -138,13 +138,25 @@ def test_a_repair_deletes_nothing_behind_a_link(out, tmp_path):
     assert not os.path.lexists(out / "stores/more")
 
 
-def test_a_lock_that_is_another_name_of_somebodys_file_is_left(out, tmp_path):
-    (tmp_path / "mine").write_text("a letter of mine.\n")
+@pytest.mark.parametrize("mine", ["a letter of mine.\n", "hunter2-hunter2", "c0ffee" * 5, ""])
+def test_a_lock_that_is_another_name_of_somebodys_file_is_left(out, tmp_path, mine, capsys):
+    (tmp_path / "mine").write_text(mine)
     (out / ".lock").unlink()
     (out / ".lock").hardlink_to(tmp_path / "mine")
+    with pytest.raises(BadOutput, match=r"\.lock is a hard link.*; remove it"):
+        run_on(out)
+    assert verify(["--shards", str(out), "--repair", "--yes", "--workers", "1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "mine").read_text() == mine
+    (out / ".lock").unlink()
+    run_on(out)
+
+
+def test_a_lock_that_is_no_lock_is_left(out):
+    (out / ".lock").write_text("a letter of mine.\n")
     with pytest.raises(BadOutput, match=r"\.lock is no lock of a run; remove it"):
         run_on(out)
-    assert (tmp_path / "mine").read_text() == "a letter of mine.\n"
+    assert (out / ".lock").read_text() == "a letter of mine.\n"
 
 
 NAMES = st.one_of(

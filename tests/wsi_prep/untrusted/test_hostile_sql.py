@@ -285,7 +285,7 @@ def in_child(shards, question, *more, settings=""):
 
 def test_one_long_call_of_a_function_is_ended_with_its_process(shards):
     deaf = "SELECT length(rpad(slide_id, 400000000, 'b')) FROM slides"
-    code, error, _ = in_child(shards, deaf, "--time-limit", "0.05", settings="sql._GRACE_S = 0.1")
+    code, error, _ = in_child(shards, deaf, "--time-limit", "0.05", settings="sql.GRACE_S = 0.1")
     assert code == 2
     assert error.count("\n") == 1
     assert "took longer than 0.05 s" in error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ def render_page(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TileP
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.policies["json.dumps_function"] = _dumped
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"sig": significant, "many": lambda count: f"{count:,}"}
     script, style = (_file(environment, f"audit.{ending}") for ending in ("js", "css"))
@@ -169,6 +171,22 @@ def _mpp_bars(counts: Mapping[int, int]) -> list[Bar]:
         Bar(significant(0.25 * 2 ** (n / MPP_BINS_AN_OCTAVE)), counts.get(n, 0), counts.get(n, 0) / longest)
         for n in bins
     ]
+
+
+def _dumped(data: Any, **settings: Any) -> str:
+    """The data as JSON, which knows no number but a finite one: in place of others, none."""
+    try:
+        return json.dumps(data, **settings)
+    except ValueError:
+        return json.dumps(_finite(data), **settings)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return data if not isinstance(data, float) or math.isfinite(data) else None
 
 
 def _file(environment: jinja2.Environment, name: str) -> str:

@@ -11,15 +11,20 @@ from wsi_prep.compute.cluster.options import ClusterOptions
 from wsi_prep.compute.jobs import cluster, run_tasks
 from wsi_prep.curation.verify.catalog import CatalogFile, Fault, check_catalog_file, slide_rows, twice
 from wsi_prep.curation.verify.slide import SlideCheck, SlideReport, check_slide
-from wsi_prep.errors import BadCatalog, StoreFailed, one_line
+from wsi_prep.errors import BadCatalog, Forgotten, StoreFailed, one_line
 from wsi_prep.format.layout import PART_NAME, PLACES
 from wsi_prep.format.records import is_table_file
 from wsi_prep.output.catalog import Catalog
-from wsi_prep.output.folder import RUN, catalog_counts, read_run, sweep, write_run, writing
-from wsi_prep.output.sealed_json import SealedFile
-from wsi_prep.output.tombstone import TOMBSTONE
-from wsi_prep.storage.base import Storage
+from wsi_prep.output.folder import RUN, catalog_counts, not_remembered, read_run, sweep, write_run, writing
+from wsi_prep.output.sealed_json import SealedFile, unseal
+from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, told_by
+from wsi_prep.storage.base import LOCK, STAGING, Storage
 from wsi_prep.storage.select import open_storage
+
+OWN_NAMES = frozenset(
+    (RUN, f".{RUN}", TOMBSTONE, f".{TOMBSTONE}", LOCK, STAGING, "catalog", *(folder for folder, _ in PLACES.values()))
+)
+"""What an output has at its top."""
 
 Progress = Callable[[int, int, int], None]
 """Called with slides done, slides in all, and bytes of tiles read so far."""
@@ -31,7 +36,7 @@ class Verified:
 
     `strays` are paths relative to OUT. `undigested` counts slides, and `unsealed` files of the catalog, that were made
     before digests were kept. `undone` counts slides taken out of the catalog, `removed` files of no slide; `restored`
-    and `lost` are files of JSON that were damaged.
+    and `lost` are files of JSON that were damaged. `beside`: what lies in OUT and is none of its files; no fault.
     """
 
     out: str
@@ -40,6 +45,7 @@ class Verified:
     bytes: int = 0
     faults: list[Fault] = field(default_factory=list)
     strays: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     files: list[CatalogFile] = field(default_factory=list)
     sealed: list[SealedFile] = field(default_factory=list)
@@ -84,6 +90,7 @@ def verify(
                 _add(found, _slide_outcome(check, report))
                 progress(found.slides, _sound_slides(found), found.bytes)
         _find_strays(storage, found)
+        _look_beside(storage, found)
         if repair and found.faults:
             with writing(storage):
                 _repair(storage, found)
@@ -104,10 +111,34 @@ def _file_outcome(name: str, outcome: CatalogFile | BaseException) -> CatalogFil
 
 
 def _look_at_json(storage: Storage, found: Verified) -> None:
-    for name in (RUN, TOMBSTONE):
-        file = SealedFile.look_at(storage, name)
+    run, tombstone = (SealedFile.look_at(storage, name) for name in (RUN, TOMBSTONE))
+    if run.is_gone:
+        run = run.lost(
+            "it is not there, nor is its copy: what the slides were made with is lost, and make shards goes on here "
+            "only when you put yours back"
+        )
+    if what := _forgotten_less(storage, run, tombstone):
+        tombstone = tombstone.lost(f"{what}: put it back, or make shards would make again what is forgotten")
+    for file in (run, tombstone):
         found.sealed.append(file)
         found.faults += [Fault("run", path, what) for path, what in file.wrong.items()]
+
+
+def _forgotten_less(storage: Storage, run: SealedFile, tombstone: SealedFile) -> str:
+    """In which way forgotten.json says less than run.json and the catalog do, or an empty text."""
+    if tombstone.wrong and tombstone.sound is None:
+        return ""
+    try:
+        known = told_by(unseal(tombstone.sound)) if tombstone.sound is not None else Tombstone()
+        if what := not_remembered(unseal(run.sound) if run.sound is not None else {}, known):
+            return what
+    except (KeyError, TypeError):
+        return "it is no list of what is forgotten"
+    rows = []
+    with contextlib.suppress(BadCatalog):  # which is found again, by its name
+        rows = Catalog(storage).slides(["error_type"]) if not len(known) else []
+    count = sum(row["error_type"] == Forgotten.__name__ for row in rows)
+    return f"it is not there, and the catalog has {count:,} slides that are forgotten" if count else ""
 
 
 def _raise_if_store_failed(outcome: BaseException) -> None:
@@ -180,6 +211,12 @@ def _find_strays(storage: Storage, found: Verified) -> None:
             rows = folder != "catalog" and is_table_file(name)
             if not table and not rows:
                 _stray(found, f"{folder}/{name}")
+
+
+def _look_beside(storage: Storage, found: Verified) -> None:
+    """What else lies in OUT: nothing that a repair deletes, since it may be somebody's."""
+    found.beside += [name for name in storage.names("") if name not in OWN_NAMES]
+    found.beside += [f"{STAGING}/{name}" for name in storage.names(STAGING)]
 
 
 def _stray(found: Verified, path: str) -> None:

@@ -18,6 +18,7 @@ for (const slide of data.slides) {
 const byNumber = new Map(data.slides.map((slide) => [slide.number, slide]));
 
 function significant(value) {
+  if (value == null) return "–";
   if (!value) return "0";
   const three = Number(value.toPrecision(3));
   const decimals = Math.max(0, Math.min(6, 2 - Math.floor(Math.log10(Math.abs(three)) + 1e-9)));
