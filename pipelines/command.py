@@ -71,7 +71,8 @@ def run_command(
         terminal.warn(str(error))
     except OSError as error:
         where = error.filename or getattr(options, "to", None) or getattr(options, "out", None)
-        terminal.warn(f"{where}: {error.strerror or error}" if where else f"{error.strerror or error}")
+        why = error.strerror or str(error)
+        terminal.warn(f"{where} cannot be read or written ({why})" if where else why)
     except KeyboardInterrupt:
         terminal.warn(interrupted)
         return EXIT_INTERRUPTED

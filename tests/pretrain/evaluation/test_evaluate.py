@@ -52,7 +52,7 @@ def finished(tiles, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     shards = make_shards(folder / "out")
     changes = ("schedule.steps=4", "looking.picture=2", "looking.probe=2")
-    assert run(shards, folder / "run", *changes, probe=[tiles]) == 0
+    assert run(shards, folder / "run", *changes, probe=[tiles], curves=True) == 0
     return folder / "run"
 
 

@@ -357,4 +357,4 @@ def test_wrong_calls_are_one_line(tmp_path, capsys):
         assert said.out == ""
     assert not (tmp_path / "audit.html").exists()
     assert main(["--to", str(tmp_path / "file" / "audit.html"), "--shards", str(tmp_path / "ours")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "cannot be read or written" in capsys.readouterr().err
