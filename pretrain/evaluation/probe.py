@@ -131,7 +131,7 @@ def few_shot(features: Tensor, task: Task, shots: int = SHOTS, episodes: int = E
     for episode in range(episodes):
         means = []
         for number, known in enumerate(of_class):
-            order = np.argsort(uniforms(seed, Purpose.EPISODE, episode, number, len(known), 1)[:, 0])
+            order = np.argsort(uniforms(seed, Purpose.EPISODE, episode, range(number, number + len(known)), 1)[:, 0])
             means.append(rows[torch.from_numpy(known[order[:shots]])].mean(0))
         mean = torch.stack(means)
         predicted.append((test @ mean.T - mean.square().sum(1) / 2).argmax(1).numpy())

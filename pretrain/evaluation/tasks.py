@@ -215,7 +215,7 @@ def hold_out(groups: Ints, labels: Ints) -> Bools:
     if not tiles.size:
         return np.zeros(len(groups), bool)
     tries = min(4096, 1 + 2**20 // len(tiles))
-    held = uniforms(0, Purpose.TASK_GROUPS, 0, 0, tries, len(tiles)) < _HELD_OUT
+    held = uniforms(0, Purpose.TASK_GROUPS, 0, range(tries), len(tiles)) < _HELD_OUT
     found = held @ tiles  # (tries, classes)
     both = ((found > 0) & (found < tiles.sum(0))).sum(1)
     miss = np.abs(found / tiles.sum(0) - _HELD_OUT).mean(1) + np.abs(found.sum(1) / tiles.sum() - _HELD_OUT)
@@ -313,7 +313,7 @@ def _sides(path: Path, split: Sequence[Any], groups: Ints | None) -> tuple[Bools
 def _limited(labels: Ints, side: Ints, limit: int, seed: int) -> Ints:
     """At most `limit` rows of each side, by chance, the first of each class before any second."""
     kind = 3 * labels + side
-    order = np.lexsort((uniforms(seed, Purpose.TASK_LIMIT, 0, 0, len(labels), 1)[:, 0], kind))
+    order = np.lexsort((uniforms(seed, Purpose.TASK_LIMIT, 0, range(len(labels)), 1)[:, 0], kind))
     place = np.arange(len(order)) - np.searchsorted(kind[order], kind[order])
     order = order[np.argsort(place / np.bincount(kind)[kind[order]], kind="stable")]
     return np.sort(np.concatenate([order[side[order] == one][:limit] for one in np.unique(side)]))

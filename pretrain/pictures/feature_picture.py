@@ -197,7 +197,7 @@ def save_picture(image: Image.Image, file: Path) -> None:
 def _draws(sampler: Sampler, seed: int, stream: int, shares: NDArray[np.float64], most: int) -> list[Draw]:
     """Different tiles of strata drawn in proportion to their shares; `most` draws, which repeat some."""
     upto = np.cumsum(shares)
-    u = uniforms(seed, Purpose.PICTURE, stream, 0, most, 2)
+    u = uniforms(seed, Purpose.PICTURE, stream, range(most), 2)
     strata = np.searchsorted(upto, u[:, 0] * upto[-1], side="right")
     places = (u[:, 1] * 2**52).astype(np.int64)  # in the sampler's table of replacements, which has its own seed
     draws = [sampler.replacement(0, place, n, 0) for place, n in zip(places.tolist(), strata.tolist(), strict=True)]
