@@ -12,7 +12,8 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, local_path, run_command, shards_option, where_options
 from pipelines.options import Options
-from pretrain.features.embed import Embedded, EmbedSettings, embed_shards
+from pretrain.features.embed import Embedded, EmbedSettings, FeaturesTo, WantedTiles, embed_shards
+from pretrain.features.embedder import Inference
 from pretrain.train.loop import DTYPES
 from pretrain.train.recipe.recipe import PRECISIONS
 from pretrain.train.runs import load_model
@@ -30,21 +31,16 @@ def _work(options: argparse.Namespace, terminal: Terminal) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     columns = (TextColumn("{task.completed:,} tiles"), TextColumn("{task.description}"), TimeElapsedColumn())
     cast = DTYPES[options.precision] if options.precision != "fp32" else None
-    settings = EmbedSettings(options.px, options.batch, cast, options.threads)
+    settings = EmbedSettings(Inference(device, options.batch, options.threads, cast), options.px)
     backbone = load_model(options.model)
     with Progress(*columns, console=terminal.out, disable=not terminal.out.is_terminal) as bar:
         task = bar.add_task("", total=None)
         done = embed_shards(
-            options.shards,
-            options.where,
+            WantedTiles(options.shards, options.where, options.time_limit),
             backbone,
-            options.to,
+            FeaturesTo(options.to, options.model.resolve().name, options.redo),
             settings,
-            device,
             lambda slide, tiles: bar.update(task, advance=tiles, description=slide),
-            options.model.resolve().name,
-            options.redo,
-            options.time_limit,
         )
     terminal.warn_of([f"cannot be read: {name}: {reason}" for name, reason in done.unreadable.items()])
     for note in _notes(done, options.to):

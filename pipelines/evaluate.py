@@ -20,7 +20,7 @@ from pretrain.evaluation.datasets import DATASETS, AnyTask, read_tasks
 from pretrain.evaluation.judge import EvaluationRow, alike, judge, remarks
 from pretrain.evaluation.probe import colour_statistics
 from pretrain.evaluation.report import summary_lines, write_page, write_parquet
-from pretrain.features.embedder import Embedder, cached, features_of, of_backbone, of_timm
+from pretrain.features.embedder import Embedder, Inference, cached, features_of, of_backbone, of_timm
 from pretrain.train.runs import load_model, load_run, untrained
 from wsi_prep.errors import BadOption
 
@@ -43,6 +43,7 @@ def _work(options: argparse.Namespace, terminal: Terminal) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if min(options.limit, options.px) < 0 or min(options.batch, options.threads) < 1:
         raise BadOption("--limit and --px must be at least 0, --batch and --threads at least 1")
+    inference = Inference(device, options.batch, options.threads)
     pattern = _pattern(options)
     tasks = [task for spec in options.tasks for task in read_tasks(spec, options.limit, 0, options.px, pattern)]
     notes = {task.name: remarks(task) for task in tasks}
@@ -52,7 +53,7 @@ def _work(options: argparse.Namespace, terminal: Terminal) -> int:
     names = [name for name in options.models if name != options.like]
     models = _models([*names, options.like] if options.like else names)
     like = list(models)[-1] if options.like else None  # of a run, what it has become
-    rows = list(_judged(tasks, models, like, device, options, terminal.out))
+    rows = list(_judged(tasks, models, like, inference, options, terminal.out))
     if options.to:
         options.to.mkdir(parents=True, exist_ok=True)
         write_parquet(rows, options.to / "figures.parquet")
@@ -101,7 +102,7 @@ def _judged(
     tasks: list[AnyTask],
     models: dict[str, Embedder],
     like: str | None,
-    device: torch.device,
+    inference: Inference,
     options: argparse.Namespace,
     console: Console,
 ) -> list[EvaluationRow]:
@@ -118,9 +119,7 @@ def _judged(
             for name, embedder in models.items():
                 line = bar.add_task(f"{task.name}: {name}", total=len(tiles), rate="")
                 advance = _Advance(bar, line)
-                features = features_of(
-                    embedder, tiles, task.px, device, options.cache, advance, options.batch, options.threads
-                )
+                features = features_of(embedder, tiles, task.px, inference, options.cache, advance)
                 bar.update(line, description=f"{task.name}: judging {name}")
                 rows += judge(task, name, features)
                 bar.remove_task(line)

@@ -268,3 +268,47 @@ def test_no_test_imports_a_test():
     for path in (ROOT / "tests").rglob("*.py"):
         names = imports_of(path.read_text())
         assert not [name for name in names if name.split(".")[-1].startswith("test_") and within(name, "tests")], path
+
+
+MOST_ARGUMENTS = 6
+MUST_TAKE_MORE = {
+    "wsi_prep/slides/pyramid/resample.py: loop": "numba compiles it, and knows arrays alone",
+    "wsi_prep/tiles/quality.py: loop": "likewise",
+}
+"""`file: function`, and why."""
+
+
+def too_many_arguments(source: str) -> list[str]:
+    """Names of the functions, wherever in the source, that take more than is good; self and cls do not count."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        taken = node.args
+        names = [a.arg for a in (*taken.posonlyargs, *taken.args, *taken.kwonlyargs, taken.vararg, taken.kwarg) if a]
+        if len([name for name in names if name not in ("self", "cls")]) > MOST_ARGUMENTS:
+            found.append(getattr(node, "name", "lambda"))
+    return found
+
+
+def test_no_function_takes_more_than_six_arguments():
+    files = [path for path in sources() if path.relative_to(ROOT).parts[0] != "sample_slides"]
+    found = {f"{path.relative_to(ROOT)}: {name}" for path in files for name in too_many_arguments(path.read_text())}
+    assert found == set(MUST_TAKE_MORE)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(a, b, c, d, e, f, g): ...",
+        "def f(a, /, b, c, d, e, *, f, g): ...",
+        "async def f(a, b, c, d, e, *f, **g): ...",
+        "class C:\n    def m(self):\n        return lambda a, b, c, d, e, f, g: a",
+    ],
+)
+def test_a_planted_seventh_argument_is_seen(source):
+    assert too_many_arguments(source)
+
+
+def test_self_and_cls_do_not_count():
+    assert not too_many_arguments("def f(self, a, b, c, d, e, f): ...\ndef g(cls, a, b, c, *, d, e, f): ...")

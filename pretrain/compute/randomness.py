@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -27,15 +28,31 @@ class Purpose(IntEnum):
     EPISODE = 14
 
 
-def uniforms(
-    seed: int, purpose: Purpose, step: int, start: int, count: int, width: int, attempt: int = 0
-) -> NDArray[np.float64]:
-    """(count, width) float64 in [0, 1): rows `start` to `start + count` of an endless table.
+def uniforms(seed: int, purpose: Purpose, step: int, rows: range, width: int, attempt: int = 0) -> NDArray[np.float64]:
+    """(len(rows), width) float64 in [0, 1): these rows, one after another, of an endless table.
 
     The table is that of (seed, purpose, step, attempt); any slice of it has the same numbers, however it is cut.
     """
     blocks = -(-width // 4)  # Philox gives four 64-bit words a count
-    counter = np.array([start * blocks, attempt, step, 0], np.uint64)
+    counter = np.array([rows.start * blocks, attempt, step, 0], np.uint64)
     bits = np.random.Philox(key=np.array([seed, purpose], np.uint64), counter=counter)
-    words = bits.random_raw(count * blocks * 4).reshape(count, blocks * 4)[:, :width]
+    words = bits.random_raw(len(rows) * blocks * 4).reshape(len(rows), blocks * 4)[:, :width]
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where some tiles stand in a run with this seed: `position` (B,) int64, their places in the step's global batch.
+
+    What is drawn for a tile is counted by its place, and so the same however the batch is shared out.
+    """
+
+    seed: int
+    step: int
+    position: NDArray[np.int64]
+
+    def uniforms(self, purpose: Purpose, width: int) -> NDArray[np.float64]:
+        """(B, width) float64 in [0, 1): a row for each tile."""
+        first = int(self.position.min())
+        table = uniforms(self.seed, purpose, self.step, range(first, int(self.position.max()) + 1), width)
+        return table[self.position - first]

@@ -137,7 +137,7 @@ class Sampler:
             if attempt > _TRIES and self.eligible < 4 * size:
                 self._fill(tile, cell, stratum, todo)
                 break
-            u = uniforms(self.settings.seed, Purpose.DRAW, step, 0, size, 4, attempt)[todo]
+            u = uniforms(self.settings.seed, Purpose.DRAW, step, range(size), 4, attempt)[todo]
             inside = 0 < attempt <= _TRIES_IN_STRATUM  # a double is first drawn anew from its own stratum
             if not inside:
                 stratum[todo] = self._strata_at(u[:, 0], tempered=attempt <= _TRIES)
@@ -150,7 +150,7 @@ class Sampler:
 
     def replacement(self, step: int, position: int, stratum: int, attempt: int) -> Draw:
         """Another tile for a position whose tile cannot be read; from the same stratum for the first tries."""
-        u = uniforms(self.settings.seed, Purpose.REPLACE, step, position, 1, 4, attempt)
+        u = uniforms(self.settings.seed, Purpose.REPLACE, step, range(position, position + 1), 4, attempt)
         chosen = np.array([stratum]) if attempt < _TRIES_IN_STRATUM else self._strata_at(u[:, 0], tempered=True)
         cell, tile = self._in_stratum(chosen, u[:, 1], u[:, 2])
         return self._drawn(step, np.array([position]), tile, cell, chosen)

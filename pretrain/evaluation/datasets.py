@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pretrain.data.labelled import H5Tiles, Regions, TileFiles, open_h5
 from pretrain.errors import BadTask
 from pretrain.evaluation.class_folders import GroupPattern, image_files
-from pretrain.evaluation.tasks import OFFICIAL, Regression, Task, load_tasks, make_task, numbered
+from pretrain.evaluation.tasks import OFFICIAL, LabelledTiles, Regression, Task, load_tasks, make_task, numbered
 
 MODEL_PX = 224  # smaller tiles are enlarged to what the paper's models take
 AnyTask = Task | Regression
@@ -113,15 +113,12 @@ def _pcam(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     if len(pixels) != len(labels):
         raise BadTask(f"{folder}: holds {len(pixels)} tiles with {len(labels)} labels; download it again")
     hint = f"{OFFICIAL}; slides are told by {', '.join(unknown)}"
-    return [_official("pcam", folder, pixels, labels, None if unknown else groups, split, limit, seed, hint=hint)]
+    found = LabelledTiles(folder, pixels, labels, None if unknown else groups, split, hint)
+    return [_official(found, "pcam", limit, seed)]
 
 
-def _official(
-    name: str, folder: Path, tiles: Any, *sides: Any, notes: Sequence[str] = (), hint: str = OFFICIAL
-) -> Task:
-    """`sides`: labels, groups and split; then limit and seed."""
-    labels, groups, split, limit, seed = sides
-    return make_task(name, folder, tiles, labels, groups, split, limit, seed, MODEL_PX, True, notes, hint)
+def _official(told: LabelledTiles, name: str, limit: int, seed: int) -> Task:
+    return make_task(name, replace(told, official=True), limit, seed, MODEL_PX)
 
 
 def _crc(train: str, name: str) -> Callable[[Path, str, int, int], list[AnyTask]]:
@@ -140,7 +137,8 @@ def _crc(train: str, name: str) -> Callable[[Path, str, int, int], list[AnyTask]
                 files += of_kind
                 labels += [kind.name] * len(of_kind)
                 split += [side] * len(of_kind)
-        return [_official(name, folder, TileFiles(files), labels, None, split, limit, seed)]
+        found = LabelledTiles(folder, TileFiles(files), labels, None, split, OFFICIAL)
+        return [_official(found, name, limit, seed)]
 
     return read
 
@@ -166,7 +164,8 @@ def _wilds(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
         files.append(_inside(root, name, root / "metadata.csv"))
     labels = [("normal", "tumour")[row["tumor"] == "1"] for row in rows]
     split = [side.get(row["center"], "train") for row in rows]
-    return [_official("wilds", root, TileFiles(files), labels, [row["slide"] for row in rows], split, limit, seed)]
+    found = LabelledTiles(root, TileFiles(files), labels, [row["slide"] for row in rows], split, OFFICIAL)
+    return [_official(found, "wilds", limit, seed)]
 
 
 def _tils(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
@@ -181,7 +180,8 @@ def _tils(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     labels = [row["label"] for row in files.values()]
     groups = [row["barcode"] for row in files.values()]
     split = [row["partition"] for row in files.values()]
-    return [_official("tils", root, TileFiles(list(files)), labels, groups, split, limit, seed)]
+    found = LabelledTiles(root, TileFiles(list(files)), labels, groups, split, OFFICIAL)
+    return [_official(found, "tils", limit, seed)]
 
 
 def _mhist(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
@@ -193,7 +193,8 @@ def _mhist(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     files = [_inside(images, row["Image Name"], table) for row in rows]
     labels = [row["Majority Vote Label"] for row in rows]
     split = [row["Partition"].lower() for row in rows]
-    return [_official("mhist", folder, TileFiles(files), labels, None, split, limit, seed)]
+    found = LabelledTiles(folder, TileFiles(files), labels, None, split, OFFICIAL)
+    return [_official(found, "mhist", limit, seed)]
 
 
 def _midog(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
@@ -229,7 +230,8 @@ def _midog(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     labels = [events[n][1] for n in order]
     sides = None if split is None else [split[n] for n in order]
     notes = () if cases else ("datasets_xvalidation.csv is not there: divided here, a third of the images held out",)
-    return [_official("midog", folder, tiles, labels, at[order].tolist(), sides, limit, seed, notes=notes)]
+    found = LabelledTiles(folder, tiles, labels, at[order].tolist(), sides, OFFICIAL, notes=notes)
+    return [_official(found, "midog", limit, seed)]
 
 
 def _first_or_none(*paths: Path) -> Path | None:
@@ -267,7 +269,8 @@ def _dlbcl(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     name = "dlbcl" if not option else f"dlbcl:{option}"
     missing = len(there) - len(labelled)
     notes = (f"{missing} patients without {column} are left out",) if missing else ()
-    return [_official(name, root, TileFiles(files), labels, patients, None, limit, seed, notes=notes)]
+    found = LabelledTiles(root, TileFiles(files), labels, patients, None, OFFICIAL, notes=notes)
+    return [_official(found, name, limit, seed)]
 
 
 def _number(text: str) -> str:

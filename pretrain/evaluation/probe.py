@@ -19,9 +19,8 @@ from pretrain.compute.randomness import Purpose, uniforms
 from pretrain.data.labelled import Pixels, Tiles, read_batches
 from pretrain.evaluation.scores import balanced_accuracy
 from pretrain.evaluation.tasks import Ints, Regression, Task, hold_out
-from pretrain.features.embedder import embed_tiles
+from pretrain.features.embedder import Inference, embed_tiles, of_backbone
 from pretrain.model.backbone import Backbone
-from pretrain.model.normalise import normalise
 
 PENALTIES = tuple(10.0**power for power in range(-5, 3))  # of the linear model's weights
 SHOTS, EPISODES = 10, 50
@@ -40,32 +39,9 @@ class Score:
     test: int
 
 
-def embed(
-    backbone: Backbone,
-    task: Task,
-    device: torch.device,
-    batch: int = 64,
-    autocast: torch.dtype | None = None,
-    threads: int = 2,
-) -> Tensor:
-    """(n, 2 D) float32 on the CPU: class token and mean patch token of each tile's middle.
-
-    `autocast`: the type that matrices are multiplied in, None for the weights' own. Compiled blocks run as they are
-    written, since each size of tile and of last batch would be compiled anew. Raises BadTask.
-    """
-    training = backbone.training
-    cast = torch.autocast(device.type, autocast, enabled=autocast is not None)
-    backbone.eval()
-
-    def features(tiles: Tensor) -> Tensor:
-        with cast:
-            found: Tensor = backbone([normalise(tiles)])[0].embedding
-            return found
-
-    try:
-        return embed_tiles(features, task.tiles, backbone.settings.patch_px, task.px, device, batch, threads)
-    finally:
-        backbone.train(training)
+def embed(backbone: Backbone, task: Task, inference: Inference) -> Tensor:
+    """(n, 2 D) float32 on the CPU: class token and mean patch token of each tile's middle. Raises BadTask."""
+    return embed_tiles(of_backbone(backbone), task.tiles, task.px, inference)
 
 
 def colour_statistics(tiles: Tiles) -> Tensor:
@@ -131,7 +107,7 @@ def few_shot(features: Tensor, task: Task, shots: int = SHOTS, episodes: int = E
     for episode in range(episodes):
         means = []
         for number, known in enumerate(of_class):
-            order = np.argsort(uniforms(seed, Purpose.EPISODE, episode, number, len(known), 1)[:, 0])
+            order = np.argsort(uniforms(seed, Purpose.EPISODE, episode, range(number, number + len(known)), 1)[:, 0])
             means.append(rows[torch.from_numpy(known[order[:shots]])].mean(0))
         mean = torch.stack(means)
         predicted.append((test @ mean.T - mean.square().sum(1) / 2).argmax(1).numpy())
@@ -196,11 +172,9 @@ def score(features: Tensor, task: Task) -> Score:
     return Score(task.name, judged[0], judged[1], int(task.train.sum()), int(test.sum()))
 
 
-def probe(
-    backbone: Backbone, tasks: Sequence[Task], device: torch.device, autocast: torch.dtype | None = None
-) -> list[Score]:
+def probe(backbone: Backbone, tasks: Sequence[Task], inference: Inference) -> list[Score]:
     """Embed and judge every task."""
-    return [score(embed(backbone, task, device, autocast=autocast), task) for task in tasks]
+    return [score(embed(backbone, task, inference), task) for task in tasks]
 
 
 def _directions(features: Tensor, train: Tensor) -> Tensor:
@@ -227,23 +201,13 @@ def _best(task: Task, judged: Ints, guesses: Iterator[list[Ints]]) -> tuple[int,
 def _predictions(
     features: Tensor, task: Task, rows: Ints, judged: Sequence[Ints], penalties: Sequence[float]
 ) -> Iterator[list[Ints]]:
-    """Classes of each set of tiles `judged`, by a model fitted to `rows` with each penalty in turn.
-
-    L-BFGS on V, with W = L^-T V and L L^T = (covariance of the rows) / 4 + penalty, which is nearly the curvature.
-    """
+    """Classes of each set of tiles `judged`, by a model fitted to `rows` with each penalty in turn."""
     x, y = _standardised(features, rows), torch.from_numpy(task.labels)[rows]
-    weight = 1 / torch.bincount(y, minlength=len(task.classes)).clamp_min(1)
-    share = weight[y] / weight[y].sum()
-    known = x[rows]
-    covariance = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-    for part, shares in zip(torch.split(known, _ROWS), torch.split(share, _ROWS), strict=True):
-        covariance += (part.T @ (part * shares[:, None])).double()
+    known = _Known.of(x[rows], y, len(task.classes))
     model = torch.zeros(x.shape[1], len(task.classes), dtype=torch.float64)
     intercept = torch.zeros(len(task.classes), dtype=torch.float64)
     for penalty in penalties:
-        curvature = covariance / 4 + penalty * torch.eye(len(covariance), dtype=torch.float64)
-        root = torch.linalg.cholesky(curvature)
-        model, intercept = _minimum(known, y, weight.float(), penalty, root, model, intercept)
+        model, intercept = known.minimum(penalty, model, intercept)
         yield [(x[of] @ model.float() + intercept.float()).argmax(1).numpy() for of in judged]
 
 
@@ -257,25 +221,51 @@ def _standardised(features: Tensor, rows: Ints) -> Tensor:
     return torch.cat([((part.double() - mean) / std).float() for part in torch.split(features, _ROWS)])
 
 
-def _minimum(
-    x: Tensor, y: Tensor, weight: Tensor, penalty: float, root: Tensor, model: Tensor, intercept: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(F, C) weights and (C,) intercepts of least loss, both float64, beginning from others."""
-    start = torch.cat([root.T @ model, intercept[None]])
-    both = start.clone().requires_grad_()
-    steps = torch.optim.LBFGS([both], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+@dataclass(frozen=True)
+class _Known:
+    """What a linear model is fitted to: rows `x` (n, F) float32 of the classes `y` (n,), of weights (C,) float32.
 
-    def unrolled() -> tuple[Tensor, Tensor]:
-        return torch.linalg.solve_triangular(root.T, both[:-1], upper=True), both[-1]
+    `covariance`: (F, F) float64, of the rows, so weighted.
+    """
 
-    def loss() -> Tensor:
-        both.grad = None
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+    covariance: Tensor
+
+    @staticmethod
+    def of(x: Tensor, y: Tensor, classes: int) -> _Known:
+        """With every class of equal weight."""
+        weight = 1 / torch.bincount(y, minlength=classes).clamp_min(1)
+        share = weight[y] / weight[y].sum()
+        covariance = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+        for part, shares in zip(torch.split(x, _ROWS), torch.split(share, _ROWS), strict=True):
+            covariance += (part.T @ (part * shares[:, None])).double()
+        return _Known(x, y, weight.float(), covariance)
+
+    def minimum(self, penalty: float, model: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
+        """(F, C) weights and (C,) intercepts of least loss, both float64, beginning from others.
+
+        L-BFGS on V, with W = L^-T V and L L^T = covariance / 4 + penalty, which is nearly the curvature.
+        """
+        curvature = self.covariance / 4 + penalty * torch.eye(len(self.covariance), dtype=torch.float64)
+        root = torch.linalg.cholesky(curvature)
+        start = torch.cat([root.T @ model, intercept[None]])
+        both = start.clone().requires_grad_()
+        steps = torch.optim.LBFGS([both], max_iter=200, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+
+        def unrolled() -> tuple[Tensor, Tensor]:
+            return torch.linalg.solve_triangular(root.T, both[:-1], upper=True), both[-1]
+
+        def loss() -> Tensor:
+            both.grad = None
+            weights, free = unrolled()
+            guessed = self.x @ weights.float() + free.float()
+            value = functional.cross_entropy(guessed, self.y, self.weight).double()
+            value = value + penalty * weights.square().sum() / 2
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        steps.step(loss)  # type: ignore[no-untyped-call]
         weights, free = unrolled()
-        value = functional.cross_entropy(x @ weights.float() + free.float(), y, weight).double()
-        value = value + penalty * weights.square().sum() / 2
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    steps.step(loss)  # type: ignore[no-untyped-call]
-    weights, free = unrolled()
-    return weights.detach(), free.detach()
+        return weights.detach(), free.detach()

@@ -113,6 +113,6 @@ def _resampled(counts: Floats, metric: Callable[[Floats], Floats]) -> Floats:
 
 def _multiplicities(groups: int) -> Floats:
     """(R, G): how often each group is in a sample of G groups with replacement."""
-    chosen = (uniforms(0, Purpose.BOOTSTRAP, 0, 0, _RESAMPLES, groups) * groups).astype(np.int64)
+    chosen = (uniforms(0, Purpose.BOOTSTRAP, 0, range(_RESAMPLES), groups) * groups).astype(np.int64)
     flat = np.arange(_RESAMPLES)[:, None] * groups + chosen
     return np.bincount(flat.ravel(), minlength=_RESAMPLES * groups).reshape(_RESAMPLES, groups).astype(np.float64)

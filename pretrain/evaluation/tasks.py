@@ -61,6 +61,24 @@ class Task:
 
 
 @dataclass(frozen=True)
+class LabelledTiles:
+    """Tiles of `place` with a label each, and what the data say besides: slide or case and side of each, or None.
+
+    `official`: the split is the authors' own. `notes`: what a user should know of how they were read. `hint`: how one
+    would say which slide or case a tile is of.
+    """
+
+    place: Path
+    tiles: Tiles
+    labels: Sequence[Any]
+    groups: Sequence[Any] | None
+    split: Sequence[Any] | None
+    hint: str
+    official: bool = False
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Regression:
     """Tiles of n rows of `targets` (n, G) float32, named `names`; `folds` are pairs of (n,) bool: train and test."""
 
@@ -95,34 +113,22 @@ def load_tasks(
     return _table_tasks(path, column or "label", limit, seed, px)
 
 
-def make_task(
-    name: str,
-    path: Path,
-    tiles: Tiles,
-    labels: Sequence[Any],
-    groups: Sequence[Any] | None,
-    split: Sequence[Any] | None,
-    limit: int = 0,
-    seed: int = 0,
-    px: int = 0,
-    official: bool = False,
-    notes: Sequence[str] = (),
-    hint: str = "add a column group",
-) -> Task:
-    """A task of all tiles, by a label and a slide or case for each, and a side where the data say it.
+def make_task(name: str, told: LabelledTiles, limit: int = 0, seed: int = 0, px: int = 0) -> Task:
+    """A task of all tiles; `limit`, `seed` and `px` as in load_tasks.
 
-    `hint`: how a user would say which slide or case a tile is of. Raises BadTask, naming `path`, where sides share a
-    group (in an `official` split they may), or fewer than two classes are on both.
+    Raises BadTask, naming the place, where sides share a group (in an official split they may), or fewer than two
+    classes are on both.
     """
-    if not len(labels):
+    path, groups, split = told.place, told.groups, told.split
+    if not len(told.labels):
         raise BadTask(f"{path}: {name} has no tile with a label; name other labels")
-    names, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    names, numbers = np.unique(np.asarray(told.labels), return_inverse=True)
     group = numbered(groups if groups is not None else range(len(numbers)))
     valid = None
     if split is None:
         train = ~hold_out(group, numbers)
     else:
-        train, valid = _sides(path, split, None if official else group)
+        train, valid = _sides(path, split, None if told.official else group)
     test = ~train if valid is None else ~(train | valid)
     both = np.intersect1d(numbers[train], numbers[test])
     if len(both) < 2:
@@ -131,18 +137,18 @@ def make_task(
         raise BadTask(f"{path}: a limit of {limit} tiles is less than one of each of {len(both)} classes; allow more")
     keep = np.flatnonzero(np.isin(numbers, both))
     side = np.where(train, 1, np.where(test, 0, 2))
-    told = [*notes, *_on_one_side(names, numbers, both)]
+    notes = [*told.notes, *_on_one_side(names, numbers, both)]
     if groups is None:
-        told.append(f"{UNKNOWN}: figures may be too high, and have no interval; {hint}")
-    elif official and (shared := len(np.intersect1d(group[train], group[test]))):
-        told.append(f"{_count(shared, 'slide or case', 'slides or cases')} are on both sides; {OFFICIAL}")
+        notes.append(f"{UNKNOWN}: figures may be too high, and have no interval; {told.hint}")
+    elif told.official and (shared := len(np.intersect1d(group[train], group[test]))):
+        notes.append(f"{_count(shared, 'slide or case', 'slides or cases')} are on both sides; {OFFICIAL}")
     limited = keep[_limited(numbers[keep], side[keep], limit or len(keep), seed)]
     if len(limited) < len(keep):
-        told.append(f"{len(limited):,} of {len(keep):,} tiles, by the limit of {limit} a side")
+        notes.append(f"{len(limited):,} of {len(keep):,} tiles, by the limit of {limit} a side")
     keep = limited
     return Task(
         name,
-        tiles.take(keep),
+        told.tiles.take(keep),
         np.searchsorted(both, numbers[keep]),
         tuple(str(name) for name in names[both]),
         group[keep],
@@ -151,7 +157,7 @@ def make_task(
         split is not None,
         px,
         groups is not None,
-        tuple(told),
+        tuple(notes),
     )
 
 
@@ -215,7 +221,7 @@ def hold_out(groups: Ints, labels: Ints) -> Bools:
     if not tiles.size:
         return np.zeros(len(groups), bool)
     tries = min(4096, 1 + 2**20 // len(tiles))
-    held = uniforms(0, Purpose.TASK_GROUPS, 0, 0, tries, len(tiles)) < _HELD_OUT
+    held = uniforms(0, Purpose.TASK_GROUPS, 0, range(tries), len(tiles)) < _HELD_OUT
     found = held @ tiles  # (tries, classes)
     both = ((found > 0) & (found < tiles.sum(0))).sum(1)
     miss = np.abs(found / tiles.sum(0) - _HELD_OUT).mean(1) + np.abs(found.sum(1) / tiles.sum() - _HELD_OUT)
@@ -237,8 +243,9 @@ def _folder_tasks(folder: Path, limit: int, seed: int, px: int, pattern: GroupPa
         return [replace(task, name=f"{folder.name}:{task.name}", notes=(*task.notes, *beside)) for task in tasks]
     read = read_classes(folder, pattern)
     hint = "put tiles into CLASS/SLIDE/, or give a group pattern"
-    tiles, sides = TileFiles(read.files), (read.labels, read.groups, read.split)
-    return [make_task(folder.name, folder, tiles, *sides, limit, seed, px, notes=read.notes, hint=hint)]
+    sides = (read.labels, read.groups, read.split)
+    told = LabelledTiles(folder, TileFiles(read.files), *sides, hint, notes=read.notes)
+    return [make_task(folder.name, told, limit, seed, px)]
 
 
 def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int) -> list[Task]:
@@ -271,7 +278,8 @@ def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int) -> lis
         part = {key: [values[row] for row in at] for key, values in table.items()}
         of_one = name if len(several) == 1 else f"{name}:{one}"
         sides = (part["labels"], part.get("group"), part.get("split"))
-        tasks.append(make_task(of_one, path, images.take(at), *sides, limit, seed, px))
+        told = LabelledTiles(path, images.take(at), *sides, "add a column group")
+        tasks.append(make_task(of_one, told, limit, seed, px))
     return tasks
 
 
@@ -313,7 +321,7 @@ def _sides(path: Path, split: Sequence[Any], groups: Ints | None) -> tuple[Bools
 def _limited(labels: Ints, side: Ints, limit: int, seed: int) -> Ints:
     """At most `limit` rows of each side, by chance, the first of each class before any second."""
     kind = 3 * labels + side
-    order = np.lexsort((uniforms(seed, Purpose.TASK_LIMIT, 0, 0, len(labels), 1)[:, 0], kind))
+    order = np.lexsort((uniforms(seed, Purpose.TASK_LIMIT, 0, range(len(labels)), 1)[:, 0], kind))
     place = np.arange(len(order)) - np.searchsorted(kind[order], kind[order])
     order = order[np.argsort(place / np.bincount(kind)[kind[order]], kind="stable")]
     return np.sort(np.concatenate([order[side[order] == one][:limit] for one in np.unique(side)]))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pretrain.compute.devices import send
 from pretrain.data.index import TileAddress
@@ -24,10 +24,9 @@ from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.data.parts import checked_tiles, read_filter
 from pretrain.data.sources import ShardSource, copies_of, open_source
 from pretrain.errors import BadFilter, BadShards, BadWeights
-from pretrain.features.embedder import backbone_digest
+from pretrain.features.embedder import Inference, backbone_digest, each_seen, tokens_of
 from pretrain.features.kept_features import FeatureFolder, FeatureRecord, counts, tiles_stamp
 from pretrain.model.backbone import Backbone
-from pretrain.model.normalise import normalise
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.format.records import SLIDE_SCHEMA
@@ -43,20 +42,14 @@ _AHEAD = 3  # batches that are read while one is computed
 
 @dataclass(frozen=True)
 class EmbedSettings:
-    """`px`: the middle of a tile that is embedded, 0 for all of it, cut to whole patches. `batch` tiles at once.
-    `autocast`: the type of products, none for the weights' own. `threads` read and decode.
-    """
+    """`px`: the middle of a tile that is embedded, 0 for all of it, cut to whole patches. `inference`: how."""
 
+    inference: Inference
     px: int = 0
-    batch: int = 64
-    autocast: torch.dtype | None = None
-    threads: int = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.px <= TILE_PX:
             raise BadOption(f"px {self.px} is not between 1 and {TILE_PX}, or 0 for the whole tile")
-        if self.batch < 1 or self.threads < 1:
-            raise BadOption("batch and threads must be at least 1")
 
     def side(self, patch_px: int) -> int:
         """How many px of a tile's middle are embedded: whole patches. Raises BadOption where there is none."""
@@ -64,6 +57,27 @@ class EmbedSettings:
         if not side:
             raise BadOption(f"px {self.px} holds no patch of {patch_px} px")
         return side
+
+
+@dataclass(frozen=True)
+class WantedTiles:
+    """Which tiles: those of some shard folders that pass the filter `where`; `seconds` as in parts.read_filter."""
+
+    shards: Sequence[str]
+    where: str | None = None
+    seconds: float = CONDITION_SECONDS
+
+
+@dataclass(frozen=True)
+class FeaturesTo:
+    """The folder that features go to, which says that they are of a model that people call `named`.
+
+    `redo`: delete the features that it holds first.
+    """
+
+    folder: Path
+    named: str = "the model"
+    redo: bool = False
 
 
 @dataclass
@@ -81,47 +95,42 @@ class Embedded:
 
 
 def embed_shards(
-    shards: Sequence[str],
-    where: str | None,
+    wanted: WantedTiles,
     backbone: Backbone,
-    out: Path,
+    to: FeaturesTo,
     settings: EmbedSettings,
-    device: torch.device,
     progress: Progress = lambda slide, tiles: None,
-    named: str = "the model",
-    redo: bool = False,
-    seconds: float = CONDITION_SECONDS,
 ) -> Embedded:
-    """Write `out`/parquet/<slide_id>.parquet and `out`/h5/<magnification>/<slide_id>.h5 of every slide not yet there.
+    """Write parquet/<slide_id>.parquet and h5/<magnification>/<slide_id>.h5 of every slide not yet in the folder.
 
     Parquet: the catalog's place of each tile, and `features`, a list of 2 D float32. h5: `features` (n, 2 D) float32,
     and `coords` (n, 2) int64, upper left corners in level-0 px, as tools for multiple-instance learning read them. A
-    tile that cannot be read is left out. `named`: what people call the backbone. `redo`: delete the features that
-    `out` holds first. `seconds` as in parts.read_filter. Raises BadShards, BadFilter, and OtherFeatures where `out`
-    holds what is not of this call.
+    tile that cannot be read is left out. Raises BadShards, BadFilter, and OtherFeatures where the folder holds what is
+    not of this call.
     """
-    condition = read_filter(where, seconds)
+    condition = read_filter(wanted.where, wanted.seconds)
     where = condition.text if condition else None
-    side = settings.side(backbone.settings.patch_px)
-    precision = str(settings.autocast or torch.float32).removeprefix("torch.")
-    folder = FeatureFolder(out, FeatureRecord(backbone_digest(backbone), side, where, precision))
-    sources = list(map(open_source, shards))
+    side, inference = settings.side(backbone.settings.patch_px), settings.inference
+    precision = str(inference.autocast or torch.float32).removeprefix("torch.")
+    folder = FeatureFolder(to.folder, FeatureRecord(backbone_digest(backbone), side, where, precision))
+    sources = list(map(open_source, wanted.shards))
     counted, copies = copies_of(sources)
     found = _all_slides(sources, counted, condition)
     if (first := next(found, None)) is None:
         left = f"the filter {where!r} leaves no tile" if where else "the shards hold no tile"
         raise BadFilter(f"{left}; see status and error in their catalog/slides")
-    folder.claim(named, redo)
+    folder.claim(to.named, to.redo)
     done = Embedded(notes=copies.notes)
-    backbone = backbone.to(device).eval()
+    backbone = backbone.to(inference.device)
     seen: set[str] = set()
-    with ThreadPoolExecutor(settings.threads, "read") as readers:
+    with ThreadPoolExecutor(inference.threads, "read") as pool:
+        reader = _Reader(pool, inference.batch, done.unreadable)
         for source, slide_id, tiles, stamp in itertools.chain([first], found):
             seen.add(slide_id)
             if folder.is_done(slide_id, stamp, counts(tiles)):
                 done.before += 1
                 continue
-            kept, features = _embed(source, tiles, backbone, settings, device, readers, done)
+            kept, features = _embed(backbone, reader.batches(source, tiles), side, inference)
             said = folder.stamp(stamp, len(tiles) - len(kept))
             _write(folder, slide_id, tiles.take(pa.array(kept)), features, said)
             done.slides += 1
@@ -172,51 +181,55 @@ def _runs(source: ShardSource, name: str, slides: pa.Table, where: Condition | N
 
 
 def _embed(
-    source: ShardSource,
-    tiles: pa.Table,
-    backbone: Backbone,
-    settings: EmbedSettings,
-    device: torch.device,
-    readers: ThreadPoolExecutor,
-    done: Embedded,
+    backbone: Backbone, batches: Iterable[tuple[NDArray[np.int64], NDArray[np.uint8]]], side: int, inference: Inference
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Rows of the tiles that could be read, and (n, 2 D) float32."""
     kept, features = [np.empty(0, np.int64)], [np.empty((0, 2 * backbone.settings.width), np.float32)]
-    side = settings.side(backbone.settings.patch_px)
     begin = (TILE_PX - side) // 2
-    cast = torch.autocast(device.type, settings.autocast, enabled=settings.autocast is not None)
-    for rows, pixels in _read(source, tiles, settings, readers, done):
-        crops = send(np.ascontiguousarray(pixels[:, begin : begin + side, begin : begin + side]), device)
-        with torch.no_grad(), cast:
-            (tokens,) = backbone([normalise(crops.permute(0, 3, 1, 2).float() / 255)])
-        kept.append(rows)
-        features.append(tokens.embedding.float().cpu().numpy())
+
+    def crops() -> Iterator[Tensor]:
+        for rows, pixels in batches:
+            kept.append(rows)
+            middle = np.ascontiguousarray(pixels[:, begin : begin + side, begin : begin + side])
+            yield send(middle, inference.device).permute(0, 3, 1, 2).float() / 255  # as bytes, a quarter to send
+
+    def see(tiles: Tensor) -> Tensor:
+        return tokens_of(backbone, tiles).embedding
+
+    for found in each_seen(backbone, see, crops(), inference.autocast):
+        features.append(found.float().cpu().numpy())
         if not np.isfinite(features[-1]).all():
             raise BadWeights("the model's features are not finite numbers; its weights, or PRECISION, are no good")
     return np.concatenate(kept), np.concatenate(features)
 
 
-def _read(
-    source: ShardSource, tiles: pa.Table, settings: EmbedSettings, readers: ThreadPoolExecutor, done: Embedded
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Batches of rows and their pixels, read ahead."""
-    columns = (tiles[name].to_pylist() for name in ("shard", "offset", "nbytes", "crc32", "index"))
-    addresses = [TileAddress(source, *at) for at in zip(*columns, strict=True)]
-    waiting: deque[list[Future[Any]]] = deque()
-    begins = iter(range(0, len(addresses), settings.batch))
-    first = 0
-    while True:
-        while len(waiting) <= _AHEAD and (begin := next(begins, None)) is not None:
-            waiting.append([readers.submit(_tile, at) for at in addresses[begin : begin + settings.batch]])
-        if not waiting:
-            return
-        found = [future.result() for future in waiting.popleft()]
-        good = [n for n, tile in enumerate(found) if isinstance(tile, np.ndarray)]
-        for n in set(range(len(found))) - set(good):
-            done.unreadable[addresses[first + n].name] = str(found[n])
-        if good:
-            yield first + np.array(good), np.stack([found[n] for n in good])
-        first += len(found)
+@dataclass(frozen=True)
+class _Reader:
+    """Reads tiles ahead, by the threads of `pool`; those that cannot be read go to `unreadable`, by name."""
+
+    pool: ThreadPoolExecutor
+    batch: int
+    unreadable: dict[str, str]
+
+    def batches(self, source: ShardSource, tiles: pa.Table) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Rows of the table and their pixels, a batch at a time."""
+        columns = (tiles[name].to_pylist() for name in ("shard", "offset", "nbytes", "crc32", "index"))
+        addresses = [TileAddress(source, *at) for at in zip(*columns, strict=True)]
+        waiting: deque[list[Future[NDArray[np.uint8] | Exception]]] = deque()
+        begins = iter(range(0, len(addresses), self.batch))
+        first = 0
+        while True:
+            while len(waiting) <= _AHEAD and (begin := next(begins, None)) is not None:
+                waiting.append([self.pool.submit(_tile, at) for at in addresses[begin : begin + self.batch]])
+            if not waiting:
+                return
+            found = [future.result() for future in waiting.popleft()]
+            good = {n: tile for n, tile in enumerate(found) if isinstance(tile, np.ndarray)}
+            for n in set(range(len(found))) - set(good):
+                self.unreadable[addresses[first + n].name] = str(found[n])
+            if good:
+                yield first + np.array(list(good)), np.stack(list(good.values()))
+            first += len(found)
 
 
 def _tile(address: TileAddress) -> NDArray[np.uint8] | Exception:

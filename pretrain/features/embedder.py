@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -16,16 +16,35 @@ from torch import Tensor, nn
 from pretrain.compute.devices import send
 from pretrain.data.labelled import Tiles, read_batches, resized, whole_patches
 from pretrain.errors import BadWeights
-from pretrain.model.backbone import Backbone
+from pretrain.model.backbone import Backbone, Tokens
 from pretrain.model.normalise import MEAN, STD, normalise
 from pretrain.model.weights.timm_folder import PREFIX, check_timm_folder
-from wsi_prep.errors import first_line
+from wsi_prep.errors import BadOption, first_line
 from wsi_prep.storage.atomic import aside
 
 import timm  # isort: skip - backbone has made it importable
 from timm.data.config import resolve_model_data_config  # isort: skip
 
+Seen = TypeVar("Seen")
+
 _READING = 2  # changes when the same files become other pixels
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How a model is run over tiles: `batch` at once on `device`, read and decoded by `threads`.
+
+    `autocast`: the type that matrices are multiplied in, None for the weights' own.
+    """
+
+    device: torch.device
+    batch: int = 64
+    threads: int = 2
+    autocast: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.threads < 1:
+            raise BadOption("batch and threads must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -68,9 +87,14 @@ def _about(backbone: Backbone) -> str:
 
 def of_backbone(backbone: Backbone) -> Embedder:
     """Class token and mean patch token of a backbone of ours."""
-    backbone.eval()
     patch_px, about = backbone.settings.patch_px, _about(backbone)
-    return Embedder(backbone, lambda tiles: backbone([normalise(tiles)])[0].embedding, patch_px, about=about)
+    return Embedder(backbone, lambda tiles: tokens_of(backbone, tiles).embedding, patch_px, about=about)
+
+
+def tokens_of(backbone: Backbone, tiles: Tensor) -> Tokens:
+    """Of (b, 3, h, w) tiles in [0, 1], whole patches of the backbone's."""
+    tokens: Tokens = backbone([normalise(tiles)])[0]
+    return tokens
 
 
 def of_timm(name: str) -> Embedder:
@@ -128,40 +152,57 @@ def features_of(
     embedder: Embedder,
     tiles: Tiles,
     px: int,
-    device: torch.device,
+    inference: Inference,
     folder: Path | None = None,
     progress: Callable[[int], None] = lambda tiles: None,
-    batch: int = 64,
-    threads: int = 2,
 ) -> Tensor:
     """(n, F) float32 of all tiles, from the cache in `folder` where they are there. `px` as in tasks.Task."""
     side = embedder.px or px
 
     def make() -> Tensor:
-        embedder.module.to(device)
-        return embed_tiles(embedder.features, tiles, embedder.patch_px, side, device, batch, threads, progress)
+        embedder.module.to(inference.device)
+        return embed_tiles(embedder, tiles, side, inference, progress)
 
     return cached(folder, embedder.stamp, tiles, side, make) if folder else make()
 
 
 def embed_tiles(
-    features: Callable[[Tensor], Tensor],
+    embedder: Embedder,
     tiles: Tiles,
-    patch_px: int,
     px: int,
-    device: torch.device,
-    batch: int = 64,
-    threads: int = 2,
+    inference: Inference,
     progress: Callable[[int], None] = lambda tiles: None,
 ) -> Tensor:
-    """(n, F) float32 on the CPU: `features` of (b, 3, h, w) float32 in [0, 1], for every tile in order.
+    """(n, F) float32 on the CPU: the features of every tile in order, by a module that is on the device.
 
     `px`: the side that tiles are resized to, 0 for their own; then their middle in whole patches. Tiles are read and
     decoded by threads while others are computed. Raises BadTask.
     """
+    read = read_batches(tiles, inference.batch, inference.threads, lambda tile: resized(tile, px))
+    batches = (send(whole_patches(pixels, embedder.patch_px), inference.device) for pixels in read)
     rows = []
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for pixels in read_batches(tiles, batch, threads, lambda tile: resized(tile, px)):
-            rows.append(features(send(whole_patches(pixels, patch_px), device)).float())
-            progress(len(pixels))
+    for found in each_seen(embedder.module, embedder.features, batches, inference.autocast):
+        rows.append(found.float())
+        progress(len(found))
     return torch.cat(rows).cpu()
+
+
+def each_seen(
+    module: nn.Module, see: Callable[[Tensor], Seen], batches: Iterable[Tensor], autocast: torch.dtype | None = None
+) -> Iterator[Seen]:
+    """What `see` makes of each batch of (b, 3, h, w) float32 tiles in [0, 1], which are where the module is.
+
+    In eval mode, and every part of the module back in its own afterwards; without gradients. Compiled blocks run as
+    they are written, since each size of tile and of last batch would be compiled anew. `autocast` as in Inference.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        for tiles in batches:
+            cast = torch.autocast(tiles.device.type, autocast, enabled=autocast is not None)
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), cast:
+                seen = see(tiles)
+            yield seen
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -101,7 +101,7 @@ class SelfDistillation(nn.Module):
         self, settings: ObjectiveSettings, backbone: BackboneSettings, seed: int, recompute: str = "none"
     ) -> None:
         super().__init__()
-        self.settings, self.seed, self.drop_path = settings, seed, backbone.drop_path
+        self.settings, self.drop_path = settings, backbone.drop_path
         network = Network.with_heads(backbone, settings.head, recompute)
         self.student: nn.Module = network
         self.ema = copy.deepcopy(network).requires_grad_(False)
@@ -163,7 +163,7 @@ class SelfDistillation(nn.Module):
         if self.drop_path:
             crops = sum(len(group) for group in groups) // views.tiles
             depth = backbone.settings.depth
-            plan = plan_drop(self.seed, views.step, views.position, crops, depth)
+            plan = plan_drop(views.places, crops, depth)
             kept = keep_crops(plan, packing, self.drop_path, views.global_crops.device)
         masks = [views.mask, *[None] * (len(groups) - 1)]
         seen: Seen = self.student(groups, views.chosen, masks, kept)

@@ -150,8 +150,7 @@ class Backbone(nn.Module):
             if kept is None:
                 x = block(x, packing=packing, recompute=recompute)
             else:
-                rows = kept.of_block(number)
-                x = block(x, packing=kept.packing, rows=rows, gain=kept.gain, recompute=recompute)
+                x = block(x, packing=kept.packing, rows=kept.of_block(number), recompute=recompute)
         parts = self.vit.norm(x).split(packing.sizes)
         whole = [part.view(*shape, -1) for part, shape in zip(parts, packing.shapes, strict=True)]
         return [Tokens(tokens[:, 0], tokens[:, self.prefix :]) for tokens in whole]

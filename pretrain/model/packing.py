@@ -7,7 +7,7 @@ once for each size of crop. What stochastic depth drops is not computed (arXiv 2
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import pretrain.model.torchvision_schemas  # noqa: F401 - before timm
 from pretrain.compute.devices import send
-from pretrain.compute.randomness import Purpose, uniforms
+from pretrain.compute.randomness import Places, Purpose
 from pretrain.model.recompute import recomputed
 
 from timm.models.vision_transformer import Block  # isort: skip
@@ -35,6 +35,17 @@ class Packing:
         return [crops * tokens for crops, tokens in self.shapes]
 
 
+class BlockRows(NamedTuple):
+    """The packed tokens that a block's two branches are computed for, (K,) int64 each, and their `gain` (K, 1).
+
+    A tuple, since FSDP brings tensors in tuples to the precision of products, and those in other records not.
+    """
+
+    attention: Tensor
+    mlp: Tensor
+    gain: Tensor
+
+
 @dataclass(frozen=True)
 class Kept:
     """What some residual branches are computed for: `packing` of the crops kept, the same number for every branch.
@@ -46,9 +57,9 @@ class Kept:
     rows: Tensor
     gain: Tensor
 
-    def of_block(self, number: int) -> tuple[Tensor, Tensor]:
-        """Rows of the block's two branches."""
-        return self.rows[2 * number], self.rows[2 * number + 1]
+    def of_block(self, number: int) -> BlockRows:
+        """What the block's two branches are computed for."""
+        return BlockRows(self.rows[2 * number], self.rows[2 * number + 1], self.gain)
 
 
 class PackedBlock(Block):
@@ -59,27 +70,26 @@ class PackedBlock(Block):
     compiled block does not show which operations it is made of.
     """
 
-    def forward(  # noqa: D102 - timm's, but for the last four
+    def forward(  # noqa: D102 - timm's, but for the last three
         self,
         x: Tensor,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         packing: Packing | None = None,
-        rows: tuple[Tensor, Tensor] | None = None,
-        gain: Tensor | None = None,
+        rows: BlockRows | None = None,
         recompute: str = "none",
     ) -> Tensor:
         if packing is None:
             plain: Tensor = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
             return plain
-        return recomputed(self._packed, recompute, x, packing, rows, gain)
+        return recomputed(self._packed, recompute, x, packing, rows)
 
-    def _packed(self, x: Tensor, packing: Packing, rows: tuple[Tensor, Tensor] | None, gain: Tensor | None) -> Tensor:
-        if rows is None or gain is None:
+    def _packed(self, x: Tensor, packing: Packing, rows: BlockRows | None) -> Tensor:
+        if rows is None:
             x = x + self._attend(x, packing)
             return x + self._mix(x)
-        x = x.index_add(0, rows[0], (self._attend(x[rows[0]], packing) * gain).to(x.dtype))
-        return x.index_add(0, rows[1], (self._mix(x[rows[1]]) * gain).to(x.dtype))
+        x = x.index_add(0, rows.attention, (self._attend(x[rows.attention], packing) * rows.gain).to(x.dtype))
+        return x.index_add(0, rows.mlp, (self._mix(x[rows.mlp]) * rows.gain).to(x.dtype))
 
     def _attend(self, x: Tensor, packing: Packing) -> Tensor:
         attn: Any = self.attn
@@ -96,14 +106,13 @@ class PackedBlock(Block):
         return branch
 
 
-def plan_drop(seed: int, step: int, position: NDArray[np.int64], crops: int, depth: int) -> NDArray[np.float64]:
+def plan_drop(places: Places, crops: int, depth: int) -> NDArray[np.float64]:
     """(2 * depth, crops * B) numbers in [0, 1): of each branch, the crops with the smallest are kept.
 
-    Crop k of the tile at `position[b]` of the global batch is in column k * B + b.
+    Crop k of tile b is in column k * B + b.
     """
-    first = int(position.min())
-    table = uniforms(seed, Purpose.DROP_PATH, step, first, int(position.max()) - first + 1, 2 * depth * crops)
-    return table[position - first].reshape(len(position), 2 * depth, crops).transpose(1, 2, 0).reshape(2 * depth, -1)
+    numbers = places.uniforms(Purpose.DROP_PATH, 2 * depth * crops)
+    return numbers.reshape(len(numbers), 2 * depth, crops).transpose(1, 2, 0).reshape(2 * depth, -1)
 
 
 def keep_crops(plan: NDArray[np.float64], packing: Packing, drop_path: float, device: torch.device) -> Kept | None:

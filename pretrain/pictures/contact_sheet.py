@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from pretrain.compute.randomness import Places
 from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.data.sampler import Draw, Sampler
 from pretrain.pictures.canvas import GAP, INK, LINE, MARGIN, PALE, blank, flow, font, heading, line, shrunk, stack
@@ -85,7 +86,8 @@ def _crops(
 ) -> Image.Image:
     """One tile with its windows drawn in, and beside it what the model gets, all pixel for pixel."""
     tile = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
-    planned = plan_crops(settings, seed, draw.step, draw.position)
+    places = Places(seed, draw.step, draw.position)
+    planned = plan_crops(settings, places)
     strip = blank(_WIDTH, 2 * LINE + TILE_PX + GAP)
     words = ImageDraw.Draw(strip)
     words.text((MARGIN, 3), f"one of them, {float(draw.mpp[0]):.4g} um/px, and its crops", INK, font(14))
@@ -95,7 +97,7 @@ def _crops(
     for (kind, px, ink), windows in zip(kinds, planned, strict=True):
         number = windows.x0.shape[1]
         cut = crop(tile, windows)
-        cut = apply_colour(cut, plan_colour(colour, seed, draw.step, draw.position, kind, number))
+        cut = apply_colour(cut, plan_colour(colour, places, kind, number))
         across = max(1, (TILE_PX + GAP) // (px + GAP)) if kind == "local" else number
         for place in range(number):
             _outline(whole, windows, place, ink)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,8 @@ from pretrain.compute.devices import send
 from pretrain.compute.randomness import Purpose, uniforms
 from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.data.sampler import Draw, Sampler
+from pretrain.features.embedder import each_seen, tokens_of
 from pretrain.model.backbone import Backbone
-from pretrain.model.normalise import normalise
 from pretrain.pictures.canvas import GAP, MARGIN, PALE, beside, captioned, flow, heading, line, shrunk, stack
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
@@ -197,7 +196,7 @@ def save_picture(image: Image.Image, file: Path) -> None:
 def _draws(sampler: Sampler, seed: int, stream: int, shares: NDArray[np.float64], most: int) -> list[Draw]:
     """Different tiles of strata drawn in proportion to their shares; `most` draws, which repeat some."""
     upto = np.cumsum(shares)
-    u = uniforms(seed, Purpose.PICTURE, stream, 0, most, 2)
+    u = uniforms(seed, Purpose.PICTURE, stream, range(most), 2)
     strata = np.searchsorted(upto, u[:, 0] * upto[-1], side="right")
     places = (u[:, 1] * 2**52).astype(np.int64)  # in the sampler's table of replacements, which has its own seed
     draws = [sampler.replacement(0, place, n, 0) for place, n in zip(places.tolist(), strata.tolist(), strict=True)]
@@ -215,28 +214,15 @@ def _embed(
     backbone: Backbone, tiles: NDArray[np.uint8], patches_of: int, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(N, 2 D) embeddings of all tiles, and (`patches_of`, P, D) patch tokens of the first."""
+    begins = range(0, len(tiles), _BATCH)
+    rows = (np.minimum(np.arange(at, at + _BATCH), len(tiles) - 1) for at in begins)  # all batches of one size
+    batches = (send(tiles[some], device).permute(0, 3, 1, 2).float() / 255 for some in rows)
     embeddings, patches = [], []
-    with torch.no_grad(), _evaluating(backbone):
-        for at in range(0, len(tiles), _BATCH):
-            rows = np.minimum(np.arange(at, at + _BATCH), len(tiles) - 1)  # compiled blocks see one shape
-            crops = send(tiles[rows], device).permute(0, 3, 1, 2).float() / 255
-            (tokens,) = backbone([normalise(crops)])
-            embeddings.append(tokens.embedding.float().cpu())
-            if at < patches_of:
-                patches.append(tokens.patches.float().cpu())
+    for at, tokens in zip(begins, each_seen(backbone, partial(tokens_of, backbone), batches), strict=True):
+        embeddings.append(tokens.embedding.float().cpu())
+        if at < patches_of:
+            patches.append(tokens.patches.float().cpu())
     return torch.cat(embeddings)[: len(tiles)].numpy(), torch.cat(patches)[:patches_of].numpy()
-
-
-@contextmanager
-def _evaluating(backbone: Backbone) -> Iterator[None]:
-    """In eval mode, and every module back in its own afterwards."""
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _centre(pixels: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:

@@ -25,6 +25,7 @@ from pretrain.evaluation.probe import Score, colour_statistics
 from pretrain.evaluation.probe import probe as probe_backbone
 from pretrain.evaluation.probe import score as judge
 from pretrain.evaluation.tasks import Task, load_tasks
+from pretrain.features.embedder import Inference
 from pretrain.pictures.feature_picture import FeaturePictures, LookSettings, save_picture
 from pretrain.train.curves import draw_curves
 from pretrain.train.loop import DTYPES, Outcome, Trainer
@@ -234,7 +235,7 @@ class _Watcher:
         if draw and self._lookout:
             save_picture(self._lookout.draw(backbone, step, device), self._folder / f"pictures/step-{step:08d}.png")
         if probe:
-            for score in probe_backbone(backbone, self._tasks, device):
+            for score in probe_backbone(backbone, self._tasks, Inference(device)):
                 self._judged(step, score)
 
     def _judged(self, step: int, score: Score) -> None:

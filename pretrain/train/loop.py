@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pretrain.compute import distributed
 from pretrain.compute.memory import require_memory
+from pretrain.compute.randomness import Places
 from pretrain.data.loader import Batch, Loader, on_device
 from pretrain.data.sampler import Sampler
 from pretrain.errors import NonFinite
@@ -164,9 +165,7 @@ class Trainer:
             views = make_views(
                 tiles[rows],
                 recipe.views,
-                self.recipe.seed,
-                batch.step,
-                batch.draw.position[rows],
+                Places(recipe.seed, batch.step, batch.draw.position[rows]),
                 recipe.backbone.patch_px,
                 self.dtype if tiles.is_cuda else torch.float32,
             )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.compute.devices import send
-from pretrain.compute.randomness import Purpose, uniforms
+from pretrain.compute.randomness import Places, Purpose
 from wsi_prep.errors import BadOption
 
 Operation = Callable[[Tensor, dict[str, Tensor]], Tensor]
@@ -83,14 +83,10 @@ class ColourPlan:
     reach: int
 
 
-def plan_colour(
-    settings: ColourSettings, seed: int, step: int, position: NDArray[np.int64], kind: str, crops: int
-) -> ColourPlan:
-    """Numbers for the "global" or "local" crops of the tiles at these places (B,) of the global batch."""
-    first = int(position.min())
-    rows = int(position.max()) - first + 1
-    table = uniforms(seed, _PURPOSE[kind], step, first, rows, max(crops, 1) * _NUMBERS)
-    u = table[position - first].reshape(len(position), -1, _NUMBERS)[:, :crops]
+def plan_colour(settings: ColourSettings, places: Places, kind: str, crops: int) -> ColourPlan:
+    """Numbers for the "global" or "local" crops of the tiles at these places."""
+    numbers = places.uniforms(_PURPOSE[kind], max(crops, 1) * _NUMBERS)
+    u = numbers.reshape(len(numbers), -1, _NUMBERS)[:, :crops]
     either = 2 * u - 1
     jitter = u[..., 0] < settings.jitter
     blur = np.full(crops, settings.blur[2])

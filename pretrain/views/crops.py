@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pretrain.compute.devices import send
-from pretrain.compute.randomness import Purpose, uniforms
+from pretrain.compute.randomness import Places, Purpose
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
 
@@ -95,22 +95,17 @@ class CropWindows:
         return np.asarray(tile_mpp[:, None] * np.sqrt(self.width * self.height) / self.px, np.float64)
 
 
-def plan_crops(
-    settings: CropSettings, seed: int, step: int, position: NDArray[np.int64]
-) -> tuple[CropWindows, CropWindows]:
-    """Windows of the global and the local crops of the tiles at these places (B,) of the global batch."""
+def plan_crops(settings: CropSettings, places: Places) -> tuple[CropWindows, CropWindows]:
+    """Windows of the global and the local crops of the tiles at these places."""
     return (
-        _plan(settings, seed, Purpose.GLOBAL_CROPS, step, position, settings.global_px, settings.global_crops),
-        _plan(settings, seed, Purpose.LOCAL_CROPS, step, position, settings.local_px, settings.local_crops),
+        _plan(settings, places, Purpose.GLOBAL_CROPS, settings.global_px, settings.global_crops),
+        _plan(settings, places, Purpose.LOCAL_CROPS, settings.local_px, settings.local_crops),
     )
 
 
-def _plan(
-    settings: CropSettings, seed: int, purpose: Purpose, step: int, position: NDArray[np.int64], px: int, crops: int
-) -> CropWindows:
-    first = int(position.min())
-    table = uniforms(seed, purpose, step, first, int(position.max()) - first + 1, max(crops, 1) * _NUMBERS)
-    u = table[position - first].reshape(len(position), -1, _NUMBERS)[:, :crops]
+def _plan(settings: CropSettings, places: Places, purpose: Purpose, px: int, crops: int) -> CropWindows:
+    numbers = places.uniforms(purpose, max(crops, 1) * _NUMBERS)
+    u = numbers.reshape(len(numbers), -1, _NUMBERS)[:, :crops]
     if settings.resized:
         low, high = settings.area[:2] if purpose == Purpose.GLOBAL_CROPS else settings.area[2:]
         side = TILE_PX * np.sqrt(low + u[..., 0] * (high - low))

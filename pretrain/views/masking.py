@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.compute.randomness import Purpose, uniforms
+from pretrain.compute.randomness import Places, Purpose, uniforms
 from wsi_prep.errors import BadOption
 
 _BLOCKS = 10  # rectangles tried a crop; what they leave out is filled up with single patches
@@ -54,16 +54,13 @@ class Masks:
     count: int
 
 
-def plan_masks(
-    settings: MaskingSettings, seed: int, step: int, position: NDArray[np.int64], crops: int, side: int
-) -> Masks:
-    """Masks of `crops` crops of each tile at these places (B,) of the global batch; a crop has side x side patches."""
-    patches, batch = side * side, len(position)
-    wanted = _wanted(settings, seed, step, position, crops, patches).T.ravel()
-    first = int(position.min())
+def plan_masks(settings: MaskingSettings, places: Places, crops: int, side: int) -> Masks:
+    """Masks of `crops` crops of each tile at these places; a crop has side x side patches."""
+    patches, batch = side * side, len(places.position)
+    wanted = _wanted(settings, places, crops, patches).T.ravel()
     width = 4 * _BLOCKS + patches
-    table = uniforms(seed, Purpose.MASK, step, first, int(position.max()) - first + 1, crops * width)
-    numbers = table[position - first].reshape(batch, crops, width).transpose(1, 0, 2).reshape(-1, width)
+    numbers = places.uniforms(Purpose.MASK, crops * width)
+    numbers = numbers.reshape(batch, crops, width).transpose(1, 0, 2).reshape(-1, width)
     mask = np.zeros((crops * batch, side, side), bool)
     for row in np.flatnonzero(wanted):
         _hide(mask[row], int(wanted[row]), numbers[row], settings.aspect)
@@ -76,12 +73,10 @@ def plan_masks(
     return Masks(flat, np.pad(index, padding), np.pad(weight, padding).astype(np.float32), len(index))
 
 
-def _wanted(
-    settings: MaskingSettings, seed: int, step: int, position: NDArray[np.int64], crops: int, patches: int
-) -> NDArray[np.int64]:
+def _wanted(settings: MaskingSettings, places: Places, crops: int, patches: int) -> NDArray[np.int64]:
     """(B, crops): how many patches each crop hides."""
-    offset = uniforms(seed, Purpose.MASK_OFFSET, step, 0, 1, 2)[0]
-    number = position[:, None] * crops + np.arange(crops)
+    offset = uniforms(places.seed, Purpose.MASK_OFFSET, places.step, range(1), 2)[0]
+    number = places.position[:, None] * crops + np.arange(crops)
     chosen, far = (np.modf(number * _R2[axis] + offset[axis])[0] for axis in (0, 1))
     share = settings.least + far * (settings.most - settings.least)
     return np.where(chosen < settings.share, np.round(share * patches), 0).astype(np.int64)

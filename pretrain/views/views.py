@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.compute.devices import send
+from pretrain.compute.randomness import Places
 from pretrain.model.normalise import normalise
 from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
 from pretrain.views.crops import CropSettings, crop, plan_crops
@@ -31,11 +30,10 @@ class Views:
 
     `global_crops`: (G * B, 3, h, w), normalised. `local_crops`: (L * B, 3, h, w). `mask`: (G * B, N) bool, true where
     the student sees the mask token. `chosen`: (M,) int64, the masked patches in the flattened (G * B * N), padded.
-    `weight`: (M,) float32, of each in the loss, 0 for padding. `position`: (B,) in the global batch of `step`.
+    `weight`: (M,) float32, of each in the loss, 0 for padding.
     """
 
-    step: int
-    position: NDArray[np.int64]
+    places: Places
     global_crops: Tensor
     local_crops: Tensor
     mask: Tensor
@@ -50,30 +48,28 @@ class Views:
     @property
     def tiles(self) -> int:
         """B."""
-        return len(self.position)
+        return len(self.places.position)
 
 
 def make_views(
     tiles: Tensor,
     settings: ViewSettings,
-    seed: int,
-    step: int,
-    position: NDArray[np.int64],
+    places: Places,
     patch_px: int,
     dtype: torch.dtype = torch.float32,
 ) -> Views:
-    """Views of (B, 3, 392, 392) uint8 tiles on the device, at these places (B,) of the step's global batch.
+    """Views of (B, 3, 392, 392) uint8 tiles on the device, at these places.
 
-    A pure function of pixels, seed, step and position; nothing waits for the device.
+    A pure function of pixels and places; nothing waits for the device.
     """
     groups = []
-    for kind, windows in zip(("global", "local"), plan_crops(settings.crops, seed, step, position), strict=True):
+    for kind, windows in zip(("global", "local"), plan_crops(settings.crops, places), strict=True):
         crops = windows.x0.shape[1]
         cut = crop(tiles, windows, dtype)
         if crops:
-            cut = apply_colour(cut, plan_colour(settings.colour, seed, step, position, kind, crops))
+            cut = apply_colour(cut, plan_colour(settings.colour, places, kind, crops))
         groups.append(normalise(cut))
     side = settings.crops.global_px // patch_px
-    masks = plan_masks(settings.masking, seed, step, position, settings.crops.global_crops, side)
+    masks = plan_masks(settings.masking, places, settings.crops.global_crops, side)
     mask, chosen, weight = (send(values, tiles.device) for values in (masks.mask, masks.index, masks.weight))
-    return Views(step, position, groups[0], groups[1], mask, chosen, weight)
+    return Views(places, groups[0], groups[1], mask, chosen, weight)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import pretrain.model.torchvision_schemas  # noqa: F401 - before torchvision
+from pretrain.compute.randomness import Places
 from pretrain.data.loader import Loader, LoaderSettings
 from pretrain.model.normalise import normalise
 from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
@@ -46,10 +47,10 @@ def _batched(tiles: torch.Tensor, device: str) -> Run:
 
     def go() -> int:
         for step in range(times):
-            planned = plan_crops(CropSettings(), 0, step, position)
+            planned = plan_crops(CropSettings(), Places(0, step, position))
             for kind, windows in zip(("global", "local"), planned, strict=True):
                 cut = crop(held, windows, dtype)
-                plan = plan_colour(ColourSettings(), 0, step, position, kind, windows.x0.shape[1])
+                plan = plan_colour(ColourSettings(), Places(0, step, position), kind, windows.x0.shape[1])
                 normalise(apply_colour(cut, plan))
         if device == "cuda":
             torch.cuda.synchronize()

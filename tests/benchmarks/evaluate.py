@@ -15,7 +15,7 @@ from pretrain.data.labelled import EncodedTiles
 from pretrain.evaluation.probe import few_shot, knn, linear
 from pretrain.evaluation.scores import balanced_accuracy
 from pretrain.evaluation.tasks import Task
-from pretrain.features.embedder import embed_tiles, of_backbone
+from pretrain.features.embedder import Inference, embed_tiles, of_backbone
 from pretrain.model.backbone import Backbone
 from pretrain.train.recipe.recipes import recipe
 from tests.benchmarks.measure import Figure, compare, machine, markdown, table
@@ -73,7 +73,7 @@ def _embedding(tiles: int, rounds: int) -> list[Figure]:
         small = Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8))
         small.resize((224, 224), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         images.append(file.getvalue())
-    embedder = of_backbone(Backbone(recipe("vit_s").backbone))
+    embedder = of_backbone(Backbone(recipe("vit_s").backbone).eval())
     batch = min(32, tiles)
     crops = torch.rand(batch, 3, 224, 224)
     forward, whole = "forward alone", "read, decoded, embedded"
@@ -85,7 +85,7 @@ def _embedding(tiles: int, rounds: int) -> list[Figure]:
         return tiles // batch * batch
 
     def embedded() -> int:
-        embed_tiles(embedder.features, EncodedTiles(images), embedder.patch_px, 0, torch.device("cpu"), batch)
+        embed_tiles(embedder, EncodedTiles(images), 0, Inference(torch.device("cpu"), batch))
         return tiles
 
     rates = compare("ViT-S/14, 224 px", {forward: bare, whole: embedded}, rounds)

@@ -21,7 +21,7 @@ from pretrain.errors import BadTask
 from pretrain.evaluation import probe
 from pretrain.evaluation.scores import balanced_accuracy
 from pretrain.evaluation.tasks import load_tasks
-from pretrain.features.embedder import features_of, of_backbone, of_timm
+from pretrain.features.embedder import Inference, features_of, of_backbone, of_timm
 from pretrain.model.normalise import MEAN, STD
 from tests.support.labelled_tiles import CPU, accuracy, encoded, gaussians, noise, small_backbone, table, task_of
 
@@ -52,7 +52,7 @@ def test_embedding_is_timms_on_the_same_crops(registers):
     task = task_of([0, 1] * 3, [True, False] * 3, images=[noise(n, 16, 22) for n in range(6)])
     modes = []
     backbone.register_forward_pre_hook(lambda module, _: modes.append((module.training, torch.is_grad_enabled())))
-    found = probe.embed(backbone, task, CPU, batch=4)
+    found = probe.embed(backbone, task, Inference(CPU, 4))
     assert modes == [(False, False)] * 2
     assert backbone.training
     assert found.shape == (6, 64)
@@ -64,7 +64,7 @@ def test_embedding_is_timms_on_the_same_crops(registers):
         tokens = backbone.vit.forward_features(crops)
     expected = torch.cat([tokens[:, 0], tokens[:, 1 + registers :].mean(1)], dim=1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    probe.embed(backbone, task, CPU)
+    probe.embed(backbone, task, Inference(CPU))
     assert not backbone.training
 
 
@@ -74,11 +74,11 @@ def test_embedding_compiles_nothing_and_may_be_of_low_precision():
 
     backbone = small_backbone()
     task = task_of([0, 1], [True, False], images=[noise(0), noise(1)])
-    plain = probe.embed(backbone, task, CPU)
+    plain = probe.embed(backbone, task, Inference(CPU))
     for block in backbone.vit.blocks:
         block.compile(backend=refuse)
-    torch.testing.assert_close(probe.embed(backbone, task, CPU), plain)
-    rough = probe.embed(backbone, task, CPU, autocast=torch.bfloat16)
+    torch.testing.assert_close(probe.embed(backbone, task, Inference(CPU)), plain)
+    rough = probe.embed(backbone, task, Inference(CPU, autocast=torch.bfloat16))
     assert rough.dtype == torch.float32
     assert 0 < (rough - plain).abs().max() < 0.1
 
@@ -86,7 +86,7 @@ def test_embedding_compiles_nothing_and_may_be_of_low_precision():
 def test_the_mode_comes_back_after_an_error():
     backbone = small_backbone()
     with pytest.raises(BadTask):
-        probe.embed(backbone, task_of([0], [True], images=[b"text"]), CPU)
+        probe.embed(backbone, task_of([0], [True], images=[b"text"]), Inference(CPU))
     assert backbone.training
 
 
@@ -231,9 +231,9 @@ def test_probing_a_backbone_judges_its_embeddings(tmp_path):
     images = [encoded(rng.integers(0, 100, (14, 14, 3), np.uint8) + np.uint8(120 * b)) for b in bright]
     spec = table(tmp_path / "t.parquet", image=images, label=bright, group=rng.integers(0, 10, 60))
     task, backbone = load_tasks(spec)[0], small_backbone()
-    found = probe.probe(backbone, [task, replace(task, name="again")], CPU)
+    found = probe.probe(backbone, [task, replace(task, name="again")], Inference(CPU))
     assert [score.task for score in found] == ["t", "again"]
-    assert found[0] == probe.score(probe.embed(backbone, task, CPU), task)
+    assert found[0] == probe.score(probe.embed(backbone, task, Inference(CPU)), task)
     assert found[0].knn == found[0].linear == probe.score(probe.colour_statistics(task.tiles), task).linear == 1.0
 
 
@@ -290,7 +290,7 @@ def test_features_are_kept_and_made_anew_where_anything_changed(tmp_path):
 
     def features(px=0, tiles=tiles):
         before = len(asked)
-        found = features_of(of_backbone(backbone), tiles, px, CPU, tmp_path)
+        found = features_of(of_backbone(backbone), tiles, px, Inference(CPU), tmp_path)
         return found, len(asked) > before
 
     first, made = features()
@@ -327,7 +327,7 @@ def timm_folder(folder, mean=0.5, **arguments):
 @pytest.mark.parametrize("pooled", [{}, {"class_token": False, "global_pool": "avg"}])
 def test_a_network_of_one_size_gets_its_size(tmp_path, pooled):
     found = features_of(
-        timm_folder(tmp_path / "model", **pooled), EncodedTiles([noise(n, 48, 48) for n in range(3)]), 0, CPU
+        timm_folder(tmp_path / "model", **pooled), EncodedTiles([noise(n, 48, 48) for n in range(3)]), 0, Inference(CPU)
     )
     assert found.shape == (3, 32 if pooled else 64)
 
@@ -335,7 +335,9 @@ def test_a_network_of_one_size_gets_its_size(tmp_path, pooled):
 def test_other_colours_asked_for_are_another_model(tmp_path):
     tiles = EncodedTiles([noise(n, 32, 32) for n in range(3)])
     one, other = (timm_folder(tmp_path / str(mean), mean) for mean in (0.5, 0.4))
-    kept, again, others = (features_of(model, tiles, 0, CPU, tmp_path / "kept") for model in (one, one, other))
+    kept, again, others = (
+        features_of(model, tiles, 0, Inference(CPU), tmp_path / "kept") for model in (one, one, other)
+    )
     assert torch.equal(kept, again)
     assert not torch.allclose(kept, others, atol=1e-3)
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from pipelines.export import main as export
+from pretrain.compute.randomness import Places
 from pretrain.errors import BadWeights
 from pretrain.learning import schedules
 from pretrain.learning.distillation import Distillation
@@ -52,7 +53,7 @@ def views(count=4):
     torch.manual_seed(3)
     tiles = torch.randint(0, 256, (count, 3, 392, 392), dtype=torch.uint8)
     settings = ViewSettings(crops=CropSettings(global_px=56, local_px=28, local_crops=2))
-    return make_views(tiles, settings, 0, 0, np.arange(count), 14)
+    return make_views(tiles, settings, Places(0, 0, np.arange(count)), 14)
 
 
 def at(step=0):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain.compute.randomness import Places
 from pretrain.learning import schedules
 from pretrain.learning.optimizer import OptimSettings, clip_gradients, make_optimizer, take_step
 from pretrain.learning.schedules import ScheduleSettings
@@ -44,7 +45,7 @@ def learn(textures, steps, **settings):
     found = []
     for step in range(steps):
         at = schedules.at(schedule, step, TILES)
-        losses = objective.losses(make_views(textures, views, 0, step, np.arange(TILES), 14), at)
+        losses = objective.losses(make_views(textures, views, Places(0, step, np.arange(TILES)), 14), at)
         losses.total.backward()
         clip_gradients(objective.student.parameters(), 3.0)
         take_step(optimizer, at, NONE)
@@ -69,7 +70,7 @@ def test_gradients_reach_every_parameter_of_the_student_and_none_of_the_teacher(
     objective = SelfDistillation(ObjectiveSettings(head=HeadSettings(64, 32, 16)), backbone, seed=0)
     views = ViewSettings(CropSettings(global_px=56, local_px=28, local_crops=2))
     losses = objective.losses(
-        make_views(textures, views, 0, 0, np.arange(TILES), 14), schedules.at(ScheduleSettings(), 0, 8)
+        make_views(textures, views, Places(0, 0, np.arange(TILES)), 14), schedules.at(ScheduleSettings(), 0, 8)
     )
     losses.total.backward()
     assert [name for name, p in objective.student.named_parameters() if p.grad is None or not p.grad.any()] == []

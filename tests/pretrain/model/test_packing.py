@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.compute.randomness import Places
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.packing import Kept, Packing, keep_crops, plan_drop
 from pretrain.model.recompute import MODES
@@ -120,7 +121,7 @@ def test_a_crop_left_out_passes_unchanged_and_the_others_gain():
     block, tokens = backbone.vit.blocks[0], packing.shapes[0][1]
     x = torch.randn(4 * tokens, 24, dtype=torch.float64)
     kept = chosen_rows(packing, [1, 2])
-    out = block(x, packing=kept.packing, rows=kept.of_block(0), gain=kept.gain).view(4, tokens, -1)
+    out = block(x, packing=kept.packing, rows=kept.of_block(0)).view(4, tokens, -1)
     per_crop = x.view(4, tokens, -1)
     assert torch.equal(out[[0, 3]], per_crop[[0, 3]])
     for crop in (1, 2):
@@ -140,7 +141,7 @@ def test_the_mean_over_all_choices_is_the_dense_branch():
     outs = []
     for wide, near in itertools.product(itertools.combinations(range(4), 2), itertools.combinations(range(4, 8), 2)):
         kept = chosen_rows(packing, [*wide, *near])
-        outs.append(block(x, packing=kept.packing, rows=kept.of_block(0), gain=kept.gain))
+        outs.append(block(x, packing=kept.packing, rows=kept.of_block(0)))
     assert len(outs) == 36
     assert torch.allclose(torch.stack(outs).mean(0), block(x, packing=packing), rtol=0, atol=1e-10)
 
@@ -149,7 +150,7 @@ def test_every_crop_is_kept_as_often_as_every_other():
     packing = Packing(((6, 2), (10, 1)))
     times = np.zeros((4, 16))
     for step in range(500):
-        kept = keep_crops(plan_drop(0, step, np.arange(2), 8, 2), packing, 0.4, CPU)
+        kept = keep_crops(plan_drop(Places(0, step, np.arange(2)), 8, 2), packing, 0.4, CPU)
         for branch, rows in enumerate(kept.rows.numpy()):
             times[branch, np.unique(np.where(rows < 12, rows // 2, rows - 6))] += 1
     assert np.allclose(times[:, :6] / 500, 4 / 6, atol=0.1)
@@ -195,17 +196,17 @@ def test_no_rate_keeps_everything():
 @settings(max_examples=50, deadline=None)
 def test_the_plan_of_a_crop_does_not_depend_on_how_the_batch_is_cut(seed, step, start, rows):
     position = np.arange(start, start + 5)
-    whole = plan_drop(seed, step, position, 3, 2)
+    whole = plan_drop(Places(seed, step, position), 3, 2)
     assert whole.shape == (4, 15)
-    part = plan_drop(seed, step, position[rows], 3, 2)
+    part = plan_drop(Places(seed, step, position[rows]), 3, 2)
     assert np.array_equal(part.reshape(4, 3, -1), whole.reshape(4, 3, 5)[:, :, rows])
 
 
 def test_plans_differ_by_seed_step_branch_and_crop():
-    plan = plan_drop(0, 0, np.arange(4), 3, 2)
+    plan = plan_drop(Places(0, 0, np.arange(4)), 3, 2)
     assert len(np.unique(plan)) == plan.size
     for seed, step in ((1, 0), (0, 1)):
-        assert not np.isin(plan_drop(seed, step, np.arange(4), 3, 2), plan).any()
+        assert not np.isin(plan_drop(Places(seed, step, np.arange(4)), 3, 2), plan).any()
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.4])
@@ -216,7 +217,7 @@ def test_recomputation_changes_neither_loss_nor_gradient(mode, drop):
     results = []
     for recompute in ("none", mode):
         backbone = make(recompute, registers=2, swiglu=True)
-        kept = keep_crops(plan_drop(0, 0, np.arange(1), 8, 2), backbone.packing(GROUPS), drop, CPU)
+        kept = keep_crops(plan_drop(Places(0, 0, np.arange(1)), 8, 2), backbone.packing(GROUPS), drop, CPU)
         tokens = backbone([wide, near], [mask, None], kept)
         loss = sum(t.cls.square().sum() + (t.patches**3).sum() for t in tokens)
         loss.backward()

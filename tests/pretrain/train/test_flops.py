@@ -8,6 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain.compute.randomness import Places
 from pretrain.learning import schedules
 from pretrain.learning.self_distillation import SelfDistillation
 from pretrain.model.backbone import BackboneSettings, make_vit
@@ -42,7 +43,7 @@ def counted(recipe, attention):
     torch.manual_seed(0)
     objective = SelfDistillation(recipe.objective, recipe.backbone, 0, recipe.compute.recompute)
     tiles = torch.randint(0, 256, (TILES, 3, 392, 392), dtype=torch.uint8)
-    views = make_views(tiles, recipe.views, 0, 0, np.arange(TILES), recipe.backbone.patch_px)
+    views = make_views(tiles, recipe.views, Places(0, 0, np.arange(TILES)), recipe.backbone.patch_px)
     at = schedules.at(recipe.schedule, 0, TILES)
     fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
     with FlopCounterMode(display=False, custom_mapping=fused) as counter, sdpa_kernel(attention):

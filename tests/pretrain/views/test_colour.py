@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage, stats
 from skimage.color import hed2rgb, rgb2hed
 
+from pretrain.compute.randomness import Places
 from pretrain.model.normalise import MEAN, STD, normalise
 from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
 from wsi_prep.errors import BadOption
@@ -30,7 +31,7 @@ def crops():
 
 def done(crops, settings, kind="global"):
     """The recoloured crops as (8, h, w, 3), with the plan's numbers of each."""
-    plan = plan_colour(settings, 3, 9, np.arange(4), kind, 2)
+    plan = plan_colour(settings, Places(3, 9, np.arange(4)), kind, 2)
     numbers = [
         {f.name: getattr(plan, f.name)[b, k] for f in fields(plan) if f.name != "reach"}
         for k in range(2)
@@ -129,11 +130,11 @@ def test_all_together_in_the_stated_order(crops):
 
 
 def test_all_off_changes_nothing(crops):
-    assert torch.equal(apply_colour(crops, plan_colour(OFF, 0, 0, np.arange(4), "global", 2)), crops)
+    assert torch.equal(apply_colour(crops, plan_colour(OFF, Places(0, 0, np.arange(4)), "global", 2)), crops)
 
 
 def test_the_caller_keeps_its_tensor_and_its_precision(crops):
-    plan = plan_colour(ColourSettings(), 0, 0, np.arange(4), "local", 2)
+    plan = plan_colour(ColourSettings(), Places(0, 0, np.arange(4)), "local", 2)
     before = crops.clone()
     out = apply_colour(crops, plan)
     assert torch.equal(crops, before)
@@ -144,16 +145,18 @@ def test_the_caller_keeps_its_tensor_and_its_precision(crops):
 
 
 def test_a_sample_looks_the_same_however_the_batch_is_cut(crops):
-    whole = apply_colour(crops, plan_colour(ColourSettings(), 1, 5, np.arange(4), "global", 2)).view(2, 4, 3, *SIZE)
+    whole = apply_colour(crops, plan_colour(ColourSettings(), Places(1, 5, np.arange(4)), "global", 2)).view(
+        2, 4, 3, *SIZE
+    )
     for rows in (np.array([0, 1]), np.array([3, 1])):
         part = crops.view(2, 4, 3, *SIZE)[:, rows].flatten(0, 1)
-        out = apply_colour(part, plan_colour(ColourSettings(), 1, 5, rows, "global", 2))
+        out = apply_colour(part, plan_colour(ColourSettings(), Places(1, 5, rows), "global", 2))
         assert torch.allclose(out, whole[:, rows].flatten(0, 1), atol=1e-6)
 
 
 def test_shares_and_ranges_are_as_asked():
-    both = plan_colour(ColourSettings(solarise=0.3), 0, 0, np.arange(4000), "global", 2)
-    local = plan_colour(ColourSettings(), 0, 0, np.arange(4000), "local", 1)
+    both = plan_colour(ColourSettings(solarise=0.3), Places(0, 0, np.arange(4000)), "global", 2)
+    local = plan_colour(ColourSettings(), Places(0, 0, np.arange(4000)), "local", 1)
     shares = [(both.sigma[:, 0] > 0, 1.0), (both.sigma[:, 1] > 0, 0.1), (local.sigma > 0, 0.5)]
     shares += [(both.grayscale, 0.2), (both.hue != 0, 0.8), (both.solarise[:, 1], 0.3), (both.solarise[:, 0], 0.0)]
     for happened, share in shares:

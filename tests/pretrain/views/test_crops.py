@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
+from pretrain.compute.randomness import Places
 from pretrain.views.crops import CropSettings, CropWindows, crop, plan_crops
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
@@ -44,7 +45,7 @@ def by_pillow(tile, windows: CropWindows, b: int, k: int):
 
 @pytest.mark.parametrize("setting", ALL, ids=["plain", "turned", "continuous", "upright", "resized"])
 def test_crops_are_pillows(tiles, setting):
-    for windows in plan_crops(setting, 3, 17, POSITIONS):
+    for windows in plan_crops(setting, Places(3, 17, POSITIONS)):
         out = crop(tiles, windows)
         assert out.shape == (windows.x0.size, 3, windows.px, windows.px)
         for k in range(windows.x0.shape[1]):
@@ -54,18 +55,18 @@ def test_crops_are_pillows(tiles, setting):
 
 
 def test_every_turn_and_mirror_comes(tiles):
-    windows, _ = plan_crops(CropSettings(right_angles=True), 0, 0, np.arange(4000))
+    windows, _ = plan_crops(CropSettings(right_angles=True), Places(0, 0, np.arange(4000)))
     kinds = windows.flip_x * 4 + windows.flip_y * 2 + windows.transposed
     assert stats.chisquare(np.bincount(kinds.ravel(), minlength=8)).pvalue > 1e-3
-    turns, _ = plan_crops(CropSettings(right_angles=True, flips=False), 0, 0, np.arange(4000))
+    turns, _ = plan_crops(CropSettings(right_angles=True, flips=False), Places(0, 0, np.arange(4000)))
     odd = turns.flip_x ^ turns.flip_y
     assert np.array_equal(odd, turns.transposed)  # rotations alone: no mirror image
 
 
 def test_a_sample_looks_the_same_however_the_batch_is_cut(tiles):
-    whole = plan_crops(CropSettings(), 1, 5, POSITIONS)
+    whole = plan_crops(CropSettings(), Places(1, 5, POSITIONS))
     for rows in (np.array([0, 1, 2]), np.array([5, 1])):
-        part = plan_crops(CropSettings(), 1, 5, POSITIONS[rows])
+        part = plan_crops(CropSettings(), Places(1, 5, POSITIONS[rows]))
         for all_of_it, some in zip(whole, part, strict=True):
             for field in ("x0", "y0", "width", "height", "flip_x", "flip_y", "transposed"):
                 assert np.array_equal(getattr(all_of_it, field)[rows], getattr(some, field))
@@ -75,7 +76,7 @@ def test_a_sample_looks_the_same_however_the_batch_is_cut(tiles):
 
 
 def test_memory_layout_and_precision_do_not_matter(tiles):
-    windows, _ = plan_crops(CropSettings(), 0, 0, POSITIONS)
+    windows, _ = plan_crops(CropSettings(), Places(0, 0, POSITIONS))
     plain = crop(tiles, windows)
     assert torch.equal(crop(tiles.contiguous(memory_format=torch.channels_last), windows), plain)
     assert (crop(tiles, windows, torch.bfloat16).float() - plain).abs().max() < 0.02
@@ -91,7 +92,7 @@ def test_memory_layout_and_precision_do_not_matter(tiles):
 @settings(max_examples=100, deadline=None)
 def test_windows_lie_in_the_tile_and_keep_their_scale(seed, step, start, continuous, px):
     setting = CropSettings(px[0], 2, px[1], 3, continuous=continuous, aspect=1.04)
-    for windows in plan_crops(setting, seed, step, np.arange(start, start + 16)):
+    for windows in plan_crops(setting, Places(seed, step, np.arange(start, start + 16))):
         assert (windows.x0 >= 0).all()
         assert (windows.y0 >= 0).all()
         assert (windows.x0 + windows.width <= TILE_PX + 1e-6).all()
@@ -103,7 +104,7 @@ def test_windows_lie_in_the_tile_and_keep_their_scale(seed, step, start, continu
 
 
 def test_scale_aspect_and_place_are_even():
-    windows, _ = plan_crops(CropSettings(), 0, 0, np.arange(5000))
+    windows, _ = plan_crops(CropSettings(), Places(0, 0, np.arange(5000)))
     scale = 224 / np.sqrt(windows.width * windows.height).ravel()
     aspect = np.log(windows.width / windows.height).ravel()
     assert stats.kstest(scale, "uniform", (0.9, 0.2)).pvalue > 1e-3
@@ -114,7 +115,7 @@ def test_scale_aspect_and_place_are_even():
 
 def test_continuous_factor_is_log_uniform_up_to_the_whole_tile():
     setting = CropSettings(scale=(1.0, 1.0), aspect=1.0, continuous=True)
-    for windows in plan_crops(setting, 0, 0, np.arange(3000)):
+    for windows in plan_crops(setting, Places(0, 0, np.arange(3000))):
         factor = np.log(windows.width / windows.px).ravel()
         assert stats.kstest(factor, "uniform", (0, np.log(392 / 224))).pvalue > 1e-3
 
@@ -134,7 +135,9 @@ def test_a_nucleus_keeps_its_size_and_mpp_is_true(continuous):
     tile = np.zeros((3, TILE_PX, TILE_PX), np.uint8)
     tile[0][np.hypot(x - 180, y - 190) < 14] = 255
     tile[1][np.hypot(x - 215, y - 205) < 14] = 255
-    windows, _ = plan_crops(CropSettings(global_crops=1, aspect=1.0, continuous=continuous), 0, 0, np.arange(200))
+    windows, _ = plan_crops(
+        CropSettings(global_crops=1, aspect=1.0, continuous=continuous), Places(0, 0, np.arange(200))
+    )
     ends = windows.x0 + windows.width, windows.y0 + windows.height
     whole = (windows.x0 <= 160) & (windows.y0 <= 170) & (ends[0] >= 235) & (ends[1] >= 225)
     seen = np.flatnonzero(whole)[:50]
@@ -169,14 +172,14 @@ def test_bad_settings_are_refused(wrong, says):
 
 
 def test_no_local_crops_are_an_empty_tensor(tiles):
-    _, windows = plan_crops(CropSettings(local_crops=0), 0, 0, POSITIONS)
+    _, windows = plan_crops(CropSettings(local_crops=0), Places(0, 0, POSITIONS))
     assert crop(tiles, windows).shape == (0, 3, 98, 98)
 
 
 def test_resized_crops_are_those_of_dinov2():
     """Random resized crops by torchvision's rules: area evenly within its shares, log aspect within 3:4 and 4:3."""
     for windows, low, high in zip(
-        plan_crops(CropSettings(resized=True), 0, 0, np.arange(3000)), (0.32, 0.05), (1, 0.32), strict=True
+        plan_crops(CropSettings(resized=True), Places(0, 0, np.arange(3000))), (0.32, 0.05), (1, 0.32), strict=True
     ):
         area = windows.width * windows.height / TILE_PX**2
         cut_off = (windows.width == TILE_PX) | (windows.height == TILE_PX)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.compute.randomness import Places
 from pretrain.views.masking import MaskingSettings, plan_masks
 from wsi_prep.errors import BadOption
 
@@ -22,19 +23,18 @@ def maskings(draw):
 calls = st.fixed_dictionaries(
     {
         "settings": maskings(),
-        "seed": st.integers(0, 2**64 - 1),
-        "step": st.integers(0, 10**9),
         "crops": st.integers(1, 3),
         "side": st.integers(1, 16),
     }
 )
+steps = st.builds(Places, st.integers(0, 2**64 - 1), st.integers(0, 10**9), st.none())
 
 
-@given(call=calls, start=st.integers(0, 10**5), batch=st.integers(1, 12))
+@given(call=calls, step=steps, start=st.integers(0, 10**5), batch=st.integers(1, 12))
 @settings(max_examples=150, deadline=None)
-def test_counts_lie_in_range_and_index_and_weight_fit_the_mask(call, start, batch):
+def test_counts_lie_in_range_and_index_and_weight_fit_the_mask(call, step, start, batch):
     setting, patches = call["settings"], call["side"] ** 2
-    masks = plan_masks(position=np.arange(start, start + batch), **call)
+    masks = plan_masks(places=replace(step, position=np.arange(start, start + batch)), **call)
     rows = call["crops"] * batch
     assert masks.mask.shape == (rows, patches)
     counts = masks.mask.sum(1)
@@ -53,13 +53,13 @@ def test_counts_lie_in_range_and_index_and_weight_fit_the_mask(call, start, batc
         assert np.allclose(masks.weight[: masks.count][own], 1 / (max(count, 1) * rows))
 
 
-@given(call=calls, start=st.integers(0, 10**5), data=st.data())
+@given(call=calls, step=steps, start=st.integers(0, 10**5), data=st.data())
 @settings(max_examples=50, deadline=None)
-def test_a_crop_is_masked_alike_however_the_batch_is_cut(call, start, data):
+def test_a_crop_is_masked_alike_however_the_batch_is_cut(call, step, start, data):
     position = np.arange(start, start + 6)
     rows = np.array(data.draw(st.lists(st.integers(0, 5), min_size=1, unique=True)))
-    whole = plan_masks(position=position, **call).mask.reshape(call["crops"], 6, -1)
-    part = plan_masks(position=position[rows], **call).mask.reshape(call["crops"], len(rows), -1)
+    whole = plan_masks(places=replace(step, position=position), **call).mask.reshape(call["crops"], 6, -1)
+    part = plan_masks(places=replace(step, position=position[rows]), **call).mask.reshape(call["crops"], len(rows), -1)
     assert np.array_equal(part, whole[:, rows])
 
 
@@ -67,12 +67,12 @@ def test_a_crop_is_masked_alike_however_the_batch_is_cut(call, start, data):
 @pytest.mark.parametrize("side", [7, 16])
 def test_exactly_what_is_wanted_is_hidden(share, side):
     """With `least` the same as `most` there is only one count."""
-    masks = plan_masks(MaskingSettings(1.0, share, share), 0, 0, np.arange(32), 2, side)
+    masks = plan_masks(MaskingSettings(1.0, share, share), Places(0, 0, np.arange(32)), 2, side)
     assert (masks.mask.sum(1) == round(share * side * side)).all()
 
 
 def test_counts_are_spread_evenly_over_the_range():
-    counts = plan_masks(DEFAULT, 0, 0, np.arange(2048), 2, 16).mask.sum(1)
+    counts = plan_masks(DEFAULT, Places(0, 0, np.arange(2048)), 2, 16).mask.sum(1)
     counts = counts[counts > 0] / 256
     assert counts.min() < 0.11
     assert counts.max() > 0.49
@@ -80,7 +80,7 @@ def test_counts_are_spread_evenly_over_the_range():
 
 
 def test_shapes_stay_the_same_for_every_step():
-    plans = [plan_masks(DEFAULT, 0, step, np.arange(64), 2, 16) for step in range(200)]
+    plans = [plan_masks(DEFAULT, Places(0, step, np.arange(64)), 2, 16) for step in range(200)]
     assert len({len(plan.index) for plan in plans}) == 1
     assert np.ptp([plan.count for plan in plans]) < 0.15 * plans[0].count
     masked = [plan.mask.any(1).mean() for plan in plans]
@@ -89,16 +89,16 @@ def test_shapes_stay_the_same_for_every_step():
 
 
 def test_steps_and_seeds_differ():
-    first = plan_masks(DEFAULT, 0, 0, np.arange(16), 2, 16).mask
+    first = plan_masks(DEFAULT, Places(0, 0, np.arange(16)), 2, 16).mask
     for seed, step in ((0, 1), (1, 0), (0, 1000)):
-        assert (plan_masks(DEFAULT, seed, step, np.arange(16), 2, 16).mask.any(1) != first.any(1)).any()
-        assert not np.array_equal(plan_masks(DEFAULT, seed, step, np.arange(16), 2, 16).mask, first)
-    again = plan_masks(DEFAULT, 0, 0, np.arange(16), 2, 16).mask
+        assert (plan_masks(DEFAULT, Places(seed, step, np.arange(16)), 2, 16).mask.any(1) != first.any(1)).any()
+        assert not np.array_equal(plan_masks(DEFAULT, Places(seed, step, np.arange(16)), 2, 16).mask, first)
+    again = plan_masks(DEFAULT, Places(0, 0, np.arange(16)), 2, 16).mask
     assert np.array_equal(again, first)
 
 
 def test_every_patch_and_every_crop_has_its_turn():
-    plans = [plan_masks(DEFAULT, 0, step, np.arange(16), 2, 16).mask for step in range(100)]
+    plans = [plan_masks(DEFAULT, Places(0, step, np.arange(16)), 2, 16).mask for step in range(100)]
     by_patch = np.mean(plans, axis=(0, 1)).reshape(16, 16)
     assert by_patch.mean() == pytest.approx(0.15, abs=0.01)
     assert (by_patch > 0.01).all()
@@ -115,7 +115,7 @@ def masked_neighbours(mask):
 
 
 def test_masks_are_blocks():
-    mask = plan_masks(DEFAULT, 0, 0, np.arange(64), 2, 16).mask
+    mask = plan_masks(DEFAULT, Places(0, 0, np.arange(64)), 2, 16).mask
     scattered = np.random.default_rng(0).permuted(mask, axis=1)
     ours, random = (masked_neighbours(m.reshape(-1, 16, 16)) for m in (mask, scattered))
     assert random < 1.6
@@ -124,7 +124,7 @@ def test_masks_are_blocks():
 
 def test_nothing_is_masked_where_nothing_is_asked_for():
     for setting in (replace(DEFAULT, share=0.0), MaskingSettings(1.0, 0.0, 0.0)):
-        masks = plan_masks(setting, 0, 0, np.arange(4), 2, 16)
+        masks = plan_masks(setting, Places(0, 0, np.arange(4)), 2, 16)
         assert not masks.mask.any()
         assert masks.count == 0
         assert masks.weight.sum() == 0

@@ -13,7 +13,8 @@ from pipelines.audit import main as audit
 from pipelines.command import EXIT_NOT_ALL
 from pipelines.query import main as query
 from pretrain.data.index import open_index
-from pretrain.features.embed import EmbedSettings, embed_shards
+from pretrain.features.embed import EmbedSettings, FeaturesTo, WantedTiles, embed_shards
+from pretrain.features.embedder import Inference
 from pretrain.model.backbone import Backbone, BackboneSettings
 from tests.support.shard_folders import add_slide
 from wsi_prep.curation.audit.count import count, open_catalogs
@@ -74,7 +75,9 @@ def test_all_who_read_count_the_same_copy(folders, tmp_path, capsys, order, expe
         slides = catalog.ask("SELECT slide_id, status, tiles_20x + tiles_10x AS n FROM slides").read_all().to_pylist()
     torch.manual_seed(0)
     backbone = Backbone(BackboneSettings(width=32, depth=1, heads=2, image_px=56))
-    done = embed_shards(shards, None, backbone, tmp_path / "to", EmbedSettings(px=56), torch.device("cpu"))
+    done = embed_shards(
+        WantedTiles(shards), backbone, FeaturesTo(tmp_path / "to"), EmbedSettings(Inference(torch.device("cpu")), 56)
+    )
     embedded = ds.dataset(tmp_path / "to/parquet").to_table()["slide_id"].value_counts().to_pylist()
     assert trained == tiles
     assert {slide.slide_id: sum(slide.tiles) for slide in audited.slides} == tiles
@@ -100,7 +103,12 @@ def test_a_filter_that_the_counted_copy_does_not_pass_brings_no_other_in(folders
     shards, where = list(map(str, folders)), "magnification = '10x'"
     index = open_index(shards, tmp_path / "index", where)
     backbone = Backbone(BackboneSettings(width=32, depth=1, heads=2, image_px=56))
-    reverse = embed_shards(shards[::-1], where, backbone, tmp_path / "to", EmbedSettings(px=56), torch.device("cpu"))
+    reverse = embed_shards(
+        WantedTiles(shards[::-1], where),
+        backbone,
+        FeaturesTo(tmp_path / "to"),
+        EmbedSettings(Inference(torch.device("cpu")), 56),
+    )
     assert index.tiles == 1 + 4 + 6
     assert reverse.tiles == 4 + 6
 

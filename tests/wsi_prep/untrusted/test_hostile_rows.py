@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from pretrain.data.index import open_index
 from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.errors import BadShards
-from pretrain.features.embed import EmbedSettings, embed_shards
+from pretrain.features.embed import EmbedSettings, FeaturesTo, WantedTiles, embed_shards
+from pretrain.features.embedder import Inference
 from pretrain.model.backbone import Backbone, BackboneSettings
 from tests.support.parquet_bombs import repeated, write_bomb
 from tests.support.shard_folders import add_slide, grey
@@ -65,7 +66,12 @@ def indexed(out, to):
 
 def embedded(out, to):
     backbone = Backbone(BackboneSettings(width=8, depth=1, heads=1, image_px=14))
-    done = embed_shards([str(out)], None, backbone, to / "features", EmbedSettings(px=14), torch.device("cpu"))
+    done = embed_shards(
+        WantedTiles([str(out)]),
+        backbone,
+        FeaturesTo(to / "features"),
+        EmbedSettings(Inference(torch.device("cpu")), 14),
+    )
     if done.unreadable:
         raise OSError(next(iter(done.unreadable.values())))
 
