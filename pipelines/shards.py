@@ -66,7 +66,7 @@ def build_parser() -> Options:
     add(
         "--tissue",
         type=float,
-        default=0.65,
+        default=PlanSettings().tissue_threshold,
         metavar="SHARE",
         help="least share of tissue (default: %(default)s)",
     )

@@ -1,6 +1,6 @@
 """What training minimises.
 
-The loop knows an objective by two methods: `losses` of some views, and `update` after an optimizer step.
+In each step the loop asks for two things: `losses` of some views, and `update` after the optimizer.
 """
 
 from __future__ import annotations

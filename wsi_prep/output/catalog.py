@@ -1,7 +1,8 @@
 """The catalog: two folders of Parquet files, and the rules that keep them true while runs come, go and are killed.
 
 A worker commits a slide with two small files named by the slide's id, tiles first, the slide's row last: without that
-row the slide does not exist. When a run ends, the small files are merged into parts. A merge, or the removal of rows
+row the slide does not exist. The small files are merged into parts, some thousand while a run
+lasts and the rest at its end. A merge, or the removal of rows
 from a part, is written aside, then announced by a journal, then carried out by renames; what a crash interrupts is
 finished at the next start. Each file holds a digest of itself (`sealed_parquet`); none whose digest
 is wrong is written anew. All of it goes through a `Storage`, so it holds on a disk and in an object store alike.
