@@ -1,7 +1,8 @@
 """The training loop: batches, views, losses, update; checkpoints and metrics beside it.
 
 A run is a pure function of its recipe and shards: all random numbers are counted by step, so what is saved is
-parameters, centres of targets, optimizer, step and what was drawn. Nothing in a step waits for the device; its numbers are read a step later.
+parameters, centres of targets, optimizer, step and what was drawn. Nothing in a step waits for the device; its numbers
+are read a step later.
 """
 
 from __future__ import annotations
