@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pretrain.compute.plain_files import open_plain
 from pretrain.errors import BadTask
 
 Pixels = NDArray[np.uint8]
@@ -90,9 +91,13 @@ class TileFiles:
         """See Tiles."""
         file = self.files[number]
         try:
-            return decode(file.read_bytes(), str(file))
+            with open_plain(file) as opened:
+                data = opened.read()
         except OSError as error:
             raise BadTask(f"{file}: cannot be read ({error.strerror}); download it again") from error
+        except ValueError as error:
+            raise BadTask(f"{file}: {error}; remove it") from error
+        return decode(data, str(file))
 
     def take(self, numbers: NDArray[np.int64]) -> TileFiles:
         """See Tiles."""

@@ -17,7 +17,9 @@ from pretrain.compute.plain_files import read_json
 from pretrain.data.sources import digest
 from pretrain.errors import OtherFeatures
 from wsi_prep.errors import first_line
+from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.storage.atomic import write_json
+from wsi_prep.untrusted.below import folder_below
 
 RECORD = "features.json"
 WHAT = "class token, then mean of the patch tokens"
@@ -61,12 +63,15 @@ class FeatureFolder:
     def claim(self, named: str, redo: bool) -> None:
         """Make the folder this record's; `named` is what people call the model. `redo`: delete what is there first.
 
-        Raises OtherFeatures where it holds features of another record, or of an unknown one.
+        Raises OtherFeatures where it holds features of another record, or of an unknown one, BadOutput where a folder
+        in it is a link.
         """
         file = self.path / RECORD
+        for folder in ("parquet", "h5", *(f"h5/{name.name}" for name in MAGNIFICATIONS)):
+            folder_below(self.path, folder)
         if redo:
             old = list(self._files())
-            if not file.exists() and (foreign := [one for one in old if not _holds_features(one)]):
+            if foreign := [one for one in old if not _holds_features(one)]:
                 raise OtherFeatures(f"{foreign[0]} holds no features, and is not deleted; name another TO")
             for one in old:
                 one.unlink()
@@ -96,6 +101,8 @@ class FeatureFolder:
 
         A slide with tiles that could not be read is not done: what failed may have been the way to them.
         """
+        if not self.parquet(slide_id).is_file():  # a pipe would be waited for
+            return False
         try:
             file = pq.read_metadata(self.parquet(slide_id))
         except (OSError, pa.ArrowInvalid):
@@ -167,15 +174,19 @@ def counts(tiles: pa.Table) -> dict[str, int]:
 
 
 def _whole(file: Path, tiles: int) -> bool:
+    if not file.is_file():
+        return False
     try:
         with h5py.File(file, "r") as opened:
             return len(opened["features"]) == len(opened["coords"]) == tiles
-    except (OSError, KeyError):
+    except (OSError, KeyError, TypeError):
         return False
 
 
 def _holds_features(file: Path) -> bool:
     """Whether a Parquet or h5 file was made by `make embed`, as far as its names tell."""
+    if file.is_symlink() or not file.is_file():
+        return False
     try:
         if file.suffix == ".parquet":
             return {"slide_id", "features"} <= set(pq.read_schema(file).names)

@@ -36,6 +36,7 @@ from pretrain.train.recipe.flops import measured_peak
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
 from wsi_prep.storage.atomic import write_json
+from wsi_prep.untrusted.below import folder_below
 from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
 RUN_VERSION = 1
@@ -112,6 +113,8 @@ def run(
     if recipe.compute.threads:
         torch.set_num_threads(recipe.compute.threads)
     call.folder.mkdir(parents=True, exist_ok=True)
+    for name in ("checkpoints", "pictures", "tensorboard"):  # in which files are deleted, or written by libraries
+        folder_below(call.folder, name)
     tasks = [task for spec in call.probe for task in load_tasks(spec, recipe.looking.probe_tiles)]
     index = _open(call, world, progress)
     sampler = Sampler(index, recipe.sampling)

@@ -127,7 +127,9 @@ def _refuse_link(root: Path, path: str, folder: int, name: str) -> None:
 
 
 def _a_link(path: Path) -> BadOutput:
-    return BadOutput(f"{path} is a link, which nothing in OUT may be; put what it leads to in its place, or remove it")
+    return BadOutput(
+        f"{path} is a link, which nothing in a folder of ours may be; put what it leads to in its place, or remove it"
+    )
 
 
 def _no_file(root: Path, path: str) -> BadOutput:

@@ -35,18 +35,20 @@ class BadTable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """Bytes in all of a column chunk's pages, and those of its dictionary, as its headers say."""
+    """Bytes in all of a column chunk's pages, and those of its dictionary, as its headers say; and how many pages."""
 
     total: int
     dictionary: int
+    pages: int = 0
 
 
-def unpacked(read: Read, chunk: pq.ColumnChunkMetaData, rows: int, end: int) -> Unpacked:
+def unpacked(read: Read, chunk: pq.ColumnChunkMetaData, rows: int, end: int, most: int) -> Unpacked:
     """Of the chunk of a flat column, in a row group of `rows`, in a file whose footer begins at `end`.
 
-    Raises BadTable unless its pages lie one after another where the footer says, and have a value a row.
+    Raises BadTable unless its pages, `most` of them, lie one after another where the footer says, and have a value a
+    row.
     """
-    if rows == 0:
+    if rows == 0 and chunk.num_values == 0:
         return Unpacked(0, 0)
     at, until = _extent(chunk, rows, end)
     total = dictionary = seen = pages = 0
@@ -60,12 +62,16 @@ def unpacked(read: Read, chunk: pq.ColumnChunkMetaData, rows: int, end: int) -> 
             if pages or values > here:
                 raise BadTable("a dictionary is not where it belongs, or has more values than bytes")
             dictionary = here
+        elif not values:
+            raise BadTable("a page has no values")
         else:
             seen += values
         pages += 1
+        if pages > most:
+            raise BadTable("it has more pages than its bytes can be cut into")
     if seen != rows:
         raise BadTable("its pages have other rows than its footer says")
-    return Unpacked(total, dictionary)
+    return Unpacked(total, dictionary, pages)
 
 
 def _extent(chunk: pq.ColumnChunkMetaData, rows: int, end: int) -> tuple[int, int]:
@@ -116,6 +122,8 @@ def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
         else:
             number, at = _varint(data, at)
             number = (number >> 1) ^ -(number & 1)
+        if not 0 < number < 2**15:  # other readers cut off what is beyond, and take it for another field
+            raise BadTable("a page's header has a field that no page has")
         if kind == _I32:
             value = data[at]
             at += 1

@@ -28,6 +28,7 @@ _LEAST = 2**20
 """What a file may unpack to, however small it is."""
 
 _MOST_COLUMNS = 1000
+_PAGES, _LEAST_PAGE = 10_000, 1000  # of a small file, and bytes for each more: ours have some hundred, and 10 kB
 _TAIL = 8  # length of the footer, and Parquet's mark
 _TEXTS = frozenset((pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()))
 _FOOTER_TEXT, _FOOTER_ITEMS = 2**24, 200_000  # of a footer: bytes of one text, entries of one list
@@ -119,12 +120,18 @@ def _require_plausible(file: pq.ParquetFile, schema: pa.Schema, size: int) -> in
 def _chunks(read: Read, metadata: pq.FileMetaData, size: int) -> list[dict[str, Unpacked]]:
     """What each row group's columns unpack to, by name."""
     end = size - int.from_bytes(read(size - _TAIL, 4), "little") - _TAIL
-    names = range(metadata.num_columns)
-    found = []
+    names = [metadata.schema.column(column).path for column in range(metadata.num_columns)]
+    found, most = [], _PAGES + size // _LEAST_PAGE
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        chunks = map(group.column, names)
-        found.append({chunk.path_in_schema: unpacked(read, chunk, group.num_rows, end) for chunk in chunks})
+        chunks = {name: group.column(column) for column, name in enumerate(names)}
+        if any(chunk.path_in_schema != name for name, chunk in chunks.items()):
+            raise BadTable("its columns are others in one place than in another")
+        columns = {}
+        for name, chunk in chunks.items():
+            columns[name] = unpacked(read, chunk, group.num_rows, end, most)
+            most -= columns[name].pages
+        found.append(columns)
     return found
 
 

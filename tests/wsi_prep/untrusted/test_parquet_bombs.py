@@ -125,7 +125,7 @@ def test_pages_are_as_large_as_an_honest_footer_says(tmp_path, version, compress
         group = metadata.row_group(number)
         for at in range(4):
             chunk = group.column(at)
-            found = unpacked(lambda at, count: data[at : at + count], chunk, group.num_rows, len(data))
+            found = unpacked(lambda at, count: data[at : at + count], chunk, group.num_rows, len(data), 1000)
             assert 0 < found.total < chunk.total_uncompressed_size  # which has the headers too
             if chunk.path_in_schema == "number" and compression == "none":
                 assert found.total >= 8 * (group.num_rows - chunk.statistics.null_count) or dictionary
@@ -134,6 +134,6 @@ def test_pages_are_as_large_as_an_honest_footer_says(tmp_path, version, compress
             elif chunk.path_in_schema == "text":
                 assert found.dictionary == sum(4 + len(text) for text in set(texts))
             with pytest.raises(BadTable):
-                unpacked(lambda at, count: data[at : at + count], chunk, group.num_rows + 1, len(data))
+                unpacked(lambda at, count: data[at : at + count], chunk, group.num_rows + 1, len(data), 1000)
             with pytest.raises(BadTable):
-                unpacked(lambda at, count: data[at : at + count], chunk, group.num_rows, chunk.data_page_offset)
+                unpacked(lambda at, count: data[at : at + count], chunk, group.num_rows, chunk.data_page_offset, 1000)
