@@ -88,13 +88,15 @@ def run_case(path: Path, out: Path, limit_s: float, limit_mb: float, work: Work 
     before = _listing(path.parent.parent, out)
     reading, writing = os.pipe()
     started = time.monotonic()
+    held_mb = _held_mb("self")  # which the child has from the start
     child = os.fork()
     if child == 0:
         os.close(reading)
         _child(path, out, limit_s, writing, work or _prepare)
     os.close(writing)
     outcome = Outcome()
-    status = _watch(child, started, limit_s, limit_mb, outcome)
+    status = _watch(child, started, limit_s, limit_mb + held_mb, outcome)
+    outcome.peak_mb = max(0.0, outcome.peak_mb - held_mb)
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
     outcome.seconds = time.monotonic() - started
@@ -112,6 +114,14 @@ def _listing(root: Path, out: Path) -> dict[str, int]:
     return {str(p): p.lstat().st_size for p in paths if not p.is_dir()}
 
 
+def _held_mb(process: int | str) -> float:
+    """Memory of a process; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def _watch(child: int, started: float, limit_s: float, limit_mb: float, outcome: Outcome) -> int:
     """Wait for the child, and kill it past a limit; returns its wait status."""
     while True:
@@ -119,9 +129,7 @@ def _watch(child: int, started: float, limit_s: float, limit_mb: float, outcome:
         if pid:
             outcome.peak_mb = max(outcome.peak_mb, usage.ru_maxrss / 1024)
             return status
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            pages = int(Path(f"/proc/{child}/statm").read_text().split()[1])
-            outcome.peak_mb = max(outcome.peak_mb, pages * resource.getpagesize() / 2**20)
+        outcome.peak_mb = max(outcome.peak_mb, _held_mb(child))
         late = time.monotonic() - started > limit_s + _GRACE_S
         if late:
             outcome.faults.append(f"hang: still there after {limit_s + _GRACE_S:.0f} s")
