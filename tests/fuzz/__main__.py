@@ -25,9 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--cases", type=int, default=10**9, metavar="N", help="most cases")
     add("--made-only", action="store_true", help="break only slides that are made here, not real ones")
     add("--limit-seconds", type=float, default=30, metavar="S", help="time limit of a slide (default: %(default)g)")
-    add(
-        "--limit-mb", type=float, default=1200, metavar="MB", help="memory of a slide (default: %(default)g)"
-    )
+    add("--limit-mb", type=float, default=1200, metavar="MB", help="memory of a slide (default: %(default)g)")
     add("--keep", type=Path, default=Path("fuzz-found"), metavar="FOLDER", help="where slides that broke a rule go")
     add(
         "--class",

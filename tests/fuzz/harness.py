@@ -1,6 +1,5 @@
 """One broken slide at a time through `find_slides` and `prepare_slide`, in a process that is watched."""
 
-import contextlib
 import json
 import os
 import re
