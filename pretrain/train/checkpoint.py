@@ -19,14 +19,26 @@ from torch import Tensor
 from pretrain.compute import distributed
 from pretrain.compute.plain_files import read_json
 from pretrain.errors import BadRun, CheckpointFailed
-from pretrain.train.recipe.recipe import SavingSettings
-from wsi_prep.errors import first_line
+from wsi_prep.errors import BadOption, first_line
 from wsi_prep.storage.atomic import sync
 
 CHECKPOINT_VERSION = 2
 STATE = "state.json"
 _MOST_STATE = 64 << 20
 _PREFIX, _PARTIAL = "step-", ".partial-"
+
+
+@dataclass(frozen=True)
+class SavingSettings:
+    """A checkpoint every `every` steps; the newest `keep` stay, and of older ones, one for every `keep_hours` hours."""
+
+    every: int = 500
+    keep: int = 2
+    keep_hours: float = 12.0
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1 or not self.keep_hours >= 0:
+            raise BadOption("saving.every and saving.keep must be at least 1, saving.keep_hours at least 0")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pretrain.learning.schedules import ScheduleSettings
 from pretrain.learning.self_distillation import ObjectiveSettings
 from pretrain.model.backbone import BackboneSettings
 from pretrain.model.recompute import MODES as RECOMPUTE
+from pretrain.train.checkpoint import SavingSettings
 from pretrain.views.views import ViewSettings
 from wsi_prep.errors import BadOption
 from wsi_prep.storage.atomic import write_json
@@ -53,19 +54,6 @@ class ComputeSettings:
                 raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
         if self.accumulate < 1 or not 0 <= self.threads <= MOST_THREADS:
             raise BadOption(f"accumulate must be at least 1, threads between 0 and {MOST_THREADS:,}")
-
-
-@dataclass(frozen=True)
-class SavingSettings:
-    """A checkpoint every `every` steps; the newest `keep` stay, and of older ones, one for every `keep_hours` hours."""
-
-    every: int = 500
-    keep: int = 2
-    keep_hours: float = 12.0
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.keep < 1 or not self.keep_hours >= 0:
-            raise BadOption("saving.every and saving.keep must be at least 1, saving.keep_hours at least 0")
 
 
 @dataclass(frozen=True)

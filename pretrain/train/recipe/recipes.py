@@ -14,7 +14,8 @@ from pretrain.learning.schedules import ScheduleSettings
 from pretrain.learning.self_distillation import ObjectiveSettings
 from pretrain.model.backbone import BackboneSettings
 from pretrain.model.heads import HeadSettings
-from pretrain.train.recipe.recipe import ComputeSettings, LookingSettings, Recipe, SavingSettings
+from pretrain.train.checkpoint import SavingSettings
+from pretrain.train.recipe.recipe import ComputeSettings, LookingSettings, Recipe
 from pretrain.views.colour import ColourSettings
 from pretrain.views.crops import CropSettings
 from pretrain.views.views import ViewSettings

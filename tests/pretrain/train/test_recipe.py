@@ -9,8 +9,9 @@ import torch
 
 from pretrain.data.sampler import SamplingSettings
 from pretrain.model.backbone import make_vit
+from pretrain.train.checkpoint import SavingSettings
 from pretrain.train.recipe.overrides import changed
-from pretrain.train.recipe.recipe import ComputeSettings, LookingSettings, SavingSettings, differences, flat, load, save
+from pretrain.train.recipe.recipe import ComputeSettings, LookingSettings, differences, flat, load, save
 from pretrain.train.recipe.recipes import RECIPES, debug, recipe, virchow2, virchow2g, virchow2g_mini, vit_s
 from wsi_prep.errors import BadOption
 
