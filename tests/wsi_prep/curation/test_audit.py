@@ -24,6 +24,8 @@ from wsi_prep.curation.audit.pictures import overlays, tiles
 from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.format.records import SLIDE_SCHEMA
 
+pytestmark = pytest.mark.slow
+
 PEOPLE = {"patient_key": "p"}
 
 

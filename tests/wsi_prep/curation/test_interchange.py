@@ -20,6 +20,8 @@ from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.output.catalog import Catalog
 
+pytestmark = pytest.mark.slow
+
 FACTS = {"width": 9000, "height": 7000, "bounds_x0": 0, "bounds_y0": 0, "reader": "tiff"}
 
 

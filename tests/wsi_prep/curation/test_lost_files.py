@@ -14,6 +14,8 @@ from wsi_prep.output.sealed_json import SealedFile
 from wsi_prep.output.tombstone import read_tombstone
 from wsi_prep.storage.select import open_storage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, nompp_slide):

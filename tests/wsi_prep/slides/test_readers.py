@@ -17,6 +17,8 @@ from wsi_prep.errors import BadOption, DamagedSlide, UnreadableSlide
 from wsi_prep.slides.readers.select import open_slide
 from wsi_prep.slides.readers.tiff.reader import UnsupportedLayout
 
+pytestmark = pytest.mark.slow
+
 WHITE = (255, 255, 255)
 
 

@@ -39,6 +39,8 @@ from wsi_prep.output.query import open_catalog
 from wsi_prep.untrusted.pages import BadTable
 from wsi_prep.untrusted.tables import open_table
 
+pytestmark = pytest.mark.slow
+
 SLIDE = "slide1-00000001"
 SCHEMAS = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 SHARD = f"stores/{SLIDE}.zarr/20x/c.0.0.0.0"
