@@ -70,7 +70,9 @@ def run_command(
     except UsageError as error:
         terminal.warn(str(error))
     except OSError as error:
-        where = error.filename or getattr(options, "to", None) or getattr(options, "out", None)
+        where = error.filename
+        if where is None and not isinstance(error, (ConnectionError, TimeoutError)):  # of what a library writes
+            where = getattr(options, "to", None) or getattr(options, "out", None)
         why = error.strerror or str(error)
         terminal.warn(f"{where} cannot be read or written ({why})" if where else why)
     except KeyboardInterrupt:

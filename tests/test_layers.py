@@ -164,7 +164,7 @@ def test_nothing_imports_the_commands_and_no_slide_stage_the_trainer(graph):
         ("wsi_prep.slides.readers.tiff.reader", "from wsi_prep.tissue.masks import read_mask"),
         ("pretrain.learning.losses", "from pretrain.evaluation.probe import knn"),
         ("pretrain.compute.devices", "from pretrain.data.loader import Batch"),
-        ("wsi_prep.new_room.file", "from wsi_prep.format.records import STAINS"),
+        ("wsi_prep.new_package.file", "from wsi_prep.format.records import STAINS"),
     ],
 )
 def test_a_planted_import_that_goes_up_is_seen(module, source):

@@ -8,17 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import regex
-
 from pretrain.errors import BadTask
 from wsi_prep.errors import BadOption
+from wsi_prep.untrusted.pattern import TimedPattern
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SIDES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 LAYOUTS = "CLASS/*.png, CLASS/SLIDE/*.png, SPLIT/CLASS/..., or 20x/..."
 _LIKE_SPLIT = re.compile(r"train|test|val|dev|eval|fold|split", re.IGNORECASE)
 _NOT_MEANT = ("__MACOSX", "Thumbs.db")
-_MAX_PATTERN, _MAX_PATH, _SECONDS = 500, 1000, 1.0
 
 
 class GroupPattern:
@@ -28,27 +26,14 @@ class GroupPattern:
     """
 
     def __init__(self, text: str) -> None:
-        if len(text) > _MAX_PATTERN:
-            raise BadOption(f"group pattern has {len(text)} characters; {_MAX_PATTERN} are the most")
-        try:
-            self._pattern = regex.compile(text)
-        except regex.error as error:
-            raise BadOption(f"group pattern {text!r} is no regular expression ({error})") from error
-        if set(self._pattern.groupindex) != {"group"}:
-            named = ", ".join(self._pattern.groupindex) or "none"
+        self._pattern = TimedPattern(text, "group pattern")
+        if set(self._pattern.groups) != {"group"}:
+            named = ", ".join(self._pattern.groups) or "none"
             raise BadOption(f"group pattern {text!r} names the groups {named}; it needs (?P<group>...), and no other")
 
     def search(self, path: str) -> str | None:
         """What the pattern finds in a path, None where it finds nothing or the path is longer than 1,000."""
-        if len(path) > _MAX_PATH:
-            return None
-        try:
-            found = self._pattern.search(path, timeout=_SECONDS)
-        except TimeoutError as error:
-            raise BadOption(
-                f"group pattern {self._pattern.pattern!r} takes more than {_SECONDS:g} s on {path!r}; "
-                "do not repeat what repeats, as (a+)+ does"
-            ) from error
+        found = self._pattern.search(path)
         return (found["group"] or None) if found else None
 
 

@@ -62,8 +62,12 @@ def change(out, table, **values):
     pq.write_table(rows, file)
 
 
-def indexed(out, to):
+def tiles_by_index(out, to):
     return [read_tile(open_index([str(out)], to / "index").address(n)) for n in range(3)]
+
+
+def indexed(out, to):
+    return len(tiles_by_index(out, to))
 
 
 def embedded(out, to):
@@ -76,12 +80,14 @@ def embedded(out, to):
     )
     if done.unreadable:
         raise OSError(next(iter(done.unreadable.values())))
+    return done.tiles
 
 
 def packed(out, to):
     written = write_tars(out, "true", to / "tars", 10**6)
     if written.left_out:
         raise OSError(next(iter(written.left_out.values())))
+    return written.tiles
 
 
 def shown(out, to):
@@ -91,6 +97,7 @@ def shown(out, to):
         raise OSError("they are not found")
     if missing := [picture.missing for picture in found.pictures if picture.missing]:
         raise OSError(missing[0])
+    return len(found.pictures)
 
 
 def checked(out, to):
@@ -99,8 +106,10 @@ def checked(out, to):
     report = check_slide(SlideCheck(str(out), {"slide_id": SLIDE, "status": "ok"} | counts, name))
     if faults := [fault.what for fault in report.faults if fault.kind != "pictures"]:
         raise OSError(faults[0])
+    return report.tiles
 
 
+# Each returns how many tiles it has read.
 READERS = [indexed, embedded, packed, shown, checked]
 
 WRONG = [
@@ -116,7 +125,7 @@ PAIRS = [(read, wrong) for n, wrong in enumerate(WRONG) for read in READERS if r
 
 @pytest.mark.parametrize("read", READERS)
 def test_sound_rows_are_read(out, tmp_path, read):
-    read(out, tmp_path / "to")
+    assert read(out, tmp_path / "to") == 3
 
 
 @pytest.mark.parametrize(("read", "wrong"), PAIRS)
@@ -214,7 +223,7 @@ def test_a_tile_of_the_best_quality_is_within_the_bound(out, tmp_path):
     best = encode_tile(PIXELS, JpegSettings(100, "444"))
     assert len(best) < LARGEST_JPEG / 2
     np.testing.assert_array_equal(decode_stored(best, zlib.crc32(best)).shape, PIXELS.shape)
-    assert [int(tile[0, 0, 0]) for tile in indexed(out, tmp_path)] == [grey(1, "20x", n) for n in range(3)]
+    assert [int(tile[0, 0, 0]) for tile in tiles_by_index(out, tmp_path)] == [grey(1, "20x", n) for n in range(3)]
     packed(out, tmp_path)
     with tarfile.open(tmp_path / "tars/tiles-00000.tar") as tar:
         assert len(tar.getnames()) == 6

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import regex
-
 from wsi_prep.errors import BadOption
+from wsi_prep.untrusted.pattern import TimedPattern
 
 UNKNOWN = "unknown"
 
 _GROUPS = ("institution", "patient")
-_MAX_PATTERN, _MAX_PATH, _MAX_VALUE = 500, 1000, 64
-_SECONDS = 1.0
+_MAX_VALUE = 64
 
 _BARCODES = (
     # tissue source site and participant (GDC, "TCGA Barcode")
@@ -45,13 +42,8 @@ class InstitutionPattern:
     """
 
     def __init__(self, text: str) -> None:
-        if len(text) > _MAX_PATTERN:
-            raise BadOption(f"institution pattern has {len(text)} characters; {_MAX_PATTERN} are the most")
-        try:
-            self._pattern = regex.compile(text)
-        except regex.error as error:
-            raise BadOption(f"institution pattern {text!r} is no regular expression ({error})") from error
-        groups: Mapping[str, int] = self._pattern.groupindex
+        self._pattern = TimedPattern(text, "institution pattern")
+        groups = self._pattern.groups
         if "institution" not in groups or set(groups) - set(_GROUPS):
             named = ", ".join(groups) or "none"
             raise BadOption(
@@ -61,18 +53,10 @@ class InstitutionPattern:
 
     def search(self, path: str) -> Origin | None:
         """What the pattern finds in a path, or None where it finds nothing or the path is longer than 1,000."""
-        if len(path) > _MAX_PATH:
-            return None
-        try:
-            found = self._pattern.search(path, timeout=_SECONDS)
-        except TimeoutError as error:
-            raise BadOption(
-                f"institution pattern {self._pattern.pattern!r} takes more than {_SECONDS:g} s on {path!r}; "
-                "do not repeat what repeats, as (a+)+ does"
-            ) from error
+        found = self._pattern.search(path)
         if found is None:
             return None
-        institution, patient = (_clean(found.groupdict().get(group) or "") for group in _GROUPS)
+        institution, patient = (_clean(found.get(group) or "") for group in _GROUPS)
         return Origin(institution, "pattern", patient or None) if institution else None
 
 
