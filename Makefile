@@ -53,25 +53,26 @@ $(VENV)/.shards: $(PINS)
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for the slide stage"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[shards]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.train: $(PINS)
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for training"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
+	@$(BIN)/python -m pip install --quiet --no-deps --editable .
+	@$(BIN)/python -m pipelines.make --requires train | $(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement /dev/stdin
 	@touch $@
 
 $(VENV)/.test: $(PINS)
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for the tests"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[shards,train,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
 	@touch $@ $(VENV)/.shards $(VENV)/.train
 
 $(VENV)/.bench: $(VENV)/.test
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@echo "setting up $(VENV) for the benchmarks"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[shards,train,dev,bench]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,bench]'
 	@touch $@

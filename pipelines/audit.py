@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, printable, run_command, shards_option
-from pipelines.options import Options
+from pipelines.calls.slides import AuditCall
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, printable, run_command
 from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.audit.numbers import Audit, balance
 from wsi_prep.curation.audit.page import extent, render_page, significant
 from wsi_prep.curation.audit.pictures import Gallery, Picture, TilePicture, overlays, tiles
+from wsi_prep.errors import BadOption
 from wsi_prep.storage.atomic import write_atomically
-
-EPILOG = """exit codes: 0 the page is written; 2 the call is wrong; 3 the page is written, but tiles or overlays that
-the catalog names cannot be read."""
 
 _ROWS = 20
 _NAMED = 10
@@ -26,44 +22,28 @@ _NAMED = 10
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(build_parser(), _work, arguments)
+    return run_command(AuditCall, _work, arguments)
 
 
-def _work(options: argparse.Namespace, terminal: Terminal) -> int:
-    with open_catalogs(options.shards) as connection:
-        audited = count(connection, options.shards, options.alpha)
-        shown = overlays(audited, options.gallery, options.seed)
-        drawn = tiles(audited, connection, options.tiles, options.seed)
+def _work(call: AuditCall, terminal: Terminal) -> int:
+    for name in ("gallery", "tiles", "seed"):
+        if getattr(call, name) < 0:
+            raise BadOption(f"--{name} {getattr(call, name)} is no whole number of at least 0")
+    with open_catalogs(call.shards) as connection:
+        audited = count(connection, call.shards, call.alpha)
+        shown = overlays(audited, call.gallery, call.seed)
+        drawn = tiles(audited, connection, call.tiles, call.seed)
     page = render_page(audited, shown, drawn).encode()
-    options.to.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.to, page)
+    call.to.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(call.to, page)
     show_audit(terminal, audited)
     lost = lost_pictures(audited, shown, drawn)
     for line in extent(audited, shown, drawn):
         terminal.say(line)
     for line in [*audited.notes, *lost]:
         terminal.warn(line)
-    terminal.say(f"{options.to}: {len(page) / 1e6:.1f} MB")
+    terminal.say(f"{call.to}: {len(page) / 1e6:.1f} MB")
     return EXIT_NOT_ALL if lost else EXIT_OK
-
-
-def build_parser() -> Options:
-    """The command line."""
-    parser = Options(prog="python -m pipelines.audit", description=__doc__, epilog=EPILOG)
-    add = parser.add_argument
-    shards_option(parser)
-    add("--to", type=Path, default=Path("audit.html"), metavar="HTML", help="the page (default: %(default)s)")
-    add("--alpha", type=float, default=0.5, help="0 draws strata evenly, 1 as found (default: %(default)s)")
-    add("--gallery", type=_whole, default=60, metavar="N", help="most overlays on the page (default: %(default)s)")
-    add("--tiles", type=_whole, default=4, metavar="N", help="tiles of each stratum (default: %(default)s)")
-    add("--seed", type=_whole, default=0, help="other overlays and tiles (default: %(default)s)")
-    return parser
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
-    return int(text)
 
 
 def lost_pictures(audited: Audit, shown: Gallery[Picture], drawn: Gallery[TilePicture]) -> list[str]:

@@ -1,26 +1,26 @@
-"""What all commands share: the terminal, how a call ends, exit codes, and the options that several of them take."""
+"""What all commands share: the terminal, how a call ends, and exit codes."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipelines.options import EXIT_WRONG_CALL, Options
+from pipelines.options import command_name, read_call
 from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.slides.urls import without_secrets
 from wsi_prep.storage.select import local_folder
-from wsi_prep.untrusted.sql import CONDITION_SECONDS, QUESTION_SECONDS
 
-EXIT_OK, EXIT_NOT_ALL, EXIT_INTERRUPTED = 0, 3, 130
-"""Of every command: all is done; the call is done, and something was left out, lost or found; ended by Ctrl-C."""
+C = TypeVar("C")
+
+EXIT_OK, EXIT_WRONG_CALL, EXIT_NOT_ALL, EXIT_INTERRUPTED = 0, 2, 3, 130
+"""Of every command: all is done; the call is wrong; it is done, and something was left out, lost or found; Ctrl-C."""
 
 PATIENT_KEY_VARIABLE = "WSI_PREP_PATIENT_KEY"
 _LEAST_KEY_BYTES = 16
@@ -54,25 +54,26 @@ class Terminal:
 
 
 def run_command(
-    parser: Options,
-    work: Callable[[argparse.Namespace, Terminal], int],
+    call: type[C],
+    work: Callable[[C, Terminal], int],
     arguments: Iterable[str] | None,
     interrupted: str = "interrupted",
     *,
-    name: str = "",
     width: int | None = None,
 ) -> int:
     """Do a command's work; returns its exit code, also where it fails: a user's mistake is one line, and code 2."""
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    terminal = Terminal(name or parser.prog.rpartition(".")[2].replace("_", "-"), width)
+    terminal = Terminal(command_name(call), width)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given: C | None = None
     try:
-        return work(options, terminal)
+        given = read_call(call, words)
+        return EXIT_OK if given is None else work(given, terminal)
     except UsageError as error:
         terminal.warn(str(error))
     except OSError as error:
         where = error.filename
         if where is None and not isinstance(error, (ConnectionError, TimeoutError)):  # of what a library writes
-            where = getattr(options, "to", None) or getattr(options, "out", None)
+            where = getattr(given, "to", None) or getattr(given, "out", None)
         why = error.strerror or str(error)
         terminal.warn(f"{where} cannot be read or written ({why})" if where else why)
     except KeyboardInterrupt:
@@ -84,39 +85,6 @@ def run_command(
 def printable(text: str) -> str:
     """Text with what could steer a terminal made visible."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
-def shards_option(parser: Options, *, several: bool = True) -> None:
-    """The option that names shards."""
-    told = "folders or URLs that make shards has filled" if several else "a folder or URL that make shards has filled"
-    parser.add_argument("--shards", required=True, metavar="OUT", help=told, **({"nargs": "+"} if several else {}))
-
-
-def where_options(parser: Options, example: str) -> None:
-    """WHERE of the trainer's commands, and how long it may take."""
-    told = f"a condition on the catalog's columns, as in {example}"
-    parser.add_argument("--where", metavar="SQL", help=told)
-    time_limit_option(parser, CONDITION_SECONDS, "most that --where may take for a part of the catalog")
-
-
-def question_time_limit(parser: Options) -> None:
-    """How long the catalog may take to answer."""
-    time_limit_option(parser, QUESTION_SECONDS, "most that the catalog may take to answer")
-
-
-def time_limit_option(parser: Options, default: float, what: str) -> None:
-    """A number of seconds."""
-    told = f"{what}, in seconds (default: %(default)g)"
-    parser.add_argument("--time-limit", type=float, default=default, metavar="SECONDS", help=told)
-
-
-def local_path(text: str) -> Path:
-    """The path that an option names, for argparse; a URL would become a folder of that name here."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty; name a file or folder")
-    if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text} is a URL; name a file or folder on a disk")
-    return Path(text)
 
 
 def output_named(where: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -13,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipelines.command import EXIT_OK, Terminal, local_path, run_command
-from pipelines.options import Options
+from pipelines.calls.training import EvaluateCall
+from pipelines.command import EXIT_OK, Terminal, run_command
 from pretrain.evaluation.class_folders import GroupPattern
-from pretrain.evaluation.datasets import DATASETS, AnyTask, read_tasks
+from pretrain.evaluation.datasets import AnyTask, read_tasks
 from pretrain.evaluation.judge import EvaluationRow, alike, judge, remarks
 from pretrain.evaluation.probe import colour_statistics
 from pretrain.evaluation.report import summary_lines, write_page, write_parquet
@@ -26,52 +25,49 @@ from wsi_prep.errors import BadOption
 
 COLOURS = "colours alone"
 _WIDTH = 160  # of the table in a file
-EPILOG = (
-    f"TASKS: {', '.join(f'{name}:FOLDER' for name in DATASETS)}, file.parquet, file.parquet:labels, or a folder of "
-    "CLASS/*.png or CLASS/SLIDE/*.png; docs/evaluation.md says where each comes from."
-)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(build_parser(), _work, arguments)
+    return run_command(EvaluateCall, _work, arguments)
 
 
-def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+def _work(call: EvaluateCall, terminal: Terminal) -> int:
     if not terminal.out.is_terminal:
         terminal.out.width = _WIDTH
+    cache = call.cache or default_cache()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if min(options.limit, options.px) < 0 or min(options.batch, options.threads) < 1:
+    if min(call.limit, call.px) < 0 or min(call.batch, call.threads) < 1:
         raise BadOption("--limit and --px must be at least 0, --batch and --threads at least 1")
-    inference = Inference(device, options.batch, options.threads)
-    pattern = _pattern(options)
-    tasks = [task for spec in options.tasks for task in read_tasks(spec, options.limit, 0, options.px, pattern)]
+    inference = Inference(device, call.batch, call.threads)
+    pattern = _pattern(call)
+    tasks = [task for spec in call.tasks for task in read_tasks(spec, call.limit, 0, call.px, pattern)]
     notes = {task.name: remarks(task) for task in tasks}
     if len(notes) < len(tasks):
         twice = next(task.name for task in tasks if sum(task.name == other.name for other in tasks) > 1)
         raise BadOption(f"two tasks are named {twice!r}; rename a file or folder, so that the table can tell them")
-    names = [name for name in options.models if name != options.like]
-    models = _models([*names, options.like] if options.like else names)
-    like = list(models)[-1] if options.like else None  # of a run, what it has become
-    rows = list(_judged(tasks, models, like, inference, options, terminal.out))
-    if options.to:
-        options.to.mkdir(parents=True, exist_ok=True)
-        write_parquet(rows, options.to / "figures.parquet")
-        write_page(rows, options.to / "figures.html", notes)
+    names = [name for name in call.model if name != call.like]
+    models = _models([*names, call.like] if call.like else names)
+    like = list(models)[-1] if call.like else None  # of a run, what it has become
+    rows = list(_judged(tasks, models, like, inference, cache, terminal.out))
+    if call.to:
+        call.to.mkdir(parents=True, exist_ok=True)
+        write_parquet(rows, call.to / "figures.parquet")
+        write_page(rows, call.to / "figures.html", notes)
     terminal.out.print(_table(rows, like))
     for name, note in ((name, note) for name, of_task in notes.items() for note in of_task):
         terminal.say(f"note: {name}: {note}")
-    if options.to:
-        terminal.say(f"look at {options.to}: figures.html, figures.parquet")
+    if call.to:
+        terminal.say(f"look at {call.to}: figures.html, figures.parquet")
     return EXIT_OK
 
 
-def _pattern(options: argparse.Namespace) -> GroupPattern | None:
-    if options.group_pattern is None:
+def _pattern(call: EvaluateCall) -> GroupPattern | None:
+    if call.group_pattern is None:
         return None
-    if not any(Path(spec).is_dir() for spec in options.tasks):
+    if not any(Path(spec).is_dir() for spec in call.tasks):
         raise BadOption("a group pattern is for folders of CLASS/*.png, and none of TASKS is one; leave it out")
-    return GroupPattern(options.group_pattern)
+    return GroupPattern(call.group_pattern)
 
 
 def _models(names: list[str]) -> dict[str, Embedder]:
@@ -103,7 +99,7 @@ def _judged(
     models: dict[str, Embedder],
     like: str | None,
     inference: Inference,
-    options: argparse.Namespace,
+    cache: Path,
     console: Console,
 ) -> list[EvaluationRow]:
     rows: list[EvaluationRow] = []
@@ -113,13 +109,13 @@ def _judged(
     ) as bar:
         for task in tasks:
             tiles = task.tiles
-            colours = cached(options.cache, "colours", tiles, 0, lambda tiles=tiles: colour_statistics(tiles))  # type: ignore[misc]
+            colours = cached(cache, "colours", tiles, 0, lambda tiles=tiles: colour_statistics(tiles))  # type: ignore[misc]
             rows += judge(task, COLOURS, colours)
             kept = {}
             for name, embedder in models.items():
                 line = bar.add_task(f"{task.name}: {name}", total=len(tiles), rate="")
                 advance = _Advance(bar, line)
-                features = features_of(embedder, tiles, task.px, inference, options.cache, advance)
+                features = features_of(embedder, tiles, task.px, inference, cache, advance)
                 bar.update(line, description=f"{task.name}: judging {name}")
                 rows += judge(task, name, features)
                 bar.remove_task(line)
@@ -158,25 +154,6 @@ def _table(rows: list[EvaluationRow], like: str | None) -> Table:
 def default_cache() -> Path:
     """Where features are kept; it can be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixed-magnification" / "features"
-
-
-def build_parser() -> Options:
-    """The command line."""
-    parser = Options(prog="python -m pipelines.evaluate", description=__doc__, epilog=EPILOG)
-    add = parser.add_argument
-    add("--models", required=True, nargs="+", metavar="MODEL", help="runs, folders of weights, or timm's names")
-    add("--tasks", required=True, nargs="+", metavar="TASK", help="data sets, tables or folders, see below")
-    add("--like", metavar="MODEL", help="show how far each sees the same tiles as neighbours as this one does")
-    add("--limit", type=int, default=0, metavar="N", help="most tiles on either side of a task (default: all)")
-    add("--px", type=int, default=0, help="resize tiles of tables and folders to so many px (default: as they are)")
-    add(
-        "--group-pattern", metavar="REGEX", help="slides of tiles in folders, by their paths, as (?P<group>[^/]+)_x\\d+"
-    )
-    add("--to", type=local_path, metavar="FOLDER", help="write figures.parquet and figures.html here")
-    add("--cache", type=local_path, default=default_cache(), metavar="FOLDER", help="where features are kept")
-    add("--batch", type=int, default=64, help="tiles at once (default: %(default)s)")
-    add("--threads", type=int, default=2, help="that read and decode (default: %(default)s)")
-    return parser
 
 
 if __name__ == "__main__":

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from pipelines.command import EXIT_OK, Terminal, run_command
-from pipelines.options import EXIT_WRONG_CALL, Options
+from pipelines.calls.training import FitStainCall
+from pipelines.command import EXIT_OK, EXIT_WRONG_CALL, Terminal, run_command
 from wsi_prep.errors import WsiPrepError
 from wsi_prep.stain.fit.cohort import Cohort, read_slides, read_tiles
 from wsi_prep.stain.fit.examples import Example, changed, recoloured
@@ -22,27 +21,28 @@ from wsi_prep.stain.network import MODEL_FILE
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(build_parser(), _work, arguments)
+    return run_command(FitStainCall, _work, arguments)
 
 
-def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+def _work(call: FitStainCall, terminal: Terminal) -> int:
     cv2.setNumThreads(1)
+    to = call.to or MODEL_FILE
     try:
-        cohort = sum((read_tiles(file) for file in options.tiles), Cohort((), (), ()))
-        cohort += read_slides(options.slides) if options.slides else Cohort((), (), ())
+        cohort = sum((read_tiles(file) for file in call.tiles), Cohort((), (), ()))
+        cohort += read_slides(call.slides) if call.slides else Cohort((), (), ())
     except WsiPrepError as error:
         terminal.warn(str(error))
         return EXIT_WRONG_CALL
-    terminal.say(f"{len(cohort.tissues)} slides, {len(cohort.tiles)} tiles; dyeing {options.examples} pictures")
-    dyed = recoloured(cohort.tissues, options.examples, options.seed)
-    examples = dyed + changed(cohort.tissues, options.examples // 2, options.seed + 1) + cohort.as_they_are()
-    temperature, lines = judge(cohort, examples, dyed, options.seed)
-    if options.unseen:
-        lines += ["### Stains that were not fitted to", "", *by_recipe(unseen(examples, options.unseen, options.seed))]
-    with_temperature(fit(examples, options.seed), temperature).save(options.to)
+    terminal.say(f"{len(cohort.tissues)} slides, {len(cohort.tiles)} tiles; dyeing {call.examples} pictures")
+    dyed = recoloured(cohort.tissues, call.examples, call.seed)
+    examples = dyed + changed(cohort.tissues, call.examples // 2, call.seed + 1) + cohort.as_they_are()
+    temperature, lines = judge(cohort, examples, dyed, call.seed)
+    if call.unseen:
+        lines += ["### Stains that were not fitted to", "", *by_recipe(unseen(examples, call.unseen, call.seed))]
+    with_temperature(fit(examples, call.seed), temperature).save(to)
     for line in lines:
         terminal.say(line)
-    terminal.say(f"temperature {temperature:.2f}; weights: {options.to}")
+    terminal.say(f"temperature {temperature:.2f}; weights: {to}")
     return EXIT_OK
 
 
@@ -62,29 +62,10 @@ def judge(cohort: Cohort, examples: list[Example], dyed: list[Example], seed: in
     return fit_temperature(judged.only(place < to_tiles)), [*lines, *by_recipe(judged.only(place >= to_tiles))]
 
 
-def unseen(examples: list[Example], names: list[str], seed: int) -> HeldOut:
+def unseen(examples: list[Example], names: Sequence[str], seed: int) -> HeldOut:
     """Dyed pictures of the stains of these names, each stain judged by a classifier that was fitted to all others."""
     by_name = [replace(example, case=example.name) for example in examples]
     return hold_out_cases(by_name, [example for example in by_name if example.name in names], seed)
-
-
-def build_parser() -> Options:
-    """The command line."""
-    parser = Options(prog="python -m pipelines.fit_stain", description=__doc__)
-    add = parser.add_argument
-    add("--tiles", nargs="+", type=Path, default=[], metavar="FILE", help="Parquet of image, group, mpp, slide, stain")
-    add("--slides", type=Path, metavar="FOLDER", help="slides beside a manifest.csv that gives their stain and patient")
-    add("--to", type=Path, default=MODEL_FILE, metavar="FILE", help="default: %(default)s")
-    add("--examples", type=int, default=7000, metavar="N", help="dyed pictures (default: %(default)s)")
-    add(
-        "--unseen",
-        nargs="+",
-        default=[],
-        metavar="STAIN",
-        help="recipes to judge as stains never seen",
-    )
-    add("--seed", type=int, default=0, help="default: %(default)s")
-    return parser
 
 
 if __name__ == "__main__":

@@ -6,16 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import textwrap
-import uuid
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipelines.targets import TARGETS, Target
 from pipelines.variables import Call, WrongCall, arguments, nearest, no_target, options, read_call
-from wsi_prep.errors import BadOption
-from wsi_prep.untrusted.own_folder import own_folder
 
 EXIT_OK, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -34,10 +31,17 @@ Commands = list[list[str]]
 
 
 def main(words: list[str] | None = None) -> int:
-    """Do a target; --check only looks at the call, --no-target says which one may be meant. Returns the exit code."""
+    """Do a target; --check only looks at the call. Returns the exit code.
+
+    --no-target says which target may be meant, --requires lists the packages of an extra.
+    """
     words = sys.argv[1:] if words is None else words
     if words[0] == "--no-target":
         print(no_target(words[1].split()[0]))
+        return EXIT_OK
+    if words[0] == "--requires":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        print("\n".join(project["optional-dependencies"][words[1]]))
         return EXIT_OK
     call, name = read_call(os.environ), words[0]
     checking = name == "--check"
@@ -55,8 +59,11 @@ def main(words: list[str] | None = None) -> int:
         if not checking:
             raise
         return EXIT_OK
+    heard = call.heard(TARGETS[name]) if name in TARGETS else []
+    if heard:
+        note = "; ".join(filter(None, [note, f"from the environment: {' '.join(heard)}"]))
     if note and commands and not checking:
-        print(f"make {name}: {note}", file=sys.stderr)
+        print(_one_line(f"make {name}: {note}"), file=sys.stderr)
     return EXIT_OK if checking else _run(commands)
 
 
@@ -93,19 +100,19 @@ def standing(environment: Mapping[str, str]) -> tuple[Path, str]:
 
 def _plain(target: Target, said: Mapping[str, str]) -> Commands:
     """A command that takes its options, with the folder of shards in OUT where SHARDS does not name them."""
-    out = said.get("OUT", "shards")
+    shards = []
     for name in ("SHARDS", "SAMPLE"):
         variable = target.variable(name)
-        if variable is not None and name not in said:
-            return [_python(target.module, f"{variable.option}={out}", *options(target, said))]
-    return [_python(target.module, *options(target, said))]
+        if variable is not None and name not in said and "OUT" in said:
+            shards = [f"{variable.option}={said['OUT']}"]
+    return [_python(target.module, *shards, *options(target, said))]
 
 
 def _shards(target: Target, said: Mapping[str, str]) -> Commands:
     """Of the slides that are named, or of the sample slides where nothing of a user's is."""
     out = said.get("OUT", "shards")
     if "SLIDES" in said:
-        return [_python(target.module, *options(target, {"OUT": out} | dict(said)))]
+        return _plain(target, said)
     _only_samples(target, said, "SLIDES")
     _no_slides_of_others(out)
     return _sample_shards(out, options(target, {name: text for name, text in said.items() if name != "OUT"}))
@@ -113,7 +120,7 @@ def _shards(target: Target, said: Mapping[str, str]) -> Commands:
 
 def _sample_shards(out: str, more: list[str]) -> Commands:
     where = [f"--slides={SAMPLES}", f"--out={out}", f"--manifest={SAMPLES / 'manifest.csv'}"]
-    return [_python("sample_slides.make"), _python("pipelines.shards", *where, *more)]
+    return [_python("pipelines.samples"), _python("pipelines.shards", *where, *more)]
 
 
 def _only_samples(target: Target, said: Mapping[str, str], name: str) -> None:
@@ -150,45 +157,12 @@ def _no_slides_of_others(out: str) -> None:
 
 
 def _train(target: Target, said: Mapping[str, str]) -> Commands:
-    """Training, under torchrun where it is to be several processes, on the sample slides where no shards are named."""
+    """Training, on the sample slides where no shards are named and none are there."""
     before: Commands = []
     if "SHARDS" not in said and "OUT" not in said and not Path("shards/run.json").exists():
         _only_samples(target, said, "SHARDS")
         before = _sample_shards("shards", [])
-    recipe = said.get("RECIPE", "virchow2g_mini" if target.name == "distill" else None)
-    said = dict(said) | ({"RECIPE": recipe} if recipe else {})
-    said.setdefault("RUN", f"runs/{recipe or 'debug'}")
-    teacher = [f"--set=teacher={said['TEACHER']}"] if target.name == "distill" else []
-    [[python, *command]] = _plain(target, said)
-    return [*before, [python, *_torchrun(said), *command, *teacher]]
-
-
-def _torchrun(said: Mapping[str, str]) -> list[str]:
-    """What starts several processes of a command; nothing for one."""
-    for name in ("GPUS", "NODES"):
-        if name in said and not (said[name].isdecimal() and int(said[name])):
-            raise WrongCall(f"{name}={said[name]} is no whole number of at least 1")
-    head = said.get("HEAD")
-    if head is None and "NODES" in said:
-        raise WrongCall("NODES needs HEAD=host:port, the machine where the others meet")
-    if head is None and "GPUS" not in said:
-        return []
-    if head is None:
-        name = uuid.uuid4().hex
-        meeting = ["--rdzv-conf=store_type=file", f"--rdzv-endpoint={_own_file(name)}"]
-    else:
-        name = os.environ.get("SLURM_JOB_ID") or said["RUN"]
-        meeting = [f"--nnodes={said.get('NODES', '1')}", f"--rdzv-endpoint={head}"]
-    start = ["-m", "torch.distributed.run", f"--nproc-per-node={said.get('GPUS', '1')}", "--rdzv-backend=c10d"]
-    return [*start, *meeting, f"--rdzv-id={name}"]
-
-
-def _own_file(name: str) -> Path:
-    """Where torchrun keeps what its processes tell each other: no port, because it runs what it is told there."""
-    try:
-        return own_folder(Path(tempfile.gettempdir())) / f"torchrun-{name}"
-    except BadOption as error:
-        raise WrongCall(str(error)) from error
+    return [*before, *_plain(target, said)]
 
 
 def _bench(target: Target, said: Mapping[str, str]) -> Commands:

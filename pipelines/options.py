@@ -1,44 +1,102 @@
-"""Command lines on which nothing is guessed."""
+"""Command lines on which nothing is guessed: words to the record of a command's call."""
 
 from __future__ import annotations
 
-import argparse
-import sys
+import inspect
+import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Annotated, TypeVar
 
-EXIT_WRONG_CALL = 2
+from cyclopts import App, CycloptsError, Parameter
+
+from pipelines.calls.base import Declared, declared
+from wsi_prep.errors import BadOption
+
+C = TypeVar("C")
 
 
-class Options(argparse.ArgumentParser):
-    """A parser of whole option names, each with one value that is not empty; what it refuses is told in one line.
+def command_name(call: type) -> str:
+    """As a person types it: FitStainCall is fit-stain."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", call.__name__.removesuffix("Call")).lower()
 
-    A list's option may be given several times: its values add up; of others the last counts. Of those in
-    `may_be_empty`, the command judges.
+
+def command_line(call: type[C]) -> App:
+    """The parser of a command, which returns the call; its help is the docstrings of the call's class and fields."""
+
+    def received(given: C) -> C:
+        return given
+
+    received.__annotations__ = {"given": Annotated[call, Parameter(name="*")]}
+    if not any(each.required for each in declared(call)):
+        received.__defaults__ = (call(),)
+    app = App(
+        name=command_name(call),
+        help=_paragraphs(inspect.getdoc(call) or ""),
+        help_format="plaintext",  # help texts hold brackets
+        version_flags=[],
+        default_parameter=Parameter(negative=(), consume_multiple=1, show_default=_shown),
+        result_action="return_value",
+    )
+    app.default(received)
+    return app
+
+
+def read_call(call: type[C], words: Sequence[str]) -> C | None:
+    """The call that the words say, or None where they ask for help, which is shown.
+
+    Each option is written in full and once, with a value that is not empty; a list's option may come several times,
+    and its values add up. Raises BadOption for all else.
     """
+    options = declared(call)
+    words = _named_as_today(words, options)
+    _require_values(words, options)
+    try:
+        given: C | None = command_line(call)(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise BadOption(f"{' '.join(str(error).split())} --help lists the options.") from error
+    if given is not None:
+        _require_local(given, options)
+    return given
 
-    def __init__(self, *, may_be_empty: Sequence[str] = (), **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
-        self._may_be_empty = may_be_empty
 
-    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        """As the parser's own, but that a list goes on where its option comes again."""
-        if settings.get("nargs") in {"+", "*"}:
-            settings.setdefault("action", "extend")
-        return super().add_argument(*names, **settings)
+def _shown(default: object) -> str | None:
+    """A default as help shows it; nothing for what is off or empty."""
+    if isinstance(default, tuple):
+        default = " ".join(map(str, default))
+    if default is False or default == "":
+        return None
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
-    def parse_known_args(  # type: ignore[override]  # the overloads are of no use here
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """As the parser's own, after a look for values that are empty."""
-        words = list(sys.argv[1:] if args is None else args)
-        for before, word in zip(["", *words], words, strict=False):
-            option = before if not word else word.removesuffix("=")
-            empty = not word or (word.endswith("=") and option in self._option_string_actions)
-            if empty and option not in self._may_be_empty:
-                self.error(f"{option} is empty; give it a value, or leave it away")
-        return super().parse_known_args(words, namespace)
 
-    def error(self, message: str) -> NoReturn:
-        """End with one line, and exit code 2."""
-        self.exit(EXIT_WRONG_CALL, f"{self.prog.rpartition('.')[2]}: {message}; --help lists the options\n")
+def _paragraphs(text: str) -> str:
+    """A docstring whose paragraphs are lines, for the terminal to break."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def _named_as_today(words: Sequence[str], options: Sequence[Declared]) -> list[str]:
+    """The same words, options that had another name before by their name of today."""
+    names = {each.says.formerly: each.option for each in options if each.says.formerly}
+    found = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        found.append(names.get(name, name) + equals + value)
+    return found
+
+
+def _require_values(words: Sequence[str], options: Sequence[Declared]) -> None:
+    names = {each.option for each in options}
+    may_be_empty = {each.option for each in options if each.says.may_be_empty}
+    for before, word in zip(["", *words], words, strict=False):
+        option = before if not word.strip() else word.removesuffix("=")
+        empty = not word.strip() or (word.endswith("=") and option in names)
+        if empty and option not in may_be_empty:
+            raise BadOption(f"{option} is empty; give it a value, or leave it away")
+
+
+def _require_local(given: object, options: Sequence[Declared]) -> None:
+    for each in options:
+        path = getattr(given, each.name)
+        # a path has lost one of the URL's slashes
+        if each.says.local and isinstance(path, Path) and (url := re.match(r"([A-Za-z][\w+.-]+:)/(.*)", str(path))):
+            raise BadOption(f"{each.option} {url[1]}//{url[2]} is a URL; name a file or folder on a disk")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from dataclasses import asdict, fields
-from pathlib import Path
+from dataclasses import fields
 
+from docstring_parser import parse_from_object
 from rich import box
 from rich.table import Table
 
+from pipelines.calls.slides import PlanCall
 from pipelines.command import EXIT_OK, Terminal, output_named, run_command
-from pipelines.options import Options
-from wsi_prep.curation.estimate import Assumptions, Estimate, Interval, estimate, read_sample
+from wsi_prep.curation.assumptions import Assumptions
+from wsi_prep.curation.estimate import Estimate, Interval, estimate, read_sample
 from wsi_prep.storage.atomic import write_atomically
 
 _TOTALS = (
@@ -31,21 +31,19 @@ _TOTALS = (
     ("cost", "cost", ""),
 )
 
-EPILOG = "exit codes: 0 estimated; 2 the call is wrong."
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(build_parser(), _work, arguments)
+    return run_command(PlanCall, _work, arguments)
 
 
-def _work(options: argparse.Namespace, terminal: Terminal) -> int:
-    assumptions = Assumptions(**{each.name: getattr(options, each.name) for each in fields(Assumptions)})
-    found = estimate(read_sample(output_named(options.sample)), options.slides, assumptions, options.seed)
+def _work(call: PlanCall, terminal: Terminal) -> int:
+    assumptions = Assumptions(**{each.name: getattr(call, each.name) for each in fields(Assumptions)})
+    found = estimate(read_sample(output_named(call.sample)), call.slides, assumptions, call.seed)
     show(terminal, found)
-    if options.to:
-        write_atomically(options.to, json.dumps(found.as_dict(), indent=2).encode())
-        terminal.say(f"written: {options.to}")
+    if call.to:
+        write_atomically(call.to, json.dumps(found.as_dict(), indent=2).encode())
+        terminal.say(f"written: {call.to}")
     return EXIT_OK
 
 
@@ -68,10 +66,9 @@ def show(terminal: Terminal, found: Estimate) -> None:
         columns = ("tiles", "core_hours", "storage_tb", "objects", "cost")
         parts.add_row(name, *(number(of[column].estimate) for column in columns))
     terminal.out.print(parts)
-    terminal.say("assumed, and changed by ARGS='--workers 1000 ...':")
-    values = asdict(found.assumptions)
-    for each in fields(Assumptions):
-        terminal.say(f"  --{each.name.replace('_', '-')} {values[each.name]:g}: {each.metadata['help']}")
+    terminal.say("assumed; change these with SLIDE_GB=1.2 and so on:")
+    for each in parse_from_object(Assumptions).params:
+        terminal.say(f"  {each.arg_name.upper()}={getattr(found.assumptions, each.arg_name):g}: {each.description}")
     terminal.say("  core-hours of a slide are shared out to its magnifications by tiles")
     for note in found.notes:
         terminal.say(f"note: {note}")
@@ -87,21 +84,6 @@ def number(value: float) -> str:
         return "0"
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:,.3g}"
-
-
-def build_parser() -> Options:
-    """The command line."""
-    parser = Options(prog="python -m pipelines.plan", description=__doc__, epilog=EPILOG)
-    add = parser.add_argument
-    add("--slides", required=True, type=int, metavar="N", help="slides of the cohort")
-    add("--sample", required=True, metavar="OUT", help="shards of a random choice of them")
-    add("--to", type=Path, metavar="FILE", help="write everything to this .json too")
-    add("--seed", type=int, default=0, metavar="N", help="of the bootstrap (default: %(default)s)")
-    for each in fields(Assumptions):
-        kind = int if each.name == "workers" else float
-        told = f"{each.metadata['help']} (default: %(default)g)"
-        add(f"--{each.name.replace('_', '-')}", type=kind, default=each.default, metavar="X", help=told)
-    return parser
 
 
 if __name__ == "__main__":

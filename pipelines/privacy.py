@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import sys
@@ -10,8 +9,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, output_named, run_command, shards_option
-from pipelines.options import Options
+from pipelines.calls.slides import PrivacyCall
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, output_named, run_command
 from wsi_prep.curation.disclosure import Disclosure, disclose
 from wsi_prep.errors import BadOption
 from wsi_prep.storage.atomic import write_atomically
@@ -20,23 +19,21 @@ from wsi_prep.storage.select import local_folder
 _ALL_SHOWN, _SAMPLE, _STRAYS = 12, 4, 20
 _MOST_LETTERS = 160
 
-EPILOG = "exit codes: 0 nothing is there that does not belong; 2 the call is wrong; 3 something is; 130 interrupted."
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(build_parser(), _work, arguments)
+    return run_command(PrivacyCall, _work, arguments)
 
 
-def _work(options: argparse.Namespace, terminal: Terminal) -> int:
-    outs = [output_named(where) for where in options.shards]
-    if options.to is not None:
-        _require_outside(options.to, outs)
+def _work(call: PrivacyCall, terminal: Terminal) -> int:
+    outs = [output_named(where) for where in call.shards]
+    if call.to is not None:
+        _require_outside(call.to, outs)
     found = [disclose(out) for out in outs]
     for each in found:
-        show(terminal, each, options.to)
-    if options.to is not None:
-        _write(options.to, found)
+        show(terminal, each, call.to)
+    if call.to is not None:
+        _write(call.to, found)
     return EXIT_NOT_ALL if any(each.strays for each in found) else EXIT_OK
 
 
@@ -112,15 +109,6 @@ def _write(to: Path, found: list[Disclosure]) -> None:
         write_atomically(to, text.getvalue().encode(errors="replace"))
     except OSError as error:
         raise BadOption(f"TO {to} cannot be written ({error.strerror})") from error
-
-
-def build_parser() -> Options:
-    """The command line."""
-    parser = Options(prog="python -m pipelines.privacy", description=__doc__, epilog=EPILOG)
-    add = parser.add_argument
-    shards_option(parser)
-    add("--to", type=Path, metavar="CSV", help="a table of every text, where it stands and how often")
-    return parser
 
 
 if __name__ == "__main__":

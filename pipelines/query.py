@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 import pyarrow as pa
 from rich import box
@@ -12,32 +10,30 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.command import EXIT_OK, Terminal, printable, question_time_limit, run_command, shards_option
-from pipelines.options import EXIT_WRONG_CALL, Options
+from pipelines.calls.slides import QueryCall
+from pipelines.command import EXIT_OK, EXIT_WRONG_CALL, Terminal, printable, run_command
 from wsi_prep.output.query import head, open_catalog, write
 from wsi_prep.untrusted.sql import bounded_memory
 
 _PIPED_WIDTH = 100_000  # no line of a file is broken
 _MEMORY_BYTES = 8 << 30  # DuckDB counts 4 GB of its own, and not what some functions take besides
 
-EPILOG = """exit codes: 0 answered; 2 the question or the call is wrong. docs/queries.md has questions to begin with."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(build_parser(), _work, arguments, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    return run_command(QueryCall, _work, arguments, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
-def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+def _work(call: QueryCall, terminal: Terminal) -> int:
     try:
-        with bounded_memory(_MEMORY_BYTES), open_catalog(options.shards, seconds=options.time_limit) as catalog:
-            answer = catalog.ask(options.sql)
+        with bounded_memory(_MEMORY_BYTES), open_catalog(call.shards, seconds=call.time_limit) as catalog:
+            answer = catalog.ask(call.sql)
             for note in catalog.notes:
                 terminal.warn(note)
-            if options.to:
-                terminal.say(f"{write(answer, options.to):,} rows: {options.to}")
+            if call.to:
+                terminal.say(f"{write(answer, call.to):,} rows: {call.to}")
             else:
-                show(terminal.out, *head(answer, options.rows))
+                show(terminal.out, *head(answer, call.rows))
     except MemoryError:
         terminal.warn("the answer does not fit in memory; ask for shorter texts or fewer rows")
         return EXIT_WRONG_CALL
@@ -74,18 +70,6 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return "" if value is None else printable(str(value))
-
-
-def build_parser() -> Options:
-    """The command line."""
-    parser = Options(prog="python -m pipelines.query", description=__doc__, epilog=EPILOG, may_be_empty=("--sql",))
-    add = parser.add_argument
-    shards_option(parser)
-    add("--sql", required=True, metavar="SELECT", help="one statement over the views slides and tiles")
-    add("--to", type=Path, metavar="FILE", help="write all rows to this .csv or .parquet instead of showing some")
-    question_time_limit(parser)
-    add("--rows", type=int, default=50, metavar="N", help="most rows shown (default: %(default)s)")
-    return parser
 
 
 if __name__ == "__main__":

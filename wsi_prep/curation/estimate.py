@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_prep.curation.assumptions import Assumptions
 from wsi_prep.errors import BadCatalog, BadOption, Forgotten
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import TILES_PER_SHARD
@@ -37,29 +38,6 @@ _SAMPLE = """SELECT s.slide_id, seconds, coalesce(bytes, 0) AS bytes, coalesce(f
 FROM slides s LEFT JOIN (
   SELECT slide_id, {sums} FROM tiles GROUP BY slide_id
 ) t USING (slide_id) WHERE seconds > 0 AND coalesce(error_type, '') != '{forgotten}' ORDER BY s.slide_id"""
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """What a sample cannot tell. Money is in any one currency; sizes are decimal (GB is 1e9 bytes)."""
-
-    workers: int = field(default=500, metadata={"help": "worker processes at a time, one a core"})
-    busy: float = field(default=0.9, metadata={"help": "share of their time that they work"})
-    speed: float = field(default=1.0, metadata={"help": "speed of a core against one of the sample's"})
-    slide_gb: float = field(default=1.0, metadata={"help": "mean size of a slide's file, GB"})
-    core_hour: float = field(default=0.04, metadata={"help": "price of a core for an hour"})
-    tb_month: float = field(default=23.0, metadata={"help": "price of a TB stored for a month"})
-    months: float = field(default=12.0, metadata={"help": "months that the shards are kept"})
-    puts_1000: float = field(default=0.005, metadata={"help": "price of 1,000 PUT requests, one an object"})
-    egress_gb: float = field(default=0.0, metadata={"help": "price of a GB of slides read; 0 within one region"})
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise BadOption(f"{each.name} {value:g} is not a number from 0 on")
-        if self.workers < 1 or not 0 < self.busy <= 1 or self.speed <= 0:
-            raise BadOption("workers must be at least 1, busy in (0, 1], speed above 0")
 
 
 @dataclass(frozen=True)

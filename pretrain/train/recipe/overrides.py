@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pretrain.train.recipe.recipe import KINDS, SHOWN, Recipe, build, unknown_setting
 from wsi_prep.errors import BadOption
 
 
-def changed(recipe: Recipe, changes: list[str]) -> Recipe:
+def changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
     """The recipe with some values replaced, each given as `name=value` with dots: `schedule.rate=0.002`.
 
     Raises BadOption for a name that there is not (with the nearest that there is) and a value of another type.

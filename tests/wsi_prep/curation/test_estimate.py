@@ -8,7 +8,8 @@ from scipy.stats import bootstrap
 
 from pipelines.plan import main, number
 from tests.support.shard_folders import add_row, add_slide
-from wsi_prep.curation.estimate import NAMES, REST, Assumptions, estimate, read_sample
+from wsi_prep.curation.assumptions import Assumptions
+from wsi_prep.curation.estimate import NAMES, REST, estimate, read_sample
 from wsi_prep.errors import BadCatalog, BadOption
 
 

@@ -1,0 +1,27 @@
+"""Distillation: a small ViT from a frozen one."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from pipelines.calls.training import DistillCall
+from pipelines.command import Terminal, run_command
+from pipelines.train import INTERRUPTED, train
+
+_RECIPE = "virchow2g_mini"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+
+    def work(call: DistillCall, terminal: Terminal) -> int:
+        settings = (*call.set, f"teacher={call.teacher}")
+        return train(replace(call, recipe=call.recipe or _RECIPE, set=settings), terminal, "pipelines.distill", words)
+
+    return run_command(DistillCall, work, words, INTERRUPTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
