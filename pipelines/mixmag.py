@@ -19,8 +19,7 @@ from pipelines.targets import COMMANDS, Target
 _PROJECT = "mixed-magnification"
 _OURS = ("pipelines", "pretrain", "wsi_prep", "sample_slides")
 _NOT_FOR_USERS = ("dev", "bench", "peers")
-_ABOUT = """Turn whole-slide images into balanced tiles at their true magnifications, and pretrain the mixed-magnification
-ViT on them."""
+_ABOUT = "Turn whole-slide images into balanced tiles at true magnifications, and pretrain the mixed-magnification ViT."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,10 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command_lines() -> App:
     """The parsers of all commands in one, for help and for the shell's completion."""
-    app = App(name="mixmag", help=" ".join(_ABOUT.split()), help_format="plaintext", version=version(_PROJECT))
+    app = App(
+        name="mixmag", help=_ABOUT, help_format="plaintext", version=version(_PROJECT), result_action="return_value"
+    )
     for number, target in enumerate(COMMANDS.values()):
         if target.call is not None:
-            app.command(command_line(target.call), sort_key=number)
+            line = command_line(target.call)
+            line.sort_key = number
+            app.command(line)
     app.register_install_completion_command()
     return app
 

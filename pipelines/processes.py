@@ -15,7 +15,7 @@ from wsi_prep.untrusted.own_folder import own_folder
 
 def wants_processes(call: PretrainCall) -> bool:
     """Whether this process is to start those that train; they get the same call."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ and any((call.gpus, call.nodes, call.head))
+    return "TORCHELASTIC_RUN_ID" not in os.environ and (call.gpus, call.nodes, call.head) != (None, None, None)
 
 
 def torchrun(call: PretrainCall, run: Path, module: str, words: list[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -108,9 +107,3 @@ def write_manifest(folder: Path) -> None:
     there = [row for row in rows if (folder / row.partition(",")[0]).is_file()]
     if there:
         manifest.write_text("\n".join([head, *there, ""]))
-
-
-if __name__ == "__main__":
-    from pipelines.samples import main
-
-    sys.exit(main())

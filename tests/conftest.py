@@ -78,7 +78,7 @@ def cmu_slide():
     for folder in (REAL, ROOT / "sample_slides"):
         if (folder / CMU).is_file():
             return folder / CMU
-    return pytest.skip(f"needs {CMU}: python -m sample_slides.make --only {CMU}")
+    return pytest.skip(f"needs {CMU}: make samples")
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,7 @@ class RecipeCall:
     """Show a recipe: every setting by the name that SET takes, and what the model costs."""
 
     recipe: Annotated[str, Option("debug")] = "debug"
-    """One of debug, small, virchow2, virchow2g, virchow2g_mini."""
+    """One of debug, small, vit_s, vit_b_ablation, virchow2, virchow2g, virchow2g_mini."""
 
     set: Annotated[tuple[str, ...], _SETTINGS] = ()
     """Changes, as in schedule.rate=0.002."""

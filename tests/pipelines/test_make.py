@@ -1,6 +1,5 @@
 """What is typed to make is what happens: every variable arrives as it is, and what is not understood is refused."""
 
-import importlib
 import re
 import sys
 import tomllib
@@ -10,11 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.calls.training import PretrainCall
 from pipelines.make import SAMPLES, check, plan, standing
-from pipelines.targets import FLAG, PATHS, TARGETS, WORDS
+from pipelines.processes import torchrun, wants_processes
+from pipelines.targets import TARGETS
 from pipelines.variables import Call, WrongCall, flag, parse_overrides, read_call, several
 from tests.support.made_calls import ROOT, executed, make, refusal
 from tests.support.shard_folders import add_row
+from wsi_prep.errors import BadOption
 
 PRINTING = (
     "export CALL_GIVEN := $(MAKEOVERRIDES)\n{}x: ; @{} -c 'import os; print(ascii(os.environ[\"CALL_GIVEN\"]))'\n"
@@ -81,7 +83,10 @@ def test_a_call_that_is_not_understood_is_one_line_and_changes_nothing(words, sa
 
 def test_the_environment_is_heard_too_but_only_where_it_says_something_known(tmp_path):
     assert "SLIDES is empty" in refusal("shards", SLIDES="", OUT=str(tmp_path / "out"))
-    assert "there$HOME holds no" in refusal("query", "SQL=SELECT 1", SHARDS="there$HOME", SHARD="x", V="1")
+    called = make("query", "SQL=SELECT 1", SHARDS="there$HOME", SHARD="x", V="1")
+    heard, refused, *_ = called.stderr.splitlines()
+    assert heard == "make query: from the environment: SHARDS=there$HOME"
+    assert "there$HOME holds no" in refused
     said = call("query", environment={"SHARDS": "that", "V": "1"}, SHARDS="this", SQL="x").said(TARGETS["query"])
     assert said == {"SHARDS": "this", "SQL": "x"}
 
@@ -176,13 +181,13 @@ def test_a_list_of_lines_is_its_lines(values):
 
 def test_sample_slides_are_for_a_call_that_names_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = [["sample_slides.make"], ["pipelines.shards", f"--slides={SAMPLES}", "--out=shards"]]
+    made = [["pipelines.samples"], ["pipelines.shards", f"--slides={SAMPLES}", "--out=shards"]]
     found = commands("shards")
     assert [command[: len(wanted)] for command, wanted in zip(found, made, strict=True)] == made
     assert commands("shards", SLIDES="mine", OUT="x") == [["pipelines.shards", "--slides=mine", "--out=x"]]
     assert commands("shards", OUT="x")[1][2] == "--out=x"
     assert [command[0] for command in commands("pretrain")] == [
-        "sample_slides.make",
+        "pipelines.samples",
         "pipelines.shards",
         "pipelines.train",
     ]
@@ -196,15 +201,23 @@ def test_sample_slides_are_for_a_call_that_names_none(tmp_path, monkeypatch):
     with pytest.raises(WrongCall, match="name SHARDS too: PROBE"):
         commands("pretrain", PROBE="x.parquet")
     (tmp_path / "shards/run.json").write_text("{}")
-    run = ["pipelines.train", "--shards=shards", "--folder=runs/debug", "--where=a < 1"]
+    run = ["pipelines.train", "--where=a < 1"]
     assert commands("pretrain", WHERE="a < 1") == [run]
 
 
-def test_processes_of_training(tmp_path, monkeypatch):
+def test_processes_of_training(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    run = ["pipelines.train", "--shards=s", "--folder=r"]
-    assert commands("pretrain", SHARDS="s", RUN="r") == [run]
-    (near,) = commands("pretrain", SHARDS="s", RUN="r", GPUS="2")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    run = ["--shards=s", "--run=r"]
+    assert commands("pretrain", SHARDS="s", RUN="r", GPUS="2") == [["pipelines.train", *run, "--gpus=2"]]
+    assert not wants_processes(PretrainCall())
+
+    def started(**given):
+        call = PretrainCall(**given)
+        assert wants_processes(call)
+        return torchrun(call, Path("r"), "pipelines.train", run)[2:]
+
+    near = started(gpus=2)
     start, file, name, *rest = near[:4], near[4], near[5], *near[6:]
     assert start == [
         "torch.distributed.run",
@@ -214,21 +227,19 @@ def test_processes_of_training(tmp_path, monkeypatch):
     ]
     assert Path(file.removeprefix("--rdzv-endpoint=")).parent.stat().st_mode & 0o777 == 0o700
     assert file.endswith(name.removeprefix("--rdzv-id="))
-    assert rest == ["-m", *run]
-    (far,) = commands("pretrain", SHARDS="s", RUN="r", NODES="4", GPUS="8", HEAD="h:1")
-    meeting = [
-        "--nproc-per-node=8",
-        "--rdzv-backend=c10d",
-        "--nnodes=4",
-        "--rdzv-endpoint=h:1",
-        "--rdzv-id=r",
-        "-m",
-        *run,
-    ]
-    assert far == ["torch.distributed.run", *meeting]
-    for wrong in ({"NODES": "4"}, {"GPUS": "0"}, {"GPUS": "two"}, {"HEAD": "h:1", "NODES": "-1"}):
-        with pytest.raises(WrongCall, match=next(iter(wrong.keys() - {"HEAD"}))):
-            commands("pretrain", SHARDS="s", **wrong)
+    assert rest == ["-m", "pipelines.train", *run]
+    far = started(nodes=4, gpus=8, head="h:1")
+    meeting = ["--nproc-per-node=8", "--rdzv-backend=c10d", "--nnodes=4", "--rdzv-endpoint=h:1", "--rdzv-id=r"]
+    assert far == ["torch.distributed.run", *meeting, "-m", "pipelines.train", *run]
+    for wrong, why in (
+        ({"nodes": 4}, "needs --head"),
+        ({"gpus": 0}, "--gpus 0"),
+        ({"head": "h:1", "nodes": -1}, "--nodes -1"),
+    ):
+        with pytest.raises(BadOption, match=why):
+            started(**wrong)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "r")
+    assert not wants_processes(PretrainCall(gpus=2))
 
 
 def test_what_contradicts_itself_or_lacks_something_is_refused():
@@ -263,17 +274,6 @@ def test_the_makefile_has_the_targets_of_the_table():
     shown = make("help").stdout
     for target in TARGETS.values():
         assert re.search(rf"^{target.name} +{re.escape(target.about.split(',')[0][:30])}", shown, re.MULTILINE), target
-
-
-@pytest.mark.parametrize("name", ["shards", "plan", "verify", "forget", "audit", "privacy", "query", "interchange"])
-def test_variables_are_options_of_their_commands(name):
-    parser = importlib.import_module(f"pipelines.{name}").build_parser()
-    actions = {option: action for action in parser._actions for option in action.option_strings}
-    for variable in TARGETS[name].variables:
-        if variable.option:
-            action = actions[variable.option]
-            assert (action.nargs == 0) == (variable.kind == FLAG), variable
-            assert (action.nargs in ("+", "*")) == (variable.kind in (PATHS, WORDS)), variable
 
 
 def test_what_the_documents_type_is_understood():

@@ -2,60 +2,97 @@
 
 import os
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pipelines.calls.base import Option, declared
 from pipelines.forget import main as forget
-from pipelines.options import Options
+from pipelines.options import command_line, read_call
 from pipelines.query import main as query
+from pipelines.targets import COMMANDS
 from pipelines.verify import main as verify
-from tests.support.paths import ROOT
 from tests.support.shard_folders import add_slide
+from wsi_prep.errors import BadOption
 
-SOURCES = [p for name in ("pipelines", "sample_slides", "tests") for p in (ROOT / name).rglob("*.py")]
 
+@dataclass(frozen=True, kw_only=True)
+class ThingCall:
+    """Do a thing."""
 
-def parser():
-    parser = Options(prog="python -m pipelines.thing")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--shards", nargs="+")
-    parser.add_argument("--set", nargs="*", default=[])
-    parser.add_argument("--redo", action="store_true")
-    return parser
+    out: Path | None = None
+    """Where."""
+
+    shards: tuple[str, ...] = ("shards",)
+    """Folders."""
+
+    set: Annotated[tuple[str, ...], Option(words=True, formerly="--change")] = ()
+    """Changes."""
+
+    redo: bool = False
+    """Again."""
+
+    sql: Annotated[str, Option(may_be_empty=True)] = "x"
+    """A question."""
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--red"], "unrecognized arguments: --red"),
-        (["--o", "x"], "unrecognized arguments: --o x"),
+        (["--red"], "Unknown option: --red. Did you mean --redo?"),
+        (["--o", "x"], "Unknown option: --o"),
+        (["--no-redo"], "Unknown option: --no-redo"),
         (["--out", ""], "--out is empty"),
         (["--out="], "--out is empty"),
+        (["--out", " "], "--out is empty"),
+        (["--out"], "--out requires an argument"),
+        (["--out", "a", "--out", "b"], "--out specified multiple times"),
+        (["--shards"], "--shards requires at least 1 element"),
         (["--shards", "a", ""], "a is empty"),
+        (["x"], "Unused Tokens: ['x']"),
+        (["--out", "--redo"], "--out requires an argument"),
     ],
 )
-def test_what_could_be_guessed_is_refused_in_one_line(words, said, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parser().parse_args(words)
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"thing: {said}")
+def test_what_could_be_guessed_is_refused_in_one_line(words, said):
+    with pytest.raises(BadOption) as refused:
+        read_call(ThingCall, words)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
-def test_lists_add_up_and_of_others_the_last_counts():
-    assert parser().parse_args(["--out", "a", "--out=b"]).out == Path("b")
-    found = parser().parse_args(["--shards", "a", "b", "--redo", "--shards=-c", "--redo", "--set", "x=", "--set=y="])
-    assert vars(found) == {"out": None, "shards": ["a", "b", "-c"], "set": ["x=", "y="], "redo": True}
-    assert parser().parse_args([]).set == []
-    assert parser().parse_args(["--set", "a"]).set == ["a"]
-    assert parser().parse_args([]).set == []
+def test_lists_add_up_and_what_is_not_said_is_as_declared():
+    assert read_call(ThingCall, []) == ThingCall()
+    found = read_call(ThingCall, ["--shards", "a", "b", "--redo", "--shards=-c", "--set", "x=", "--change=y="])
+    assert found == ThingCall(shards=("a", "b", "-c"), set=("x=", "y="), redo=True)
+    assert read_call(ThingCall, ["--sql", "", "--out=-b"]) == ThingCall(sql="", out=Path("-b"))
 
 
-def test_no_command_guesses_options_from_their_beginnings():
-    own = [p for p in SOURCES if p.name not in ("options.py", "test_options.py")]
-    parsers = [p for p in own if "ArgumentParser(" in p.read_text()]
-    assert [p.name for p in parsers if "allow_abbrev=False" not in p.read_text()] == []
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), st.integers())
+def test_a_value_arrives_as_it_is(text, number):
+    assert read_call(ThingCall, [f"--sql={text}", f"--shards={number}", f"--shards={text}"]) == ThingCall(
+        sql=text, shards=(str(number), text)
+    )
+
+
+def test_help_is_the_docstrings_and_does_nothing(capsys):
+    assert read_call(ThingCall, ["--help"]) is None
+    shown = capsys.readouterr().out
+    assert "Do a thing." in shown
+    assert "Where." in shown
+    assert "[default: shards]" in shown
+
+
+@pytest.mark.parametrize("target", COMMANDS.values(), ids=COMMANDS)
+def test_every_option_of_every_command_has_its_help(target):
+    shown = command_line(target.call).assemble_argument_collection(parse_docstring=True)
+    said = {each.name: each.parameter.help for each in shown if each.name != "*"}  # that is the record itself
+    assert set(said) == {each.option for each in declared(target.call)}
+    for option, text in said.items():
+        assert str(text).endswith("."), option
 
 
 @pytest.mark.parametrize("command", [forget, verify])
@@ -63,8 +100,7 @@ def test_no_command_guesses_options_from_their_beginnings():
 def test_a_mistyped_option_deletes_nothing(command, mistyped, tmp_path):
     slide_id = add_slide(tmp_path, 1, {"5x": 1})
     (tmp_path / "stray").write_text("x")
-    with pytest.raises(SystemExit):
-        command(["--shards", str(tmp_path), mistyped, *(["--slide", slide_id] if command is forget else [])])
+    assert command(["--shards", str(tmp_path), mistyped, *(["--slide", slide_id] if command is forget else [])]) == 2
     assert (tmp_path / "stores" / f"{slide_id}.zarr").is_dir()
     assert (tmp_path / "stray").exists()
 

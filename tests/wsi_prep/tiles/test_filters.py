@@ -10,7 +10,8 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.shards import build_parser, build_request, main
+from pipelines.calls.shards import ShardsCall
+from pipelines.shards import build_request, main
 from tests.support.real_tiles import prepared
 from wsi_prep.errors import BadOption
 from wsi_prep.format.jpeg import decode_tile
@@ -209,9 +210,8 @@ def test_an_operator_is_refused_where_it_is_built():
 
 
 def test_the_call_takes_a_filter(tmp_path):
-    options = ["--slides", "s", "--out", str(tmp_path)]
-    assert build_request(build_parser().parse_args(options)).settings.filters == ()
-    request = build_request(build_parser().parse_args([*options, "--filter", "focus>=0.05 pen<=0.02"]))
+    assert build_request(ShardsCall(slides="s", out=str(tmp_path))).settings.filters == ()
+    request = build_request(ShardsCall(slides="s", out=str(tmp_path), filter="focus>=0.05 pen<=0.02"))
     assert request.settings.filters == (TileFilter("focus", ">=", 0.05), TileFilter("pen", "<=", 0.02))
 
 
