@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipelines.command import Terminal
 from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import SlideRow, tile_counts
 from wsi_prep.run.request import RunSummary
 
 _SHOWN = 50
@@ -52,10 +52,10 @@ class SlideProgress:
         self._task = self._bar.add_task("", total=todo, failed=0, tiles=0, rate=0.0)
         self._bar.start()
 
-    def finished(self, row: dict[str, Any]) -> None:
+    def finished(self, row: SlideRow) -> None:
         """Count one slide."""
         self._failed += row["status"] == "failed"
-        self._tiles += sum(row[f"tiles_{m.name}"] or 0 for m in MAGNIFICATIONS)
+        self._tiles += sum(tile_counts(row).values())
         elapsed = self._bar.tasks[0].elapsed or 0.0
         rate = self._tiles / elapsed if elapsed > 0 else 0.0
         self._bar.update(self._task, advance=1, failed=self._failed, tiles=self._tiles, rate=rate)
@@ -89,7 +89,7 @@ def _show_made(terminal: Terminal, out: str, summary: RunSummary) -> None:
         terminal.say(line)
 
 
-def _show_rows(terminal: Terminal, rows: list[dict[str, Any]]) -> None:
+def _show_rows(terminal: Terminal, rows: list[SlideRow]) -> None:
     """One line for each slide that is not ok, failures first."""
     order = {"failed": 0, "excluded": 1, "empty": 2}
     for row in sorted(rows, key=lambda row: (order.get(row["status"], 3), str(row["file"])))[:_SHOWN]:

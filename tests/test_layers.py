@@ -17,7 +17,8 @@ LAYERS = {
     "wsi_prep": (
         {"errors"},
         {"format", "untrusted"},
-        {"storage", "compute"},
+        {"compute"},
+        {"storage"},
         {"slides", "output"},
         {"tissue"},
         {"stain"},
@@ -34,7 +35,13 @@ LAYERS = {
     ),
 }
 # What the trainer takes of the slide stage.
-SHARED_WITH_TRAINING = ("wsi_prep.errors", "wsi_prep.format", "wsi_prep.untrusted", "wsi_prep.storage")
+SHARED_WITH_TRAINING = (
+    "wsi_prep.errors",
+    "wsi_prep.format",
+    "wsi_prep.untrusted",
+    "wsi_prep.storage",
+    "wsi_prep.compute.ahead",
+)
 
 # Each heavy library and the only files that may import it.
 ONLY_IN = {

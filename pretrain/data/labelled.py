@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pretrain.compute.plain_files import open_plain
 from pretrain.errors import BadTask
+from wsi_prep.compute.ahead import ahead
 
 Pixels = NDArray[np.uint8]
 _AHEAD = 3  # batches that are read while one is computed
@@ -297,18 +298,11 @@ def read_batches(
     tiles: Tiles, batch: int, threads: int = 2, change: Callable[[Pixels], Pixels] = lambda p: p
 ) -> Iterator[list[Pixels]]:
     """All tiles in order, each changed, a batch at a time; threads are some batches ahead. Raises BadTask."""
-    with ThreadPoolExecutor(threads, "read") as readers:
-        waiting: list[list[Future[Pixels]]] = []
-        try:
-            for first in range(0, len(tiles), batch):
-                numbers = range(first, min(first + batch, len(tiles)))
-                waiting.append([readers.submit(lambda n: change(tiles.read(n)), number) for number in numbers])
-                if len(waiting) > _AHEAD:
-                    yield [future.result() for future in waiting.pop(0)]
-            while waiting:
-                yield [future.result() for future in waiting.pop(0)]
-        finally:
-            readers.shutdown(cancel_futures=True)
+    with contextlib.closing(
+        ahead(lambda n: change(tiles.read(n)), range(len(tiles)), threads, most=_AHEAD * batch)
+    ) as read:
+        while some := list(itertools.islice(read, batch)):
+            yield some
 
 
 def _stamp_of(files: Sequence[Path]) -> str:

@@ -88,7 +88,11 @@ class Batch:
 
 
 class Loader:
-    """Reads what the sampler draws. One loader a process; close it, or use it in a `with`."""
+    """Reads what the sampler draws. One loader a process; close it, or use it in a `with`.
+
+    It reads ahead by itself, not by wsi_prep.compute.ahead: its items are batches, whose tiles all threads decode in
+    place, into memory that is used again.
+    """
 
     def __init__(self, sampler: Sampler, settings: LoaderSettings | None = None, rank: int = 0, world: int = 1) -> None:
         self._sampler, self._settings = sampler, settings or LoaderSettings()

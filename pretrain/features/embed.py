@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from pretrain.errors import BadFilter, BadShards, BadWeights
 from pretrain.features.embedder import Inference, backbone_digest, each_seen, tokens_of
 from pretrain.features.kept_features import FeatureFolder, FeatureRecord, counts, tiles_stamp
 from pretrain.model.backbone import Backbone
+from wsi_prep.compute.ahead import ahead
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.format.records import SLIDE_SCHEMA
@@ -123,19 +123,18 @@ def embed_shards(
     done = Embedded(notes=copies.notes)
     backbone = backbone.to(inference.device)
     seen: set[str] = set()
-    with ThreadPoolExecutor(inference.threads, "read") as pool:
-        reader = _Reader(pool, inference.batch, done.unreadable)
-        for source, slide_id, tiles, stamp in itertools.chain([first], found):
-            seen.add(slide_id)
-            if folder.is_done(slide_id, stamp, counts(tiles)):
-                done.before += 1
-                continue
-            kept, features = _embed(backbone, reader.batches(source, tiles), side, inference)
-            said = folder.stamp(stamp, len(tiles) - len(kept))
-            _write(folder, slide_id, tiles.take(pa.array(kept)), features, said)
-            done.slides += 1
-            done.tiles += len(kept)
-            progress(slide_id, len(kept))
+    for source, slide_id, tiles, stamp in itertools.chain([first], found):
+        seen.add(slide_id)
+        if folder.is_done(slide_id, stamp, counts(tiles)):
+            done.before += 1
+            continue
+        with contextlib.closing(_read(source, tiles, inference, done.unreadable)) as batches:
+            kept, features = _embed(backbone, batches, side, inference)
+        said = folder.stamp(stamp, len(tiles) - len(kept))
+        _write(folder, slide_id, tiles.take(pa.array(kept)), features, said)
+        done.slides += 1
+        done.tiles += len(kept)
+        progress(slide_id, len(kept))
     done.elsewhere = len(folder.slides() - seen)
     return done
 
@@ -203,33 +202,19 @@ def _embed(
     return np.concatenate(kept), np.concatenate(features)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reads tiles ahead, by the threads of `pool`; those that cannot be read go to `unreadable`, by name."""
-
-    pool: ThreadPoolExecutor
-    batch: int
-    unreadable: dict[str, str]
-
-    def batches(self, source: ShardSource, tiles: pa.Table) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        """Rows of the table and their pixels, a batch at a time."""
-        columns = (tiles[name].to_pylist() for name in ("shard", "offset", "nbytes", "crc32", "index"))
-        addresses = [TileAddress(source, *at) for at in zip(*columns, strict=True)]
-        waiting: deque[list[Future[NDArray[np.uint8] | Exception]]] = deque()
-        begins = iter(range(0, len(addresses), self.batch))
-        first = 0
-        while True:
-            while len(waiting) <= _AHEAD and (begin := next(begins, None)) is not None:
-                waiting.append([self.pool.submit(_tile, at) for at in addresses[begin : begin + self.batch]])
-            if not waiting:
-                return
-            found = [future.result() for future in waiting.popleft()]
-            good = {n: tile for n, tile in enumerate(found) if isinstance(tile, np.ndarray)}
-            for n in set(range(len(found))) - set(good):
-                self.unreadable[addresses[first + n].name] = str(found[n])
+def _read(
+    source: ShardSource, tiles: pa.Table, inference: Inference, unreadable: dict[str, str]
+) -> Generator[tuple[NDArray[np.int64], NDArray[np.uint8]], None, None]:
+    """Rows of the table and their pixels, a batch at a time; what cannot be read goes to `unreadable`, by name."""
+    columns = (tiles[name].to_pylist() for name in ("shard", "offset", "nbytes", "crc32", "index"))
+    addresses = [TileAddress(source, *at) for at in zip(*columns, strict=True)]
+    with contextlib.closing(ahead(_tile, addresses, inference.threads, most=_AHEAD * inference.batch)) as read:
+        for first in range(0, len(addresses), inference.batch):
+            found = list(itertools.islice(read, inference.batch))
+            good = {n: tile for n, tile in enumerate(found, first) if isinstance(tile, np.ndarray)}
+            unreadable.update((addresses[n].name, str(error)) for n, error in enumerate(found, first) if n not in good)
             if good:
-                yield first + np.array(list(good)), np.stack(list(good.values()))
-            first += len(found)
+                yield np.array(list(good)), np.stack(list(good.values()))
 
 
 def _tile(address: TileAddress) -> NDArray[np.uint8] | Exception:

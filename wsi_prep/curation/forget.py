@@ -10,10 +10,10 @@ import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import SlideRow, tile_counts
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import catalog_counts, read_run, remember, sweep, write_run, writing
 from wsi_prep.output.tombstone import id_hash, read_tombstone, write_tombstone
@@ -35,7 +35,7 @@ class DeletionPlan:
     out: str
     patients: tuple[str, ...]
     slide_ids: frozenset[str]
-    rows: list[dict[str, Any]]
+    rows: list[SlideRow]
     known_before: bool
     without_patient: int
     files: int = 0
@@ -46,7 +46,7 @@ class DeletionPlan:
     @property
     def tiles(self) -> int:
         """Tiles of the slides."""
-        return sum(row[f"tiles_{m.name}"] or 0 for row in self.rows for m in MAGNIFICATIONS)
+        return sum(sum(tile_counts(row).values()) for row in self.rows)
 
 
 def look_up(out: str, patient_key: str | None, slide_ids: Collection[str]) -> DeletionPlan:
@@ -82,7 +82,8 @@ def forget(found: DeletionPlan, names: Path | None, *, take_over: bool = False) 
         remember(storage, tombstone)
         catalog = Catalog(storage)
         catalog.recover()
-        found.warnings = _drop_warnings(storage, {row["file"] for row in found.rows})  # while rows still tell the names
+        named = {file for row in found.rows if (file := row["file"])}
+        found.warnings = _drop_warnings(storage, named)  # while rows still tell the names
         rows = catalog.slides(["slide_id", "patient_key"])
         catalog.drop({row["slide_id"] for row in rows if tombstone.has(row["slide_id"], row["patient_key"])})
         sweep(storage, catalog)
@@ -96,7 +97,7 @@ def _drop_warnings(storage: Storage, files: Collection[str]) -> int:
     """Take warnings that name these files out of what run.json says of the last call; returns how many."""
     run = read_run(storage)
     before = run.get("last_call", {}).get("warnings", [])
-    after = [warning for warning in before if not any(file and file in warning for file in files)]
+    after = [warning for warning in before if not any(file in warning for file in files)]
     if after != before:
         write_run(storage, {**run, "last_call": {**run["last_call"], "warnings": after}})
     return len(before) - len(after)

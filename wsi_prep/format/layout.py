@@ -12,7 +12,7 @@ import os
 import re
 import unicodedata
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TypeGuard
 
 from wsi_prep.errors import BadCatalog
 from wsi_prep.format.magnifications import MAGNIFICATIONS
@@ -58,7 +58,7 @@ def shard_place(slide_id: object, magnification: object, index: int) -> str:
     return f"{array_place(slide_id, magnification)}/c.{index // TILES_PER_SHARD}.0.0.0"
 
 
-def require_names(slide_id: Any, magnification: Any) -> None:
+def require_names(slide_id: object, magnification: object) -> None:
     """Raise BadCatalog unless these are a slide's id and a magnification, and so safe as parts of file names."""
     require_slide_id(slide_id)
     if magnification not in _MAGNIFICATIONS:
@@ -99,15 +99,16 @@ def former_slide_id(name: str, identity: str) -> str:
     return f"{_plain(name).lstrip('.')[:_STEM] or 'slide'}-{_digest(identity)}"
 
 
-def is_slide_id(text: object) -> bool:
+def is_slide_id(text: object) -> TypeGuard[str]:
     """Whether a text is an id, of this version or an earlier one: a plain name that leads out of no folder."""
     return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
-def require_slide_id(text: object) -> None:
-    """Raise BadCatalog unless what a catalog names is a slide's id."""
+def require_slide_id(text: object) -> str:
+    """What a catalog names, where it is a slide's id; else BadCatalog."""
     if not is_slide_id(text):
         raise BadCatalog(f"the catalog names a slide {str(text)[:60]!r}, which is no slide id")
+    return text
 
 
 def bare_name(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import pyarrow as pa
 
 _BETWEEN = "; "
@@ -70,6 +72,57 @@ SLIDE_SCHEMA = pa.schema(
     ]
 )
 
+
+class SlideRow(TypedDict, total=False):
+    """A row of SLIDE_SCHEMA, or some of its columns; None where a slide did not get so far, or nobody says."""
+
+    slide_id: str
+    file: str | None
+    fingerprint: str | None
+    vendor: str | None
+    scanner: str | None
+    mpp_x: float | None
+    mpp_y: float | None
+    mpp_source: str | None
+    objective: float | None
+    width: int | None
+    height: int | None
+    bounds_x0: int | None
+    bounds_y0: int | None
+    icc_profile: str | None
+    stain: str | None
+    stain_confidence: float | None
+    stain_source: str | None
+    stain_pixels: str | None
+    stain_pixels_confidence: float | None
+    institution: str | None
+    institution_source: str | None
+    tissue: str | None
+    patient_key: str | None
+    tissue_mm2: float | None
+    tissue_source: str | None
+    tiles_5x: int | None
+    tiles_10x: int | None
+    tiles_20x: int | None
+    tiles_40x: int | None
+    tiles_filtered: int | None
+    status: str
+    error_type: str | None
+    error: str | None
+    warning: str | None
+    reader: str | None
+    config_hash: str | None
+    version: str | None
+    seconds: float | None
+    seconds_open: float | None
+    seconds_tissue: float | None
+    seconds_tiles: float | None
+    seconds_publish: float | None
+    bytes: int | None
+    files: int | None
+    digests: str | None
+
+
 TILE_SCHEMA = pa.schema(
     [
         ("slide_id", pa.string()),
@@ -97,6 +150,44 @@ TILE_SCHEMA = pa.schema(
         ("crc32", pa.uint32()),  # of the JPEG, as zlib computes it
     ]
 )
+
+
+class TileRow(TypedDict, total=False):
+    """A row of TILE_SCHEMA, or some of its columns. All are there in ours; anybody else's passes `place_of` first."""
+
+    slide_id: str
+    magnification: str
+    mpp: float
+    x0: int
+    y0: int
+    span0: float
+    row: int
+    col: int
+    tissue_fraction: float
+    focus: float
+    pen: float
+    dark: float
+    white: float
+    saturation: float
+    od_haematoxylin: float
+    od_eosin: float
+    od_dab: float
+    shard: str
+    array: str
+    index: int
+    offset: int
+    nbytes: int
+    crc32: int
+
+
+def tile_counts(slide: SlideRow) -> dict[str, int]:
+    """Tiles of a slide by magnification, finest first; 0 where its row has no number."""
+    return {
+        "40x": slide.get("tiles_40x") or 0,
+        "20x": slide.get("tiles_20x") or 0,
+        "10x": slide.get("tiles_10x") or 0,
+        "5x": slide.get("tiles_5x") or 0,
+    }
 
 
 def is_table_file(name: str) -> bool:

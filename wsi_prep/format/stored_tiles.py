@@ -5,7 +5,6 @@ The row may be anybody's. Everything that reads tiles does it by this: checking,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from wsi_prep.errors import BadCatalog
 from wsi_prep.format.jpeg import decode_tile, first_frame
 from wsi_prep.format.layout import shard_place
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
-from wsi_prep.format.records import TILES_PER_SHARD
+from wsi_prep.format.records import TILES_PER_SHARD, TileRow
 
 LARGEST_JPEG = 1 << 21
 """Bytes. 392 px are 49 x 49 x 3 blocks of 64 coefficients, of 27 bits at most in a baseline JPEG: 1.56 MB."""
@@ -46,13 +45,13 @@ class TilePlace:
     crc32: int
 
 
-def place_of(row: Mapping[str, Any]) -> TilePlace:
+def place_of(row: TileRow) -> TilePlace:
     """Where the tile of a row lies by its slide, magnification and index, whatever shard the row names.
 
     BadCatalog, which names the row, where one of these, or the place in the shard, is not of this format.
     """
-    numbers = [row[name] if isinstance(row[name], int) else -1 for name in ("index", "offset", "nbytes", "crc32")]
-    index, offset, nbytes, crc32 = numbers
+    numbers = (row["index"], row["offset"], row["nbytes"], row["crc32"])
+    index, offset, nbytes, crc32 = (number if isinstance(number, int) else -1 for number in numbers)
     shard = shard_place(row["slide_id"], row["magnification"], max(index, 0))
     sound = index >= 0 and 0 <= offset < FARTHEST_OFFSET and 0 < nbytes <= LARGEST_JPEG and 0 <= crc32 < 1 << 32
     if not sound:
@@ -110,7 +109,7 @@ def is_picture(jpeg: bytes) -> bool:
     return marker == _BASELINE and 0 < width * height <= _PICTURE_PX
 
 
-def _not_ours(row: Mapping[str, Any]) -> str:
+def _not_ours(row: TileRow) -> str:
     magnification = str(row["magnification"])[:10]
     shown = magnification if magnification.isalnum() else repr(magnification)
     named = f"{str(row['slide_id'])[:80]!r} {shown} {row['index']}"

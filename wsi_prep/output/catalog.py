@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 from wsi_prep.compute.memory import give_back_freed_memory
 from wsi_prep.errors import BadCatalog, BadOutput, one_line
 from wsi_prep.format.layout import is_part, is_slide_file, require_slide_id
-from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, SlideRow, is_table_file, tile_counts
 from wsi_prep.output.sealed_parquet import check_seal, sealed_writer
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage
@@ -67,7 +68,7 @@ class Catalog:
         """The tiles of a slide that has none."""
         return TILE_SCHEMA.empty_table()
 
-    def commit(self, slide: dict[str, Any], tiles: pa.Table) -> None:
+    def commit(self, slide: SlideRow, tiles: pa.Table) -> None:
         """Add one slide: from the return of this call on, it exists."""
         name = f"{slide['slide_id']}.parquet"
         if len(tiles):
@@ -76,10 +77,10 @@ class Catalog:
             self.storage.delete([f"{_FOLDERS['tiles']}/{name}"])
         self._write("slides", pa.Table.from_pylist([slide], SLIDE_SCHEMA), name)
 
-    def slides(self, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    def slides(self, columns: list[str] | None = None) -> list[SlideRow]:
         """Committed slides' rows, sorted by slide_id; BadCatalog where a file cannot be read or names no slide."""
         with self._readable("slides"):
-            rows = self.storage.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
+            rows: list[SlideRow] = self.storage.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
         if columns is None or "slide_id" in columns:
             for row in rows:
                 require_slide_id(row["slide_id"])
@@ -87,8 +88,10 @@ class Catalog:
 
     def count_tiles(self) -> dict[str, int]:
         """Tiles of all committed slides by magnification."""
-        rows = self.slides(list(_COUNTS))
-        return {name.removeprefix("tiles_"): sum(row[name] or 0 for row in rows) for name in _COUNTS}
+        counts = Counter(dict.fromkeys((name.removeprefix("tiles_") for name in _COUNTS), 0))
+        for row in self.slides(list(_COUNTS)):
+            counts.update(tile_counts(row))
+        return dict(counts)
 
     def drop(self, slide_ids: Collection[str]) -> None:
         """Take slides out of the catalog; their other files are left to `sweep`."""
@@ -111,7 +114,7 @@ class Catalog:
         for table in _TABLES:
             self._delete(table, [name])
 
-    def replace_slides(self, rows: Iterable[dict[str, Any]]) -> None:
+    def replace_slides(self, rows: Iterable[SlideRow]) -> None:
         """Change those columns of slides that `rows` have beside the slide_id; their tiles are untouched."""
         changed = {row["slide_id"]: row for row in rows}
         for name in self._names("slides", parts=True) + self._names("slides", parts=False) if changed else []:
@@ -175,7 +178,7 @@ class Catalog:
         """How many tiles the slide of each of these files has; BadCatalog where a file is of another slide."""
         paths = [f"{_FOLDERS['slides']}/{name}" for name in names]
         rows = (row for table in self.storage.tables(paths, SLIDE_SCHEMA) for row in table.to_pylist())
-        counts = {f"{row['slide_id']}.parquet": sum(row[c] or 0 for c in _COUNTS) for row in rows}
+        counts = {f"{row['slide_id']}.parquet": sum(tile_counts(row).values()) for row in rows}
         for name in names:
             if name not in counts:
                 raise self._damaged("slides", f"{name} holds no row of the slide that it is named after")

@@ -8,12 +8,12 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from wsi_prep import __version__
 from wsi_prep.compute.jobs import cluster, dashboard_link, run_tasks, threads_a_task
 from wsi_prep.compute.versions import told_versions
 from wsi_prep.errors import StoreFailed
+from wsi_prep.format.records import SlideRow
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import (
     begin,
@@ -170,9 +170,9 @@ def _task_key(task: SlideTask) -> str:
     return f"{task.source.slide_id}-{task.run_token[:8]}"
 
 
-def _failed_row(task: SlideTask, error: BaseException, catalog: Catalog) -> dict[str, Any]:
+def _failed_row(task: SlideTask, error: BaseException, catalog: Catalog) -> SlideRow:
     """The row of a slide whose worker could not write one itself."""
-    row = {**blank_row(task), "fingerprint": "", **failure(error, task.source)}
+    row: SlideRow = {**blank_row(task), "fingerprint": "", **failure(error, task.source)}
     with contextlib.suppress(OSError, StoreFailed):  # the summary still names it, and the next run tries it again
         catalog.commit(row, catalog.no_tiles())
     return row
@@ -192,7 +192,7 @@ def _record(storage: Storage, catalog: Catalog, summary: RunSummary, *, worked: 
         write_run(storage, run)
 
 
-def _last_call(summary: RunSummary) -> dict[str, Any]:
+def _last_call(summary: RunSummary) -> dict[str, object]:
     made = sum(summary.tiles_made.values())
     return {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from wsi_prep.errors import BadOption
-from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.run.stages import STAGES
+from wsi_prep.format.records import SlideRow, tile_counts
 
 _OF_A_SLIDE = ("slide_id", "status", "error_type", "error", "warning", "stain", "bytes", "seconds")
 
@@ -45,12 +43,13 @@ class RunLog:
         """A worker takes a slide, perhaps not for the first time."""
         self._write("slide_started", {"slide_id": slide_id, "worker": worker})
 
-    def slide_finished(self, row: Mapping[str, Any]) -> None:
+    def slide_finished(self, row: SlideRow) -> None:
         """A slide is through: what became of it, and the seconds of each stage that it reached."""
-        known = {name: row[name] for name in _OF_A_SLIDE if row.get(name) is not None}
-        seconds = {f"seconds_{stage}": row.get(f"seconds_{stage}") for stage in STAGES}
-        timings = {name: round(value, 4) for name, value in seconds.items() if value is not None}
-        tiles = sum(row.get(f"tiles_{m.name}") or 0 for m in MAGNIFICATIONS)
+        facts: Mapping[str, object] = row
+        known = {name: facts[name] for name in _OF_A_SLIDE if facts.get(name) is not None}
+        stages = ((name, value) for name, value in facts.items() if name.startswith("seconds_"))
+        timings = {name: round(value, 4) for name, value in stages if isinstance(value, float)}
+        tiles = sum(tile_counts(row).values())
         event = "slide_failed" if row["status"] == "failed" else "slide_finished"
         self._write(event, {**known, **timings, "tiles": tiles})
 
@@ -71,7 +70,7 @@ class RunLog:
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def _write(self, event: str, facts: Mapping[str, Any]) -> None:
+    def _write(self, event: str, facts: Mapping[str, object]) -> None:
         if self._file is None:
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds")

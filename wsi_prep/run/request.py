@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from wsi_prep.compute.cluster.options import ClusterOptions
-from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import SlideRow, tile_counts
 from wsi_prep.run.task import DEFAULT_TIME_LIMIT, PrepareSettings
 from wsi_prep.slides.fetch.cache import CacheSettings
 from wsi_prep.slides.find.institution import InstitutionPattern
@@ -64,7 +64,7 @@ class RunSummary:
     tiles_filtered: int = 0
     bytes_made: int = 0
     worker_seconds: float = 0.0
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[SlideRow] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -72,7 +72,7 @@ class RunSummary:
         """Slides of this call that failed."""
         return self.statuses["failed"]
 
-    def add(self, row: dict[str, Any], *, now: bool) -> None:
+    def add(self, row: SlideRow, *, now: bool) -> None:
         """Count one slide, done now or before."""
         self.statuses[row["status"]] += 1
         if row["status"] != "ok":
@@ -80,7 +80,7 @@ class RunSummary:
         elif row.get("warning"):
             self.warnings.append(f"{row['file']}: {row['warning']}")
         if now:
-            self.tiles_made.update({m.name: row[f"tiles_{m.name}"] or 0 for m in MAGNIFICATIONS})
+            self.tiles_made.update(tile_counts(row))
             self.tiles_filtered += row["tiles_filtered"] or 0
             self.bytes_made += row["bytes"] or 0
             self.worker_seconds += row["seconds"] or 0.0
@@ -93,6 +93,6 @@ class Watcher(Protocol):
         """The cluster is up and work begins."""
         ...
 
-    def finished(self, row: dict[str, Any]) -> None:
+    def finished(self, row: SlideRow) -> None:
         """One slide is through."""
         ...

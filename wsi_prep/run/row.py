@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import cast
 
 from wsi_prep import __version__
 from wsi_prep.errors import SlideError, SlideExcluded
 from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.format.records import SLIDE_SCHEMA, warned
+from wsi_prep.format.records import SLIDE_SCHEMA, SlideRow, warned
 from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.base import SlideInfo
 from wsi_prep.slides.find.institution import UNKNOWN
@@ -20,28 +20,33 @@ from wsi_prep.storage.digests import NO_DIGESTS
 from wsi_prep.tiles.plan import PlanSettings, TilePlan
 
 
-def blank_row(task: SlideTask) -> dict[str, Any]:
+def blank_row(task: SlideTask) -> SlideRow:
     """A slide's row as far as it is known before the file is opened."""
-    row: dict[str, Any] = dict.fromkeys(SLIDE_SCHEMA.names)
-    row.update(dict.fromkeys([f"tiles_{m.name}" for m in MAGNIFICATIONS] + ["tiles_filtered"], 0))
-    row.update(
-        slide_id=task.source.slide_id,
-        file=task.source.name,
-        config_hash=task.config_hash,
-        version=__version__,
-        seconds=0.0,
-        bytes=0,
-        files=0,
-        digests=NO_DIGESTS,
-    )
+    row = cast("SlideRow", dict.fromkeys(SLIDE_SCHEMA.names))
+    known: SlideRow = {
+        "slide_id": task.source.slide_id,
+        "file": task.source.name,
+        "tiles_5x": 0,
+        "tiles_10x": 0,
+        "tiles_20x": 0,
+        "tiles_40x": 0,
+        "tiles_filtered": 0,
+        "config_hash": task.config_hash,
+        "version": __version__,
+        "seconds": 0.0,
+        "bytes": 0,
+        "files": 0,
+        "digests": NO_DIGESTS,
+    }
+    row.update(known)
     row.update(manifest_columns(task, row))
     return row
 
 
-def manifest_columns(task: SlideTask, row: dict[str, Any]) -> dict[str, Any]:
+def manifest_columns(task: SlideTask, row: SlideRow) -> SlideRow:
     """What the manifest and the slide's name decide of its `row`; changing it redoes no tile."""
     manifest = task.manifest
-    seen = StainCall(row["stain_pixels"], row["stain_pixels_confidence"]) if row["stain_pixels"] else None
+    seen = StainCall(row["stain_pixels"], row["stain_pixels_confidence"] or 0.0) if row["stain_pixels"] else None
     return {
         "institution": manifest.institution or UNKNOWN,
         "institution_source": task.institution_source,
@@ -51,7 +56,7 @@ def manifest_columns(task: SlideTask, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
+def failure(error: BaseException, source: SlideSource) -> SlideRow:
     """The columns that say how a slide failed or why it is excluded, in one line."""
     if isinstance(error, SlideError):
         status, kind, text = (
@@ -64,15 +69,21 @@ def failure(error: BaseException, source: SlideSource) -> dict[str, Any]:
         text = "the disk of the output folder is full; make room and run again"
     else:
         status, kind, text = "failed", type(error).__name__, bare_text(error, source.path)
-    columns = {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}
+    columns: SlideRow = {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}
     return {**columns, "digests": NO_DIGESTS} if status == "failed" else columns  # what it left is swept
 
 
-def verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings, lost: str, no_tissue: str) -> dict[str, Any]:
+def tile_columns(plan: TilePlan, filtered: int) -> SlideRow:
+    """How many tiles the slide has at each magnification; `filtered` more are left out by the filter."""
+    m40, m20, m10, m5 = map(plan.count, MAGNIFICATIONS)
+    return {"tiles_5x": m5, "tiles_10x": m10, "tiles_20x": m20, "tiles_40x": m40, "tiles_filtered": filtered}
+
+
+def verdict(row: SlideRow, plan: TilePlan, settings: PlanSettings, lost: str, no_tissue: str) -> SlideRow:
     """How the slide went; `lost` says what the filter left out, where it did, and `no_tissue` why there may be none."""
     if lost and not len(plan):
         return {"status": "empty", "error": lost}
-    if row["tiles_filtered"] > len(plan):
+    if (row["tiles_filtered"] or 0) > len(plan):
         row["warning"] = warned(row["warning"], lost)
     if len(plan):
         return {"status": "ok"}
@@ -86,7 +97,7 @@ def verdict(row: dict[str, Any], plan: TilePlan, settings: PlanSettings, lost: s
     return {"status": "empty", "error": f"no tile inside the slide has {settings.tissue_threshold:.0%} tissue"}
 
 
-def facts(info: SlideInfo) -> dict[str, Any]:
+def facts(info: SlideInfo) -> SlideRow:
     """The columns that the slide file itself tells."""
     return {
         "reader": info.reader,

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -27,10 +26,9 @@ from wsi_prep.errors import (
     WriteFailed,
 )
 from wsi_prep.format.layout import output_places
-from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.format.records import TILE_SCHEMA, warned
+from wsi_prep.format.records import TILE_SCHEMA, SlideRow, warned
 from wsi_prep.output.catalog import Catalog
-from wsi_prep.run.row import blank_row, facts, failure, verdict
+from wsi_prep.run.row import blank_row, facts, failure, tile_columns, verdict
 from wsi_prep.run.stages import StageClock
 from wsi_prep.run.staging import StagedSlide
 from wsi_prep.run.task import SlideTask
@@ -59,7 +57,7 @@ from wsi_prep.tissue.masks import read_mask
 from wsi_prep.tissue.polygons import tissue_polygons
 
 
-def prepare_slide(task: SlideTask) -> dict[str, Any]:
+def prepare_slide(task: SlideTask) -> SlideRow:
     """Make and commit one slide; returns its catalog row, whose status says how it went.
 
     Raises only where the row itself cannot be written, or RunReplaced where it must not be.
@@ -83,7 +81,8 @@ def prepare_slide(task: SlideTask) -> dict[str, Any]:
     except Exception as error:  # whatever happens to one slide becomes its row
         row.update(failure(error, task.source))
     clock.stop()
-    row.update(clock.columns(), seconds=time.perf_counter() - started)
+    row.update(clock.columns())
+    row["seconds"] = time.perf_counter() - started
     _require_current(task, storage)
     Catalog(storage).commit(row, tiles)
     name = f"{task.source.slide_id}.parquet"
@@ -129,7 +128,7 @@ class _Bench:
     """One slide's work on a worker: its task and row, where it is made and where it goes, and who helps."""
 
     task: SlideTask
-    row: dict[str, Any]
+    row: SlideRow
     storage: Storage
     stage: StagedSlide
     clock: StageClock
@@ -145,7 +144,7 @@ class _Bench:
         for name, path in output_places(task.source.slide_id).items():
             if (stage / name).exists():
                 self.storage.publish(stage / name, path)
-        self.row.update(files=len(files), bytes=store_bytes, digests=to_column(self.stage.digests))
+        self.row.update({"files": len(files), "bytes": store_bytes, "digests": to_column(self.stage.digests)})
 
 
 def _prepare(bench: _Bench, lease: Lease) -> pa.Table:
@@ -164,7 +163,9 @@ def _prepare_open(bench: _Bench, reader: TrustedLevels) -> pa.Table:
     task, row = bench.task, bench.row
     row.update(facts(reader.info))
     scale = resolve_scale(reader.info, task.manifest.mpp, task.settings.assume_mpp)
-    row.update(mpp_x=scale.mpp_x, mpp_y=scale.mpp_y, mpp_source=scale.source, warning=warned(scale.warning))
+    row.update(
+        {"mpp_x": scale.mpp_x, "mpp_y": scale.mpp_y, "mpp_source": scale.source, "warning": warned(scale.warning)}
+    )
     bench.clock.enter("tissue")
     row["tissue_source"] = "mask" if task.mask else "detected"
     while True:
@@ -187,7 +188,7 @@ def _prepare_open(bench: _Bench, reader: TrustedLevels) -> pa.Table:
     return _make_tiles(bench, reader, scale, thumbnail, tissue)
 
 
-def _check_bright_field(task: SlideTask, row: dict[str, Any], thumbnail: Thumbnail) -> None:
+def _check_bright_field(task: SlideTask, row: SlideRow, thumbnail: Thumbnail) -> None:
     """Raise NotBrightField for fluorescence and the like, whose row still says what the pixels look like."""
     try:
         check_bright_field(thumbnail.pixels)
@@ -219,8 +220,7 @@ def _make_tiles(
     stage.write("overlay.jpg", draw_overlay(thumbnail, tissue, plan, task.source.name))
     bench.clock.enter("publish")
     bench.publish()
-    row.update({f"tiles_{m.name}": plan.count(m) for m in MAGNIFICATIONS})
-    row["tiles_filtered"] = len(wanted) - len(plan)
+    row.update(tile_columns(plan, len(wanted) - len(plan)))
     lost = say_lost(settings.filters, failures, len(wanted) - len(plan), len(wanted)) if len(wanted) > len(plan) else ""
     no_tissue = f"the given mask {task.mask.called} is empty" if task.mask else "no tissue was found"
     row.update(verdict(row, plan, settings.plan, lost, no_tissue))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from wsi_prep.format.records import SlideRow
+
 STAGES = ("open", "tissue", "tiles", "publish")
 """open: content's mark, opening, scale; tissue: thumbnail, tissue, stain, plan, overlay; tiles: pixels read, measured,
 encoded and written; publish: renaming into place. Each is a column `seconds_<stage>` of the catalog's slides.
@@ -30,6 +32,12 @@ class StageClock:
             self._seconds[self._now] = self._seconds.get(self._now, 0.0) + time.perf_counter() - self._since
             self._now = None
 
-    def columns(self) -> dict[str, float | None]:
+    def columns(self) -> SlideRow:
         """The catalog's columns; None for a stage that was not reached."""
-        return {f"seconds_{stage}": self._seconds.get(stage) for stage in STAGES}
+        seconds = self._seconds.get
+        return {
+            "seconds_open": seconds("open"),
+            "seconds_tissue": seconds("tissue"),
+            "seconds_tiles": seconds("tiles"),
+            "seconds_publish": seconds("publish"),
+        }

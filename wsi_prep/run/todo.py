@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 from wsi_prep.errors import BadOutput, Forgotten
+from wsi_prep.format.records import SlideRow
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, read_tombstone
 from wsi_prep.run.request import RunRequest, RunSummary
@@ -30,7 +30,7 @@ _LOOKED_AT = (
 
 def leave_forgotten(
     storage: Storage, tasks: Sequence[SlideTask], catalog: Catalog
-) -> tuple[list[SlideTask], list[dict[str, Any]]]:
+) -> tuple[list[SlideTask], list[SlideRow]]:
     """The tasks that are not forgotten, and rows of those that are; a row that the catalog lacks is committed.
 
     Such a row says that the slide is excluded, and nothing of what the manifest knows of it.
@@ -47,11 +47,11 @@ def leave_forgotten(
     return kept, rows
 
 
-def _is_forgotten(row: dict[str, Any]) -> bool:
+def _is_forgotten(row: SlideRow) -> bool:
     return bool(row["error_type"] == Forgotten.__name__)
 
 
-def _forgotten_row(task: SlideTask) -> dict[str, Any]:
+def _forgotten_row(task: SlideTask) -> SlideRow:
     error = Forgotten("it was forgotten on request (forgotten.json); take it out of SLIDES")
     bare = replace(task, manifest=EMPTY_ROW, patient_key=None, institution_source=UNKNOWN)
     return {**blank_row(bare), "fingerprint": "", **failure(error, task.source)}
@@ -154,7 +154,7 @@ def not_done(request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, 
         if row is None or not same or row["status"] not in ("ok", "empty", "excluded") or _lost_stain(task, row):
             todo.append(task)
             continue
-        described = {**row, **manifest_columns(task, row)}
+        described: SlideRow = {**row, **manifest_columns(task, row)}
         if request.patient_key is None:  # a key that is forgotten undoes nothing
             described["patient_key"] = row["patient_key"]
         if described != row:
@@ -165,7 +165,7 @@ def not_done(request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, 
     return todo
 
 
-def _lost_stain(task: SlideTask, row: dict[str, Any]) -> bool:
+def _lost_stain(task: SlideTask, row: SlideRow) -> bool:
     """Whether the stain was the manifest's, which says it no more, and nobody has looked at the pixels."""
     return row["stain_source"] == "manifest" and task.manifest.stain is None and row["stain_pixels"] is None
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.format.records import told, warned
+from wsi_prep.format.records import SlideRow, told, warned
 from wsi_prep.stain.features import stain_features
 from wsi_prep.stain.network import CLASSES, packaged_model
 from wsi_prep.tissue.background_model import BackgroundModel
@@ -116,17 +116,17 @@ def classify_glow(thumbnail: NDArray[np.uint8]) -> StainCall:
     return StainCall("FLUORESCENCE" if confidence >= SURE else "UNKNOWN", confidence)
 
 
-def stain_columns(stated: str | None, seen: StainCall | None, warning: str | None) -> dict[str, Any]:
+def stain_columns(stated: str | None, seen: StainCall | None, warning: str | None) -> SlideRow:
     """The columns of a slide's row that concern its stain: what the manifest has `stated` wins over what was `seen`.
 
     `warning` is what the row warns of already; pixels that confidently say another stain are added to it.
     """
-    columns: dict[str, Any] = {}
+    columns: SlideRow = {}
     if seen:
-        columns.update(stain=seen.stain, stain_confidence=seen.confidence, stain_source="pixels")
-        columns.update(stain_pixels=seen.stain, stain_pixels_confidence=seen.confidence)
+        columns.update({"stain": seen.stain, "stain_confidence": seen.confidence, "stain_source": "pixels"})
+        columns.update({"stain_pixels": seen.stain, "stain_pixels_confidence": seen.confidence})
     if stated:
-        columns.update(stain=stated, stain_confidence=1.0, stain_source="manifest")
+        columns.update({"stain": stated, "stain_confidence": 1.0, "stain_source": "manifest"})
     warnings = [text for text in told(warning) if not text.startswith(_WARNING)]
     known = seen and stated and "UNKNOWN" not in (stated, seen.stain)
     if seen and known and stated != seen.stain and seen.confidence >= DISAGREES:

@@ -10,11 +10,8 @@ import errno
 import os
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from datetime import timedelta
-from itertools import islice
 from typing import Any, TypeVar
 
 import obstore
@@ -27,7 +24,6 @@ _RETRIES, _RETRY_SECONDS = 7, 60  # after 0.1 s, then twice as long each time
 PAUSES = (0.1, 0.4, 1.6)  # s, likewise, for what obstore itself does not try again
 IN_FLIGHT = 16
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -90,17 +86,3 @@ def ask(where: str, work: Callable[..., Result], *arguments: Any) -> Result:
                 raise failed(where, error) from error
             time.sleep(pause)
     raise AssertionError
-
-
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], at_once: int = IN_FLIGHT) -> Iterator[Result]:
-    """`work` on each item, several at a time, results in order; not more of them wait than are in flight."""
-    waiting = iter(items)
-    with ThreadPoolExecutor(at_once) as pool:
-        running = deque(pool.submit(work, item) for item in islice(waiting, at_once))
-        try:
-            while running:
-                yield running.popleft().result()
-                running.extend(pool.submit(work, item) for item in islice(waiting, 1))
-        finally:
-            for future in running:
-                future.cancel()

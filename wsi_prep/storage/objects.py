@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
+from wsi_prep.compute.ahead import ahead
 from wsi_prep.errors import BadOutput
 from wsi_prep.format.records import is_table_file
 from wsi_prep.storage.base import LOCK, Span
 from wsi_prep.storage.lock_holder import ProcessMark
-from wsi_prep.storage.object_client import ahead, ask, failed, open_store
+from wsi_prep.storage.object_client import IN_FLIGHT, ask, failed, open_store
 from wsi_prep.untrusted.below import MOST_BYTES, require_size
 from wsi_prep.untrusted.small_json import read_object
 from wsi_prep.untrusted.tables import require_table
@@ -178,7 +179,7 @@ class ObjectStorage:
 
     def sources(self, paths: Iterable[str]) -> Iterator[pa.BufferReader]:
         """See Storage; whole objects, of which the largest, a part of the catalog, has some hundred MB."""
-        for data in ahead(functools.partial(self.read, most=_TABLE_BYTES), paths):
+        for data in ahead(functools.partial(self.read, most=_TABLE_BYTES), paths, IN_FLIGHT):
             yield pa.BufferReader(pa.py_buffer(data))
 
     def write(self, path: str, data: bytes) -> None:

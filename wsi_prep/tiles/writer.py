@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from wsi_prep.compute.prefetch import prefetch
+from wsi_prep.compute.ahead import prefetch
 from wsi_prep.compute.threads import ThreadPool
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX

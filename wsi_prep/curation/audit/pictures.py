@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import cv2
 import duckdb
@@ -19,6 +19,7 @@ from wsi_prep.errors import BadCatalog, BadOutput, StoreFailed
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import TILE_PX
+from wsi_prep.format.records import TileRow
 from wsi_prep.format.stored_tiles import WrongBytes, decode_stored, is_picture, place_of
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage
@@ -97,14 +98,24 @@ def tiles(audited: Audit, connection: duckdb.DuckDBPyConnection, each: int, seed
         size += len(jpeg)
         if size > _TILE_BYTES:
             break
-        place = {name: row[name] for name in ("magnification", "index", "x0", "y0", "mpp")}
-        found.append(TilePicture(number, jpeg, missing, **place))
+        found.append(
+            TilePicture(
+                number,
+                jpeg,
+                missing,
+                magnification=row["magnification"],
+                index=row["index"],
+                x0=row["x0"],
+                y0=row["y0"],
+                mpp=row["mpp"],
+            )
+        )
     return Gallery(tuple(found), len(picks), side)
 
 
-def _in_turn(items: Iterable[T], group: Callable[[T], Any], name: Callable[[T], str], seed: int) -> list[T]:
+def _in_turn(items: Iterable[T], group: Callable[[T], Hashable], name: Callable[[T], str], seed: int) -> list[T]:
     """The items by the turn that they have within their group, and that by a hash of seed and name."""
-    turns: Counter[Any] = Counter()
+    turns: Counter[Hashable] = Counter()
     order = []
     for item in sorted(items, key=lambda item: _mark(seed, name(item))):
         order.append((turns[group(item)], item))
@@ -160,7 +171,7 @@ def _picks(audited: Audit, each: int, seed: int) -> list[tuple[int, str, int]]:
 
 def _rows(
     audited: Audit, connection: duckdb.DuckDBPyConnection, picks: list[tuple[int, str, int]]
-) -> list[tuple[int, dict[str, Any]]]:
+) -> list[tuple[int, TileRow]]:
     """Rows of the catalog's tiles for the picks, in their order, with the slide's number."""
     wanted = {
         "slide_id": pa.array([audited.slides[number].slide_id for number, _, _ in picks], pa.string()),
@@ -174,10 +185,10 @@ def _rows(
     found = connection.execute(
         f'SELECT place, {columns} FROM tiles JOIN wanted USING (slide_id, magnification, "index") ORDER BY place'  # noqa: S608
     ).fetchall()
-    return [(picks[place][0], dict(zip(names, row, strict=True))) for place, *row in found]
+    return [(picks[place][0], cast("TileRow", dict(zip(names, row, strict=True)))) for place, *row in found]
 
 
-def _tile(storage: Storage, row: dict[str, Any], side: int) -> tuple[bytes, str]:
+def _tile(storage: Storage, row: TileRow, side: int) -> tuple[bytes, str]:
     """The tile's JPEG as it lies in its shard file, or `side` px wide; or nothing, and why."""
     try:
         at = place_of(row)

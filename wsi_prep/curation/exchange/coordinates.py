@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import h5py
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from wsi_prep.errors import BadCatalog, BadMask
 from wsi_prep.format.layout import output_places, require_names, require_slide_id
 from wsi_prep.format.magnifications import TILE_PX
+from wsi_prep.format.records import SlideRow
 from wsi_prep.output.query import open_catalog
 from wsi_prep.storage.atomic import aside, write_atomically
 from wsi_prep.storage.base import Storage
@@ -31,6 +32,17 @@ _ARRAYS = """SELECT slide_id, magnification, any_value(width) AS width, any_valu
 any_value(mpp) AS mpp, any_value(span0) AS span0, list(x0 ORDER BY index) AS x0, list(y0 ORDER BY index) AS y0
 FROM tiles JOIN slides USING (slide_id) WHERE status = 'ok' AND ({where}\n)
 GROUP BY slide_id, magnification ORDER BY slide_id, magnification"""
+
+
+class _Array(TypedDict):
+    """A row of _ARRAYS, less the positions."""
+
+    slide_id: str
+    magnification: str
+    width: int
+    height: int
+    mpp: float
+    span0: float
 
 
 @dataclass
@@ -65,18 +77,18 @@ def write_qupath(out: str, where: str, to: Path, seconds: float = QUESTION_SECON
     return written
 
 
-def _for_qupath(storage: Storage, slide: dict[str, Any]) -> dict[str, Any]:
-    bounds = slide["bounds_x0"], slide["bounds_y0"]
-    if None in bounds and slide["reader"] == "tiff":  # a row from before bounds were recorded; its reader knows none
-        bounds = 0, 0
-    if None in bounds:
+def _for_qupath(storage: Storage, slide: SlideRow) -> dict[str, object]:
+    x0, y0 = slide["bounds_x0"], slide["bounds_y0"]
+    if (x0 is None or y0 is None) and slide["reader"] == "tiff":  # a row from before bounds; its reader knows none
+        x0 = y0 = 0
+    if x0 is None or y0 is None:
         raise BadMask("its row does not say where its bounds begin; make its shards anew in another OUT")
     try:
         data = bounded_bytes(storage, output_places(slide["slide_id"])["tissue.geojson"])
     except FileNotFoundError as error:
         raise BadMask("its tissue/*.geojson is not there") from error
-    outlines = read_outlines(data, *bounds)
-    return feature_collection([[ring - bounds for ring in polygon] for polygon in outlines.kept], QUPATH_FRAME)
+    outlines = read_outlines(data, x0, y0)
+    return feature_collection([[ring - (x0, y0) for ring in polygon] for polygon in outlines.kept], QUPATH_FRAME)
 
 
 def write_trident(out: str, where: str, to: Path, seconds: float = QUESTION_SECONDS) -> Written:
@@ -86,7 +98,7 @@ def write_trident(out: str, where: str, to: Path, seconds: float = QUESTION_SECO
     / target_magnification level-0 px for a tile, so level 0's is the true one: 43.8 where 40x has 0.2281 um/px.
     """
 
-    def attributes(array: dict[str, Any]) -> dict[str, Any]:
+    def attributes(array: _Array) -> dict[str, object]:
         target = int(array["magnification"].removesuffix("x"))
         level0 = round(target * array["span0"] / TILE_PX, 6)
         return {
@@ -112,7 +124,7 @@ def write_clam(out: str, where: str, to: Path, seconds: float = QUESTION_SECONDS
     scales them afterwards, so the level is 0 and the size what a tile covers there.
     """
 
-    def attributes(array: dict[str, Any]) -> dict[str, Any]:
+    def attributes(array: _Array) -> dict[str, object]:
         return {
             "patch_size": round(array["span0"]),
             "patch_level": 0,
@@ -131,14 +143,14 @@ class _CoordFiles:
     """Files of one tool: the `path` of a slide's at a magnification, and the `attributes` of its coordinates."""
 
     path: str
-    attributes: Callable[[dict[str, Any]], dict[str, Any]]
+    attributes: Callable[[_Array], dict[str, object]]
 
 
 def _write_coords(out: str, where: str, to: Path, files: _CoordFiles, seconds: float) -> Written:
     written = Written()
     with open_catalog([out], seconds=seconds) as catalog:
         for batch in catalog.ask(_ARRAYS.format(where=one_expression(where))):
-            arrays = batch.drop_columns(["x0", "y0"]).to_pylist()
+            arrays: list[_Array] = batch.drop_columns(["x0", "y0"]).to_pylist()
             for array, x0, y0 in zip(arrays, batch["x0"], batch["y0"], strict=True):
                 require_names(array["slide_id"], array["magnification"])
                 known = None not in array.values() and x0.values.null_count + y0.values.null_count == 0

@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 from wsi_prep.curation.exchange.coordinates import Written
 from wsi_prep.errors import BadOption
-from wsi_prep.format.records import TILE_SCHEMA
-from wsi_prep.format.stored_tiles import place_of, require_whole
+from wsi_prep.format.records import TILE_SCHEMA, TileRow
+from wsi_prep.format.stored_tiles import TilePlace, place_of, require_whole
 from wsi_prep.output.query import open_catalog
 from wsi_prep.storage.atomic import aside
 from wsi_prep.storage.base import Storage
@@ -59,8 +59,9 @@ def write_tars(
         _Tars(to, most_bytes) as tars,
     ):
         for batch in catalog.ask(_TILES.format(columns=columns, where=one_expression(where), order=order)):
-            for shard, rows in itertools.groupby(batch.to_pylist(), _shard):
-                for row, jpeg in _stored(storage, shard, rows):
+            placed = ((row, place_of(row)) for row in batch.to_pylist())
+            for shard, tiles in itertools.groupby(placed, lambda tile: tile[1].shard):
+                for row, jpeg in _stored(storage, shard, tiles):
                     if isinstance(jpeg, Exception):
                         written.left_out[f"{row['array']}[{row['index']}]"] = getattr(jpeg, "strerror", "") or str(jpeg)
                         continue
@@ -83,8 +84,10 @@ class _Tars:
     def __enter__(self) -> _Tars:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
     def add(self, key: str, parts: dict[str, bytes]) -> None:
         """Add one sample, all of it to one tar."""
@@ -102,24 +105,19 @@ class _Tars:
             self._tar.addfile(entry, io.BytesIO(data))
 
 
-def _shard(row: dict[str, Any]) -> str:
-    """The file that the tile is in."""
-    return place_of(row).shard
-
-
 def _stored(
-    storage: Storage, shard: str, rows: Iterable[dict[str, Any]]
-) -> Iterator[tuple[dict[str, Any], bytes | Exception]]:
+    storage: Storage, shard: str, tiles: Iterable[tuple[TileRow, TilePlace]]
+) -> Iterator[tuple[TileRow, bytes | Exception]]:
     """Rows of one shard file, each with its tile's JPEG, or with the reason where that is not there, or not whole."""
-    waiting = deque(rows)
+    waiting = deque(tiles)
     while waiting:
-        jpegs = storage.spans(shard, [(row["offset"], row["nbytes"]) for row in waiting])
+        jpegs = storage.spans(shard, [(place.offset, place.nbytes) for _, place in waiting])
         try:
             for jpeg in jpegs:
-                row = waiting.popleft()
-                yield row, _whole(jpeg, row["crc32"])
+                row, place = waiting.popleft()
+                yield row, _whole(jpeg, place.crc32)
         except OSError as error:
-            yield waiting.popleft(), error
+            yield waiting.popleft()[0], error
 
 
 def _whole(jpeg: bytes, crc32: int) -> bytes | Exception:
@@ -130,12 +128,12 @@ def _whole(jpeg: bytes, crc32: int) -> bytes | Exception:
     return jpeg
 
 
-def _key(row: dict[str, Any]) -> str:
+def _key(row: TileRow) -> str:
     """Without a dot: webdataset takes what follows the first one for the ending."""
     return f"{row['slide_id'].replace('.', '_')}_{row['magnification']}_{row['index']:06d}"
 
 
-def _json(row: dict[str, Any]) -> bytes:
+def _json(row: TileRow) -> bytes:
     """JSON has no NaN and no infinity."""
     plain = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()}
     return json.dumps(plain, allow_nan=False).encode()

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from wsi_prep.errors import BadCatalog, StoreFailed, one_line
 from wsi_prep.format.layout import PART_NAME, require_slide_id
-from wsi_prep.format.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA
+from wsi_prep.format.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA, SlideRow
 from wsi_prep.output.sealed_parquet import check_seal
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage
@@ -97,11 +97,11 @@ def check_catalog_file(task: tuple[str, str]) -> CatalogFile:
     return found
 
 
-def _take_row(found: CatalogFile, slide_id: Any, status: Any) -> None:
+def _take_row(found: CatalogFile, named: object, status: object) -> None:
     try:
-        require_slide_id(slide_id)
+        slide_id = require_slide_id(named)
     except BadCatalog as error:
-        found.orphans.append(str(slide_id))
+        found.orphans.append(str(named))
         found.faults.append(Fault("rows", f"catalog/slides/{found.name}", str(error)))
         return
     if slide_id in found.statuses:
@@ -116,7 +116,7 @@ def _take_row(found: CatalogFile, slide_id: Any, status: Any) -> None:
     found.statuses[slide_id] = str(status)
 
 
-def _slides(storage: Storage, name: str, found: CatalogFile) -> list[tuple[Any, Any]]:
+def _slides(storage: Storage, name: str, found: CatalogFile) -> list[tuple[object, object]]:
     """The slides' ids and states, after everything in the file has been read once."""
     try:
         with _sealed(storage, "slides", name, found) as file:
@@ -180,7 +180,7 @@ def _one_line(error: Exception) -> str:
     return one_line(error)
 
 
-def slide_rows(storage: Storage, name: str) -> Iterator[dict[str, Any]]:
+def slide_rows(storage: Storage, name: str) -> Iterator[SlideRow]:
     """The rows of a slides file that check_catalog_file has found sound, a batch at a time."""
     with _open(storage, "slides", name) as file:
         columns = [name for name in SLIDE_COLUMNS if name in file.schema_arrow.names]

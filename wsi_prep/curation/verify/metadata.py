@@ -11,6 +11,7 @@ import numpy as np
 from wsi_prep.errors import StoreFailed, TooCoarse
 from wsi_prep.format.jpeg import JpegSettings, encode_tile, tables_and_sampling
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
+from wsi_prep.format.records import SlideRow, tile_counts
 from wsi_prep.format.zarr_metadata import array_metadata, group_metadata, store_attributes
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.digests import sha256
@@ -19,7 +20,6 @@ from wsi_prep.untrusted.small_json import read_object
 
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
 _MOST_BYTES = 2**20
-_SCALE = ("width", "height", "mpp_x", "mpp_y")
 _NO_SENSE = (OSError, ValueError, KeyError, TypeError, IndexError, ArithmeticError, RecursionError, TooCoarse)
 _ANY_TILE = np.zeros((TILE_PX, TILE_PX, 3), np.uint8)
 
@@ -32,10 +32,10 @@ class Metadata:
     jpeg: dict[str, JpegSettings] = field(default_factory=dict)
 
 
-def check_metadata(storage: Storage, store: str, row: Mapping[str, Any], digests: Mapping[str, str] | None) -> Metadata:
+def check_metadata(storage: Storage, store: str, row: SlideRow, digests: Mapping[str, str] | None) -> Metadata:
     """Look at zarr.json of the group, and of the array of each magnification that the slide has tiles at."""
-    found = Metadata()
-    for name in ("", *(name for name in _NAMES if row[f"tiles_{name}"])):
+    found, counts = Metadata(), tile_counts(row)
+    for name in ("", *(name for name in _NAMES if counts[name])):
         within, called = (f"{name}/zarr.json" if name else "zarr.json"), f"{name or 'group'}: zarr.json"
         try:
             data = storage.read(f"{store}/{within}", _MOST_BYTES)
@@ -43,7 +43,7 @@ def check_metadata(storage: Storage, store: str, row: Mapping[str, Any], digests
             attributes = _attributes(given, row, name)
             if name:
                 found.jpeg[name] = _settings(given)
-                wanted = array_metadata(row[f"tiles_{name}"], name, found.jpeg[name], attributes)
+                wanted = array_metadata(counts[name], name, found.jpeg[name], attributes)
             else:
                 wanted = group_metadata(attributes)
         except StoreFailed:
@@ -72,14 +72,15 @@ def _settings(given: Any) -> JpegSettings:
     return JpegSettings(codec["level"], codec["subsampling"])
 
 
-def _attributes(given: Any, row: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _attributes(given: Any, row: SlideRow, name: str) -> dict[str, Any]:
     """What the store should say of the slide, by its row; where that tells no scale, what the file says."""
-    if any(row.get(column) is None for column in _SCALE):
+    width, height, mpp_x, mpp_y = row.get("width"), row.get("height"), row.get("mpp_x"), row.get("mpp_y")
+    if width is None or height is None or mpp_x is None or mpp_y is None:
         own = dict(given["attributes"])
         if name and own.pop("magnification") != name:
             raise ValueError("another magnification")
         return own
-    grid = Grid.of_slide(*(row[column] for column in _SCALE))
+    grid = Grid.of_slide(width, height, mpp_x, mpp_y)
     return store_attributes(row["slide_id"], grid.mpp_by_magnification)
 
 

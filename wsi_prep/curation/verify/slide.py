@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -18,7 +17,7 @@ from wsi_prep.errors import one_line
 from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import MAGNIFICATIONS, to_level0
-from wsi_prep.format.records import TILES_PER_SHARD
+from wsi_prep.format.records import TILES_PER_SHARD, SlideRow, tile_counts
 from wsi_prep.format.stored_tiles import LARGEST_JPEG, WrongBytes, decode_stored
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.digests import ShardDigest, from_column
@@ -36,7 +35,7 @@ class SlideCheck:
     """A slide to look at: its row (the columns SLIDE_COLUMNS), and the catalog file that its tiles' rows are in."""
 
     out: str
-    row: dict[str, Any]
+    row: SlideRow
     name: str
 
     @property
@@ -105,7 +104,7 @@ def _counted(slide_id: str, found: list[_Found]) -> tuple[Fault, ...]:
     return tuple(Fault(kind, slide_id, whats[0], len(whats)) for kind, whats in kinds.items())
 
 
-def _digests(row: dict[str, Any]) -> tuple[dict[str, str] | None, list[_Found]]:
+def _digests(row: SlideRow) -> tuple[dict[str, str] | None, list[_Found]]:
     """The digests of the slide's files, None where none were kept, and what is wrong with the column."""
     try:
         return from_column(row.get("digests")), []
@@ -113,10 +112,10 @@ def _digests(row: dict[str, Any]) -> tuple[dict[str, str] | None, list[_Found]]:
         return None, [("rows", "its digests cannot be understood")]
 
 
-def _row_faults(row: dict[str, Any], tiles: pa.Table) -> Iterator[_Found]:
+def _row_faults(row: SlideRow, tiles: pa.Table) -> Iterator[_Found]:
     """What the catalog alone contradicts: counts, places in the arrays, names of files, positions."""
-    status = row["status"]
-    total = sum(row[f"tiles_{name}"] or 0 for name in _NAMES)
+    status, counts = row["status"], tile_counts(row)
+    total = sum(counts.values())
     if (status == "ok") != (total > 0):
         yield "rows", f"it is {status} with {total:,} tiles"
     if unknown := set(tiles["magnification"].unique().to_pylist()) - set(_NAMES):
@@ -124,8 +123,8 @@ def _row_faults(row: dict[str, Any], tiles: pa.Table) -> Iterator[_Found]:
     store = f"stores/{row['slide_id']}.zarr"
     for name in _NAMES:
         of_name = tiles.filter(pa.compute.equal(tiles["magnification"], name))
-        if len(of_name) != (row[f"tiles_{name}"] or 0):
-            yield "rows", f"{row[f'tiles_{name}']} tiles at {name} by its row, {len(of_name)} rows of tiles"
+        if len(of_name) != counts[name]:
+            yield "rows", f"{counts[name]} tiles at {name} by its row, {len(of_name)} rows of tiles"
             continue
         if any(of_name[column].null_count for column in _PLACE):
             yield "rows", f"tiles at {name} without a place in their shard"
@@ -144,14 +143,15 @@ def _row_faults(row: dict[str, Any], tiles: pa.Table) -> Iterator[_Found]:
             yield "rows", f"{misplaced} tiles at {name} lie beside their place in the grid, or outside the slide"
 
 
-def _misplaced(row: dict[str, Any], tiles: pa.Table) -> int:
+def _misplaced(row: SlideRow, tiles: pa.Table) -> int:
     """How many tiles are not where row and column put them, in x, or not within the slide."""
     columns = ("x0", "y0", "span0", "col")
-    if not len(tiles) or row["width"] is None or any(tiles[name].null_count for name in columns):
+    width, height = row["width"], row["height"]
+    if not len(tiles) or width is None or height is None or any(tiles[name].null_count for name in columns):
         return 0  # rows that do not say
     x0, y0, span0, col = (tiles[name].to_numpy() for name in columns)
     right = x0 != to_level0(col, float(span0[0]))
-    outside = (x0 < 0) | (y0 < 0) | (x0 + span0 > row["width"] + 0.5) | (y0 >= row["height"])
+    outside = (x0 < 0) | (y0 < 0) | (x0 + span0 > width + 0.5) | (y0 >= height)
     return int((right | outside | (span0 != span0[0])).sum())
 
 

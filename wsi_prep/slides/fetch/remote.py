@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from wsi_prep.compute.ahead import ahead
 from wsi_prep.errors import NoRoom, UnreadableSlide
 from wsi_prep.slides.fetch.cache import Lease
 from wsi_prep.slides.urls import bare_url
@@ -87,11 +88,13 @@ def _size(url: str) -> int:
 
 def _copy(url: str, size: int, target: Path) -> None:
     files, inner = file_system(url)
-    starts = range(0, size, _PIECE_BYTES)
-    with target.open("wb") as file, ThreadPoolExecutor(_IN_FLIGHT) as pool:
-        for group in (starts[i : i + _IN_FLIGHT] for i in range(0, len(starts), _IN_FLIGHT)):
-            ends = [min(size, start + _PIECE_BYTES) for start in group]
-            for data in pool.map(files.cat_file, [inner] * len(group), group, ends):
-                file.write(data)
+
+    def piece(start: int) -> bytes:
+        data: bytes = files.cat_file(inner, start, min(size, start + _PIECE_BYTES))
+        return data
+
+    with target.open("wb") as file, contextlib.closing(ahead(piece, range(0, size, _PIECE_BYTES), _IN_FLIGHT)) as read:
+        for data in read:
+            file.write(data)
         if file.tell() != size:
             raise UnreadableSlide(f"{file.tell():,} of its {size:,} bytes came; was it changed meanwhile?")
