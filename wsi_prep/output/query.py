@@ -76,15 +76,24 @@ class OpenCatalog:
         self._connection.close()
 
 
-def open_catalog(shards: Sequence[str], spill: Path | None = None, seconds: float = QUESTION_SECONDS) -> OpenCatalog:
-    """The catalogs of the OUT folders or object-store URLs `shards` as one, each slide once. Raises as catalog_files,
-    and BadOption for a time limit that is none.
+def open_catalog(
+    shards: str | Sequence[str], spill: Path | None = None, seconds: float = QUESTION_SECONDS
+) -> OpenCatalog:
+    """The catalogs of the OUT folders or object-store URLs `shards` as one, each slide once.
+
+    Raises as catalog_files, and BadOption for a time limit that is none.
 
     Columns that an older catalog lacks are NULL. No question can read another file, write one, reach a network, or
     change these settings. What does not fit in memory goes to the folder `spill`; without one, such a question is
     refused.
+
+    >>> with open_catalog("shards") as catalog:
+    ...     answer = catalog.ask("SELECT file, stain, tiles_20x FROM slides WHERE status = 'ok'").read_all()
+    >>> answer.column_names
+    ['file', 'stain', 'tiles_20x']
     """
     check_limit(seconds)
+    shards = [shards] if isinstance(shards, str) else shards
     files = catalog_files(shards)
     connection = closed_connection(_MEMORY, spill, allowed=local_names(files))
     try:

@@ -35,7 +35,7 @@ from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.base import SlideReader
 from wsi_prep.slides.fetch.cache import Lease
 from wsi_prep.slides.find.sources import fingerprint
-from wsi_prep.slides.pyramid.thumbnail import Thumbnail, read_thumbnail
+from wsi_prep.slides.pyramid.thumbnail import Thumbnail
 from wsi_prep.slides.pyramid.trusted import TrustedLevels
 from wsi_prep.slides.readers.select import opened
 from wsi_prep.slides.scale import Scale, resolve_scale
@@ -50,8 +50,8 @@ from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.overlay import draw_overlay
 from wsi_prep.tiles.plan import plan_tiles
 from wsi_prep.tiles.writer import TileSettings, write_tiles
-from wsi_prep.tissue.background_model import BackgroundModel
-from wsi_prep.tissue.detect import MASK_MPP, check_bright_field, detect_tissue
+from wsi_prep.tissue.detect import check_bright_field
+from wsi_prep.tissue.find import find_tissue
 from wsi_prep.tissue.geojson import FILE_FRAME, feature_collection
 from wsi_prep.tissue.masks import read_mask
 from wsi_prep.tissue.polygons import tissue_polygons
@@ -168,18 +168,12 @@ def _prepare_open(bench: _Bench, reader: TrustedLevels) -> pa.Table:
     )
     bench.clock.enter("tissue")
     row["tissue_source"] = "mask" if task.mask else "detected"
-    while True:
-        thumbnail = reader.thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
-        if not reader.confirms():
-            continue
-        _check_bright_field(task, row, thumbnail)
-        glass = BackgroundModel.of(thumbnail.pixels, filling=reader.info.filling)
-        if task.mask:
-            tissue = read_mask(task.mask, reader.info, thumbnail)
-        else:
-            tissue = detect_tissue(thumbnail.pixels, thumbnail.mpp, task.settings.tissue, glass)
-        if reader.confirms(tissue):
-            break
+    mask = task.mask
+    given = (lambda thumbnail: read_mask(mask, reader.info, thumbnail)) if mask else None
+    found = find_tissue(
+        reader, scale, task.settings.tissue, given, lambda thumbnail: _check_bright_field(task, row, thumbnail)
+    )
+    thumbnail, glass, tissue = found.thumbnail, found.glass, found.tissue
     row["tissue_mm2"] = float(tissue.sum()) * _mask_pixel_mm2(thumbnail, scale)
     seen = classify_stain(thumbnail.pixels, tissue, glass)
     no_colour = colour_warning(thumbnail.pixels, tissue, glass)

@@ -1,0 +1,47 @@
+"""Tissue of an open slide: the thumbnail, the glass and the tissue on it, from levels that show what level 0 shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_prep.slides.pyramid.thumbnail import Thumbnail, read_thumbnail
+from wsi_prep.slides.pyramid.trusted import TrustedLevels
+from wsi_prep.slides.scale import Scale
+from wsi_prep.tissue.background_model import BackgroundModel
+from wsi_prep.tissue.detect import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
+
+
+@dataclass(frozen=True)
+class FoundTissue:
+    """`tissue` (h, w) bool, in the pixels of `thumbnail`; `glass` is what is no tissue there."""
+
+    thumbnail: Thumbnail
+    glass: BackgroundModel
+    tissue: NDArray[np.bool_]
+
+
+def find_tissue(
+    reader: TrustedLevels,
+    scale: Scale,
+    settings: TissueSettings,
+    mask: Callable[[Thumbnail], NDArray[np.bool_]] | None = None,
+    check: Callable[[Thumbnail], None] = lambda thumbnail: check_bright_field(thumbnail.pixels),
+) -> FoundTissue:
+    """Where the tissue is, at MASK_MPP; by `mask`, where one is given, and not by the picture.
+
+    A level whose picture is not that of level 0 is given up, and all of it done again. Raises what `check` raises of a
+    thumbnail: NotBrightField.
+    """
+    while True:
+        thumbnail = reader.thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
+        if not reader.confirms():
+            continue
+        check(thumbnail)
+        glass = BackgroundModel.of(thumbnail.pixels, filling=reader.info.filling)
+        found = mask(thumbnail) if mask else detect_tissue(thumbnail.pixels, thumbnail.mpp, settings, glass)
+        if reader.confirms(found):
+            return FoundTissue(thumbnail, glass, found)
