@@ -17,7 +17,6 @@ from wsi_prep.run.request import RunRequest
 from wsi_prep.run.task import PrepareSettings
 from wsi_prep.slides.fetch.cache import CacheSettings
 from wsi_prep.slides.find.institution import InstitutionPattern
-from wsi_prep.storage.select import local_folder
 from wsi_prep.tiles.filters import parse_filters
 from wsi_prep.tiles.plan import PlanSettings
 
@@ -57,7 +56,7 @@ def build_request(call: ShardsCall) -> RunRequest:
     pattern = call.institution_pattern
     return RunRequest(
         slides=call.slides,
-        out=str(local_folder(call.out) or call.out.rstrip("/")),
+        out=call.out,
         manifest=call.manifest,
         masks=call.masks,
         settings=settings,

@@ -24,6 +24,7 @@ LAYERS = {
         {"stain"},
         {"tiles"},
         {"run", "curation"},
+        {"notebook"},
     ),
     "pretrain": (
         {"errors"},
@@ -128,7 +129,8 @@ def taken_by_training(graph: Graph) -> list[str]:
 
 def circles(graph: Graph) -> list[str]:
     """Modules that are imported, by way of others, by themselves."""
-    known = {module: {name for name in names if name in graph and name != module} for module, names in graph.items()}
+    inner = graph.keys() - set(PACKAGES)  # a package's own names are imported when they are used
+    known = {module: {name for name in graph[module] & inner if name != module} for module in inner}
     reached = {module: set(names) for module, names in known.items()}
     for middle in known:
         for module in known:

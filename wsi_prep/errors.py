@@ -14,7 +14,13 @@ class WsiPrepError(Exception):
 
 
 class UsageError(WsiPrepError, ValueError):
-    """The call itself is wrong: a bad option, a missing path, a manifest that cannot be understood."""
+    """The call itself is wrong: a bad option, a missing path, a manifest that cannot be understood.
+
+    >>> raise BadOption("--workers 0 is no whole number of at least 1")
+    Traceback (most recent call last):
+        ...
+    wsi_prep.errors.BadOption: --workers 0 is no whole number of at least 1
+    """
 
 
 class BadOption(UsageError):

@@ -31,7 +31,7 @@ from wsi_prep.output.merging import Merger
 from wsi_prep.output.terms import Terms
 from wsi_prep.output.tombstone import read_tombstone
 from wsi_prep.run.log import RunLog
-from wsi_prep.run.request import RunRequest, RunSummary, Watcher
+from wsi_prep.run.request import Nobody, RunRequest, RunSummary, Watcher
 from wsi_prep.run.row import blank_row, failure
 from wsi_prep.run.slide import prepare_slide
 from wsi_prep.run.task import SlideTask
@@ -58,8 +58,16 @@ from wsi_prep.tissue.masks import find_masks
 _MOST_WARNINGS = 50_000
 
 
-def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
-    """Do one call of `make shards`; raises UsageError before anything is touched, never for a slide's own error."""
+def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummary:
+    """Do one call of `make shards`; raises UsageError before anything is touched, never for a slide's own error.
+
+    Dask starts processes of Python, so a script calls this below `if __name__ == "__main__":`.
+
+    >>> summary = run_shards(RunRequest("slide.svs", "shards"))
+    >>> summary.found, summary.failed
+    (1, 0)
+    """
+    watcher = watcher or Nobody()
     started, began_at = time.perf_counter(), time.time() // 1
     found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
     sources = found.sources

@@ -13,6 +13,7 @@ from wsi_prep.run.task import DEFAULT_TIME_LIMIT, PrepareSettings
 from wsi_prep.slides.fetch.cache import CacheSettings
 from wsi_prep.slides.find.institution import InstitutionPattern
 from wsi_prep.slides.urls import bare_url
+from wsi_prep.storage.select import local_folder
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class RunRequest:
     `forgotten_lost` for one whose forgotten.json is gone for good.
     `patient_key` turns patient ids into keyed hashes; without it none are written. `id_key` does the same to slides'
     names, everywhere in the output, and `names` is the file outside of it that leads back.
+
+    >>> RunRequest("slides", "shards", settings=PrepareSettings(PlanSettings(("20x",)))).settings.plan.magnifications
+    ('20x',)
     """
 
     slides: str
@@ -42,6 +46,10 @@ class RunRequest:
     take_over: bool = False
     forgotten_lost: bool = False
     log: Path | None = None
+
+    def __post_init__(self) -> None:
+        # workers may stand elsewhere
+        object.__setattr__(self, "out", str(local_folder(self.out) or self.out.rstrip("/")))
 
     @property
     def manifest_path(self) -> str | None:
@@ -96,3 +104,13 @@ class Watcher(Protocol):
     def finished(self, row: SlideRow) -> None:
         """One slide is through."""
         ...
+
+
+class Nobody:
+    """Nobody looks on."""
+
+    def started(self, todo: int, done_before: int, dashboard: str) -> None:
+        """See Watcher."""
+
+    def finished(self, row: SlideRow) -> None:
+        """See Watcher."""

@@ -24,6 +24,9 @@ class PlanSettings:
 
     `magnifications` are names; a tile is kept when at least `tissue_threshold` of its area is tissue; `max_tiles`,
     pairs of a name and a count, bounds the tiles of a slide at a magnification (a random choice, always the same).
+
+    >>> PlanSettings(("40x", "20x"), tissue_threshold=0.5, max_tiles=(("40x", 500),)).magnifications
+    ('40x', '20x')
     """
 
     magnifications: tuple[str, ...] = _ALL
@@ -47,6 +50,11 @@ class TilePlan:
     Sorted by the cell of the coarsest grid that holds the tile (row by row), then finest magnification first, then row
     and column. `mag` indexes MAGNIFICATIONS; `x0`, `y0` are level-0 px of the upper left corner; `tissue_fraction` is
     the share of the tile's area that is tissue.
+
+    >>> with open_slide("slide.svs") as slide:
+    ...     plan = plan_tiles(slide, np.ones(slide.thumbnail.pixels.shape[:2], bool), PlanSettings(("10x", "5x")))
+    >>> len(plan), plan.x0[:3].tolist(), plan.tissue_fraction.min() == 1
+    (10, [0, 1568, 0], np.True_)
     """
 
     grid: Grid

@@ -70,6 +70,10 @@ def verify(
     Holds the output's lock meanwhile, so that no run changes what is looked at; in an object store only to repair, and
     else sees to it that none was at work. Raises BadCatalog where there is no catalog, BadOutput where a run is working
     there (unless `take_over`: it is gone for good), StoreFailed where a store does not answer, which is no fault.
+
+    >>> found = verify("shards")
+    >>> found.slides, found.faults
+    (1, [])
     """
     storage = open_storage(out)
     names = Catalog(storage).names()
