@@ -11,10 +11,11 @@ from rich.text import Text
 
 from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, printable, run_command, shards_option
 from pipelines.options import Options
+from wsi_prep.curation.audit.concerns import Concerns, concerns
 from wsi_prep.curation.audit.count import count, open_catalogs
-from wsi_prep.curation.audit.numbers import Audit, balance
-from wsi_prep.curation.audit.page import extent, render_page, significant
-from wsi_prep.curation.audit.pictures import Gallery, Picture, TilePicture, overlays, tiles
+from wsi_prep.curation.audit.numbers import Audit, balance, significant
+from wsi_prep.curation.audit.page import extent, render_page
+from wsi_prep.curation.audit.pictures import Gallery, Overlay, TilePicture, overlays, tiles
 from wsi_prep.storage.atomic import write_atomically
 
 EPILOG = """exit codes: 0 the page is written; 2 the call is wrong; 3 the page is written, but tiles or overlays that
@@ -32,12 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _work(options: argparse.Namespace, terminal: Terminal) -> int:
     with open_catalogs(options.shards) as connection:
         audited = count(connection, options.shards, options.alpha)
-        shown = overlays(audited, options.gallery, options.seed)
+        first = concerns(audited, connection)
+        shown = overlays(audited, options.gallery, options.seed, [concern.slide for concern in first.shown])
         drawn = tiles(audited, connection, options.tiles, options.seed)
-    page = render_page(audited, shown, drawn).encode()
+    page = render_page(audited, first, shown, drawn).encode()
     options.to.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.to, page)
     show_audit(terminal, audited)
+    _show_first(terminal, audited, first)
     lost = lost_pictures(audited, shown, drawn)
     for line in extent(audited, shown, drawn):
         terminal.say(line)
@@ -66,9 +69,9 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def lost_pictures(audited: Audit, shown: Gallery[Picture], drawn: Gallery[TilePicture]) -> list[str]:
+def lost_pictures(audited: Audit, shown: Gallery[Overlay], drawn: Gallery[TilePicture]) -> list[str]:
     """A line for each picture that should be there and is not."""
-    lost = [p for p in shown.pictures if p.missing and audited.slides[p.slide].status != "excluded"]
+    lost = [p for p in shown.pictures if p.missing and audited.slides[p.slide].status not in ("excluded", "failed")]
     lines = [f"{audited.slides[p.slide].slide_id}: {p.missing}" for p in lost]
     lines += [
         f"{audited.slides[p.slide].slide_id}, {p.magnification} tile {p.index}: {p.missing}"
@@ -92,6 +95,12 @@ def show_audit(terminal: Terminal, audited: Audit) -> None:
         _show_named(terminal, f"{len(slides):,} {status}  {kind}", [(s.file, s.error) for s in slides])
     if warned := [(s.file, s.warning) for s in audited.slides if s.warning]:
         _show_named(terminal, f"{len(warned):,} with a warning", warned)
+
+
+def _show_first(terminal: Terminal, audited: Audit, found: Concerns) -> None:
+    if found.shown:
+        named = [(audited.slides[c.slide].file, "; ".join(c.reasons)) for c in found.shown]
+        _show_named(terminal, f"look at these first, of {found.slides:,} with something against them", named)
 
 
 def _show_balance(terminal: Terminal, audited: Audit) -> None:

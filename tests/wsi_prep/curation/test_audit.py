@@ -238,7 +238,7 @@ def test_many_tiles_are_made_smaller_and_what_is_left_out_is_said(tmp_path, monk
     assert {decode_tile(base64.b64decode(tile["jpeg"])).shape for tile in data["tiles"]} == {(196, 196, 3)}
     assert sum(len(base64.b64decode(tile["jpeg"])) for tile in data["tiles"]) <= 7000
     said = capsys.readouterr().out
-    assert "shows 3 of 5 overlays" in said
+    assert "shows 3 of 6 overlays" in said
     assert f"shows {len(data['tiles'])} of 19 tiles" in said
     assert f"shows {len(data['tiles'])} of 19 tiles" in html.read_text()
 
@@ -248,7 +248,7 @@ def test_a_page_too_long_lists_the_first_slides_and_those_of_pictures(tmp_path, 
         add_row(tmp_path, f"s{number}", file=f"{number}.svs", status="failed")
     add_overlay(tmp_path, add_slide(tmp_path, 9, {"20x": 1}, file="9.svs"))
     monkeypatch.setattr(audit_page, "MOST_SLIDES", 3)
-    assert main(["--shards", str(tmp_path), "--to", str(tmp_path / "audit.html")]) == 0
+    assert main(["--shards", str(tmp_path), "--to", str(tmp_path / "audit.html"), "--gallery", "1"]) == 0
     listed = [(slide["number"], slide["file"]) for slide in embedded(tmp_path / "audit.html")["slides"]]
     assert listed == [(0, "0.svs"), (1, "1.svs"), (2, "2.svs"), (9, "9.svs")]
     assert "lists 3 of 10 slides" in capsys.readouterr().out
