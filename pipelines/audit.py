@@ -87,7 +87,9 @@ def show_audit(terminal: Terminal, audited: Audit) -> None:
     by_magnification = ", ".join(f"{name} {n:,}" for name, n in audited.tiles.items())
     terminal.say(f"{len(audited.slides):,} slides: {statuses}")
     tissue = f"{significant(audited.tissue_mm2)} mm2 of tissue"
-    terminal.say(f"{sum(audited.tiles.values()):,} tiles ({by_magnification}), {tissue}")
+    of = f"of {sum(any(slide.tiles) for slide in audited.slides):,} slides in {len(audited.strata):,} strata"
+    terminal.say(f"{sum(audited.tiles.values()):,} tiles {of}, each of one magnification")
+    terminal.say(f"{by_magnification} tiles, {tissue}")
     _show_balance(terminal, audited)
     _show_strata(terminal, audited)
     _show_diversity(terminal, audited)

@@ -41,8 +41,8 @@ def _work(options: argparse.Namespace, terminal: Terminal) -> int:
     save_picture(sheet, options.out)
     for line in [*index.warnings, *sampler.warnings, *(f"cannot be read: {name}" for name in bad)]:
         terminal.warn(line)
-    what = f"{index.tiles:,} tiles of {len(index.slides):,} slides in {len(sampler.strata):,} strata"
-    terminal.say(f"{what}: {options.out}")
+    what = f"{index.tiles:,} tiles of {index.slides_with_tiles:,} slides in {len(sampler.strata):,} strata"
+    terminal.say(f"{what}, each of one magnification: {options.out}")
     return EXIT_NOT_ALL if bad else EXIT_OK
 
 

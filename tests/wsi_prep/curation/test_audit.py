@@ -324,7 +324,8 @@ def test_the_terminal_says_the_same(tmp_path, capsys):
     assert main(["--shards", str(out), "--to", str(tmp_path / "new" / "audit.html")]) == 3
     said = capsys.readouterr().out
     assert "7 slides: 5 ok, 1 excluded, 1 failed" in said
-    assert "63 tiles (40x 45, 20x 15, 10x 0, 5x 3), 8.00 mm2 of tissue" in said
+    assert "63 tiles of 4 slides in 6 strata" in said
+    assert "40x 45, 20x 15, 10x 0, 5x 3 tiles, 8.00 mm2 of tissue" in said
     assert re.search(r"40x +HE +A +skin +2 +40 +5\.50 ", said)
     assert "torn.svs  tile 7 is no JPEG" in said
     assert "odd\\x1b[2J.svs  the manifest's mpp is not the file's" in said
