@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ _WHITE = 250  # glass is darker
 _OUTLINE = (0, 150, 70)
 _TILE = (30, 60, 220)
 _INK = (30, 30, 30)
+_FONT = "uni"  # in OpenCV from 5 on
 
 
 class Panel(NamedTuple):
@@ -98,6 +101,30 @@ def _with_tiles(
 def _captioned(picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
     panel = np.full((picture.shape[0] + _CAPTION_PX, picture.shape[1] + _GAP_PX, 3), 255, np.uint8)
     panel[_CAPTION_PX:, :-_GAP_PX] = picture
-    ascii_text = text.encode("ascii", "replace").decode()
-    cv2.putText(panel, ascii_text, (4, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+    _write(panel, text)
     return panel
+
+
+def _write(panel: NDArray[np.uint8], text: str) -> None:
+    """Draw the caption. OpenCV 5 has a font for most scripts; what it, or an older one, cannot draw is escaped."""
+    text = "".join(
+        c if _can_draw(c) else c.encode("unicode_escape").decode() for c in unicodedata.normalize("NFC", text)
+    )
+    if text.isascii():
+        cv2.putText(panel, text, (4, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+    else:
+        cv2.putText(panel, text, (4, 19), _INK, cv2.FontFace(_FONT), 15)
+
+
+@functools.lru_cache(4096)
+def _can_draw(character: str) -> bool:
+    if not character.isprintable():
+        return False
+    return character.isascii() or (hasattr(cv2, "FontFace") and _glyph(character) != _glyph("?"))
+
+
+def _glyph(character: str) -> bytes:
+    """The character's picture; that of a question mark where the font has none."""
+    picture = np.full((24, 32), 255, np.uint8)
+    cv2.putText(picture, character, (4, 19), (0,), cv2.FontFace(_FONT), 15)
+    return picture.tobytes()

@@ -1,5 +1,6 @@
 """The overlay: where its panels are, and that the outline is on all but the bare one."""
 
+import cv2
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from tests.support.disc_slides import GLASS, TISSUE, disc, disc_overlay, greenish
 from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.tiles.overlay import panels_of
+from wsi_prep.tiles.overlay import _can_draw, panels_of
 
 NAMES = tuple(m.name for m in MAGNIFICATIONS)
 
@@ -40,3 +41,29 @@ def test_a_picture_of_another_layout_is_one_panel():
     assert set(counts) == {"10x", "5x"}
     (panel,) = panels_of(decode_tile(jpeg), [0, 0, 1, 0])  # the catalog says another number of panels
     assert panel.name == ""
+
+
+def caption(title):
+    """The pixels of the first panel's caption, darkest where ink is."""
+    jpeg, _ = disc_overlay(300, 200, (), title)
+    return decode_tile(jpeg)[:24, :700].astype(int).mean(2)
+
+
+def test_a_title_is_drawn_in_its_script_or_as_escapes():
+    same = np.abs(caption("e\u0301t\u00e9") - caption("\u00e9t\u00e9")).max()
+    assert same == 0  # one letter, however it is written
+    titles = ["Größe", "Grüße", "组织", "皮膚", "스캔", "Łódź", "नमूना", "\ue000", "a\nb", "\udcff"]
+    drawn = [caption(title) for title in titles]
+    for number, picture in enumerate(drawn):
+        assert (picture < 120).any()
+        assert all(np.abs(picture - other).max() > 60 for other in drawn[:number])  # each is seen to be another
+    for title, escaped in [("\ue000", r"\ue000"), ("a\nb", r"a\nb"), ("\udcff", r"\udcff")]:
+        assert np.abs(caption(title) - caption(escaped)).max() == 0
+
+
+def test_without_a_font_for_it_a_title_is_escaped(monkeypatch):
+    expected = caption(r"Gr\xf6\xdfe_\u7ec4")
+    monkeypatch.delattr(cv2, "FontFace", raising=False)
+    _can_draw.cache_clear()
+    assert np.abs(caption("Größe_组") - expected).max() == 0
+    _can_draw.cache_clear()
