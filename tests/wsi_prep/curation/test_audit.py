@@ -19,7 +19,7 @@ from tests.support.shard_folders import add_overlay, add_row, add_slide
 from wsi_prep.curation.audit import page as audit_page
 from wsi_prep.curation.audit import pictures as audit_pictures
 from wsi_prep.curation.audit.count import count, open_catalogs
-from wsi_prep.curation.audit.numbers import balance, effective
+from wsi_prep.curation.audit.numbers import balance, effective, merged
 from wsi_prep.curation.audit.pictures import overlays, tiles
 from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.format.records import SLIDE_SCHEMA
@@ -154,14 +154,18 @@ def test_scales_fall_into_bins_around_the_magnifications(tmp_path):
 
 def test_folders_are_one_page_and_a_slide_in_two_counts_once(tmp_path):
     add_slide(tmp_path / "a", 1, {"20x": 3}, **PEOPLE)
-    add_slide(tmp_path / "a", 2, {"20x": 2}, **PEOPLE)
-    add_slide(tmp_path / "b's [1]", 2, {"20x": 5}, **PEOPLE)
-    add_slide(tmp_path / "b's [1]", 3, {"20x": 7}, **PEOPLE)
+    add_slide(tmp_path / "a", 2, {"20x": 2}, tissue_mm2=2.0, mpp_x=0.5, **PEOPLE)
+    add_slide(tmp_path / "b's [1]", 2, {"20x": 5}, tissue_mm2=2.0, mpp_x=0.5, **PEOPLE)
+    add_slide(tmp_path / "b's [1]", 3, {"20x": 6, "10x": 1}, tissue_mm2=4.0, mpp_x=0.5, **PEOPLE)
     add_row(tmp_path / "b's [1]", "slide1-00000001", status="failed")
     found = audited(tmp_path / "a", tmp_path / "b's [1]")
     index = open_index([str(tmp_path / "a"), str(tmp_path / "b's [1]")], tmp_path / "index")
     assert sum(found.tiles.values()) == index.tiles == 12
     assert [slide.folder for slide in found.slides] == [0, 0, 1]
+    assert sum(found.scanners.values()) == sum(found.mpp_sources.values()) == sum(found.statuses.values()) == 3
+    assert (found.tissue_mm2, found.mpp) == (6.0, {8: 2})
+    (together,) = merged(found.slides, found.strata)
+    assert (together.slides, together.tiles, together.tissue_mm2) == (3, 12, 6.0)
     said = (
         "slides are ok in several folders, or files of a catalog; of each the first copy counts, by the order of SHARDS"
     )
