@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import duckdb
 import pyarrow as pa
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,17 +119,17 @@ def test_reasons_are_words_with_their_numbers(tmp_path):
 
 
 def test_many_of_a_kind_leave_room_for_the_others(tmp_path):
-    for number in range(30):
+    for number in range(9):
         add_row(tmp_path, f"torn-{number}", file=f"torn{number}.svs", status="failed", error="no JPEG")
     add_slide(tmp_path, 2, {"10x": 1}, file="unsure.svs", stain_confidence=0.7)
     audited, found = looked(tmp_path)
     assert [audited.slides[c.slide].file for c in found.shown][OF_A_KIND:] == ["unsure.svs"]
-    assert (found.slides, found.counts) == (31, {"failed": 30, "stain": 1})
+    assert (found.slides, found.counts) == (10, {"failed": 9, "stain": 1})
 
 
 def test_what_is_named_has_a_card_whatever_the_seed(tmp_path, capsys):
-    for number in range(12):
-        add_overlay(tmp_path, add_slide(tmp_path, number, {"10x": 1}, stain_confidence=0.7 if number == 7 else 0.9))
+    for number in range(5):
+        add_overlay(tmp_path, add_slide(tmp_path, number, {"10x": 1}, stain_confidence=0.7 if number == 3 else 0.9))
     audited, found = looked(tmp_path)
     (named,) = (concern.slide for concern in found.shown)
     for seed in range(3):
@@ -157,26 +156,26 @@ def test_overlays_that_take_too_much_keep_the_outline(tmp_path, monkeypatch):
     assert overlays(audited, 9, 0).available == 3
 
 
-@pytest.mark.parametrize(
-    ("vendor", "scanner", "shown"),
-    [
-        ("generic-tiff", "", "unknown"),
-        ("dicom", None, "unknown"),
-        ("ome", None, "unknown"),
-        ("synthetic", "", "unknown"),
-        (None, None, "unknown"),
-        ("", " ", "unknown"),
-        ("aperio", "", "aperio, model unknown"),
-        ("hamamatsu", "C9600-12", "hamamatsu C9600-12"),
-        ("generic-tiff", "GT450", "GT450"),
-        (None, "GT450", "GT450"),
-    ],
-)
-def test_a_scanner_is_none_that_is_a_kind_of_file(tmp_path, vendor, scanner, shown):
-    add_row(tmp_path, "s1", file="a.svs", status="excluded", vendor=vendor, scanner=scanner)
+SCANNERS = [
+    ("generic-tiff", "", "unknown"),
+    ("dicom", None, "unknown"),
+    ("ome", None, "unknown"),
+    ("synthetic", "", "unknown"),
+    (None, None, "unknown"),
+    ("", " ", "unknown"),
+    ("aperio", "", "aperio, model unknown"),
+    ("hamamatsu", "C9600-12", "hamamatsu C9600-12"),
+    ("generic-tiff", "GT450", "GT450"),
+    (None, "GT450", "GT450"),
+]
+
+
+def test_a_scanner_is_none_that_is_a_kind_of_file(tmp_path):
+    for number, (vendor, scanner, _) in enumerate(SCANNERS):
+        add_row(tmp_path, f"s{number}", file=f"{number}.svs", status="excluded", vendor=vendor, scanner=scanner)
     audited, _ = looked(tmp_path)
-    assert audited.scanners == {shown: 1}
-    assert audited.slides[0].scanner == shown
+    assert [slide.scanner for slide in audited.slides] == [shown for _, _, shown in SCANNERS]
+    assert audited.scanners == Counter(shown for _, _, shown in SCANNERS)
 
 
 def test_one_file_under_two_ids_is_noted(tmp_path):
