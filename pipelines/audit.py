@@ -9,10 +9,11 @@ from rich.text import Text
 
 from pipelines.calls.slides import AuditCall
 from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, printable, run_command
+from wsi_prep.curation.audit.concerns import Concerns, concerns
 from wsi_prep.curation.audit.count import count, open_catalogs
-from wsi_prep.curation.audit.numbers import Audit, balance
-from wsi_prep.curation.audit.page import extent, render_page, significant
-from wsi_prep.curation.audit.pictures import Gallery, Picture, TilePicture, overlays, tiles
+from wsi_prep.curation.audit.numbers import Audit, balance, significant
+from wsi_prep.curation.audit.page import extent, render_page
+from wsi_prep.curation.audit.pictures import Gallery, Overlay, TilePicture, overlays, tiles
 from wsi_prep.errors import BadOption
 from wsi_prep.storage.atomic import write_atomically
 
@@ -31,12 +32,14 @@ def _work(call: AuditCall, terminal: Terminal) -> int:
             raise BadOption(f"--{name} {getattr(call, name)} is no whole number of at least 0")
     with open_catalogs(call.shards) as connection:
         audited = count(connection, call.shards, call.alpha)
-        shown = overlays(audited, call.gallery, call.seed)
+        first = concerns(audited, connection)
+        shown = overlays(audited, call.gallery, call.seed, [concern.slide for concern in first.shown])
         drawn = tiles(audited, connection, call.tiles, call.seed)
-    page = render_page(audited, shown, drawn).encode()
+    page = render_page(audited, first, shown, drawn).encode()
     call.to.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(call.to, page)
     show_audit(terminal, audited)
+    _show_first(terminal, audited, first)
     lost = lost_pictures(audited, shown, drawn)
     for line in extent(audited, shown, drawn):
         terminal.say(line)
@@ -46,9 +49,9 @@ def _work(call: AuditCall, terminal: Terminal) -> int:
     return EXIT_NOT_ALL if lost else EXIT_OK
 
 
-def lost_pictures(audited: Audit, shown: Gallery[Picture], drawn: Gallery[TilePicture]) -> list[str]:
+def lost_pictures(audited: Audit, shown: Gallery[Overlay], drawn: Gallery[TilePicture]) -> list[str]:
     """A line for each picture that should be there and is not."""
-    lost = [p for p in shown.pictures if p.missing and audited.slides[p.slide].status != "excluded"]
+    lost = [p for p in shown.pictures if p.missing and audited.slides[p.slide].status not in ("excluded", "failed")]
     lines = [f"{audited.slides[p.slide].slide_id}: {p.missing}" for p in lost]
     lines += [
         f"{audited.slides[p.slide].slide_id}, {p.magnification} tile {p.index}: {p.missing}"
@@ -64,7 +67,9 @@ def show_audit(terminal: Terminal, audited: Audit) -> None:
     by_magnification = ", ".join(f"{name} {n:,}" for name, n in audited.tiles.items())
     terminal.say(f"{len(audited.slides):,} slides: {statuses}")
     tissue = f"{significant(audited.tissue_mm2)} mm2 of tissue"
-    terminal.say(f"{sum(audited.tiles.values()):,} tiles ({by_magnification}), {tissue}")
+    of = f"of {sum(any(slide.tiles) for slide in audited.slides):,} slides in {len(audited.strata):,} strata"
+    terminal.say(f"{sum(audited.tiles.values()):,} tiles {of}, each of one magnification")
+    terminal.say(f"{by_magnification} tiles, {tissue}")
     _show_balance(terminal, audited)
     _show_strata(terminal, audited)
     _show_diversity(terminal, audited)
@@ -72,6 +77,12 @@ def show_audit(terminal: Terminal, audited: Audit) -> None:
         _show_named(terminal, f"{len(slides):,} {status}  {kind}", [(s.file, s.error) for s in slides])
     if warned := [(s.file, s.warning) for s in audited.slides if s.warning]:
         _show_named(terminal, f"{len(warned):,} with a warning", warned)
+
+
+def _show_first(terminal: Terminal, audited: Audit, found: Concerns) -> None:
+    if found.shown:
+        named = [(audited.slides[c.slide].file, "; ".join(c.reasons)) for c in found.shown]
+        _show_named(terminal, f"look at these first, of {found.slides:,} with something against them", named)
 
 
 def _show_balance(terminal: Terminal, audited: Audit) -> None:

@@ -34,8 +34,8 @@ def _work(call: PeekCall, terminal: Terminal) -> int:
     save_picture(sheet, call.png)
     for line in [*index.warnings, *sampler.warnings, *(f"cannot be read: {name}" for name in bad)]:
         terminal.warn(line)
-    what = f"{index.tiles:,} tiles of {len(index.slides):,} slides in {len(sampler.strata):,} strata"
-    terminal.say(f"{what}: {call.png}")
+    what = f"{index.tiles:,} tiles of {index.slides_with_tiles:,} slides in {len(sampler.strata):,} strata"
+    terminal.say(f"{what}, each of one magnification: {call.png}")
     return EXIT_NOT_ALL if bad else EXIT_OK
 
 

@@ -65,7 +65,7 @@ class Index:
     def warnings(self) -> list[str]:
         """What a user should know of these shards."""
         found = [*self.copies.notes]
-        if alone := int((self.slides["by_patient"] == 0).sum()):
+        if alone := int((self.slides["by_patient"][self._shown()] == 0).sum()):
             found.append(f"{alone} slides have no patient_key: each is split as a patient of its own")
         return found
 
@@ -73,6 +73,14 @@ class Index:
     def tiles(self) -> int:
         """Tiles that can be drawn."""
         return int(self.cells["count"].sum(dtype=np.int64))
+
+    @property
+    def slides_with_tiles(self) -> int:
+        """Slides that these tiles are of, each counted once, wherever else it is."""
+        return len(self._shown())
+
+    def _shown(self) -> NDArray[Any]:
+        return np.unique(self.cells["slide"])
 
     def source(self, tile: int) -> ShardSource:
         """Which of the folders holds the tile of this row number."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import unicodedata
+from pathlib import Path
+
+import matplotlib as mpl
 import numpy as np
+from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -22,15 +28,38 @@ def blank(width: int, height: int) -> Image.Image:
 def heading(text: str, width: int) -> Image.Image:
     """A strip of one line in large letters."""
     strip = blank(width, 40)
-    ImageDraw.Draw(strip).text((MARGIN, 10), text, INK, font(20))
+    ImageDraw.Draw(strip).text((MARGIN, 10), drawable(text), INK, font(20))
     return strip
 
 
 def line(text: str, width: int, ink: tuple[int, int, int] = INK) -> Image.Image:
-    """A strip of one line."""
-    strip = blank(width, LINE)
-    ImageDraw.Draw(strip).text((MARGIN, 3), text, ink, font(14))
+    """A strip of one line, or of as many as the text needs."""
+    rows = _wrapped(drawable(text), width - 2 * MARGIN, font(14))
+    strip = blank(width, LINE * len(rows))
+    words = ImageDraw.Draw(strip)
+    for number, row in enumerate(rows):
+        words.text((MARGIN, LINE * number + 3), row, ink, font(14))
     return strip
+
+
+def drawable(text: str) -> str:
+    """The text as the font can draw it: Latin, Greek, Cyrillic and more; what it lacks, as CJK, is escaped."""
+    known = _known()
+    return "".join(
+        c if c.isprintable() and ord(c) in known else c.encode("unicode_escape").decode()
+        for c in unicodedata.normalize("NFC", text)
+    )
+
+
+def _wrapped(text: str, width: int, letters: ImageFont.FreeTypeFont) -> list[str]:
+    """The text in rows of at most `width` px, each of a character at least; cut behind a space where there is one."""
+    rows = []
+    while letters.getlength(text) > width:
+        most = next((n for n in range(len(text), 1, -1) if letters.getlength(text[:n]) <= width), 1)
+        cut = text.rfind(" ", 1, most) + 1 or most
+        rows.append(text[:cut])
+        text = text[cut:]
+    return [*rows, text]
 
 
 def shrunk(pixels: NDArray[np.uint8], px: int) -> Image.Image:
@@ -42,7 +71,7 @@ def captioned(image: Image.Image, text: str, ink: tuple[int, int, int] = INK) ->
     """The picture with a few words below it."""
     below = blank(max(image.width, _CAPTION_PX), image.height + LINE)
     below.paste(image, (0, 0))
-    ImageDraw.Draw(below).text((0, image.height + 3), text, ink, font(12))
+    ImageDraw.Draw(below).text((0, image.height + 3), drawable(text), ink, font(12))
     return below
 
 
@@ -78,6 +107,16 @@ def stack(strips: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own, `size` px high."""
-    return ImageFont.load_default(size)
+@functools.cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, `size` px high: that of matplotlib, which has more scripts than Pillow's own."""
+    return ImageFont.truetype(str(_FONT), size)
+
+
+_FONT = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+
+
+@functools.cache
+def _known() -> frozenset[int]:
+    """Code points that the font has a picture for."""
+    return frozenset(FT2Font(str(_FONT)).get_charmap())

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +18,22 @@ from wsi_prep.tiles.plan import TilePlan
 
 _PANEL_PX = 720
 _CAPTION_PX = 28
+_GAP_PX = 6
+_WHITE = 250  # glass is darker
 _OUTLINE = (0, 150, 70)
 _TILE = (30, 60, 220)
 _INK = (30, 30, 30)
+_FONT = "uni"  # in OpenCV from 5 on
+
+
+class Panel(NamedTuple):
+    """Where in an overlay one of its pictures lies, in px; its caption and the gap beside it are outside."""
+
+    name: str
+    x: int
+    y: int
+    width: int
+    height: int
 
 
 def draw_overlay(thumbnail: Thumbnail, tissue: NDArray[np.bool_], plan: TilePlan | None, title: str) -> bytes:
@@ -36,6 +54,24 @@ def draw_overlay(thumbnail: Thumbnail, tissue: NDArray[np.bool_], plan: TilePlan
                 caption = f"{mag.name}: {plan.count(mag):,} tiles"
                 panels.append(_captioned(_with_tiles(outlined, plan, number, step), caption))
     return encode_tile(np.hstack(panels), JpegSettings(quality=85))
+
+
+def panels_of(overlay: NDArray[np.uint8], tiles: Sequence[int]) -> tuple[Panel, ...]:
+    """The panels of a (h, w, 3) picture that draw_overlay made of a slide with so many `tiles`, by MAGNIFICATIONS.
+
+    "slide" is bare; "tissue", or the names of magnifications, have its outline. One panel without a name, all of the
+    picture, where it is not laid out so.
+    """
+    height, width = overlay.shape[:2]
+    drawn = [mag.name for mag, count in zip(MAGNIFICATIONS, tiles, strict=True) if count]
+    names = ["slide", *(drawn[::-1] or ["tissue"])]
+    step, over = divmod(width, len(names))
+    gaps = [overlay[:, (n + 1) * step - _GAP_PX + 1 : (n + 1) * step - 1] for n in range(len(names))]
+    if over or step <= _GAP_PX or height <= _CAPTION_PX or min(gap.mean() for gap in gaps) < _WHITE:
+        return (Panel("", 0, 0, width, height),)
+    return tuple(
+        Panel(name, n * step, _CAPTION_PX, step - _GAP_PX, height - _CAPTION_PX) for n, name in enumerate(names)
+    )
 
 
 def _outlined(picture: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -63,8 +99,32 @@ def _with_tiles(
 
 
 def _captioned(picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    panel = np.full((picture.shape[0] + _CAPTION_PX, picture.shape[1] + 6, 3), 255, np.uint8)
-    panel[_CAPTION_PX:, :-6] = picture
-    ascii_text = text.encode("ascii", "replace").decode()
-    cv2.putText(panel, ascii_text, (4, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+    panel = np.full((picture.shape[0] + _CAPTION_PX, picture.shape[1] + _GAP_PX, 3), 255, np.uint8)
+    panel[_CAPTION_PX:, :-_GAP_PX] = picture
+    _write(panel, text)
     return panel
+
+
+def _write(panel: NDArray[np.uint8], text: str) -> None:
+    """Draw the caption. OpenCV 5 has a font for most scripts; what it, or an older one, cannot draw is escaped."""
+    text = "".join(
+        c if _can_draw(c) else c.encode("unicode_escape").decode() for c in unicodedata.normalize("NFC", text)
+    )
+    if text.isascii():
+        cv2.putText(panel, text, (4, 19), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _INK, 1, cv2.LINE_AA)
+    else:
+        cv2.putText(panel, text, (4, 19), _INK, cv2.FontFace(_FONT), 15)
+
+
+@functools.lru_cache(4096)
+def _can_draw(character: str) -> bool:
+    if not character.isprintable():
+        return False
+    return character.isascii() or (hasattr(cv2, "FontFace") and _glyph(character) != _glyph("?"))
+
+
+def _glyph(character: str) -> bytes:
+    """The character's picture; that of a question mark where the font has none."""
+    picture = np.full((24, 32), 255, np.uint8)
+    cv2.putText(picture, character, (4, 19), (0,), cv2.FontFace(_FONT), 15)
+    return picture.tobytes()

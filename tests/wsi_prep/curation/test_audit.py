@@ -19,7 +19,7 @@ from tests.support.shard_folders import add_overlay, add_row, add_slide
 from wsi_prep.curation.audit import page as audit_page
 from wsi_prep.curation.audit import pictures as audit_pictures
 from wsi_prep.curation.audit.count import count, open_catalogs
-from wsi_prep.curation.audit.numbers import balance, effective
+from wsi_prep.curation.audit.numbers import balance, effective, merged
 from wsi_prep.curation.audit.pictures import overlays, tiles
 from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.format.records import SLIDE_SCHEMA
@@ -154,14 +154,18 @@ def test_scales_fall_into_bins_around_the_magnifications(tmp_path):
 
 def test_folders_are_one_page_and_a_slide_in_two_counts_once(tmp_path):
     add_slide(tmp_path / "a", 1, {"20x": 3}, **PEOPLE)
-    add_slide(tmp_path / "a", 2, {"20x": 2}, **PEOPLE)
-    add_slide(tmp_path / "b's [1]", 2, {"20x": 5}, **PEOPLE)
-    add_slide(tmp_path / "b's [1]", 3, {"20x": 7}, **PEOPLE)
+    add_slide(tmp_path / "a", 2, {"20x": 2}, tissue_mm2=2.0, mpp_x=0.5, **PEOPLE)
+    add_slide(tmp_path / "b's [1]", 2, {"20x": 5}, tissue_mm2=2.0, mpp_x=0.5, **PEOPLE)
+    add_slide(tmp_path / "b's [1]", 3, {"20x": 6, "10x": 1}, tissue_mm2=4.0, mpp_x=0.5, **PEOPLE)
     add_row(tmp_path / "b's [1]", "slide1-00000001", status="failed")
     found = audited(tmp_path / "a", tmp_path / "b's [1]")
     index = open_index([str(tmp_path / "a"), str(tmp_path / "b's [1]")], tmp_path / "index")
     assert sum(found.tiles.values()) == index.tiles == 12
     assert [slide.folder for slide in found.slides] == [0, 0, 1]
+    assert sum(found.scanners.values()) == sum(found.mpp_sources.values()) == sum(found.statuses.values()) == 3
+    assert (found.tissue_mm2, found.mpp) == (6.0, {8: 2})
+    (together,) = merged(found.slides, found.strata)
+    assert (together.slides, together.tiles, together.tissue_mm2) == (3, 12, 6.0)
     said = (
         "slides are ok in several folders, or files of a catalog; of each the first copy counts, by the order of SHARDS"
     )
@@ -238,7 +242,7 @@ def test_many_tiles_are_made_smaller_and_what_is_left_out_is_said(tmp_path, monk
     assert {decode_tile(base64.b64decode(tile["jpeg"])).shape for tile in data["tiles"]} == {(196, 196, 3)}
     assert sum(len(base64.b64decode(tile["jpeg"])) for tile in data["tiles"]) <= 7000
     said = capsys.readouterr().out
-    assert "shows 3 of 5 overlays" in said
+    assert "shows 3 of 6 overlays" in said
     assert f"shows {len(data['tiles'])} of 19 tiles" in said
     assert f"shows {len(data['tiles'])} of 19 tiles" in html.read_text()
 
@@ -248,7 +252,7 @@ def test_a_page_too_long_lists_the_first_slides_and_those_of_pictures(tmp_path, 
         add_row(tmp_path, f"s{number}", file=f"{number}.svs", status="failed")
     add_overlay(tmp_path, add_slide(tmp_path, 9, {"20x": 1}, file="9.svs"))
     monkeypatch.setattr(audit_page, "MOST_SLIDES", 3)
-    assert main(["--shards", str(tmp_path), "--to", str(tmp_path / "audit.html")]) == 0
+    assert main(["--shards", str(tmp_path), "--to", str(tmp_path / "audit.html"), "--gallery", "1"]) == 0
     listed = [(slide["number"], slide["file"]) for slide in embedded(tmp_path / "audit.html")["slides"]]
     assert listed == [(0, "0.svs"), (1, "1.svs"), (2, "2.svs"), (9, "9.svs")]
     assert "lists 3 of 10 slides" in capsys.readouterr().out
@@ -324,7 +328,8 @@ def test_the_terminal_says_the_same(tmp_path, capsys):
     assert main(["--shards", str(out), "--to", str(tmp_path / "new" / "audit.html")]) == 3
     said = capsys.readouterr().out
     assert "7 slides: 5 ok, 1 excluded, 1 failed" in said
-    assert "63 tiles (40x 45, 20x 15, 10x 0, 5x 3), 8.00 mm2 of tissue" in said
+    assert "63 tiles of 4 slides in 6 strata" in said
+    assert "40x 45, 20x 15, 10x 0, 5x 3 tiles, 8.00 mm2 of tissue" in said
     assert re.search(r"40x +HE +A +skin +2 +40 +5\.50 ", said)
     assert "torn.svs  tile 7 is no JPEG" in said
     assert "odd\\x1b[2J.svs  the manifest's mpp is not the file's" in said

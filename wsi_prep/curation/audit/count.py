@@ -28,6 +28,7 @@ from wsi_prep.errors import BadCatalog
 from wsi_prep.format.strata import STRATUM_LEVELS
 from wsi_prep.output.catalog_files import catalog_files, first_line
 from wsi_prep.output.query import create_view, local_names
+from wsi_prep.slides.readers.tags import NO_MAKERS
 from wsi_prep.untrusted.sql import closed_connection
 
 _QUALITY = ("tissue_fraction", "focus", "pen", "dark", "white", "saturation")
@@ -89,7 +90,11 @@ def count(connection: duckdb.DuckDBPyConnection, folders: Sequence[str], alpha: 
     )
 
 
-_SCANNER = f"coalesce(nullif(trim(concat_ws(' ', vendor, scanner)), ''), '{NOT_STATED}')"
+_SCANNER = f"""
+CASE WHEN trim(scanner) != '' THEN trim(concat_ws(' ', CASE WHEN vendor NOT IN {NO_MAKERS} THEN vendor END, scanner))
+WHEN coalesce(vendor, '') IN {("", *NO_MAKERS)} THEN 'unknown'
+ELSE concat(vendor, ', model unknown') END
+"""
 
 
 def _slides(connection: duckdb.DuckDBPyConnection) -> tuple[Slide, ...]:
@@ -182,6 +187,9 @@ _NOTES = {
         USING (slide_id) WHERE status = 'ok' AND coalesce(n, 0) != {_STATED}""",  # noqa: S608
     "{} tiles with tissue were left out by the filter that the shards were made with": """
         SELECT coalesce(sum(tiles_filtered), 0)::BIGINT FROM slides""",
+    "{} slides that are ok have the content of another one, under another slide_id: each counts as a slide": """
+        SELECT (count(*) - count(DISTINCT fingerprint))::BIGINT FROM slides
+        WHERE status = 'ok' AND coalesce(fingerprint, '') != ''""",
     "{} slides that are ok have no patient_key: each is split as a patient of its own": """
         SELECT count(*) FROM slides WHERE status = 'ok' AND coalesce(patient_key, '') = ''""",
 }

@@ -201,6 +201,17 @@ def balance(audited: Audit) -> dict[str, list[tuple[str, float, float]]]:
     return found
 
 
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number for people: `digits` significant, without an exponent; a dash for none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits}g}"))))
+    decimals = max(0, min(digits + 3, digits - 1 - exponent))
+    return f"{value:,.{decimals}f}"
+
+
 def _diversity(what: str, magnification: str, strata: Sequence[Stratum], levels: Sequence[str]) -> Diversity:
     amounts: dict[str, dict[tuple[str, ...], float]] = {}
     for measure in ("slides", "tiles", "tissue_mm2", "drawn"):

@@ -17,8 +17,9 @@ from typing import Any
 
 import jinja2
 
-from wsi_prep.curation.audit.numbers import MPP_BINS_AN_OCTAVE, NAMES, Audit, Slide
-from wsi_prep.curation.audit.pictures import Gallery, Picture, TilePicture
+from wsi_prep.curation.audit.concerns import LIMITS, MOST, OF_A_KIND, RULES, Concerns
+from wsi_prep.curation.audit.numbers import MPP_BINS_AN_OCTAVE, NAMES, Audit, Slide, significant
+from wsi_prep.curation.audit.pictures import Gallery, Overlay, Picture, TilePicture
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.format.strata import STRATUM_LEVELS
 
@@ -38,7 +39,7 @@ class Bar:
     share: float
 
 
-def render_page(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TilePicture]) -> str:
+def render_page(audited: Audit, concerns: Concerns, overlays: Gallery[Overlay], tiles: Gallery[TilePicture]) -> str:
     """The page as text."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wsi_prep.curation.audit"),
@@ -54,7 +55,11 @@ def render_page(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TileP
     numbers = {slide: number for number, slide in enumerate(audited.slides)}
     return environment.get_template("audit.html").render(
         audited=audited,
-        data=page_data(audited, overlays, tiles),
+        data=page_data(audited, concerns, overlays, tiles),
+        concerns=concerns,
+        concerns_most=(MOST, OF_A_KIND),
+        rules=RULES,
+        carded={picture.slide for picture in overlays.pictures},
         names=[Path(folder).absolute().name for folder in audited.folders],
         levels=STRATUM_LEVELS,
         magnifications=NAMES,
@@ -66,6 +71,7 @@ def render_page(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TileP
         mpp_sources=bars(audited.mpp_sources),
         scanners=bars(audited.scanners),
         quality=_by_quantity(audited),
+        limits=LIMITS,
         extent=extent(audited, overlays, tiles),
         script=script,
         style=style,
@@ -74,44 +80,40 @@ def render_page(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TileP
     )
 
 
-def page_data(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TilePicture]) -> dict[str, Any]:
+def page_data(
+    audited: Audit, concerns: Concerns, overlays: Gallery[Overlay], tiles: Gallery[TilePicture]
+) -> dict[str, Any]:
     """What the page's script works on, as it goes into JSON."""
     each = {(s.magnification, *s.name): s.drawn / s.slides for s in audited.strata}
+    looked = {concern.slide: concern.reasons for concern in concerns.shown}
     pictured = {picture.slide for picture in (*overlays.pictures, *tiles.pictures)}
     listed = sorted(pictured.union(range(min(MOST_SLIDES, len(audited.slides)))))
     return {
         "magnifications": NAMES,
         "tilesThere": sum(audited.tiles.values()),
         "slides": [{"number": n, **_slide(audited.slides[n], each)} for n in listed],
-        "overlays": [_picture(p) for p in overlays.pictures],
+        "overlays": [_picture(p) | _panels(p) | {"look": looked.get(p.slide, ())} for p in overlays.pictures],
+        "tilePx": tiles.widest_px,
         "tiles": [_picture(p) | _place(p) for p in tiles.pictures],
     }
 
 
-def extent(audited: Audit, overlays: Gallery[Picture], tiles: Gallery[TilePicture]) -> list[str]:
+def extent(audited: Audit, overlays: Gallery[Overlay], tiles: Gallery[TilePicture]) -> list[str]:
     """How much of the shards the page shows, in words."""
     found = []
     if len(audited.slides) > MOST_SLIDES:
         listed = f"{MOST_SLIDES:,} of {len(audited.slides):,} slides, the first by name, and those of its pictures"
         found.append(f"the page lists {listed}; its tables and what the filter changes are of these")
     of = f"{len(overlays.pictures):,} of {overlays.available:,} overlays"
-    found.append(
-        f"the page shows {of}, at most {overlays.widest_px:,} px wide; they lie in overlays/ of their shards folder"
+    found.append(f"the page shows {of}; they lie in overlays/ of their shards folder")
+    short = any(
+        p.panels and sum(map(bool, audited.slides[p.slide].tiles)) + 1 > len(p.panels) > 1 for p in overlays.pictures
     )
+    if short:
+        found.append("to keep the page small, overlays show the tiles of the coarsest magnification alone")
     stored = "as stored" if tiles.widest_px == TILE_PX else f"made smaller, {tiles.widest_px} px wide"
     found.append(f"the page shows {len(tiles.pictures):,} of {tiles.available:,} tiles drawn for the strata, {stored}")
     return found
-
-
-def significant(value: float | None, digits: int = 3) -> str:
-    """A number for people: `digits` significant, without an exponent; a dash for none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if value == 0:
-        return "0"
-    exponent = math.floor(math.log10(abs(float(f"{value:.{digits}g}"))))
-    decimals = max(0, min(digits + 3, digits - 1 - exponent))
-    return f"{value:,.{decimals}f}"
 
 
 def bars(counts: Mapping[str, int]) -> list[Bar]:
@@ -150,6 +152,10 @@ def _picture(picture: Picture) -> dict[str, Any]:
         "jpeg": base64.b64encode(picture.jpeg).decode(),
         "missing": picture.missing,
     }
+
+
+def _panels(overlay: Overlay) -> dict[str, Any]:
+    return {"px": overlay.size, "panels": overlay.panels}
 
 
 def _place(tile: TilePicture) -> dict[str, Any]:

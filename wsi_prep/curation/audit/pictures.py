@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
@@ -23,11 +23,13 @@ from wsi_prep.format.records import TileRow
 from wsi_prep.format.stored_tiles import WrongBytes, decode_stored, is_picture, place_of
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage
+from wsi_prep.tiles.overlay import Panel, panels_of
 
-OVERLAY_PX = 2000
-"""Widest overlay to show."""
+OVERLAY_PX = 4000
+"""Widest overlay to show; what make shards draws is narrower."""
 
-_OVERLAY_BYTES = 8_000_000
+_FIRST_PANELS = 2  # the bare slide, and its outline with the tiles of the coarsest magnification
+_OVERLAY_BYTES = 10_000_000
 _TILE_BYTES = 7_000_000
 _MOST_TILES = 800
 _SMALL = JpegSettings(quality=80)
@@ -43,6 +45,14 @@ class Picture:
     slide: int
     jpeg: bytes
     missing: str = ""
+
+
+@dataclass(frozen=True)
+class Overlay(Picture):
+    """The picture of a slide: `size` is (width, height) in px, `panels` where the slide, its outline and tiles are."""
+
+    size: tuple[int, int] = (0, 0)
+    panels: tuple[Panel, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +75,31 @@ class Gallery(Generic[P]):
     widest_px: int
 
 
-def overlays(audited: Audit, most: int, seed: int) -> Gallery[Picture]:
-    """At most `most` slides' overlays, chosen by `seed`, one of each status and stratum in turn, by Audit's order."""
-    there = [number for number, slide in enumerate(audited.slides) if slide.status != "failed"]
+def overlays(audited: Audit, most: int, seed: int, first: Sequence[int] = ()) -> Gallery[Overlay]:
+    """At most `most` slides' overlays: those of the slides `first`, then others chosen by `seed`, one of each status
+    and stratum in turn; by Audit's order.
+
+    Where all of them take too much, each is cut to its first two panels, and the last ones are left out.
+    """
+    rest = [n for n, slide in enumerate(audited.slides) if slide.status != "failed" and n not in set(first)]
 
     def group(number: int) -> tuple[str, ...]:
         slide = audited.slides[number]
         return slide.status, slide.stain, slide.institution, slide.tissue
 
     places = [open_storage(folder) for folder in audited.folders]
-    found: list[Picture] = []
+    whole: list[Overlay] = []
+    short: list[Overlay] = []
     size = 0
-    for number in _in_turn(there, group, lambda n: audited.slides[n].slide_id, seed)[:most]:
-        picture = _overlay(places[audited.slides[number].folder], audited, number)
-        size += len(picture.jpeg)
+    for number in [*first, *_in_turn(rest, group, lambda n: audited.slides[n].slide_id, seed)][:most]:
+        picture, cut = _overlay(places[audited.slides[number].folder], audited, number)
+        size += len(cut.jpeg)
         if size > _OVERLAY_BYTES:
             break
-        found.append(picture)
-    return Gallery(tuple(sorted(found, key=lambda picture: picture.slide)), len(there), OVERLAY_PX)
+        whole.append(picture)
+        short.append(cut)
+    found = whole if sum(len(picture.jpeg) for picture in whole) <= _OVERLAY_BYTES else short
+    return Gallery(tuple(sorted(found, key=lambda picture: picture.slide)), len(rest) + len(first), OVERLAY_PX)
 
 
 def tiles(audited: Audit, connection: duckdb.DuckDBPyConnection, each: int, seed: int) -> Gallery[TilePicture]:
@@ -127,26 +144,44 @@ def _mark(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest(), "little")
 
 
-def _overlay(storage: Storage, audited: Audit, number: int) -> Picture:
+def _overlay(storage: Storage, audited: Audit, number: int) -> tuple[Overlay, Overlay]:
+    """The slide's overlay, and its first panels alone; or why there is none, twice."""
     slide = audited.slides[number]
-    try:
-        data = storage.read(output_places(slide.slide_id)["overlay.jpg"])
-        if not is_picture(data):
-            return Picture(number, b"", "the overlay cannot be decoded")
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except StoreFailed:
-        raise
-    except (OSError, ValueError, cv2.error) as error:
-        if isinstance(error, BadOutput):
-            return Picture(number, b"", "the overlay is a link, no file, or too large")
-        made = slide.status in ("ok", "empty")
-        return Picture(number, b"", "the overlay is missing" if made else f"{slide.status} before an overlay was made")
+    pixels, missing = _pixels(storage, slide.slide_id)
     if pixels is None:
-        return Picture(number, b"", "the overlay cannot be decoded")
+        never = slide.status not in ("ok", "empty") and missing == _GONE
+        none = Overlay(number, b"", f"{slide.status} before an overlay was made" if never else missing)
+        return none, none
     scale = min(1.0, OVERLAY_PX / pixels.shape[1])
     size = (round(pixels.shape[1] * scale), max(1, round(pixels.shape[0] * scale)))
-    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    return Picture(number, encode_tile(np.asarray(small[..., ::-1], np.uint8), _SMALL))
+    small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)[..., ::-1], np.uint8)
+    panels = panels_of(small, slide.tiles)
+    whole = _encoded(number, small, panels)
+    if len(panels) <= _FIRST_PANELS:
+        return whole, whole
+    return whole, _encoded(number, small[:, : panels[_FIRST_PANELS].x], panels[:_FIRST_PANELS])
+
+
+_GONE = "the overlay is missing"
+
+
+def _pixels(storage: Storage, slide_id: str) -> tuple[NDArray[np.uint8] | None, str]:
+    """(h, w, 3) BGR, or None and why."""
+    try:
+        data = storage.read(output_places(slide_id)["overlay.jpg"])
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if is_picture(data) else None
+    except StoreFailed:
+        raise
+    except BadOutput:
+        return None, "the overlay is a link, no file, or too large"
+    except (OSError, ValueError, cv2.error):
+        return None, _GONE
+    return (None, "the overlay cannot be decoded") if pixels is None else (np.asarray(pixels, np.uint8), "")
+
+
+def _encoded(number: int, pixels: NDArray[np.uint8], panels: tuple[Panel, ...]) -> Overlay:
+    jpeg = encode_tile(np.ascontiguousarray(pixels), _SMALL)
+    return Overlay(number, jpeg, size=(pixels.shape[1], pixels.shape[0]), panels=panels)
 
 
 def _picks(audited: Audit, each: int, seed: int) -> list[tuple[int, str, int]]:

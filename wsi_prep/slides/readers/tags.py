@@ -46,6 +46,9 @@ _MAKERS = (
 _OPEN_FORMATS = ("dicom", "ome", "generic-tiff")
 """Formats that scanners of many makers write."""
 
+NO_MAKERS = (*_OPEN_FORMATS, "synthetic")
+"""What stands for a vendor and names no maker of scanners, but a format."""
+
 _MODEL_PREFIX = re.compile(r"(?:aperio|leica(?: biosystems)?|hamamatsu|3dhistech|philips|ventana|roche)\s+(?=\S)", re.I)
 _MODEL = re.compile(r"[A-Za-z0-9 .()/+_-]{1,40}")
 _MAKERS_IN_MODELS = (

@@ -222,40 +222,99 @@ class SortedTable {
   }
 }
 
-// Pictures
+// Pictures: of an overlay, one panel at a time is shown
 
 const large = document.getElementById("large");
+const thumbs = new Map(); // the button that opens a picture: the picture
 let opener = null;
+let wanted = null; // name of the panel that was chosen last
+
+const WHOLE = ["", 0, 0, data.tilePx, data.tilePx];
+const panelsOf = (found) => found.panels || [WHOLE];
+const outlined = (found) => panelsOf(found)[Math.min(1, panelsOf(found).length - 1)];
+const panelNames = { slide: "Bare slide", tissue: "Outline" };
+const panelName = (name) => panelNames[name] || `Outline, ${name} tiles`;
+
+// Cuts the frame's image to a panel: the frame has the panel's shape, the image reaches beyond it.
+function cutTo(frame, found, [, x, y, width, height]) {
+  const [wide, high] = found.px || [data.tilePx, data.tilePx];
+  const percent = (part) => `${100 * part}%`;
+  frame.style.aspectRatio = `${width} / ${height}`;
+  Object.assign(frame.querySelector("img").style, {
+    width: percent(wide / width), height: percent(high / height), left: percent(-x / width), top: percent(-y / height),
+  });
+}
 
 function enlarge(thumb) {
   opener = thumb;
+  const found = thumbs.get(thumb);
   const image = thumb.querySelector("img");
   Object.assign(large.querySelector("img"), { src: image.src, alt: image.alt });
   large.querySelector("p").textContent = image.alt;
+  showPanel(found, panelsOf(found).find(([name]) => name === wanted) || outlined(found));
   if (!large.open) large.showModal();
+}
+
+function showPanel(found, panel) {
+  const [name, , , width, height] = panel;
+  const frame = large.querySelector(".frame");
+  cutTo(frame, found, panel);
+  frame.style.width = `min(92vw, calc((100vh - 11rem) * ${width / height}), ${2 * width}px)`;
+  const several = panelsOf(found).length > 1;
+  large.querySelector("small span").hidden = !several;
+  const choices = large.querySelector(".choices");
+  const held = choices.contains(document.activeElement);
+  choices.replaceChildren(...(several ? panelsOf(found) : []).map((other) => {
+    const choice = element("button", { type: "button", textContent: panelName(other[0]) });
+    choice.setAttribute("aria-pressed", other[0] === name);
+    choice.addEventListener("click", (event) => {
+      event.stopPropagation(); // else it would close, as it does by a click elsewhere
+      choosePanel(found, other);
+    });
+    return choice;
+  }));
+  if (held) (choices.querySelector("[aria-pressed=true]") || large.querySelector(".close")).focus();
+}
+
+function choosePanel(found, panel) {
+  [wanted] = panel;
+  showPanel(found, panel);
 }
 
 large.addEventListener("click", () => large.close());
 large.addEventListener("close", () => opener.focus());
 large.addEventListener("keydown", (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!step) return;
-  const thumbs = [...document.querySelectorAll(".thumb")].filter((thumb) => thumb.offsetParent);
-  const next = thumbs[thumbs.indexOf(opener) + step];
-  if (next) enlarge(next);
+  const up = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (!step && !up) return;
+  event.preventDefault();
+  if (step) {
+    const shown = [...thumbs.keys()].filter((thumb) => thumb.offsetParent);
+    const next = shown[shown.indexOf(opener) + step];
+    if (next) enlarge(next);
+  } else {
+    const found = thumbs.get(opener);
+    const at = [...large.querySelectorAll(".choices button")].findIndex((choice) => choice.ariaPressed === "true");
+    const panel = at < 0 ? null : panelsOf(found)[at + up];
+    if (panel) choosePanel(found, panel);
+  }
 });
 
 function picture(found, words, lines) {
-  const [name, about] = lines;
-  const caption = name ? [element("figcaption", {}, element("b", { textContent: name }), about)] : [];
+  const [name, ...about] = lines;
+  const caption = name ? [element("figcaption", {}, element("b", { textContent: name }), ...about)] : [];
   if (!found.jpeg) {
     return element("figure", {}, element("div", { className: "gone", textContent: found.missing, title: words }), ...caption);
   }
   const source = `data:image/jpeg;base64,${found.jpeg}`;
-  const image = element("img", { alt: words, decoding: "async", loading: "lazy", src: source });
-  const thumb = element("button", { type: "button", className: "thumb", title: words }, image);
+  const frame = element("span", { className: "frame" }, element("img", { alt: words, decoding: "async", loading: "lazy", src: source }));
+  const [, , , width, height] = outlined(found);
+  cutTo(frame, found, outlined(found));
+  frame.style[width / height > 4 / 3 ? "width" : "height"] = "100%";
+  const thumb = element("button", { type: "button", className: "thumb", title: words }, frame);
   thumb.setAttribute("aria-label", `Enlarge ${words}`);
   thumb.addEventListener("click", () => enlarge(thumb));
+  thumbs.set(thumb, found);
   return element("figure", {}, thumb, ...caption);
 }
 
@@ -263,7 +322,9 @@ function makeGallery() {
   for (const found of data.overlays) {
     const slide = byNumber.get(found.slide);
     const about = [slide.status === "ok" ? "" : slide.status, slide.stain, slide.institution, slide.tissue].filter(Boolean).join(", ");
-    found.figure = picture(found, `${slide.file}: ${about}`, [slide.file, about]);
+    const look = found.look.map((reason) => element("span", { className: "look", textContent: reason }));
+    found.figure = picture(found, `${slide.file}: ${about}`, [slide.file, about, ...look]);
+    found.figure.id = `slide-${found.slide}`;
     document.querySelector(".gallery").append(found.figure);
   }
 }
@@ -296,10 +357,11 @@ function showPictures(numbers, magnifications) {
     const number = Number(line.dataset.slide);
     line.hidden = byNumber.has(number) && !numbers.has(number);
   }
+  for (const list of document.querySelectorAll(".first")) list.hidden = !list.querySelector("[data-slide]:not([hidden])");
   for (const reason of document.querySelectorAll(".reason")) reason.hidden = !reason.querySelector("li:not([hidden])");
   const shown = (list) => count(list.filter((found) => !found.figure.hidden).length);
   document.getElementById("gallery-says").textContent =
-    `${shown(data.overlays)} of the ${count(data.overlays.length)} on this page. Open one for its tiles at each magnification.`;
+    `${shown(data.overlays)} of the ${count(data.overlays.length)} on this page; green is the outline of the tissue, blue are tiles. Open one by click or Enter to judge it, and for its tiles at each magnification.`;
   document.getElementById("tiles-says").textContent =
     `${shown(data.tiles)} of the ${count(data.tiles.length)} on this page, drawn at random for each stratum.`;
 }
@@ -315,7 +377,8 @@ function show() {
   const ok = found.slides.filter((slide) => slide.status === "ok");
   showCards(found, strata);
   showBalance(strata);
-  strataTable.show(strata, {});
+  const made = found.slides.filter((slide) => found.magnifications.some((name) => slide[name] > 0));
+  strataTable.show(strata, { slides: made.length, mm2: sum(made, "mm2") });
   slidesTable.show(found.slides, { mm2: sum(ok, "mm2") });
   showPictures(new Set(found.slides.map((slide) => slide.number)), found.magnifications);
 }
