@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 from pipelines.calls.training import PretrainCall
 from pipelines.command import (
@@ -87,7 +86,7 @@ class _Lines(Reporter):
             f"step {step} of {self._steps}, {trainer.world.size} x {trainer.world.device.type}"
         )
 
-    def numbers(self, step: int, values: dict[str, Any]) -> None:
+    def numbers(self, step: int, values: dict[str, float]) -> None:
         parts = "  ".join(f"{name.removeprefix('loss_')} {v:.3f}" for name, v in values.items() if name[:5] == "loss_")
         left = (self._steps - step - 1) * values["step_s"]
         self._terminal.say(

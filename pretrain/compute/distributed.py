@@ -131,13 +131,13 @@ def gather(rows: Tensor) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(_context: Any, rows: Tensor) -> Tensor:
+    def forward(_context: object, rows: Tensor) -> Tensor:
         everyone = rows.new_empty((size() * len(rows), *rows.shape[1:]))
         dist.all_gather_into_tensor(everyone, rows.contiguous())
         return everyone
 
     @staticmethod
-    def backward(_context: Any, gradient: Tensor) -> Tensor:
+    def backward(_context: object, gradient: Tensor) -> Tensor:
         gradient = all_sum(gradient.contiguous().clone())
         each = len(gradient) // size()
         return gradient[rank() * each : (rank() + 1) * each]
@@ -237,14 +237,14 @@ class Writer:
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo")
 
-    def save(self, tensors: dict[str, Tensor], folder: Path) -> Future[Any]:
+    def save(self, tensors: dict[str, Tensor], folder: Path) -> Future[object]:
         """Begin to write, each process its share, as safetensors; all is copied before this returns."""
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         begun: Any = async_save(dict(tensors), storage_writer=writer, process_group=self._group)
-        return cast("Future[Any]", begun)
+        return cast("Future[object]", begun)
 
 
-def finish(begun: Future[Any]) -> None:
+def finish(begun: Future[object]) -> None:
     """Wait until what a Writer has begun is written; OSError with the reason if it cannot be."""
     try:
         begun.result()

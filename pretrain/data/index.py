@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -114,7 +113,7 @@ class Index:
     def _array(self, slide: int, magnification: int) -> str:
         return f"stores/{self.slide_id(slide)}.zarr/{MAGNIFICATIONS[magnification].name}"
 
-    def _join_slides(self) -> NDArray[Any]:
+    def _join_slides(self) -> NDArray[np.void]:
         joined = np.concatenate([part.slides for part in self._parts])
         for part, base in zip(self._parts, self._slide_base, strict=False):
             rows = joined[base : base + len(part.slides)]
@@ -122,7 +121,7 @@ class Index:
                 rows[level] = np.searchsorted(self.names[level], names)[rows[level]] if names else rows[level]
         return joined
 
-    def _join_cells(self) -> NDArray[Any]:
+    def _join_cells(self) -> NDArray[np.void]:
         """Cells of all parts; of a slide that is there twice, those of the copy that counts."""
         joined = np.concatenate([part.cells for part in self._parts])
         at = 0
@@ -133,7 +132,7 @@ class Index:
             at += len(part.cells)
         if not self.copies.doubled:
             return joined
-        kept: NDArray[Any] = joined[self.copies.counts.to_numpy(zero_copy_only=False)[joined["slide"]]]
+        kept: NDArray[np.void] = joined[self.copies.counts.to_numpy(zero_copy_only=False)[joined["slide"]]]
         return kept
 
 
@@ -177,6 +176,6 @@ def _pairs(source: ShardSource) -> list[tuple[str, bool, str]]:
     return [(f.name, f.name in tiles, f"{f.stamp} {tiles.get(f.name)}") for f in source.files("slides")]
 
 
-def _bases(counts: Any) -> NDArray[np.int64]:
+def _bases(counts: Iterable[int]) -> NDArray[np.int64]:
     """Where each part begins in the numbering of the whole, and the end of the last."""
     return np.concatenate([[0], np.cumsum(np.fromiter(counts, np.int64))])

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import h5py
 import imagecodecs
@@ -118,7 +118,7 @@ class H5Tiles:
     key: str
     rows: NDArray[np.int64]
     begins: NDArray[np.int64]
-    _opened: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
+    _opened: dict[Path, h5py.File] = field(default_factory=dict, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @staticmethod
@@ -215,7 +215,7 @@ class Regions:
 
 
 @contextlib.contextmanager
-def open_h5(file: Path, *keys: str) -> Iterator[Any]:
+def open_h5(file: Path, *keys: str) -> Iterator[h5py.File]:
     """An HDF5 file that has these keys; BadTask where it is none."""
     try:
         opened = h5py.File(file, "r")

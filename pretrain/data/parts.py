@@ -14,7 +14,6 @@ import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -80,8 +79,8 @@ class Part:
     """A part as it lies on disk: arrays of the dtypes above, and its names of strata by level."""
 
     tiles: TileRows
-    cells: NDArray[Any]
-    slides: NDArray[Any]
+    cells: NDArray[np.void]
+    slides: NDArray[np.void]
     names: dict[str, list[str]]
     slide_ids: pa.ChunkedArray
 
@@ -122,9 +121,9 @@ def build_part(source: ShardSource, name: str, has_tiles: bool, where: Condition
 
 def write_part(
     folder: Path,
-    tiles: NDArray[Any],
-    cells: NDArray[Any],
-    slides: NDArray[Any],
+    tiles: NDArray[np.void],
+    cells: NDArray[np.void],
+    slides: NDArray[np.void],
     names: dict[str, list[str]],
     slide_ids: pa.ChunkedArray | pa.Array,
 ) -> None:
@@ -198,7 +197,7 @@ def matching_tiles(batch: pa.RecordBatch, slides: pa.Table, where: Condition | N
     return table
 
 
-def _rows(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: Condition | None) -> NDArray[Any]:
+def _rows(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: Condition | None) -> NDArray[np.void]:
     table = checked_tiles(source, batch, slides, where)
     rows = np.empty(len(table), _ROW)
     for name in (*(TILE.names or ()), "slide", "mpp"):
@@ -234,7 +233,7 @@ def _not_understood(where: str, error: Exception) -> BadFilter:
     )
 
 
-def _cells(rows: NDArray[Any]) -> NDArray[Any]:
+def _cells(rows: NDArray[np.void]) -> NDArray[np.void]:
     """Runs of one slide and magnification in the sorted rows."""
     key = rows["slide"].astype(np.uint64) * len(_NAMES) + rows["magnification"]
     starts = np.flatnonzero(np.diff(key, prepend=key[:1] + 1)) if len(key) else np.empty(0, np.int64)
@@ -246,7 +245,7 @@ def _cells(rows: NDArray[Any]) -> NDArray[Any]:
     return cells
 
 
-def _slides(slides: pa.Table, levels: dict[str, list[str]]) -> NDArray[Any]:
+def _slides(slides: pa.Table, levels: dict[str, list[str]]) -> NDArray[np.void]:
     out = np.empty(len(slides), SLIDE)
     ids, patients = slides["slide_id"].to_pylist(), slides["patient_key"].to_pylist()
     out["id_hash"] = [_hash(slide_id) for slide_id in ids]

@@ -84,10 +84,10 @@ class Draw:
         size = len(self.tile) // world
         return self.take(np.arange(rank * size, (rank + 1) * size))
 
-    def take(self, rows: NDArray[Any]) -> Draw:
+    def take(self, rows: NDArray[np.int64]) -> Draw:
         """These rows alone."""
-        fields = (self.position, self.tile, self.slide, self.stratum, self.mpp)
-        return Draw(self.step, *(values[rows] for values in fields))
+        of = (self.position[rows], self.tile[rows], self.slide[rows], self.stratum[rows])
+        return Draw(self.step, *of, self.mpp[rows])
 
 
 class Sampler:
@@ -218,7 +218,9 @@ class Sampler:
         cell = self._begin[stratum] + (u_slide * self._cells_in[stratum]).astype(np.int64)
         return cell, self._start[cell] + (u_tile * self._count[cell]).astype(np.int64)
 
-    def _fill(self, tile: NDArray[Any], cell: NDArray[Any], stratum: NDArray[Any], todo: NDArray[Any]) -> None:
+    def _fill(
+        self, tile: NDArray[np.int64], cell: NDArray[np.int64], stratum: NDArray[np.int64], todo: NDArray[np.int64]
+    ) -> None:
         """Give the places `todo` tiles that nobody has, in order; for cohorts hardly larger than a batch."""
         cells = np.flatnonzero(self._probability[self._stratum_of_cell] > 0)
         every = np.concatenate([np.arange(self._start[c], self._start[c] + self._count[c]) for c in cells])
@@ -228,7 +230,12 @@ class Sampler:
         stratum[todo] = self._stratum_of_cell[cell[todo]]
 
     def _drawn(
-        self, step: int, position: NDArray[Any], tile: NDArray[Any], cell: NDArray[Any], stratum: NDArray[Any]
+        self,
+        step: int,
+        position: NDArray[np.int64],
+        tile: NDArray[np.int64],
+        cell: NDArray[np.int64],
+        stratum: NDArray[np.int64],
     ) -> Draw:
         return Draw(step, position, tile, self._slide[cell].astype(np.int64), stratum, self._mpp[cell])
 

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -370,7 +369,7 @@ def _expression(file: Path, barcodes: Sequence[str], genes: Sequence[str]) -> ND
         return dense[at]
 
 
-def _index(group: Any, file: Path) -> Iterator[str]:
+def _index(group: h5py.Group, file: Path) -> Iterator[str]:
     """The names of a data frame's rows, as AnnData writes it."""
     key = group.attrs.get("_index", "_index")
     if key not in group:
@@ -378,7 +377,7 @@ def _index(group: Any, file: Path) -> Iterator[str]:
     return (_text(name) for name in np.asarray(group[key]).reshape(-1))
 
 
-def _text(name: Any) -> str:
+def _text(name: object) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 

@@ -70,9 +70,9 @@ class LabelledTiles:
 
     place: Path
     tiles: Tiles
-    labels: Sequence[Any]
-    groups: Sequence[Any] | None
-    split: Sequence[Any] | None
+    labels: Sequence[object]
+    groups: Sequence[object] | None
+    split: Sequence[object] | None
     hint: str
     official: bool = False
     notes: Sequence[str] = ()
@@ -203,7 +203,7 @@ def _count(number: int, one: str, several: str = "") -> str:
     return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
-def numbered(names: Sequence[Any]) -> Ints:
+def numbered(names: Sequence[object]) -> Ints:
     """Names as numbers that do not depend on their order, and tell nothing of them."""
     hashes = [hashlib.blake2b(str(name).encode()).hexdigest() for name in names]
     return np.unique(hashes, return_inverse=True)[1]
@@ -263,7 +263,7 @@ def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int) -> lis
         raise BadTask(
             f"{path}: {expression} is null in every row, so there are fewer than 2 classes; name other labels"
         )
-    table: dict[str, list[Any]] = {"labels": [labels[row] for row in rows]}
+    table: dict[str, list[object]] = {"labels": [labels[row] for row in rows]}
     for name in {"group", "split", "magnification"} & set(whole.column_names):
         values = whole[name].to_pylist()
         table[name] = [values[row] for row in rows]
@@ -293,7 +293,7 @@ def _open(path: Path) -> pq.ParquetFile:
     return file
 
 
-def _labels(path: Path, labels: str, table: pa.Table) -> list[Any]:
+def _labels(path: Path, labels: str, table: pa.Table) -> list[object]:
     """The column, or the expression's values; DuckDB has no access to anything but these rows."""
     if labels in table.column_names:
         return table[labels].to_pylist()  # type: ignore[no-any-return]
@@ -306,11 +306,11 @@ def _labels(path: Path, labels: str, table: pa.Table) -> list[Any]:
         ) from error
 
 
-def _sides(path: Path, split: Sequence[Any], groups: Ints | None) -> tuple[Bools, Bools | None]:
+def _sides(path: Path, split: Sequence[object], groups: Ints | None) -> tuple[Bools, Bools | None]:
     """Which rows are trained on, and which choices are made on; no group is on two sides."""
     if unknown := {str(side) for side in split if side not in SIDES}:
         raise BadTask(f"{path}: column split holds {sorted(unknown)}; write train, valid or test in every row")
-    side = np.array([SIDES[s] for s in split])
+    side = np.array([SIDES[str(s)] for s in split])
     train, valid = side == "train", side == "valid"
     for one, other in (("train", "test"), ("valid", "test"), ("train", "valid")):
         if groups is not None and (shared := len(np.intersect1d(groups[side == one], groups[side == other]))):

@@ -24,7 +24,7 @@ _KEPT = {
 }
 
 
-def recomputed(function: Callable[..., Tensor], mode: str, *arguments: Any) -> Tensor:
+def recomputed(function: Callable[..., Tensor], mode: str, *arguments: object) -> Tensor:
     """The function of the arguments, with what `mode` says computed again in the backward pass."""
     if mode == "none":
         return function(*arguments)
@@ -34,5 +34,5 @@ def recomputed(function: Callable[..., Tensor], mode: str, *arguments: Any) -> T
     return again
 
 
-def _policy(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+def _policy(_context: object, operator: object, *_args: object, **_kwargs: object) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operator in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -70,7 +69,7 @@ class RunResult:
     recipe: Recipe
     outcome: Outcome
     seconds: float
-    last: dict[str, Any]
+    last: dict[str, float]
     scores: dict[str, Score]
     coverage: float
 
@@ -84,7 +83,7 @@ class Reporter:
     def started(self, trainer: Trainer, step: int) -> None:
         """Before the first step."""
 
-    def numbers(self, step: int, values: dict[str, Any]) -> None:
+    def numbers(self, step: int, values: dict[str, float]) -> None:
         """Of a logged step."""
 
 
@@ -187,7 +186,7 @@ class _Watcher:
         self._last_step, self._settled = schedule.steps, schedule.warmup * schedule.steps
         self._log: MetricsLog | None = None
         self._said: set[str] = set()
-        self.last: dict[str, Any] = {}
+        self.last: dict[str, float] = {}
         self.scores: dict[str, Score] = {}
 
     def started(self, step: int) -> None:
@@ -203,7 +202,7 @@ class _Watcher:
         if not step:
             self._look(step)
 
-    def numbers(self, step: int, values: dict[str, Any]) -> None:
+    def numbers(self, step: int, values: dict[str, float]) -> None:
         """See train.Watcher."""
         if self._log is None:
             return
@@ -259,7 +258,7 @@ def _due(step: int, every: int, last: int) -> bool:
     return bool(every) and (step % every == 0 or step == last)
 
 
-def health(values: dict[str, Any], prototypes: int) -> list[str]:
+def health(values: dict[str, float], prototypes: int) -> list[str]:
     """What is wrong with a run that has warmed up, by its numbers: the two ways in which it collapses."""
     largest = math.log(prototypes)
     found = []

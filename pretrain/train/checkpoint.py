@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,8 @@ class SavingSettings:
 @dataclass(frozen=True)
 class _Pending:
     step: int
-    state: dict[str, Any]
-    written: Future[Any]
+    state: Mapping[str, object]
+    written: Future[object]
 
 
 class Checkpoints:
@@ -79,7 +80,7 @@ class Checkpoints:
             raise BadRun(f"{folder} is of checkpoint version {state.get('version')}, not {CHECKPOINT_VERSION}")
         return state
 
-    def save(self, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def save(self, step: int, tensors: dict[str, Tensor], state: Mapping[str, object]) -> None:
         """Begin to write; the tensors are copied before this returns. One checkpoint is in work at a time."""
         self.settle(wait=True)
         if step == self._saved:

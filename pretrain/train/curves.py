@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -48,7 +47,7 @@ def draw_curves(runs: Sequence[Path], file: Path) -> None:
         figure.savefig(unfinished, format="png", dpi=90)
 
 
-def _read(run: Path) -> list[dict[str, Any]]:
+def _read(run: Path) -> list[dict[str, object]]:
     try:
         return read_metrics(run)
     except (OSError, ValueError) as error:

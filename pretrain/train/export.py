@@ -46,7 +46,7 @@ def export(run: Path, to: Path, licence: str = "unknown", step: int | None = Non
     return chosen
 
 
-def timm_config(settings: BackboneSettings) -> dict[str, Any]:
+def timm_config(settings: BackboneSettings) -> dict[str, object]:
     """The config.json from which `timm.create_model("local-dir:...", pretrained=True)` builds the same transformer."""
     return {
         "architecture": _ARCHITECTURE[settings.swiglu],
@@ -148,7 +148,7 @@ def _drawn(run: Path, step: int) -> list[str]:
     return lines
 
 
-def _checked_draws(state: Any) -> list[dict[str, Any]]:
+def _checked_draws(state: object) -> list[dict[str, Any]]:
     """The rows of what was drawn; ValueError where they are no counts of strata."""
     rows = state.get("drawn") if isinstance(state, dict) else None
     if not isinstance(rows, list):
@@ -168,7 +168,7 @@ def _figures(run: Path, step: int) -> list[str]:
         rows = [row for row in read_metrics(run) if row["step"] < step + ("loss" not in row)]
     except (OSError, ValueError):
         return ["No metrics were kept."]
-    last: dict[str, Any] = {}
+    last: dict[str, float | None] = {}
     for row in rows:
         last |= {name: value for name, value in row.items() if name.startswith(("loss", "probe_", "feature_spread"))}
     lines = ["| figure | last value |", "| --- | --- |"]

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ from pretrain.views.views import make_views
 from wsi_prep.errors import BadOption
 from wsi_prep.storage.atomic import write_json
 
+Item = TypeVar("Item")
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -50,7 +52,7 @@ class Watcher(Protocol):
     def started(self, step: int) -> None:
         """Before the first step of this call."""
 
-    def numbers(self, step: int, values: dict[str, Any]) -> None:
+    def numbers(self, step: int, values: dict[str, float]) -> None:
         """Of a logged step."""
 
     def stepped(self, step: int) -> None:
@@ -198,7 +200,7 @@ class Trainer:
             if step % self.recipe.looking.log == 0 or last:
                 watcher.numbers(step, values | self._numbers(step))
 
-    def _numbers(self, step: int) -> dict[str, Any]:
+    def _numbers(self, step: int) -> dict[str, float]:
         recipe = self.recipe
         at = schedules.at(recipe.schedule, step, recipe.sampling.batch)
         rates = self._clock.rates()
@@ -233,7 +235,7 @@ class Trainer:
         state = {"recipe": self.recipe.name, "drawn": self.drawn()}
         self.checkpoints.save(step, self._tensors(), state)
 
-    def drawn(self) -> list[dict[str, Any]]:
+    def drawn(self) -> list[dict[str, object]]:
         """What all processes have drawn, by stratum; every process must ask."""
         counts = distributed.all_sum(torch.from_numpy(self.loader.drawn.counts.copy())).numpy()
         return [row for row in self.loader.drawn.table(counts) if row["drawn"]]
@@ -282,7 +284,7 @@ class Trainer:
         if late:
             objective.materialise(self.world.device, self.recipe.seed)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self) -> AbstractContextManager[object]:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.world.device.type, self.dtype)
@@ -300,7 +302,7 @@ class _Clock:
         self._waited = 0.0
         self._steps = self._tiles = 0
 
-    def waiting(self, items: Iterator[Any]) -> Iterator[Any]:
+    def waiting(self, items: Iterator[Item]) -> Iterator[Item]:
         """The same items; the time until each comes counts as waiting for data."""
         while True:
             asked = time.perf_counter()

@@ -70,7 +70,7 @@ class MetricsLog:
             write_atomically(self._file, "".join(f"{line}\n" for line in lines).encode())
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """One line; numbers that are not finite become null."""
         row = {name: _plain(value) for name, value in values.items()}
         with self._file.open("a") as file:
@@ -109,5 +109,5 @@ def _step(line: str) -> float:
         return math.inf
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: float | None) -> float | None:
     return None if isinstance(value, float) and not math.isfinite(value) else value

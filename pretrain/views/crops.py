@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +126,9 @@ def _plan(settings: CropSettings, places: Places, purpose: Purpose, px: int, cro
     )
 
 
-def _translated(settings: CropSettings, px: int, u: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _translated(
+    settings: CropSettings, px: int, u: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Width and height of ECT's windows, in tile px."""
     scale = settings.scale[0] + u[..., 0] * (settings.scale[1] - settings.scale[0])
     stretch = np.sqrt(settings.aspect) ** (2 * u[..., 1] - 1)

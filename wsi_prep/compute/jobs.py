@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import dask
-from distributed import CancelledError, Client, Security, as_completed, get_worker
+from distributed import CancelledError, Client, Future, Security, SpecCluster, as_completed, get_worker
 from distributed.scheduler import KilledWorker
 from distributed.versions import VersionMismatchWarning
 
@@ -200,7 +200,7 @@ def _lost_if_gone(client: Client) -> Iterator[None]:
         raise
 
 
-def _outcomes(client: Client, futures: list[Any]) -> list[Any]:
+def _outcomes(client: Client, futures: list[Future]) -> list[Any]:
     """Each finished task's result or exception; all results are fetched at once, which costs what one costs."""
     results: dict[str, Any] = {}
     fine = [future for future in futures if future.status == "finished"]
@@ -210,7 +210,7 @@ def _outcomes(client: Client, futures: list[Any]) -> list[Any]:
     return [results[future.key] if future.key in results else _outcome(future) for future in futures]
 
 
-def _outcome(future: Any) -> Any:
+def _outcome(future: Future) -> object:
     """A task's result or exception; waits again where the worker that held a finished result died with it."""
     try:
         error = future.exception()
@@ -255,7 +255,7 @@ def _scheduler_versions(client: Client) -> Mapping[str, str] | BaseException:
 
 
 @contextlib.contextmanager
-def _connected(address: Any, security: Security | None) -> Iterator[Client]:
+def _connected(address: str | SpecCluster, security: Security | None) -> Iterator[Client]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", VersionMismatchWarning)  # WrongVersions says it in one line
@@ -280,7 +280,7 @@ def _security(tls: TlsFiles | None) -> Security | None:
 
 
 @contextlib.contextmanager
-def _started(options: ClusterOptions) -> Iterator[tuple[Any, Security]]:
+def _started(options: ClusterOptions) -> Iterator[tuple[SpecCluster, Security]]:
     """A cluster of this call's own, and what a client must show it; Dask is configured for it as long as it runs."""
     own = _security(options.tls)
     closed = Closed(dashboard=options.dashboard) if own is None else Closed(own, options.dashboard)
@@ -294,7 +294,7 @@ def _started(options: ClusterOptions) -> Iterator[tuple[Any, Security]]:
             yield running, closed.security
 
 
-def _slurm(config: SlurmConfig, closed: Closed) -> contextlib.AbstractContextManager[Any]:
+def _slurm(config: SlurmConfig, closed: Closed) -> contextlib.AbstractContextManager[SpecCluster]:
     try:
         from wsi_prep.compute.cluster.slurm import slurm_cluster  # noqa: PLC0415 - only where SLURM is asked for
     except ImportError as error:

@@ -14,7 +14,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -273,7 +272,7 @@ def _json(storage: Storage, path: str, kind: str, found: Disclosure) -> None:
         found.strays.append(f"{path} cannot be read as JSON")
 
 
-def _values_in(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+def _values_in(value: object, where: str) -> Iterator[tuple[str, object]]:
     """Fields and what they hold; of lists what is no number, since coordinates and shapes are theirs."""
     if isinstance(value, dict):
         for key, inner in value.items():

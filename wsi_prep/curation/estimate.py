@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +46,7 @@ class Sample:
     where: str
     of: NDArray[np.float64]
     tiles_per_core_second: float
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
     def __len__(self) -> int:
         return len(self.of)
@@ -72,7 +71,7 @@ class Estimate:
     total: Mapping[str, Interval]
     by_magnification: Mapping[str, Mapping[str, Interval]]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
         intervals = {name: asdict(value) for name, value in self.total.items()}
         parts = {n: {q: asdict(v) for q, v in of.items()} for n, of in self.by_magnification.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -32,7 +31,7 @@ class JpegSettings:
         if self.subsampling not in ("420", "422", "444"):
             raise BadOption(f"JPEG subsampling {self.subsampling!r} is not known; choose from 420 422 444")
 
-    def zarr_codec(self) -> dict[str, Any]:
+    def zarr_codec(self) -> dict[str, object]:
         """The codec as Zarr metadata."""
         return {
             "name": CODEC_NAME,

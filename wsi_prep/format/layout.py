@@ -72,7 +72,7 @@ def is_slide_file(name: object) -> bool:
     return isinstance(name, str) and name.endswith(_ROWS) and is_slide_id(name.removesuffix(_ROWS))
 
 
-def is_part(name: object) -> bool:
+def is_part(name: object) -> TypeGuard[str]:
     """Whether a name is that of a part of the catalog, which many slides share."""
     return isinstance(name, str) and PART_NAME.fullmatch(name) is not None
 

@@ -153,7 +153,7 @@ TILE_SCHEMA = pa.schema(
 
 
 class TileRow(TypedDict, total=False):
-    """A row of TILE_SCHEMA, or some of its columns. All are there in ours; anybody else's passes `place_of` first."""
+    """A row of TILE_SCHEMA, or some of its columns, as written today; an older output may have nulls."""
 
     slide_id: str
     magnification: str

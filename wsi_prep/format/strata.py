@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ def check_alpha(alpha: float) -> None:
 
 
 def draw_probabilities(
-    magnification: NDArray[np.int64], tiles: NDArray[Any], alpha: float, mix: Mapping[str, float] = VIRCHOW2_MIX
+    magnification: NDArray[np.int64], tiles: NDArray[np.int64], alpha: float, mix: Mapping[str, float] = VIRCHOW2_MIX
 ) -> NDArray[np.float64]:
     """What each stratum is drawn with, of `tiles` at that number in MAGNIFICATIONS: the magnification's share of the
     `mix` times n^alpha of its n tiles. They add up to 1, or all are 0.

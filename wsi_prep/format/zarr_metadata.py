@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.magnifications import TILE_PX
@@ -14,12 +13,12 @@ SHARD_TILES = TILES_PER_SHARD
 """Most tiles in one shard file: some 100 MB of JPEG and 32 kB of index."""
 
 
-def group_metadata(attributes: dict[str, Any]) -> bytes:
+def group_metadata(attributes: dict[str, object]) -> bytes:
     """The zarr.json of a store, to the byte."""
     return _json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
-def array_metadata(count: int, magnification: str, jpeg: JpegSettings, attributes: dict[str, Any]) -> bytes:
+def array_metadata(count: int, magnification: str, jpeg: JpegSettings, attributes: dict[str, object]) -> bytes:
     """The zarr.json of an array of `count` tiles, to the byte; `attributes` are the store's."""
     tile = [1, TILE_PX, TILE_PX, 3]
     per_shard = min(count, SHARD_TILES)
@@ -51,10 +50,10 @@ def array_metadata(count: int, magnification: str, jpeg: JpegSettings, attribute
     return _json(metadata)
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def _json(value: dict[str, object]) -> bytes:
     return json.dumps(value, indent=2).encode()
 
 
-def store_attributes(slide_id: str, mpp: Mapping[str, float]) -> dict[str, Any]:
+def store_attributes(slide_id: str, mpp: Mapping[str, float]) -> dict[str, object]:
     """What the metadata of a slide's store say of it: its id, and the um/px of each magnification that it can give."""
     return {"slide_id": slide_id, "mpp": dict(mpp)}

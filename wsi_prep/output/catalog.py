@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,8 +41,15 @@ _FOLDERS = {table: f"catalog/{table}" for table in _TABLES}
 _JOURNAL = "catalog/.journal.json"
 _JOURNAL_BYTES = 16 * 2**20
 """Three times the names of all slides that one merge takes."""
-_FORMAT: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+_FORMAT: dict[str, object] = {"compression": "zstd", "write_page_checksum": True}
 _COUNTS = ("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x")
+
+
+class _Change(TypedDict):
+    """What the journal announces: the new `part`, and the files of single slides that are in it from now on."""
+
+    part: str
+    singles: list[str]
 
 
 class Catalog:
@@ -160,7 +167,7 @@ class Catalog:
         """A table's files, sorted: the parts, or those of single slides."""
         return [name for name in self.storage.names(_FOLDERS[table]) if is_table_file(name) and is_part(name) == parts]
 
-    def _journal(self) -> dict[str, Any]:
+    def _journal(self) -> _Change:
         """What the journal announces; BadOutput unless it is of a part and of slides' own files."""
         data = self.storage.read(_JOURNAL, _JOURNAL_BYTES)
         why = "it names what is no file of a catalog"
@@ -208,7 +215,7 @@ class Catalog:
                 f"a file of {where} is damaged; make verify with REPAIR=1 says which and drops it"
             ) from error
 
-    def _source(self, table: str, name: str) -> Any:
+    def _source(self, table: str, name: str) -> Path | pa.BufferReader:
         """What pyarrow reads a file from."""
         return next(iter(self.storage.sources([f"{_FOLDERS[table]}/{name}"])))
 
@@ -269,11 +276,11 @@ class Catalog:
                     writer.write_table(rows.filter(pc.invert(pc.is_in(rows["slide_id"], gone))))
         self._announce({"part": part, "singles": []})
 
-    def _announce(self, change: dict[str, Any]) -> None:
+    def _announce(self, change: _Change) -> None:
         self.storage.write(_JOURNAL, json.dumps(change).encode())
         self._carry_out(change)
 
-    def _carry_out(self, change: dict[str, Any]) -> None:
+    def _carry_out(self, change: _Change) -> None:
         for folder in _FOLDERS.values():
             self.storage.rename(f"{folder}/.{change['part']}", f"{folder}/{change['part']}")
         for table in _FOLDERS:

@@ -86,7 +86,7 @@ def read_run(storage: Storage) -> dict[str, Any]:
     return run
 
 
-def _require_kinds(run: dict[str, Any]) -> None:
+def _require_kinds(run: dict[str, object]) -> None:
     """Raise Nonsense where what is read of run.json again is not what is written there."""
     last = run.get("last_call", {})
     if not isinstance(run.get("settings", {}), dict) or not isinstance(last, dict):
@@ -122,12 +122,12 @@ def require_remembered(storage: Storage) -> None:
         )
 
 
-def write_run(storage: Storage, run: dict[str, Any]) -> None:
+def write_run(storage: Storage, run: dict[str, object]) -> None:
     """Replace run.json."""
     write_sealed(storage, RUN, run)
 
 
-def catalog_counts(catalog: Catalog) -> dict[str, Any]:
+def catalog_counts(catalog: Catalog) -> dict[str, object]:
     """What run.json says of the catalog: its slides by status, its tiles by magnification."""
     statuses = Counter(str(row["status"]) for row in catalog.slides(["status"]))
     return {"slides": dict(sorted(statuses.items())), "tiles": catalog.count_tiles()}

@@ -7,6 +7,7 @@ and is written first: it is never older, and what is damaged of one is restored 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ class NotAsWritten(ValueError):
     """The bytes of such a file are not those that were written."""
 
 
-def write_sealed(storage: Storage, name: str, document: dict[str, Any]) -> None:
+def write_sealed(storage: Storage, name: str, document: Mapping[str, object]) -> None:
     """Replace the file `name`, and its copy before it."""
     data = seal(document)
     storage.write(f".{name}", data)
@@ -42,7 +43,7 @@ def read_sealed(storage: Storage, name: str) -> dict[str, Any]:
     return unseal(data)
 
 
-def seal(document: dict[str, Any]) -> bytes:
+def seal(document: Mapping[str, object]) -> bytes:
     """The document, which has no field `digest`, as the file's bytes."""
     return _text({**document, _FIELD: sha256(_text(document))})
 
@@ -113,12 +114,12 @@ def _bytes(storage: Storage, path: str) -> bytes | None:
         return None
 
 
-def _has_seal(document: dict[str, Any]) -> bool:
+def _has_seal(document: Mapping[str, object]) -> bool:
     """By the field's name or by its value: one bit that changes cannot take away both."""
     return _FIELD in document or any(
         isinstance(value, str) and value.startswith(_ALGORITHM) for value in document.values()
     )
 
 
-def _text(document: dict[str, Any]) -> bytes:
+def _text(document: Mapping[str, object]) -> bytes:
     return json.dumps(document, indent=2).encode()

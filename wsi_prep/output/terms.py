@@ -20,7 +20,7 @@ class Terms:
     manifest, masks and an institution pattern are given. With `redo` slides may be done again.
     """
 
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     named: Mapping[str, bool]
     redo: bool
 
@@ -36,7 +36,7 @@ class Terms:
         if before and not self.redo:
             self._require_same(where, before.get("settings", {}))
 
-    def _require_named_again(self, where: str, before: Mapping[str, Any]) -> None:
+    def _require_named_again(self, where: str, before: Mapping[str, object]) -> None:
         for name, given in self.named.items():
             if before.get(name) and not given and not self.redo:
                 raise OtherConfiguration(
@@ -44,7 +44,7 @@ class Terms:
                     "or add REDO=1 to go by the files alone"
                 )
 
-    def _require_same_key(self, where: str, before: Mapping[str, Any]) -> None:
+    def _require_same_key(self, where: str, before: Mapping[str, object]) -> None:
         was, now = before.get("private"), self.settings.get("private")
         if was == now:
             return
@@ -54,7 +54,7 @@ class Terms:
             raise OtherConfiguration(f"OUT {where} was made with PRIVATE=1; give it again, with the same ID_KEY")
         raise OtherConfiguration(f"OUT {where} was made with another ID_KEY; name that one, or another OUT")
 
-    def _require_same(self, where: str, before: Mapping[str, Any]) -> None:
+    def _require_same(self, where: str, before: Mapping[str, object]) -> None:
         old, new = _flat(before), _flat(self.settings)
         changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         if changed:
@@ -67,8 +67,8 @@ class Terms:
             )
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
             flat.update(_flat(value, f"{prefix}{name}."))

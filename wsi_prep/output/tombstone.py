@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from wsi_prep.errors import BadOutput
 from wsi_prep.output.sealed_json import read_sealed, write_sealed
@@ -53,12 +52,12 @@ def read_tombstone(storage: Storage) -> Tombstone:
         ) from error
 
 
-def told_by(document: Mapping[str, Any]) -> Tombstone:
+def told_by(document: Mapping[str, object]) -> Tombstone:
     """The tombstone that such a document is. KeyError, TypeError for another."""
     return Tombstone(_hashes(document["patients"]), _hashes(document["slides"]))
 
 
-def _hashes(told: Any) -> frozenset[str]:
+def _hashes(told: object) -> frozenset[str]:
     """The texts of a list; TypeError for anything else, which would forget nobody."""
     if not isinstance(told, list) or not all(isinstance(each, str) for each in told):
         raise TypeError("no list of hashes")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from wsi_prep.errors import BadOption
 from wsi_prep.format.jpeg import JpegSettings
@@ -45,13 +44,13 @@ class PrepareSettings:
         if self.assume_mpp is not None:
             check_assumed_mpp(self.assume_mpp)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain values, as JSON gives them back; without filters they are not mentioned."""
         settings = {"format": FORMAT_VERSION, **asdict(self)}
         del settings["filters"]
         if self.filters:
             settings["filters"] = " ".join(sorted(map(str, self.filters)))
-        plain: dict[str, Any] = json.loads(json.dumps(settings))
+        plain: dict[str, object] = json.loads(json.dumps(settings))
         return plain
 
     def config_hash(self, manifest_mpp: float | None, mask_digest: str | None = None) -> str:

@@ -53,7 +53,7 @@ def dicom_header(path: str) -> DicomHeader | None:
     pydicom = _quiet_pydicom()
     seen = itertools.count()
 
-    def enough(tag: Any, *_: Any) -> bool:
+    def enough(tag: Any, *_: object) -> bool:
         return bool(tag > _LAST_TAG or next(seen) > _MOST_ELEMENTS)
 
     try:

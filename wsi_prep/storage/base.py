@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -74,7 +74,7 @@ class Storage(Protocol):
     def tables(self, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """The rows of these Parquet files in order, of some files at once; columns that a file lacks are null."""
 
-    def sources(self, paths: Iterable[str]) -> Iterator[Any]:
+    def sources(self, paths: Iterable[str]) -> Iterator[Path | pa.BufferReader]:
         """What pyarrow reads each file from, in order; got ahead of need where that takes time."""
 
     def write(self, path: str, data: bytes) -> None:

@@ -35,7 +35,7 @@ class ProcessMark:
         unknown = asdict(cls())
         return cls(**{n: written[n] for n, value in unknown.items() if type(written.get(n)) is type(value)})
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain values."""
         return asdict(self)
 

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import obstore
 import obstore.store
@@ -27,7 +27,7 @@ IN_FLIGHT = 16
 Result = TypeVar("Result")
 
 
-def open_store(url: str, timeout_s: int = 60, retries: int | None = None) -> Any:
+def open_store(url: str, timeout_s: int = 60, retries: int | None = None) -> obstore.store.ObjectStore:
     """The store behind a URL, its paths relative to the URL's own; StoreFailed where the URL names none.
 
     An answer may take `timeout_s`, and is asked for again so many times.
@@ -39,12 +39,12 @@ def open_store(url: str, timeout_s: int = 60, retries: int | None = None) -> Any
         raise StoreFailed(f"{url} cannot be opened ({_first_line(error)})") from error
 
 
-def client_options(timeout_s: int = 60) -> Any:
+def client_options(timeout_s: int = 60) -> dict[str, object]:
     """How obstore talks to a store: an answer may take `timeout_s`."""
     return {"connect_timeout": "5s", "timeout": f"{timeout_s}s", "allow_http": s3_endpoint().startswith("http://")}
 
 
-def retries_of(most: int | None = None) -> Any:
+def retries_of(most: int | None = None) -> dict[str, object]:
     """How often obstore asks again."""
     return {"max_retries": _RETRIES if most is None else most, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)}
 
@@ -74,7 +74,7 @@ def is_cut_off(error: BaseError) -> bool:
     return isinstance(error, GenericError) and "body" in _first_line(error)
 
 
-def ask(where: str, work: Callable[..., Result], *arguments: Any) -> Result:
+def ask(where: str, work: Callable[..., Result], *arguments: object) -> Result:
     """Do what may be done twice; raises StoreFailed for what is refused for good, FileNotFoundError as a disk does."""
     for pause in (*PAUSES, None):
         try:

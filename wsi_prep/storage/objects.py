@@ -41,7 +41,7 @@ class ObjectStorage:
         self.where = where.rstrip("/")
         self.staging: Path | None = None
         self._store = open_store(self.where)
-        self._held: tuple[dict[str, Any], dict[str, str]] | None = None
+        self._held: tuple[dict[str, object], dict[str, str]] | None = None
 
     def create(self) -> None:
         """See Storage; the lock will tell whether objects can be written."""
@@ -104,10 +104,10 @@ class ObjectStorage:
         """See Storage."""
         return self._get(path, most)[0]
 
-    def _get(self, path: str, most: int) -> tuple[bytes, Any]:
+    def _get(self, path: str, most: int) -> tuple[bytes, object]:
         """What an object holds, and what the store says of it. An object is read only if it can be of its kind."""
 
-        def get() -> tuple[bytes, Any]:
+        def get() -> tuple[bytes, object]:
             found = self._store.get(path)
             require_size(f"{self.where}/{path}", found.meta["size"], most)
             return bytes(found.bytes()), found.meta
@@ -244,7 +244,7 @@ class ObjectStorage:
         put = functools.partial(self._store.put, max_concurrency=_PIECES_AT_ONCE)
         ask(f"{self.where}/{path}", put, path, data)
 
-    def _take(self, mark: dict[str, Any], *, take_over: bool) -> dict[str, str]:
+    def _take(self, mark: dict[str, object], *, take_over: bool) -> dict[str, str]:
         """Write the lock for this run; returns its version."""
         lost: BaseError | None = None
         for _ in range(_LOCK_TRIES):  # others may take it, or let it go, between reading and writing
@@ -269,13 +269,13 @@ class ObjectStorage:
             "or add TAKE_OVER=1 where that run is gone for good"
         )
 
-    def _lock_if_any(self) -> dict[str, Any]:
+    def _lock_if_any(self) -> dict[str, object]:
         try:
             return self._lock()[0]
         except FileNotFoundError:
             return {"free": True}
 
-    def _lock(self) -> tuple[dict[str, Any], dict[str, str]]:
+    def _lock(self) -> tuple[dict[str, object], dict[str, str]]:
         """What the lock says, and its version; FileNotFoundError where there is none."""
         data, meta = self._get(LOCK, _LOCK_BYTES)
         try:
@@ -284,13 +284,13 @@ class ObjectStorage:
             raise BadOutput(f"{self.where}/{LOCK} is no lock of a run; remove it and run again") from error
         return says, _version(meta)
 
-    def _put_lock(self, mark: dict[str, Any], version: dict[str, str] | None) -> dict[str, str]:
+    def _put_lock(self, mark: dict[str, object], version: dict[str, str] | None) -> dict[str, str]:
         """Write the lock if it is still of that version (or still missing); AlreadyExistsError, PreconditionError."""
-        mode: Any = version or "create"
+        mode: object = version or "create"
         return _version(self._store.put(LOCK, json.dumps(mark).encode(), mode=mode))
 
 
-def _is_held(lock: dict[str, Any]) -> bool:
+def _is_held(lock: dict[str, object]) -> bool:
     return not (lock.get("free") or ProcessMark.of(lock).is_gone())
 
 

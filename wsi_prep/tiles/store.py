@@ -11,7 +11,7 @@ import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -44,7 +44,7 @@ class StoreWriter:
     `digests` has one of each file by its path in the store.
     """
 
-    def __init__(self, folder: Path, jpeg: JpegSettings, attributes: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, jpeg: JpegSettings, attributes: dict[str, object]) -> None:
         if folder.exists():
             raise FileExistsError(f"{folder} is there already")
         self._folder, self._jpeg, self._attributes = folder, jpeg, attributes
@@ -141,7 +141,7 @@ class _ArrayWriter:
             self._finish_shard(SHARD_TILES)
         return location
 
-    def close(self, jpeg: JpegSettings, attributes: dict[str, Any]) -> None:
+    def close(self, jpeg: JpegSettings, attributes: dict[str, object]) -> None:
         if self._file is not None:
             self._finish_shard(min(self._written, SHARD_TILES))
         metadata = array_metadata(self._written, self._name, jpeg, attributes)

@@ -74,7 +74,7 @@ def read_outlines(data: bytes, bounds_x0: int, bounds_y0: int) -> Outlines:
     return Outlines(tissue or others, [polygon for classes, polygon in drawn if _is_cut(classes)])
 
 
-def _parsed(data: bytes) -> Any:
+def _parsed(data: bytes) -> object:
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -93,7 +93,7 @@ def _features(document: Any) -> list[dict[str, Any]]:
     return features
 
 
-def _drawn(features: list[dict[str, Any]]) -> list[tuple[set[str], Polygon]]:
+def _drawn(features: list[dict[str, object]]) -> list[tuple[set[str], Polygon]]:
     """Every polygon of the features' annotations, with the classes that it bears."""
     drawn: list[tuple[set[str], Polygon]] = []
     points = 0
@@ -111,12 +111,12 @@ def _drawn(features: list[dict[str, Any]]) -> list[tuple[set[str], Polygon]]:
     return drawn
 
 
-def _properties(feature: dict[str, Any]) -> dict[str, Any]:
+def _properties(feature: dict[str, object]) -> dict[str, object]:
     properties = feature.get("properties")
     return properties if isinstance(properties, dict) else {}
 
 
-def _classes(feature: dict[str, Any]) -> set[str]:
+def _classes(feature: dict[str, object]) -> set[str]:
     """The names of a feature's classification in lower case: QuPath's `name`, or `names` of a derived class."""
     given = _properties(feature).get("classification")
     names = [given.get("name"), *(given.get("names") or [])] if isinstance(given, dict) else [given]
@@ -127,7 +127,7 @@ def _is_cut(classes: set[str]) -> bool:
     return any(name == "hole" or name.startswith("ignore") for name in classes)
 
 
-def _polygons(feature: dict[str, Any]) -> Iterator[Polygon]:
+def _polygons(feature: dict[str, object]) -> Iterator[Polygon]:
     properties = _properties(feature)
     kind = properties.get("objectType", properties.get("object_type"))
     legacy = feature.get("id")
@@ -154,13 +154,13 @@ def _geometry(geometry: Any) -> Iterator[Polygon]:
         raise BadMask(f"its geometry is of the unknown type {str(kind)[:40]!r}")
 
 
-def _polygon(rings: Any) -> Polygon:
+def _polygon(rings: object) -> Polygon:
     if not isinstance(rings, list) or not rings:
         raise BadMask("a polygon has no ring")
     return [_ring(ring) for ring in rings]
 
 
-def _ring(positions: Any) -> NDArray[np.float64]:
+def _ring(positions: object) -> NDArray[np.float64]:
     """A closed ring, (n, 2); a third coordinate is left out."""
     try:
         ring = np.asarray(positions, np.float64)
@@ -176,7 +176,7 @@ def _ring(positions: Any) -> NDArray[np.float64]:
     return ring if (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
 
 
-def feature_collection(polygons: Sequence[Polygon], frame: str) -> dict[str, Any]:
+def feature_collection(polygons: Sequence[Polygon], frame: str) -> dict[str, object]:
     """A GeoJSON FeatureCollection, one annotation a polygon; `frame` says where its coordinates count from."""
     return {
         "type": "FeatureCollection",

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -174,7 +173,7 @@ def _picture(data: bytes, info: SlideInfo, shape: tuple[int, int]) -> NDArray[np
     return tissue
 
 
-def _grey(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+def _grey(pixels: NDArray[np.uint8 | np.uint16]) -> NDArray[np.uint8]:
     """(h, w) uint8 of a mask of 8 or 16 bits: grey, BGR, or either with an alpha channel that adds nothing."""
     alpha = _eight_bits(pixels[..., 3]) if pixels.ndim == 3 and pixels.shape[2] == 4 else None
     colour = pixels if pixels.ndim == 2 else pixels[..., :3]
@@ -188,12 +187,11 @@ def _grey(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return grey
 
 
-def _eight_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    eight: NDArray[np.uint8] = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
-    return eight
+def _eight_bits(pixels: NDArray[np.uint8 | np.uint16]) -> NDArray[np.uint8]:
+    return (pixels >> 8 if pixels.dtype == np.uint16 else pixels).astype(np.uint8, copy=False)
 
 
-def _of_colour(colour: NDArray[Any]) -> NDArray[Any]:
+def _of_colour(colour: NDArray[np.uint8 | np.uint16]) -> NDArray[np.uint8 | np.uint16]:
     """The brightest channel of a mask that is grey, or black and one full colour; BadMask for other colours."""
     bright, dark = colour.max(axis=2), colour.min(axis=2)
     if (bright - dark > np.iinfo(colour.dtype).max * _GREY_TOLERANCE).any():
@@ -205,7 +203,7 @@ def _of_colour(colour: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(bright)
 
 
-def _require_full_values(grey: NDArray[Any]) -> None:
+def _require_full_values(grey: NDArray[np.uint8 | np.uint16]) -> None:
     """A mask of labels or of other bits than its values are of must not pass as one without tissue."""
     highest, most = int(grey.max()), int(np.iinfo(grey.dtype).max)
     if not 0 < highest <= most // 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-from typing import IO, Any
+from typing import IO
 
 _HELD = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 _WITHOUT_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -14,7 +14,7 @@ class CannotLock(OSError):
     """Whether somebody holds the file cannot be known; the text says why, and what helps."""
 
 
-def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
+def try_lock(file: IO[str] | IO[bytes], *, shared: bool = False) -> bool:
     """Hold an open file until it is closed, alone or with others who share it; False where another process has it.
 
     Raises CannotLock.
@@ -28,7 +28,7 @@ def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
     return True
 
 
-def wait_for_lock(file: IO[Any]) -> None:
+def wait_for_lock(file: IO[str] | IO[bytes]) -> None:
     """Hold an open file alone until it is closed, as soon as no other process has it. Raises CannotLock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX)

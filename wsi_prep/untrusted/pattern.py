@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import regex
 
 from wsi_prep.errors import BadOption
@@ -24,7 +22,7 @@ class TimedPattern:
         self._called = called
         self.groups = tuple(self._pattern.groupindex)
 
-    def search(self, path: str) -> dict[str, Any] | None:
+    def search(self, path: str) -> dict[str, str | None] | None:
         """What each group finds in a path; None where nothing fits or the path is longer than 1,000.
 
         Raises BadOption when it takes longer than a second.

@@ -139,7 +139,7 @@ class Condition:
         found = self._asked(table, f"SELECT _row FROM tiles WHERE ({self.text}\n) ORDER BY _row")  # noqa: S608
         return [row for (row,) in found]
 
-    def values(self, table: pa.Table) -> list[Any]:
+    def values(self, table: pa.Table) -> list[object]:
         """What it is in each row. Raises BadQuery."""
         return [value for (value,) in self._asked(table, f"SELECT ({self.text}\n) FROM tiles ORDER BY _row")]  # noqa: S608
 
@@ -252,7 +252,7 @@ def _parsed(sql: str) -> dict[str, Any]:
     return node
 
 
-def _nodes(of: Any) -> Iterator[dict[str, Any]]:
+def _nodes(of: object) -> Iterator[dict[str, Any]]:
     """Every record in a parsed statement."""
     waiting = [of]
     while waiting:
@@ -264,7 +264,7 @@ def _nodes(of: Any) -> Iterator[dict[str, Any]]:
             waiting += each
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _alike(one: object, other: object) -> bool:
     """Whether two parsed statements say the same, wherever their words stand; the second is not deep."""
     if isinstance(one, dict) and isinstance(other, dict):
         names = {name for name in {**one, **other} if not name.startswith("query_location")}

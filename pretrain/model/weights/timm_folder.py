@@ -51,7 +51,7 @@ def check_timm_folder(folder: Path) -> None:
         raise BadWeights(f"{where} asks for a model of {wants:,} numbers, and {file.path.name} holds {has:,}")
 
 
-def _check_argument(where: Path, name: str, value: Any) -> None:
+def _check_argument(where: Path, name: str, value: object) -> None:
     numbers = list(_numbers(value, 0))
     deep = any(word in name for word in _DEPTHS)
     if any(map(math.isnan, numbers)) or len(numbers) > _LONGEST_LIST:
@@ -61,7 +61,7 @@ def _check_argument(where: Path, name: str, value: Any) -> None:
         raise BadWeights(f"{where} says {name[:60]} {str(value)[:60]}, which no model has")
 
 
-def _numbers(value: Any, depth: int) -> Iterator[float]:
+def _numbers(value: object, depth: int) -> Iterator[float]:
     """The numbers of a value; NaN for what is no plain value."""
     if isinstance(value, (list, tuple)) and depth < 3:
         for each in value[: _LONGEST_LIST + 1]:
@@ -72,7 +72,7 @@ def _numbers(value: Any, depth: int) -> Iterator[float]:
         yield math.nan
 
 
-def _is_size(sides: Any) -> bool:
+def _is_size(sides: object) -> bool:
     return (
         isinstance(sides, list)
         and len(sides) == 3

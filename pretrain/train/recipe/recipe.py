@@ -112,7 +112,7 @@ FREE = ("compute", "loader", "saving", "looking")
 """What may change when a run goes on: it decides how, not what, is computed."""
 
 
-def flat(recipe: Recipe) -> dict[str, Any]:
+def flat(recipe: Recipe) -> dict[str, object]:
     """Every value under its dotted name."""
     return dict(_walk(recipe, ""))
 
@@ -146,7 +146,7 @@ def load(file: Path) -> Recipe:
     return recipe
 
 
-def _walk(record: Any, prefix: str) -> typing.Iterator[tuple[str, Any]]:
+def _walk(record: Any, prefix: str) -> typing.Iterator[tuple[str, object]]:
     for one in dataclasses.fields(record):
         value = getattr(record, one.name)
         if dataclasses.is_dataclass(value):
@@ -229,7 +229,7 @@ def _plain(kind: type, value: Any, name: str) -> Any:
     return value
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """A value for a message."""
     said = type(value).__name__ if isinstance(value, (dict, list)) else repr(value)
     return said if len(said) <= SHOWN else f"{said[:SHOWN]}..."

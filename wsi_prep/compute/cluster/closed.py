@@ -61,9 +61,9 @@ class Closed:
     path: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         """Dask's configuration while this process has the cluster's scheduler."""
-        pages: dict[str, Any] = {} if self.dashboard else {"distributed.scheduler.http.routes": []}
+        pages: dict[str, object] = {} if self.dashboard else {"distributed.scheduler.http.routes": []}
         link = f"http://{LOOPBACK}:{{port}}/{self.path}/status" if self.dashboard else ""
         return {
             "temporary-directory": _scratch(),
@@ -73,7 +73,7 @@ class Closed:
         }
 
     @property
-    def scheduler_options(self) -> dict[str, Any]:
+    def scheduler_options(self) -> dict[str, object]:
         """For ClosedScheduler."""
         return {"dashboard": self.dashboard, "dashboard_address": f"{LOOPBACK}:0", "http_prefix": self.path}
 

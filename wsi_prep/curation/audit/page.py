@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 
 from wsi_prep.curation.audit.concerns import LIMITS, MOST, OF_A_KIND, RULES, Concerns
-from wsi_prep.curation.audit.numbers import MPP_BINS_AN_OCTAVE, NAMES, Audit, Slide, significant
+from wsi_prep.curation.audit.numbers import MPP_BINS_AN_OCTAVE, NAMES, Audit, Distribution, Slide, significant
 from wsi_prep.curation.audit.pictures import Gallery, Overlay, Picture, TilePicture
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.format.strata import STRATUM_LEVELS
@@ -82,7 +82,7 @@ def render_page(audited: Audit, concerns: Concerns, overlays: Gallery[Overlay], 
 
 def page_data(
     audited: Audit, concerns: Concerns, overlays: Gallery[Overlay], tiles: Gallery[TilePicture]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the page's script works on, as it goes into JSON."""
     each = {(s.magnification, *s.name): s.drawn / s.slides for s in audited.strata}
     looked = {concern.slide: concern.reasons for concern in concerns.shown}
@@ -126,7 +126,7 @@ def bars(counts: Mapping[str, int]) -> list[Bar]:
     return [*found, others] if rest else found
 
 
-def _slide(slide: Slide, each: Mapping[tuple[str, str, str, str], float]) -> dict[str, Any]:
+def _slide(slide: Slide, each: Mapping[tuple[str, str, str, str], float]) -> dict[str, object]:
     stratum = slide.stain, slide.institution, slide.tissue
     shares = [each.get((name, *stratum), 0.0) if n else 0.0 for name, n in zip(NAMES, slide.tiles, strict=True)]
     return {
@@ -146,7 +146,7 @@ def _slide(slide: Slide, each: Mapping[tuple[str, str, str, str], float]) -> dic
     }
 
 
-def _picture(picture: Picture) -> dict[str, Any]:
+def _picture(picture: Picture) -> dict[str, object]:
     return {
         "slide": picture.slide,
         "jpeg": base64.b64encode(picture.jpeg).decode(),
@@ -154,16 +154,16 @@ def _picture(picture: Picture) -> dict[str, Any]:
     }
 
 
-def _panels(overlay: Overlay) -> dict[str, Any]:
+def _panels(overlay: Overlay) -> dict[str, object]:
     return {"px": overlay.size, "panels": overlay.panels}
 
 
-def _place(tile: TilePicture) -> dict[str, Any]:
+def _place(tile: TilePicture) -> dict[str, object]:
     return {"magnification": tile.magnification, "index": tile.index, "x0": tile.x0, "y0": tile.y0, "mpp": tile.mpp}
 
 
-def _by_quantity(audited: Audit) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def _by_quantity(audited: Audit) -> dict[str, dict[str, Distribution]]:
+    found: dict[str, dict[str, Distribution]] = {}
     for distribution in audited.distributions:
         found.setdefault(distribution.quantity, {})[distribution.magnification] = distribution
     return found
@@ -179,7 +179,7 @@ def _mpp_bars(counts: Mapping[int, int]) -> list[Bar]:
     ]
 
 
-def _dumped(data: Any, **settings: Any) -> str:
+def _dumped(data: object, **settings: Any) -> str:
     """The data as JSON, which knows no number but a finite one: in place of others, none."""
     try:
         return json.dumps(data, **settings)
@@ -187,7 +187,7 @@ def _dumped(data: Any, **settings: Any) -> str:
         return json.dumps(_finite(data), **settings)
 
 
-def _finite(data: Any) -> Any:
+def _finite(data: object) -> object:
     if isinstance(data, dict):
         return {key: _finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):

@@ -6,7 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -172,7 +172,7 @@ def _open(storage: Storage, table: str, name: str) -> pq.ParquetFile:
     return open_table(_source(storage, table, name), _SCHEMAS[table])
 
 
-def _source(storage: Storage, table: str, name: str) -> Any:
+def _source(storage: Storage, table: str, name: str) -> Path | pa.BufferReader:
     return next(iter(storage.sources([f"catalog/{table}/{name}"])))
 
 

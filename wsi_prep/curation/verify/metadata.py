@@ -72,7 +72,7 @@ def _settings(given: Any) -> JpegSettings:
     return JpegSettings(codec["level"], codec["subsampling"])
 
 
-def _attributes(given: Any, row: SlideRow, name: str) -> dict[str, Any]:
+def _attributes(given: Any, row: SlideRow, name: str) -> dict[str, object]:
     """What the store should say of the slide, by its row; where that tells no scale, what the file says."""
     width, height, mpp_x, mpp_y = row.get("width"), row.get("height"), row.get("mpp_x"), row.get("mpp_y")
     if width is None or height is None or mpp_x is None or mpp_y is None:

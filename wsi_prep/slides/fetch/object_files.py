@@ -47,7 +47,7 @@ class _ObjectFiles(FsspecStore):  # type: ignore[misc] # mypy does not follow ob
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> Any:
         return await self._asked(path, lambda: super(_ObjectFiles, self)._cat_file(path, start, end, **options))
 
-    async def _cat_ranges(self, paths: list[str], starts: Any, ends: Any, **_: Any) -> list[bytes]:
+    async def _cat_ranges(self, paths: list[str], starts: list[int], ends: list[int], **_: object) -> list[bytes]:
         """Every range by a request of its own, several at a time: who asks has joined what lies close together."""
         gate = asyncio.Semaphore(IN_FLIGHT)
 
@@ -59,7 +59,7 @@ class _ObjectFiles(FsspecStore):  # type: ignore[misc] # mypy does not follow ob
         return list(await asyncio.gather(*(one(*span) for span in wanted)))
 
 
-def file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[FsspecStore, str]:
     """An fsspec file system for the URL of an object store, and the URL's path in it."""
     kind = _kind_of_files(url.partition("://")[0])
     endpoint = {"endpoint": s3_endpoint()} if url.startswith("s3") and s3_endpoint() else {}

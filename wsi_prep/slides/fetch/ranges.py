@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+from fsspec import AbstractFileSystem
+
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
 from wsi_prep.slides.fetch.remote import file_system, local_path
 from wsi_prep.slides.private import reason
@@ -87,7 +89,7 @@ class RemoteRanges:
     Some of what came is kept: a slide of one level is read twice, for its thumbnail and for its tiles.
     """
 
-    def __init__(self, files: Any, path: str) -> None:
+    def __init__(self, files: AbstractFileSystem, path: str) -> None:
         self._files, self._path = files, path
         self.far = True
         self.size = int(files.size(path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 from pathlib import Path
-from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -20,7 +19,7 @@ _PIECE_BYTES = 8 * 2**20
 _IN_FLIGHT = 4
 
 
-def file_system(path: str) -> tuple[Any, str]:
+def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a path or URL, and the path in it; ValueError or ImportError where there is none."""
     if path.startswith(OBJECT_STORES):
         from wsi_prep.slides.fetch.object_files import file_system as of_objects  # noqa: PLC0415 - its library loads for these alone

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
 
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
@@ -134,7 +134,7 @@ def fingerprint(source: SlideSource) -> str:
     return mark.hexdigest()
 
 
-def _size_and_version(fs: Any, inner: str) -> tuple[int, str]:
+def _size_and_version(fs: AbstractFileSystem, inner: str) -> tuple[int, str]:
     """A file's bytes, and what an object store says that changes with them."""
     if isinstance(fs, LocalFileSystem):
         return int(fs.size(inner)), ""
@@ -152,7 +152,7 @@ class _Group:
     files: tuple[str, ...]
 
 
-def _filesystem(path: str) -> tuple[Any, str]:
+def _filesystem(path: str) -> tuple[AbstractFileSystem, str]:
     try:
         return file_system(path)
     except ImportError as error:
@@ -171,18 +171,18 @@ def _is_web_file(path: str) -> bool:
     return path.lower().startswith(("http://", "https://")) and ending(path) in SLIDE_ENDINGS
 
 
-def _full(fs: Any, inner: str) -> str:
+def _full(fs: AbstractFileSystem, inner: str) -> str:
     return os.path.abspath(inner) if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(inner))  # noqa: PTH100
 
 
-def _matches(fs: Any, pattern: str) -> list[str]:
+def _matches(fs: AbstractFileSystem, pattern: str) -> list[str]:
     """The files that fit a pattern, sorted; elsewhere than here the listing has said which are files."""
     if isinstance(fs, LocalFileSystem):
         return sorted(str(p) for p in fs.glob(pattern) if fs.isfile(p))
     return sorted(str(p) for p, info in fs.glob(pattern, detail=True).items() if info["type"] == "file")
 
 
-def _walk(fs: Any, root: str) -> tuple[list[str], list[str], int]:
+def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], int]:
     """Slide files under `root`, other pictures, and how many files were seen; our outputs, companions are passed by."""
     paths: list[str] = []
     pictures: list[str] = []
@@ -210,7 +210,7 @@ def _walk(fs: Any, root: str) -> tuple[list[str], list[str], int]:
     return paths, pictures, seen
 
 
-def _looks_like_slide(path: str, fs: Any) -> bool:
+def _looks_like_slide(path: str, fs: AbstractFileSystem) -> bool:
     name, suffix = name_of(path), ending(path)
     if name.startswith("."):
         return False
@@ -225,7 +225,7 @@ def _looks_like_slide(path: str, fs: Any) -> bool:
         return False
 
 
-def _listed(slides: str, fs: Any, inner: str) -> list[str]:
+def _listed(slides: str, fs: AbstractFileSystem, inner: str) -> list[str]:
     """Paths of a .csv list's column `slide`, each checked."""
     where = bare_url(slides)
     if not fs.exists(inner):
@@ -278,7 +278,7 @@ def _require_any(lines: dict[str, int], slides: str) -> None:
         raise NoSlides(f"{slides} lists no slide")
 
 
-def _resolved(slides: str, line: int, cell: str, base: PurePosixPath, fs: Any) -> str:
+def _resolved(slides: str, line: int, cell: str, base: PurePosixPath, fs: AbstractFileSystem) -> str:
     """A cell as a path. A relative one stays in the list's folder; an absolute one may be anywhere, since a cohort's
     list names file servers.
     """
@@ -361,7 +361,7 @@ def _companions(path: str) -> tuple[str, ...]:
     return (path,)
 
 
-def _named_in(fs: Any, index: str) -> set[str]:
+def _named_in(fs: AbstractFileSystem, index: str) -> set[str]:
     """Names of the files that a VMS or VMU slide's index gives."""
     try:
         return {line.partition("=")[2].strip() for line in fs.cat_file(index).decode("latin-1").splitlines()}

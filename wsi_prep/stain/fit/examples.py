@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,8 @@ REAL = "real"
 _MOST_PX = 30_000
 _COARSEST_MPP = 32.0
 _SMALL_SLIDE = 25
+
+Values = TypeVar("Values", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def _some(count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return rng.permutation(count)[:wanted]
 
 
-def mosaic(pieces: NDArray[Any]) -> NDArray[Any]:
+def mosaic(pieces: NDArray[Values]) -> NDArray[Values]:
     """(n, side, side, c) pieces side by side, about as wide as high; an incomplete last row is left out."""
     columns = math.isqrt(len(pieces))
     rows = len(pieces) // columns

@@ -107,7 +107,7 @@ def profile_mark(profile: bytes) -> str | None:
     return hashlib.blake2b(profile).hexdigest()[:_PROFILE_DIGITS] if profile else None
 
 
-def _format_and_tags(tiff: Any, properties: Mapping[str, Any], page: Any) -> tuple[str, dict[str, str]]:
+def _format_and_tags(tiff: Any, properties: Mapping[str, object], page: Any) -> tuple[str, dict[str, str]]:
     """OpenSlide's word for the format, and the tags of which a scanner may be named, by OpenSlide's names."""
     tags = {f"tiff.{name}": str(page.tags[name].value) for name in ("Make", "Model") if name in page.tags}
     if properties.get("aperio.ScannerType"):

@@ -225,7 +225,7 @@ def _why_not(page: Any) -> str:
     return next((reason for fine, reason in checks if not fine), "")
 
 
-def _are_places(numbers: Sequence[Any]) -> bool:
+def _are_places(numbers: Sequence[object]) -> bool:
     """Whether these are whole numbers of 0 and more: a TIFF may say of what type they are."""
     found = np.asarray(numbers)
     return found.dtype.kind in "iu" and not (found < 0).any()

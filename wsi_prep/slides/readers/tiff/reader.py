@@ -333,11 +333,11 @@ def _understand(slide: Any, read: Read) -> tuple[SlideInfo, tuple[Picture, ...]]
         raise
 
 
-def _properties(slide: Any) -> Mapping[str, Any]:
+def _properties(slide: Any) -> Mapping[str, object]:
     """What tiffslide reads of the vendor's tags; nothing of formats that it does not understand."""
     with warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
-        properties: Mapping[str, Any] = slide.properties
+        properties: Mapping[str, object] = slide.properties
         return properties
     return {}
 
