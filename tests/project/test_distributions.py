@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import PurePosixPath
 
@@ -15,7 +16,8 @@ import wsi_prep
 from tests.support.paths import ROOT
 from tests.support.tracked import tracked_files
 
-PACKAGES = {"wsi_prep", "pretrain", "pipelines"}
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+PACKAGES = {pattern.removesuffix("*") for pattern in SETTINGS["packages"]["find"]["include"]}
 READ_BY_CODE = {
     "wsi_prep/stain/stain.safetensors",
     "wsi_prep/curation/audit/templates/audit.html",
@@ -90,6 +92,7 @@ def top(name):
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel, tracked):
     held = {name for name in wheel.namelist() if not top(name).endswith(".dist-info")}
     assert held == {name for name in tracked if top(name) in PACKAGES}
+    assert {"wsi_prep", "pretrain", "pipelines"} <= PACKAGES
     assert {*READ_BY_CODE, "wsi_prep/py.typed", "pretrain/py.typed"} <= held
 
 
