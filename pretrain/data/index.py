@@ -78,7 +78,7 @@ class Index:
         """Slides that these tiles are of, each counted once, wherever else it is."""
         return len(self._shown())
 
-    def _shown(self) -> NDArray[Any]:
+    def _shown(self) -> NDArray[np.int64]:
         return np.unique(self.cells["slide"])
 
     def source(self, tile: int) -> ShardSource:
