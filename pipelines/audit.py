@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, printable, run_command, shards_option
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, printable, require_apart, run_command, shards_option
 from pipelines.options import Options
 from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.audit.numbers import Audit, balance
@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+    require_apart("TO", options.to, options.shards)
     with open_catalogs(options.shards) as connection:
         audited = count(connection, options.shards, options.alpha)
         shown = overlays(audited, options.gallery, options.seed)

@@ -10,7 +10,16 @@ from pathlib import Path
 import torch
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, local_path, run_command, shards_option, where_options
+from pipelines.command import (
+    EXIT_NOT_ALL,
+    EXIT_OK,
+    Terminal,
+    local_path,
+    require_apart,
+    run_command,
+    shards_option,
+    where_options,
+)
 from pipelines.options import Options
 from pretrain.features.embed import Embedded, EmbedSettings, FeaturesTo, WantedTiles, embed_shards
 from pretrain.features.embedder import Inference
@@ -27,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+    require_apart("TO", options.to, options.shards)
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     columns = (TextColumn("{task.completed:,} tiles"), TextColumn("{task.description}"), TimeElapsedColumn())

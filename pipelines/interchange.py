@@ -12,6 +12,7 @@ from pipelines.command import (
     Terminal,
     output_named,
     question_time_limit,
+    require_apart,
     run_command,
     shards_option,
 )
@@ -40,6 +41,7 @@ def _work(options: argparse.Namespace, terminal: Terminal) -> int:
 def write(options: argparse.Namespace) -> Written:
     """Do as the options say; raises UsageError."""
     shards, seconds = output_named(options.shards), options.time_limit
+    require_apart("TO", options.to, [shards])
     if options.kind == "webdataset":
         return write_tars(shards, options.where, options.to, options.tar_mb * 1_000_000, options.shuffle, seconds)
     writers = {"qupath": write_qupath, "trident": write_trident, "clam": write_clam}

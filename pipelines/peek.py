@@ -12,6 +12,7 @@ from pipelines.command import (
     Terminal,
     local_path,
     progress,
+    require_apart,
     run_command,
     shards_option,
     where_options,
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+    require_apart("PNG", options.out, options.shards)
     with progress(terminal.out, "index") as show:
         index = open_index(options.shards, options.index or default_folder(), options.where, show, options.time_limit)
     sampler = Sampler(index, SamplingSettings(batch=1, alpha=options.alpha, seed=options.seed))

@@ -12,7 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.command import EXIT_OK, Terminal, printable, question_time_limit, run_command, shards_option
+from pipelines.command import (
+    EXIT_OK,
+    Terminal,
+    printable,
+    question_time_limit,
+    require_apart,
+    run_command,
+    shards_option,
+)
 from pipelines.options import EXIT_WRONG_CALL, Options
 from wsi_prep.output.query import head, open_catalog, write
 from wsi_prep.untrusted.sql import bounded_memory
@@ -29,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(options: argparse.Namespace, terminal: Terminal) -> int:
+    if options.to is not None:
+        require_apart("TO", options.to, options.shards)
     try:
         with bounded_memory(_MEMORY_BYTES), open_catalog(options.shards, seconds=options.time_limit) as catalog:
             answer = catalog.ask(options.sql)

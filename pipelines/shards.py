@@ -7,7 +7,15 @@ import os
 import sys
 from pathlib import Path
 
-from pipelines.command import EXIT_NOT_ALL, EXIT_OK, PATIENT_KEY_VARIABLE, Terminal, read_key, run_command
+from pipelines.command import (
+    EXIT_NOT_ALL,
+    EXIT_OK,
+    PATIENT_KEY_VARIABLE,
+    Terminal,
+    read_key,
+    require_apart,
+    run_command,
+)
 from pipelines.console import SlideProgress, show_summary
 from pipelines.options import Options
 from wsi_prep.compute.cluster.options import ClusterOptions, read_slurm_config, tls_files
@@ -38,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _work(options: argparse.Namespace, terminal: Terminal) -> int:
     request = build_request(options)
+    if request.log is not None:
+        require_apart("LOG", request.log, [request.out])
     try:
         with SlideProgress(terminal, link=options.dashboard) as progress:
             summary = run_shards(request, progress)
