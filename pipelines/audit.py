@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.calls.slides import AuditCall
-from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, printable, run_command
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, printable, require_apart, run_command
 from wsi_prep.curation.audit.concerns import Concerns, concerns
 from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.audit.numbers import Audit, balance, significant
@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(call: AuditCall, terminal: Terminal) -> int:
+    require_apart("TO", call.to, call.shards)
     for name in ("gallery", "tiles", "seed"):
         if getattr(call, name) < 0:
             raise BadOption(f"--{name} {getattr(call, name)} is no whole number of at least 0")

@@ -24,6 +24,11 @@ EXIT_OK, EXIT_WRONG_CALL, EXIT_NOT_ALL, EXIT_INTERRUPTED = 0, 2, 3, 130
 
 PATIENT_KEY_VARIABLE = "WSI_PREP_PATIENT_KEY"
 _LEAST_KEY_BYTES = 16
+_OURS = frozenset(
+    {"catalog", "stores", "tissue", "overlays", ".staging", ".lock"}
+    | {f"{hidden}{name}.json" for hidden in ("", ".") for name in ("run", "forgotten")}
+)
+"""Names in an output."""
 
 
 class Terminal:
@@ -95,6 +100,17 @@ def output_named(where: str) -> str:
     if not folder.is_dir():
         raise BadOption(f"SHARDS {where} is no folder; name one that make shards has filled")
     return str(folder)
+
+
+def require_apart(option: str, to: Path, shards: Sequence[str]) -> None:
+    """Raise BadOption where `to` is a file or folder that make shards writes, or would lie in one of these."""
+    places = {Path(os.path.realpath(to)), Path(os.path.realpath(to.parent)) / to.name}
+    for folder in filter(None, map(local_folder, shards)):
+        root = Path(os.path.realpath(folder))
+        if any(
+            place.is_relative_to(root) and _OURS.intersection(place.relative_to(root).parts[:1]) for place in places
+        ):
+            raise BadOption(f"{option} {to} lies among what make shards has written to {folder}; name another place")
 
 
 def read_key(what: str, file: Path | None, variable: str) -> bytes | None:

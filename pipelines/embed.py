@@ -10,7 +10,7 @@ import torch
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from pipelines.calls.training import EmbedCall
-from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, run_command
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, require_apart, run_command
 from pretrain.features.embed import Embedded, EmbedSettings, FeaturesTo, WantedTiles, embed_shards
 from pretrain.features.embedder import Inference
 from pretrain.train.loop import DTYPES
@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(call: EmbedCall, terminal: Terminal) -> int:
+    require_apart("TO", call.to, call.shards)
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     columns = (TextColumn("{task.completed:,} tiles"), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -10,6 +10,7 @@ from pipelines.command import (
     EXIT_OK,
     Terminal,
     output_named,
+    require_apart,
     run_command,
 )
 from wsi_prep.curation.exchange.coordinates import Written, write_clam, write_qupath, write_trident
@@ -34,6 +35,7 @@ def _work(call: InterchangeCall, terminal: Terminal) -> int:
 def write(call: InterchangeCall) -> Written:
     """Do as the call say; raises UsageError."""
     shards, seconds = output_named(call.shards), call.time_limit
+    require_apart("TO", call.to, [shards])
     if call.kind == "webdataset":
         return write_tars(shards, call.where, call.to, call.tar_mb * 1_000_000, call.shuffle, seconds)
     writers = {"qupath": write_qupath, "trident": write_trident, "clam": write_clam}

@@ -10,6 +10,7 @@ from pipelines.command import (
     EXIT_OK,
     Terminal,
     progress,
+    require_apart,
     run_command,
 )
 from pretrain.data.index import default_folder, open_index
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(call: PeekCall, terminal: Terminal) -> int:
+    require_apart("PNG", call.png, call.shards)
     with progress(terminal.out, "index") as show:
         index = open_index(call.shards, call.index or default_folder(), call.where, show, call.time_limit)
     sampler = Sampler(index, SamplingSettings(batch=1, alpha=call.alpha, seed=call.seed))

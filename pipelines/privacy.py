@@ -103,12 +103,17 @@ def _write(to: Path, found: list[Disclosure]) -> None:
     writer.writerow(["out", "where", "text", "count"])
     for each in found:
         for where, texts in sorted(each.texts.items()):
-            writer.writerows([each.where, where, value, count] for value, count in sorted(texts.items()))
-        writer.writerows([each.where, "does not belong", stray, 1] for stray in each.strays)
+            writer.writerows([each.where, where, _cell(value), count] for value, count in sorted(texts.items()))
+        writer.writerows([each.where, "does not belong", _cell(stray), 1] for stray in each.strays)
     try:
         write_atomically(to, text.getvalue().encode(errors="replace"))
     except OSError as error:
         raise BadOption(f"TO {to} cannot be written ({error.strerror})") from error
+
+
+def _cell(text: str) -> str:
+    """The text as a spreadsheet shows it, which would compute what begins like a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
 if __name__ == "__main__":

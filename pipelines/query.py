@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.calls.slides import QueryCall
-from pipelines.command import EXIT_OK, EXIT_WRONG_CALL, Terminal, printable, run_command
+from pipelines.command import EXIT_OK, EXIT_WRONG_CALL, Terminal, printable, require_apart, run_command
 from wsi_prep.output.query import head, open_catalog, write
 from wsi_prep.untrusted.sql import bounded_memory
 
@@ -25,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(call: QueryCall, terminal: Terminal) -> int:
+    if call.to is not None:
+        require_apart("TO", call.to, call.shards)
     try:
         with bounded_memory(_MEMORY_BYTES), open_catalog(call.shards, seconds=call.time_limit) as catalog:
             answer = catalog.ask(call.sql)

@@ -6,7 +6,15 @@ import os
 import sys
 
 from pipelines.calls.shards import ShardsCall
-from pipelines.command import EXIT_NOT_ALL, EXIT_OK, PATIENT_KEY_VARIABLE, Terminal, read_key, run_command
+from pipelines.command import (
+    EXIT_NOT_ALL,
+    EXIT_OK,
+    PATIENT_KEY_VARIABLE,
+    Terminal,
+    read_key,
+    require_apart,
+    run_command,
+)
 from pipelines.console import SlideProgress, show_summary
 from wsi_prep.compute.cluster.options import ClusterOptions, read_slurm_config, tls_files
 from wsi_prep.errors import BadOption, ClusterLost
@@ -31,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _work(call: ShardsCall, terminal: Terminal) -> int:
     request = build_request(call)
+    if request.log is not None:
+        require_apart("LOG", request.log, [request.out])
     try:
         with SlideProgress(terminal, link=call.dashboard) as progress:
             summary = run_shards(request, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -216,16 +217,26 @@ class Regions:
 
 @contextlib.contextmanager
 def open_h5(file: Path, *keys: str) -> Iterator[h5py.File]:
-    """An HDF5 file that has these keys; BadTask where it is none."""
+    """An HDF5 file that has these keys; BadTask where it is none, or where part of it lies elsewhere."""
     try:
+        open_plain(file).close()
         opened = h5py.File(file, "r")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         todo = "unpack it by gunzip" if file.suffix == ".gz" else "download it again"
         raise BadTask(f"{file}: is no HDF5 file; {todo}") from error
     with opened:
+        if (elsewhere := opened.visititems_links(functools.partial(_elsewhere, opened))) is not None:
+            raise BadTask(f"{file}: its {elsewhere} is a link, or lies in another file; write it anew as one file")
         if missing := [key for key in keys if key not in opened]:
             raise BadTask(f"{file}: has no {missing[0]}, only {', '.join(opened)}; download it again")
         yield opened
+
+
+def _elsewhere(opened: h5py.File, name: str, link: object) -> str | None:
+    """The name of what a file does not hold itself: it would be read from wherever the file says."""
+    found = opened[name] if isinstance(link, h5py.HardLink) else None
+    outside = found is None or (isinstance(found, h5py.Dataset) and (found.is_virtual or bool(found.external)))
+    return name if outside else None
 
 
 def decode(image: bytes, name: str) -> Pixels:

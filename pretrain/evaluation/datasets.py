@@ -7,7 +7,6 @@ here is said at its reader.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +15,14 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.compute.plain_files import read_json
 from pretrain.data.labelled import H5Tiles, Regions, TileFiles, open_h5
 from pretrain.errors import BadTask
 from pretrain.evaluation.class_folders import GroupPattern, image_files
 from pretrain.evaluation.tasks import OFFICIAL, LabelledTiles, Regression, Task, load_tasks, make_task, numbered
 
+_MOST_JSON = 256 << 20
+_FARTHEST = 1e7  # px from the origin: several times the largest slide
 MODEL_PX = 224  # smaller tiles are enlarged to what the paper's models take
 AnyTask = Task | Regression
 
@@ -206,17 +208,20 @@ def _midog(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     databases = (folder / "databases" / "MIDOG++.json", folder / "MIDOG++.json", folder / "MIDOG.json")
     table = _first("midog", *databases)
     try:
-        told = json.loads(table.read_text())
+        told = read_json(table, _MOST_JSON)
         kinds = {kind["id"]: kind["name"] for kind in told["categories"]}
         names = {image["id"]: image["file_name"] for image in told["images"]}
         events = [(mark["image_id"], kinds[mark["category_id"]], mark["bbox"]) for mark in told["annotations"]]
         centres = np.array([[(x0 + x1) / 2, (y0 + y1) / 2] for _, _, (x0, y0, x1, y1) in events], np.float64)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        images = sorted({image for image, _, _ in events})
+        named = [str(names[image]) for image in images]
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise BadTask(f"{table}: is no MIDOG database ({error!r}); download it again") from error
-    images = sorted({image for image, _, _ in events})
+    if not (np.abs(centres) < _FARTHEST).all():
+        raise BadTask(f"{table}: is no MIDOG database (a mark lies nowhere); download it again")
     place = {image: number for number, image in enumerate(images)}
     where = _need(folder / "images", "midog") if (folder / "images").is_dir() else folder
-    files = [_need(_inside(where, names[image], table), "midog") for image in images]
+    files = [_need(_inside(where, name, table), "midog") for name in named]
     split = None
     if cases := _first_or_none(folder / "datasets_xvalidation.csv", folder / "databases" / "datasets_xvalidation.csv"):
         told_sides = {int(row["Slide"]): row["Dataset"] for row in _rows(cases, "Slide", "Dataset", delimiter=";")}
@@ -341,7 +346,7 @@ def _organ(folder: Path) -> Regression:
 
 def _genes(file: Path) -> tuple[str, ...]:
     try:
-        return tuple(json.loads(_need(file, "hest").read_text())["genes"])
+        return tuple(map(str, read_json(_need(file, "hest"), _MOST_JSON)["genes"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadTask(f"{file}: holds no list of genes; download it again") from error
 

@@ -5,7 +5,7 @@ RUN/recipe.json, run.json, metrics.jsonl, curves.png, tensorboard/, checkpoints/
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ import torch
 
 from pretrain.compute import distributed
 from pretrain.compute.devices import slow_precision
+from pretrain.compute.plain_files import read_json
 from pretrain.data.index import Index, open_index
 from pretrain.data.sampler import Sampler
 from pretrain.errors import BadRun
@@ -34,8 +35,9 @@ from pretrain.train.recipe.caveats import caveats
 from pretrain.train.recipe.flops import measured_peak
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
+from wsi_prep.errors import first_line
 from wsi_prep.storage.atomic import write_json
-from wsi_prep.untrusted.below import folder_below
+from wsi_prep.untrusted.below import file_below, folder_below
 from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
 RUN_VERSION = 1
@@ -114,6 +116,9 @@ def run(
     call.folder.mkdir(parents=True, exist_ok=True)
     for name in ("checkpoints", "pictures", "tensorboard"):  # in which files are deleted, or written by libraries
         folder_below(call.folder, name)
+    for name in ("recipe.json", "run.json", "metrics.jsonl"):  # which are read, or added to
+        with contextlib.suppress(FileNotFoundError):
+            file_below(call.folder, name)
     tasks = [task for spec in call.probe for task in load_tasks(spec, recipe.looking.probe_tiles)]
     index = _open(call, world, progress)
     sampler = Sampler(index, recipe.sampling)
@@ -170,10 +175,21 @@ def _write_run(call: RunCall, index: Index, trainer: Trainer, notes: list[str]) 
         "versions": {name: version(name) for name in ("torch", "timm", "mixed-magnification")},
     }
     file = call.folder / "run.json"
-    before = json.loads(file.read_text()) if file.exists() else known
+    before = _before(file) if file.exists() else known
     write_json(file, known)
     changes = [f"{name} {before.get(name)} -> {known[name]}" for name in _DATA if before.get(name) != known[name]]
     return [f"the run goes on with other tiles than before: {', '.join(changes)}"] if changes else []
+
+
+def _before(file: Path) -> dict[str, object]:
+    """What run.json says of the run before. Raises BadRun."""
+    try:
+        said = read_json(file)
+    except (OSError, ValueError) as error:
+        raise BadRun(f"{file} cannot be read ({first_line(error)}); remove it to go on") from error
+    if not isinstance(said, dict):
+        raise BadRun(f"{file} is none of a run's; remove it to go on")
+    return said
 
 
 class _Watcher:

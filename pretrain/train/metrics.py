@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import deque
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pretrain.compute.plain_files import json_lines
 from wsi_prep.storage.atomic import write_atomically
+from wsi_prep.untrusted.below import read_below
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,9 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - only the first process writes
 
         self._file = folder / "metrics.jsonl"
-        if self._file.exists():
-            lines = [line for line in self._file.read_text().splitlines() if _step(line) < start]
+        with contextlib.suppress(FileNotFoundError):
+            before = read_below(folder, self._file.name, _MOST_BYTES).decode(errors="replace")
+            lines = [line for line in before.splitlines() if _step(line) < start]
             write_atomically(self._file, "".join(f"{line}\n" for line in lines).encode())
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
@@ -105,7 +108,7 @@ def _is_figure(item: tuple[str, Any]) -> bool:
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line cut off by a kill
+    except (ValueError, KeyError, TypeError, RecursionError):  # a line cut off by a kill
         return math.inf
 
 

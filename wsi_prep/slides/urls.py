@@ -40,6 +40,11 @@ def name_of(path: str) -> str:
     return PurePosixPath(bare_url(path)).name
 
 
+def has_user(url: str) -> bool:
+    """Whether a user, perhaps with a password, stands before the server's name."""
+    return _USER.match(url) is not None and url.partition("://")[0].lower() not in _CONTAINERS
+
+
 def without_secrets(text: str, path: str = "") -> str:
     """A text in which URLs are bare, that of `path` and what it keeps to itself in particular."""
     if "://" in path:

@@ -7,7 +7,7 @@ import os
 import struct
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -38,9 +38,12 @@ _GREY_TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A slide's mask: an absolute path that workers see, the digest of what it holds, and what errors call it."""
+    """A slide's mask: an absolute path that workers see, the digest of what it holds, and what errors call it.
 
-    path: str
+    Its text, which a cluster may log, is without the path.
+    """
+
+    path: str = field(repr=False)
     digest: str
     called: str
 

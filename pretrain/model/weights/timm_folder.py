@@ -18,6 +18,7 @@ import timm  # isort: skip - weights has made it importable
 
 PREFIX = "local-dir:"
 _LARGEST, _DEEPEST, _LONGEST_LIST, _LARGEST_PX = 65_536, 1000, 64, 4096
+_LEAST_STD = 1e-4
 _DEPTHS = ("depth", "layer", "block", "stage", "repeat", "num")
 
 
@@ -38,6 +39,7 @@ def check_timm_folder(folder: Path) -> None:
     for name in ("input_size", "test_input_size", "min_input_size"):
         if (sides := told.get(name)) is not None and not _is_size(sides):
             raise BadWeights(f"{where} says {name} {str(sides)[:60]}; it is [3, px, px], of at most {_LARGEST_PX} px")
+    _check_normalisation(where, told)
     file = open_tensors(folder / "model.safetensors")
     try:
         with torch.device("meta"):
@@ -51,7 +53,27 @@ def check_timm_folder(folder: Path) -> None:
         raise BadWeights(f"{where} asks for a model of {wants:,} numbers, and {file.path.name} holds {has:,}")
 
 
+def _check_normalisation(where: Path, told: dict[str, object]) -> None:
+    for name, least in (("mean", -math.inf), ("std", _LEAST_STD)):
+        three = told.get(name)
+        if three is not None and not _is_three(three, least):
+            raise BadWeights(
+                f"{where} says {name} {str(three)[:60]}; it is three numbers{', above 0' * (name == 'std')}"
+            )
+
+
+def _is_three(values: object, least: float) -> bool:
+    """Whether these are three numbers of at least so much, one a colour."""
+    return (
+        isinstance(values, list)
+        and len(values) == 3
+        and all(type(value) in (int, float) and least <= value <= _LARGEST for value in values)
+    )
+
+
 def _check_argument(where: Path, name: str, value: object) -> None:
+    if name.startswith("pretrained"):  # timm's own, as whether tensors may be missing, which would be random numbers
+        raise BadWeights(f"{where} says {name[:60]!r}, which is no size or part of a model; remove it")
     numbers = list(_numbers(value, 0))
     deep = any(word in name for word in _DEPTHS)
     if any(map(math.isnan, numbers)) or len(numbers) > _LONGEST_LIST:

@@ -246,6 +246,11 @@ TIMM_WRONG = {
     "a record": ({"model_args": {"norm_layer": {"a": 1}}}, "norm_layer"),
     "another file": ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "names no model|asks for"),
     "a side": ({"pretrained_cfg": {"input_size": [3, 10**9, 10**9]}}, "input_size"),
+    "a mean of text": ({"pretrained_cfg": {"mean": "abc"}}, "says mean abc; it is three numbers"),
+    "a mean of one": ({"pretrained_cfg": {"mean": [0.5]}}, "says mean"),
+    "a mean of nobody": ({"pretrained_cfg": {"mean": {"a": 1}}}, "says mean"),
+    "a std of nothing": ({"pretrained_cfg": {"std": [0, 0.5, 0.5]}}, "three numbers, above 0"),
+    "not strict": ({"model_args": SIDES | {"pretrained_strict": False}}, "pretrained_strict"),
     "nobody": ({"architecture": "no_such_model"}, "no model that timm can make"),
     "no name": ({"architecture": None}, "no architecture"),
 }
@@ -265,6 +270,14 @@ def test_a_folder_for_timm_that_is_whole_is_what_it_was(tmp_path):
     tokens = vit.forward_features((crops - mean) / std)
     expected = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
     torch.testing.assert_close(of_timm(f"local-dir:{folder}").features(crops), expected)
+
+
+def test_a_folder_for_timm_that_lacks_a_tensor_gives_no_features_by_chance(tmp_path):
+    """Its config allows it, and another tensor has as many numbers."""
+    tensors = timm.create_model("vit_tiny_patch16_224", num_classes=0, **SIDES).state_dict()
+    tensors["spare"] = tensors.pop("blocks.0.attn.qkv.weight")
+    config = TIMM | {"num_classes": 0, "model_args": SIDES | {"pretrained_strict": False}}
+    refused(of_timm, f"local-dir:{folder_of(tmp_path, tensors, {'config.json': config})}", match="pretrained_strict")
 
 
 def test_only_safetensors_is_read_of_a_folder_for_timm(tmp_path):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipelines.embed import main as embed
 from pipelines.evaluate import main as evaluate
+from pretrain.train.metrics import MetricsLog
 from tests.support.training import make_shards, run
 
 pytestmark = pytest.mark.slow
@@ -53,6 +54,40 @@ def test_a_run_deletes_and_writes_nothing_through_a_link(shards, victim, tmp_pat
     assert run(shards, tmp_path / "run", "schedule.steps=1") == 2
     assert f"run/{name} is a link" in capsys.readouterr().err
     assert content(victim) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json", "recipe.json"])
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe"])
+def test_a_file_of_a_run_is_no_link_and_not_waited_for(shards, victim, tmp_path, capsys, name, kind):
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / name
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(victim / ("mine.parquet" if kind == "link" else "new"))
+    before = content(victim)
+    assert run(shards, tmp_path / "run", "schedule.steps=1") == 2
+    said = capsys.readouterr().err
+    assert f"run/{name} " in said
+    assert said.count("\n") == 1
+    assert content(victim) == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, "\udcff"])
+def test_a_run_whose_facts_are_nonsense_is_one_line(shards, tmp_path, capsys, text):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(text, errors="surrogateescape")
+    assert run(shards, tmp_path / "run", "schedule.steps=1") == 2
+    said = capsys.readouterr().err
+    assert "run/run.json " in said
+    assert "remove it to go on" in said
+
+
+def test_lines_of_metrics_that_are_none_are_dropped(tmp_path):
+    lines = [b'{"step": 1, "loss": 2.0}', b"[" * 100_000, b"\xff", b'{"step": 9}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    MetricsLog(tmp_path, 5).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == lines[0] + b"\n"
 
 
 @pytest.mark.parametrize("name", ["parquet", "h5", "h5/20x"])

@@ -13,6 +13,7 @@ import tifffile
 
 from pipelines.privacy import main
 from pipelines.shards import main as make_shards
+from tests.support.shard_folders import add_row
 from wsi_prep.curation.disclosure import disclose, odd_parts
 
 pytestmark = pytest.mark.usefixtures("shared_dask")
@@ -77,6 +78,15 @@ def test_it_is_shown_with_what_a_person_has_to_decide(outs, tmp_path, capsys):
     with to.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {"where": "slides.tissue", "text": "rare gland", "count": "1", "out": str(outs / "open")} in rows
+
+
+@pytest.mark.parametrize("text", ["=HYPERLINK(A1)", "+1+cmd", "-1-2", "@SUM(A1)"])
+def test_a_text_is_no_formula_in_the_list(tmp_path, text):
+    add_row(tmp_path / "out", "a-0123456789", file="a.svs", status="empty", institution=text)
+    main(["--shards", str(tmp_path / "out"), "--to", str(tmp_path / "texts.csv")])
+    with (tmp_path / "texts.csv").open(newline="") as file:
+        shown = [row["text"] for row in csv.DictReader(file) if row["where"] == "slides.institution"]
+    assert shown == [f"'{text}"]
 
 
 def test_a_list_inside_the_output_is_refused(outs, capsys):

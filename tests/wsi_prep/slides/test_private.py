@@ -12,6 +12,7 @@ from wsi_prep.errors import UnreadableSlide
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.slides.private import bare_text, key_check, keyed_patient, keyed_slide_id, reason
 from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.tissue.masks import find_masks
 
 KEY, OTHER = b"a secret that is long enough", b"another secret that is long enough"
 PATH = "/data/DOE JANE/S19-0044721 left.svs"
@@ -163,3 +164,14 @@ def test_a_slide_in_a_clusters_log_is_its_id_alone(tmp_path):
     (tmp_path / "DOE JANE.svs").write_bytes(b"")
     (source,) = find_slides(str(tmp_path), id_key=KEY)
     assert repr(source) == f"SlideSource(slide_id='{source.slide_id}')"
+
+
+def test_a_mask_in_a_clusters_log_is_its_slides_id_alone(tmp_path):
+    """A task is logged with all its parts where it fails."""
+    for folder, name in (("in", "DOE JANE.svs"), ("masks of ward 7", "DOE JANE.geojson")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(b"")
+    sources = find_slides(str(tmp_path / "in"), id_key=KEY)
+    found, _ = find_masks(str(tmp_path / "masks of ward 7"), None, sources, private=True)
+    (mask,) = found.values()
+    assert repr(mask) == f"MaskFile(digest={mask.digest!r}, called={sources[0].slide_id!r})"

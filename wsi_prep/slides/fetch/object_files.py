@@ -10,6 +10,7 @@ from typing import Any
 from obstore.exceptions import BaseError
 from obstore.fsspec import FsspecStore
 
+from wsi_prep.slides.urls import has_user
 from wsi_prep.storage.object_client import (
     IN_FLIGHT,
     PAUSES,
@@ -60,7 +61,9 @@ class _ObjectFiles(FsspecStore):  # type: ignore[misc] # mypy does not follow ob
 
 
 def file_system(url: str) -> tuple[FsspecStore, str]:
-    """An fsspec file system for the URL of an object store, and the URL's path in it."""
+    """An fsspec file system for the URL of an object store, and the URL's path in it; ValueError for a user in it."""
+    if has_user(url):
+        raise ValueError("the URL of an object store has no user or password; credentials come from the environment")
     kind = _kind_of_files(url.partition("://")[0])
     endpoint = {"endpoint": s3_endpoint()} if url.startswith("s3") and s3_endpoint() else {}
     files = kind(client_options=client_options(), retry_config=retries_of(), **endpoint)

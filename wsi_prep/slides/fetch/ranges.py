@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import io
 import os
+import stat
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -49,16 +51,30 @@ def open_ranges(path: str) -> Ranges:
     try:
         local = local_path(path)
         return LocalRanges(local) if local is not None else RemoteRanges(*file_system(path))
+    except UnreadableSlide:
+        raise
     except OSError as error:
         raise UnreadableSlide(f"cannot be opened ({error.strerror or reason(error, path)})") from error
 
 
+def read_whole(path: str, most: int) -> bytes:
+    """All of a local file or URL. Raises UnreadableSlide, also where it has more than `most` bytes."""
+    with contextlib.closing(open_ranges(path)) as ranges:
+        if ranges.size > most:
+            raise UnreadableSlide(f"it has {ranges.size:,} bytes, which are more than {most:,}")
+        return ranges.read_ranges([(0, ranges.size)])[0]
+
+
 class LocalRanges:
-    """Ranges of a local file, read without moving a file position."""
+    """Ranges of a local file, read without moving a file position. UnreadableSlide for what is none, as a pipe."""
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self._fd).st_size
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not to wait for a pipe's other end
+        about = os.fstat(self._fd)
+        if not stat.S_ISREG(about.st_mode):
+            os.close(self._fd)
+            raise UnreadableSlide("it is no file but a folder, pipe, socket or device")
+        self.size = about.st_size
         self.far = False
 
     def read_ranges(self, spans: Sequence[Span]) -> list[bytes]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
 
 from wsi_prep.compute.ahead import ahead
 from wsi_prep.errors import NoRoom, UnreadableSlide
@@ -18,15 +19,33 @@ from wsi_prep.storage.select import OBJECT_STORES
 _PIECE_BYTES = 8 * 2**20
 _IN_FLIGHT = 4
 
+_PLACES = """
+file local memory http https ftp sftp ssh smb webdav hdfs arrow_hdfs webhdfs hf abfs adl az box dbfs dropbox gcs gs
+gdrive lakefs oci ocilake oss root s3 s3a tos tosfs zip tar libarchive simplecache filecache blockcache cached
+"""
+# Of what fsspec knows, that which fetches bytes from where the URL says. Others compute: `reference` fills in templates
+# that a file holds, with what this process knows.
+
 
 def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a path or URL, and the path in it; ValueError or ImportError where there is none."""
+    _require_places(path)
     if path.startswith(OBJECT_STORES):
         from wsi_prep.slides.fetch.object_files import file_system as of_objects  # noqa: PLC0415 - its library loads for these alone
 
         return of_objects(path)
     files, inner = fsspec.core.url_to_fs(path)
     return files, str(inner)
+
+
+def _require_places(path: str) -> None:
+    """Raise ValueError where a part of a URL, or of a chain of them, is no place of files."""
+    for part in path.split("::"):
+        protocol, is_url, _ = part.partition("://")
+        if not is_url and (part == path or not part.isalpha()):  # a path
+            continue
+        if protocol in known_implementations and protocol not in _PLACES.split():
+            raise ValueError(f"{protocol}:// is no place of files; name a disk, an object store or a server")
 
 
 def local_path(path: str) -> str | None:

@@ -10,12 +10,11 @@ from pathlib import PurePosixPath
 
 from wsi_prep.errors import BadManifest
 from wsi_prep.format.records import STAINS
-from wsi_prep.slides.fetch.remote import file_system
 from wsi_prep.slides.find.endings import why_left_out
+from wsi_prep.slides.find.lists import read_list
 from wsi_prep.slides.find.naming import KnownNames, did_you_mean, one_form
 from wsi_prep.slides.find.sources import SlideSource
-from wsi_prep.slides.urls import bare_url, name_of, without_secrets
-from wsi_prep.untrusted.csv_lines import read_csv
+from wsi_prep.slides.urls import bare_url, name_of
 
 COLUMNS = ("slide", "mpp", "stain", "institution", "tissue", "patient")
 _STAIN_SPELLINGS = {"H&E": "HE", "H & E": "HE", "H+E": "HE"}
@@ -116,14 +115,8 @@ class Manifest:
 
 def read_manifest(path: str) -> Manifest:
     """Read a manifest from a file or URL; raises BadManifest, naming the line, for anything that is not understood."""
-    try:
-        files, inner = file_system(path)
-        data: bytes = files.cat_file(inner)
-    except (OSError, ValueError, ImportError) as error:
-        why = without_secrets(" ".join(str(error).split()), path)[:160]
-        raise BadManifest(f"MANIFEST {bare_url(path)} cannot be read ({why})") from error
+    header, rows = read_list(path, "MANIFEST")
     path = bare_url(path)
-    header, rows = read_csv(path, data)
     _check_header(path, header)
     entries: dict[str, _Entry] = {}
     for line, cells in rows:

@@ -21,11 +21,11 @@ from wsi_prep.format.layout import former_slide_id, make_slide_id
 from wsi_prep.slides.dicom import DicomHeader, dicom_header
 from wsi_prep.slides.fetch.remote import file_system, files_in, is_elsewhere
 from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, only_left_out
+from wsi_prep.slides.find.lists import named_in, read_list
 from wsi_prep.slides.find.naming import KnownNames, as_stored, did_you_mean, one_form
 from wsi_prep.slides.private import keyed_slide_id
 from wsi_prep.slides.urls import bare_url, name_of, without_secrets
 from wsi_prep.storage.select import OBJECT_STORES
-from wsi_prep.untrusted.csv_lines import read_csv
 
 _INDEXES = (".vms", ".vmu")
 _DICOM_INDEX = "DICOMDIR"
@@ -200,7 +200,7 @@ def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], int]
         pictures += [_full(fs, f"{at}/{d}") for d in folders if is_left_out(d) and d.endswith(".zarr")]
         if isinstance(folders, list):
             folders[:] = sorted(keep)
-        parts = set().union(*(_named_in(fs, f"{at}/{n}") for n in names if n.lower().endswith(_INDEXES)))
+        parts = set().union(*(named_in(_full(fs, f"{at}/{n}")) for n in names if n.lower().endswith(_INDEXES)))
         for name in names:
             path = f"{at}/{name}"
             if _looks_like_slide(path, fs):
@@ -233,7 +233,7 @@ def _listed(slides: str, fs: AbstractFileSystem, inner: str) -> list[str]:
     base = PurePosixPath(inner).parent
     lines: dict[str, int] = {}
     written: list[tuple[int, str, str]] = []
-    header, rows = read_csv(where, fs.cat_file(inner))
+    header, rows = read_list(slides, "SLIDES")
     if "slide" not in header:
         raise BadManifest(f"{where} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
     column = header.index("slide")
@@ -356,17 +356,9 @@ def _companions(path: str) -> tuple[str, ...]:
     if ending(path) == ".mrxs":
         return (path, *files_in(path[: -len(".mrxs")]))
     if ending(path) in _INDEXES and is_elsewhere(path):
-        named = _named_in(*_filesystem(path))
+        named = named_in(path)
         return (path, *(f for f in files_in(path.rpartition("/")[0]) if PurePosixPath(f).name in named))
     return (path,)
-
-
-def _named_in(fs: AbstractFileSystem, index: str) -> set[str]:
-    """Names of the files that a VMS or VMU slide's index gives."""
-    try:
-        return {line.partition("=")[2].strip() for line in fs.cat_file(index).decode("latin-1").splitlines()}
-    except OSError:  # its reader will say so
-        return set()
 
 
 def _sources(groups: Sequence[_Group], id_root: str | None, id_key: bytes | None) -> list[SlideSource]:
