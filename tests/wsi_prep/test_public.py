@@ -4,14 +4,17 @@ import contextlib
 import doctest
 import importlib
 import inspect
+import re
 import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
 import wsi_prep
+from tests.support.paths import ROOT
 from wsi_prep.errors import BadCatalog, BadOption
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -74,6 +77,15 @@ def test_mistakes_are_one_line(folder):
     row = {"slide_id": "../x", "magnification": "20x", "index": 0, "offset": 0, "nbytes": 10, "crc32": 0}
     with pytest.raises(BadCatalog):
         wsi_prep.read_tile(folder / "shards", row)
+
+
+def test_what_the_readme_shows_runs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, {})  # noqa: S102 - our own words
+    assert cv2.imread("slide.png").shape[0] > 100
 
 
 def test_every_name_is_found_by_help_and_is_imported_when_used():
