@@ -183,6 +183,18 @@ def test_filling_within_filling_is_no_tissue(he, inner, outer):
     assert iou(detect_tissue(pixels, MASK_MPP), known) > 0.93
 
 
+def test_a_strip_of_filling_that_ends_at_the_edge_in_mixed_pixels_is_no_tissue(he):
+    """Black beyond it, of which the last pixels of the picture have a share."""
+    pixels, known = with_margin(*he)
+    row = int(np.flatnonzero(known.mean(1) > 0.2)[-1]) - 40  # through the tissue
+    pixels, known = pixels[:row], known[:row]
+    filled = cv2.copyMakeBorder(pixels, 90, 4, 90, 90, cv2.BORDER_CONSTANT, value=(200, 200, 200))
+    mixed = [np.full((1, filled.shape[1], 3), level, np.uint8) for level in (185, 38)]
+    found = detect_tissue(np.vstack([filled, *mixed]), MASK_MPP)
+    assert found[-6:].mean() < 0.02
+    assert iou(found[90:-6, 90:-90], known) > 0.93
+
+
 @pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128)])
 def test_tissue_at_the_edge_of_filling_loses_at_most_24_um(he, colour):
     pixels, known = he
