@@ -69,6 +69,10 @@ SLIDE_SCHEMA = pa.schema(
         ("bytes", pa.int64()),  # of the tile store
         ("files", pa.int32()),  # that the slide left in the output folder, catalog aside
         ("digests", pa.string()),  # of each of these files, as JSON by name (digests.py); null before they were kept
+        (
+            "file_folder",
+            pa.string(),
+        ),  # so much of its path as tells it from others of one name; null without, or private
     ]
 )
 
@@ -121,6 +125,12 @@ class SlideRow(TypedDict, total=False):
     bytes: int | None
     files: int | None
     digests: str | None
+    file_folder: str | None
+
+
+def shown_name(row: SlideRow) -> str:
+    """What people may call a slide: its file's name, behind its folder's where others have the same."""
+    return "/".join(filter(None, (row.get("file_folder"), str(row["file"]))))
 
 
 TILE_SCHEMA = pa.schema(

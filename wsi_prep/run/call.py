@@ -36,6 +36,7 @@ from wsi_prep.run.row import blank_row, failure
 from wsi_prep.run.slide import prepare_slide
 from wsi_prep.run.task import SlideTask
 from wsi_prep.run.todo import (
+    folders_of,
     known_before,
     leave_forgotten,
     manifest_rows,
@@ -80,6 +81,9 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
         task_of(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
         for source, origin in zip(sources, origins, strict=True)
     ]
+    if request.id_key is None:
+        folders = folders_of(request, sources)
+        tasks = [replace(task, file_folder=folders.get(task.source.slide_id)) for task in tasks]
     made_at = None
     if request.id_key is not None:  # the order of work tells nothing of names, nor do times
         made_at = began_at

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from wsi_prep.compute.cluster.options import ClusterOptions
-from wsi_prep.format.records import SlideRow, tile_counts
+from wsi_prep.format.records import SlideRow, shown_name, tile_counts
 from wsi_prep.run.task import DEFAULT_TIME_LIMIT, PrepareSettings
 from wsi_prep.slides.fetch.cache import CacheSettings
 from wsi_prep.slides.find.institution import InstitutionPattern
@@ -78,7 +78,7 @@ class RunSummary:
         if row["status"] != "ok":
             self.rows.append(row)
         elif row.get("warning"):
-            self.warnings.append(f"{row['file']}: {row['warning']}")
+            self.warnings.append(f"{shown_name(row)}: {row['warning']}")
         if now:
             self.tiles_made.update(tile_counts(row))
             self.tiles_filtered += row["tiles_filtered"] or 0

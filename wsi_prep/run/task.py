@@ -68,7 +68,7 @@ class SlideTask:
     `run_token` names the run: when the output folder's lock holds another, this work is nobody's any more. After
     `time_limit` seconds the worker process ends itself, and the slide fails when it is tried again. `out` is a path or
     an object store's URL; `cache` is where the worker may copy the slide to. `made_at` is the time that all its files
-    get, or None for their own.
+    get, or None for their own. `file_folder` is what tells the slide from others of its name.
     """
 
     source: SlideSource
@@ -83,6 +83,7 @@ class SlideTask:
     cache: CacheSettings = field(default_factory=CacheSettings)
     threads: int = 1
     made_at: float | None = None
+    file_folder: str | None = None
 
     @property
     def config_hash(self) -> str:
