@@ -28,7 +28,7 @@ class ShardsCall:
     """Where the stores and the catalog go: a folder, or s3://, gs://, az://."""
 
     manifest: Annotated[str | None, _OF_YOURS] = None
-    """A .csv with the columns slide, mpp, stain, institution, tissue, patient."""
+    """A .csv with the columns slide, mpp, stain, institution, tissue, patient, and any of your own."""
 
     masks: Annotated[str | None, _OF_YOURS] = None
     """A folder of tissue masks named after their slides, GeoJSON or PNG, used as they are."""

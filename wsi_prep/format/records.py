@@ -73,6 +73,10 @@ SLIDE_SCHEMA = pa.schema(
             "file_folder",
             pa.string(),
         ),  # so much of its path as tells it from others of one name; null without, or private
+        (
+            "manifest",
+            pa.string(),
+        ),  # the manifest's further columns, as JSON by name; null without, and in private output
     ]
 )
 
@@ -126,6 +130,7 @@ class SlideRow(TypedDict, total=False):
     files: int | None
     digests: str | None
     file_folder: str | None
+    manifest: str | None
 
 
 def shown_name(row: SlideRow) -> str:

@@ -54,6 +54,7 @@ def manifest_columns(task: SlideTask, row: SlideRow) -> SlideRow:
         "patient_key": task.patient_key,
         "file_folder": task.file_folder
         or row["file_folder"],  # once told apart, though the others are not in SLIDES now
+        "manifest": manifest.more,
         **stain_columns(manifest.stain, seen, row["warning"]),
     }
 

@@ -23,7 +23,7 @@ from wsi_prep.tissue.masks import MaskFile
 
 _LOOKED_AT = (
     *("slide_id", "file", "status", "error_type", "error", "warning", "fingerprint", "config_hash", "patient_key"),
-    "file_folder",
+    *("file_folder", "manifest"),
     *("institution", "institution_source", "tissue", "stain", "stain_confidence", "stain_source"),
     *("stain_pixels", "stain_pixels_confidence"),
 )
@@ -84,8 +84,9 @@ def manifest_rows(request: RunRequest, found: Found) -> tuple[dict[str, Manifest
     """The manifest's rows by slide id, and what a user should know of those that fit no slide."""
     if request.manifest_path is None:
         return {}, []
-    matched = read_manifest(request.manifest_path).match(found.sources, found.left_out)
-    return dict(matched.rows), matched.notes(private=request.id_key is not None)
+    manifest, private = read_manifest(request.manifest_path), request.id_key is not None
+    matched = manifest.match(found.sources, found.left_out)
+    return dict(matched.rows), [*manifest.notes(private=private), *matched.notes(private=private)]
 
 
 def origins_of(
@@ -133,7 +134,7 @@ def task_of(
     if origin.patient and request.patient_key is not None:
         key = keyed_patient(request.patient_key, origin.patient)
     if request.id_key is not None:
-        source = replace(source, name=source.slide_id)
+        source, row = replace(source, name=source.slide_id), replace(row, more=None)
     stripped = replace(row, institution=origin.institution, patient=None)
     run = (request.settings, request.out, token, request.time_limit)
     return SlideTask(source, stripped, key, *run, origin.source, masks.get(source.slide_id), request.cache)
