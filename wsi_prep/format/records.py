@@ -77,6 +77,7 @@ SLIDE_SCHEMA = pa.schema(
             "manifest",
             pa.string(),
         ),  # the manifest's further columns, as JSON by name; null without, and in private output
+        ("source_bytes", pa.int64()),  # of the slide's own files
     ]
 )
 
@@ -131,6 +132,7 @@ class SlideRow(TypedDict, total=False):
     digests: str | None
     file_folder: str | None
     manifest: str | None
+    source_bytes: int | None
 
 
 def shown_name(row: SlideRow) -> str:
