@@ -43,7 +43,7 @@ class ShardsCall:
     """Least share of a tile that is tissue."""
 
     filter: Annotated[str, Option('"focus@40x>=0.2 pen<=0.02"')] = ""
-    """Leave out tiles that do not meet these conditions, as in "focus@40x>=0.2 pen<=0.02"."""
+    """Leave out tiles that do not meet these conditions, as in "focus@40x>=0.2 focus@20x:IHC>=0.25 pen<=0.02"."""
 
     quality: int = 90
     """JPEG quality of the tiles."""

@@ -35,8 +35,8 @@ _SLIDES_A_PART, _FILES_A_PART = 50_000, 2
 _FEW = 30
 _GUESSED_GB = 1.0
 
-_SAMPLE = """SELECT s.slide_id, seconds, source_bytes, coalesce(bytes, 0) AS bytes, coalesce(files, 0) AS files, {columns}
-FROM slides s LEFT JOIN (
+_SAMPLE = """SELECT s.slide_id, seconds, source_bytes, coalesce(bytes, 0) AS bytes, coalesce(files, 0) AS files,
+{columns} FROM slides s LEFT JOIN (
   SELECT slide_id, {sums} FROM tiles GROUP BY slide_id
 ) t USING (slide_id) WHERE seconds > 0 AND coalesce(error_type, '') != '{forgotten}' ORDER BY s.slide_id"""
 

@@ -54,6 +54,7 @@ from wsi_prep.slides.urls import bare_url
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import local_folder, open_storage
 from wsi_prep.storage.times import settled
+from wsi_prep.tiles.filters import where_of
 from wsi_prep.tissue.masks import find_masks
 
 _MOST_WARNINGS = 50_000
@@ -128,7 +129,7 @@ def _terms(request: RunRequest) -> Terms:
         "masks": request.masks is not None,
         "institution_pattern": request.institution_pattern is not None,
     }
-    return Terms(settings, named, request.redo)
+    return Terms(settings, named, request.redo, where_of(request.settings.filters))
 
 
 def _add_names(request: RunRequest, storage: Storage, tasks: Sequence[SlideTask]) -> None:

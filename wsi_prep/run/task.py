@@ -54,9 +54,15 @@ class PrepareSettings:
         plain: dict[str, Any] = json.loads(json.dumps(settings))
         return plain
 
-    def config_hash(self, manifest_mpp: float | None, mask_digest: str | None = None) -> str:
-        """Mark of the settings, and of the manifest's value and the given mask, that the tiles depend on."""
+    def config_hash(
+        self, manifest_mpp: float | None, mask_digest: str | None = None, manifest_stain: str | None = None
+    ) -> str:
+        """Mark of the settings, and of the manifest's values and the given mask, that the tiles depend on: of the stain
+        where a filter asks for one.
+        """
         given = [repr(manifest_mpp)] if mask_digest is None else [repr(manifest_mpp), mask_digest]
+        if any(each.stain for each in self.filters):
+            given.append(f"stain {manifest_stain}")
         text = json.dumps([self.as_dict(), *given], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -88,4 +94,5 @@ class SlideTask:
     @property
     def config_hash(self) -> str:
         """What the slide's row must bear for its tiles to stand."""
-        return self.settings.config_hash(self.manifest.mpp, self.mask.digest if self.mask else None)
+        digest = self.mask.digest if self.mask else None
+        return self.settings.config_hash(self.manifest.mpp, digest, self.manifest.stain)
