@@ -76,7 +76,8 @@ def _show_made(terminal: Terminal, out: str, summary: RunSummary) -> None:
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.statuses.items()))
     before = f" ({summary.done_before} done before)" if summary.done_before else ""
     tiles = sum(summary.tiles_made.values())
-    by_mag = ", ".join(f"{m.name} {summary.tiles_made[m.name]:,}" for m in reversed(MAGNIFICATIONS))
+    asked = [m.name for m in reversed(MAGNIFICATIONS) if m.name in summary.magnifications]
+    by_mag = ", ".join(f"{name} {summary.tiles_made[name]:,}" for name in asked)
     rate = tiles / max(summary.worker_seconds, 1e-9)
     filtered = f", {summary.tiles_filtered:,} more left out by the filter" if summary.tiles_filtered else ""
     lines = (

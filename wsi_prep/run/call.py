@@ -76,7 +76,7 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
     )
     origins = origins_of(request, sources, manifest)
     notes = [*left_out_note(found.left_out), *warnings, *mask_notes, *origin_notes(request, origins)]
-    summary = RunSummary(found=len(sources), warnings=notes)
+    summary = RunSummary(len(sources), request.settings.plan.magnifications, warnings=notes)
     token = uuid.uuid4().hex
     tasks = [
         task_of(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)

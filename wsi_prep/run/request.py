@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from wsi_prep.compute.cluster.options import ClusterOptions
+from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SlideRow, shown_name, tile_counts
 from wsi_prep.run.task import DEFAULT_TIME_LIMIT, PrepareSettings
 from wsi_prep.slides.fetch.cache import CacheSettings
@@ -53,10 +54,12 @@ class RunRequest:
 class RunSummary:
     """What a call did: `rows` of its slides that are not ok, counts by status, tiles made now, and warnings.
 
+    `magnifications` are those that were asked for.
     `tiles_filtered` are those that were not made now because of a filter.
     """
 
     found: int = 0
+    magnifications: tuple[str, ...] = tuple(m.name for m in MAGNIFICATIONS)
     done_before: int = 0
     seconds: float = 0.0
     statuses: Counter[str] = field(default_factory=Counter)
