@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from pipelines.call_script import call_script
 from pipelines.calls.shards import ShardsCall
 from pipelines.command import EXIT_NOT_ALL, EXIT_OK, PATIENT_KEY_VARIABLE, Terminal, read_key, run_command
 from pipelines.console import SlideProgress, show_summary
@@ -73,6 +74,7 @@ def build_request(call: ShardsCall) -> RunRequest:
         take_over=call.take_over,
         forgotten_lost=call.forgotten_lost,
         log=call.log,
+        script=None if call.private else call_script(call),
     )
 
 

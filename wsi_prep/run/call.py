@@ -24,6 +24,7 @@ from wsi_prep.output.folder import (
     require_held,
     require_remembered,
     sweep,
+    write_call,
     write_run,
     writing,
 )
@@ -99,6 +100,8 @@ def run_shards(request: RunRequest, watcher: Watcher) -> RunSummary:
         _add_names(request, storage, tasks)
         catalog = begin(storage, terms)
         with writing(storage):
+            if request.script is not None and request.id_key is None:
+                write_call(storage, request.script)
             if request.forgotten_lost:
                 remember(storage, read_tombstone(storage))
             tasks = known_before(storage, tasks, catalog)

@@ -23,7 +23,8 @@ class RunRequest:
     `out` is a folder or an object store's URL; `take_over` is for one that a run on another machine left locked,
     `forgotten_lost` for one whose forgotten.json is gone for good.
     `patient_key` turns patient ids into keyed hashes; without it none are written. `id_key` does the same to slides'
-    names, everywhere in the output, and `names` is the file outside of it that leads back.
+    names, everywhere in the output, and `names` is the file outside of it that leads back. `script` repeats the call;
+    it holds paths, and is kept in output that is not private.
     """
 
     slides: str
@@ -43,6 +44,7 @@ class RunRequest:
     take_over: bool = False
     forgotten_lost: bool = False
     log: Path | None = None
+    script: bytes | None = None
 
     @property
     def manifest_path(self) -> str | None:
