@@ -18,7 +18,7 @@ _FOR_ONCE = ("redo", "take_over", "forgotten_lost")
 
 _HEAD = """#!/bin/sh
 # Repeats the last call of make shards on this folder, which does what is not done:  sh call.sh
-# Secrets are not in it: those of the variables WSI_PREP_PATIENT_KEY and WSI_PREP_ID_KEY have to be set again.
+# Secrets are not in it: set WSI_PREP_PATIENT_KEY again where it was set.
 """
 _LEFT_OUT = "# What a URL below held of names, passwords or signatures was left out, too: put it back.\n"
 
