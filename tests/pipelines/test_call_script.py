@@ -44,7 +44,7 @@ def handed_on(telling, script):
     return [os.fsdecode(word) for word in words], (telling / "words.pwd").read_text().rstrip("\n")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(slides=TEXTS, out=TEXTS, text=TEXTS, tissue=st.floats(0.1, 1), private=st.booleans())
 def test_the_same_call_is_handed_to_the_command(telling, slides, out, text, tissue, private):
     call = ShardsCall(
