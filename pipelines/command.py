@@ -25,7 +25,7 @@ EXIT_OK, EXIT_WRONG_CALL, EXIT_NOT_ALL, EXIT_INTERRUPTED = 0, 2, 3, 130
 PATIENT_KEY_VARIABLE = "WSI_PREP_PATIENT_KEY"
 _LEAST_KEY_BYTES = 16
 _OURS = frozenset(
-    {"catalog", "stores", "tissue", "overlays", ".staging", ".lock"}
+    {"catalog", "stores", "tissue", "overlays", ".staging", ".lock", "call.sh"}
     | {f"{hidden}{name}.json" for hidden in ("", ".") for name in ("run", "forgotten")}
 )
 """Names in an output."""

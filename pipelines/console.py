@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipelines.command import Terminal
 from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.format.records import SlideRow, tile_counts
+from wsi_prep.format.records import SlideRow, shown_name, tile_counts
 from wsi_prep.run.request import RunSummary
 
 _SHOWN = 50
@@ -76,7 +76,8 @@ def _show_made(terminal: Terminal, out: str, summary: RunSummary) -> None:
     counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.statuses.items()))
     before = f" ({summary.done_before} done before)" if summary.done_before else ""
     tiles = sum(summary.tiles_made.values())
-    by_mag = ", ".join(f"{m.name} {summary.tiles_made[m.name]:,}" for m in reversed(MAGNIFICATIONS))
+    asked = [m.name for m in reversed(MAGNIFICATIONS) if m.name in summary.magnifications]
+    by_mag = ", ".join(f"{name} {summary.tiles_made[name]:,}" for name in asked)
     rate = tiles / max(summary.worker_seconds, 1e-9)
     filtered = f", {summary.tiles_filtered:,} more left out by the filter" if summary.tiles_filtered else ""
     lines = (
@@ -92,9 +93,9 @@ def _show_made(terminal: Terminal, out: str, summary: RunSummary) -> None:
 def _show_rows(terminal: Terminal, rows: list[SlideRow]) -> None:
     """One line for each slide that is not ok, failures first."""
     order = {"failed": 0, "excluded": 1, "empty": 2}
-    for row in sorted(rows, key=lambda row: (order.get(row["status"], 3), str(row["file"])))[:_SHOWN]:
+    for row in sorted(rows, key=lambda row: (order.get(row["status"], 3), shown_name(row)))[:_SHOWN]:
         reason = f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"])
         reason += f" ({row['warning']})" if row.get("warning") else ""
-        terminal.say(f"{row['status']:<8}  {row['file']}  {reason}")
+        terminal.say(f"{row['status']:<8}  {shown_name(row)}  {reason}")
     if len(rows) > _SHOWN:
         terminal.say(f"... and {len(rows) - _SHOWN} more: see status and error in the catalog's slides")

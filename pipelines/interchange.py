@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from pipelines.calls.slides import InterchangeCall
@@ -29,6 +30,10 @@ def _work(call: InterchangeCall, terminal: Terminal) -> int:
     terminal.warn_of([f"left out: {name}: {reason}" for name, reason in written.left_out.items()])
     tiles = f", {written.tiles:,} tiles" if written.tiles else ""
     terminal.say(f"{written.files:,} files{tiles}: {call.to}")
+    if call.kind in ("clam", "trident") and (call.to / "link_slides.sh").is_file():
+        terminal.say(
+            f"sh {shlex.quote(str(call.to / 'link_slides.sh'))} FOLDER links the slides of FOLDER by their names here"
+        )
     return EXIT_NOT_ALL if written.left_out else EXIT_OK
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from pipelines.call_script import call_script
 from pipelines.calls.shards import ShardsCall
 from pipelines.command import (
     EXIT_NOT_ALL,
@@ -82,6 +83,7 @@ def build_request(call: ShardsCall) -> RunRequest:
         take_over=call.take_over,
         forgotten_lost=call.forgotten_lost,
         log=call.log,
+        script=None if call.private else call_script(call),
     )
 
 

@@ -28,7 +28,7 @@ class ShardsCall:
     """Where the stores and the catalog go: a folder, or s3://, gs://, az://."""
 
     manifest: Annotated[str | None, _OF_YOURS] = None
-    """A .csv with the columns slide, mpp, stain, institution, tissue, patient."""
+    """A .csv with the columns slide, mpp, stain, institution, tissue, patient, and any of your own."""
 
     masks: Annotated[str | None, _OF_YOURS] = None
     """A folder of tissue masks named after their slides, GeoJSON or PNG, used as they are."""
@@ -43,7 +43,7 @@ class ShardsCall:
     """Least share of a tile that is tissue."""
 
     filter: Annotated[str, Option('"focus@40x>=0.2 pen<=0.02"')] = ""
-    """Leave out tiles that do not meet these conditions, as in "focus@40x>=0.2 pen<=0.02"."""
+    """Leave out tiles that do not meet these conditions, as in "focus@40x>=0.2 focus@20x:IHC>=0.25 pen<=0.02"."""
 
     quality: int = 90
     """JPEG quality of the tiles."""

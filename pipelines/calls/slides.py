@@ -39,6 +39,9 @@ class PlanCall(Assumptions):
     sample: Annotated[str, Option("folder")] = "shards"
     """Shards of slides that were drawn from the cohort at random."""
 
+    currency: Annotated[str, Option("EUR")] = ""
+    """The currency of the prices; a word that is shown, nothing is converted."""
+
     to: Annotated[Path | None, Option("plan.json")] = None
     """Write everything to this .json too."""
 

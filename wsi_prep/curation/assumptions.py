@@ -21,8 +21,8 @@ class Assumptions:
     speed: float = 1.0
     """Speed of a core against one of the sample's."""
 
-    slide_gb: float = 1.0
-    """Mean size of a slide's file, in GB."""
+    slide_gb: float | None = None
+    """Mean size of a slide's file, in GB; without it, that of the sample's, or 1 where the sample does not say."""
 
     core_hour: float = 0.04
     """Price of a core for an hour."""
@@ -42,7 +42,7 @@ class Assumptions:
     def __post_init__(self) -> None:
         for each in fields(Assumptions):
             value = getattr(self, each.name)
-            if not (math.isfinite(value) and value >= 0):
+            if value is not None and not (math.isfinite(value) and value >= 0):
                 raise BadOption(f"{each.name} {value:g} is not a number from 0 on")
         if self.workers < 1 or not 0 < self.busy <= 1 or self.speed <= 0:
             raise BadOption("workers must be at least 1, busy in (0, 1], speed above 0")

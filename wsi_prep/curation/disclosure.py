@@ -35,6 +35,7 @@ _KINDS = (
     ("catalog of slides", re.compile(r"catalog/slides/([^/.][^/]*)\.parquet")),
     ("catalog of tiles", re.compile(r"catalog/tiles/([^/.][^/]*)\.parquet")),
     ("run.json", re.compile(r"\.?run\.json")),
+    ("call.sh", re.compile(r"call\.sh")),
     ("lock", re.compile(r"\.lock")),
     ("forgotten slides", re.compile(r"\.?forgotten\.json")),
 )
@@ -104,6 +105,8 @@ def disclose(out: str) -> Disclosure:
         data = _small(place, path, found)
         found.strays += [f"{path} {what}" for what in odd_parts(data, whole=True)] if data is not None else []
     found.is_private = any(where == "run.json settings.private" for where in found.texts)
+    if found.is_private and by_kind["call.sh"]:
+        found.strays.append("call.sh holds paths, and private output none")
     return found
 
 
@@ -257,6 +260,9 @@ def _json(storage: Storage, path: str, kind: str, found: Disclosure) -> None:
     """Every field of a file of JSON and the texts in it; of a slide's files the numbers too, but for coordinates."""
     data = _small(storage, path, found)
     if data is None:
+        return
+    if kind == "call.sh":
+        found.texts["call.sh, its lines"].update(line.strip(" \\") for line in _text(data).splitlines())
         return
     if kind == "lock":
         found.texts["lock"][_text(data[:_LOCK_BYTES])] += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,21 +32,26 @@ REST = "beside tiles"
 _DRAWS = 2000
 _SLIDES_A_PART, _FILES_A_PART = 50_000, 2
 _FEW = 30
+_GUESSED_GB = 1.0
 
-_SAMPLE = """SELECT s.slide_id, seconds, coalesce(bytes, 0) AS bytes, coalesce(files, 0) AS files, {columns}
-FROM slides s LEFT JOIN (
+_SAMPLE = """SELECT s.slide_id, seconds, source_bytes, coalesce(bytes, 0) AS bytes, coalesce(files, 0) AS files,
+{columns} FROM slides s LEFT JOIN (
   SELECT slide_id, {sums} FROM tiles GROUP BY slide_id
 ) t USING (slide_id) WHERE seconds > 0 AND coalesce(error_type, '') != '{forgotten}' ORDER BY s.slide_id"""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a run left, a slide a row. `of`: QUANTITIES by (slide, magnification and REST, quantity)."""
+    """What a run left, a slide a row. `of`: QUANTITIES by (slide, magnification and REST, quantity).
+
+    `source_bytes` are those of the slides' own files, of the slides whose rows say them.
+    """
 
     where: str
     of: NDArray[np.float64]
     tiles_per_core_second: float
     settings: Mapping[str, object]
+    source_bytes: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def __len__(self) -> int:
         return len(self.of)
@@ -63,13 +68,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a whole cohort: `total` and `by_magnification` (REST included), intervals by quantity, cost included."""
+    """Of a whole cohort: `total` and `by_magnification` (REST included), intervals by quantity, cost included.
+
+    `slide_gb_from` says where the assumed size of a slide comes from.
+    """
 
     slides: int
     sample: Sample
     assumptions: Assumptions
     total: Mapping[str, Interval]
     by_magnification: Mapping[str, Mapping[str, Interval]]
+    slide_gb_from: str
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -80,7 +89,7 @@ class Estimate:
         return {
             "slides": self.slides,
             "sample": about,
-            "assumptions": asdict(self.assumptions),
+            "assumptions": {**asdict(self.assumptions), "slide_gb_from": self.slide_gb_from},
             "total": intervals,
             "by_magnification": parts,
         }
@@ -124,13 +133,16 @@ def read_sample(out: str | Path) -> Sample:
     of[:, :-1, 3] = objects
     of[:, -1, 3] = np.maximum(column("files") - objects.sum(axis=1), 0)
     rate = float(tiles.sum() / max(seconds.sum(), 1e-9))
-    return Sample(str(out), of, rate, read_run(open_storage(out)).get("settings", {}))
+    known = table["source_bytes"].drop_null().to_numpy().astype(np.float64)
+    return Sample(str(out), of, rate, read_run(open_storage(out)).get("settings", {}), known)
 
 
 def estimate(sample: Sample, slides: int, assumptions: Assumptions, seed: int = 0) -> Estimate:
     """What `slides` slides like the sample's will take; BadOption for fewer than one."""
     if slides < 1:
         raise BadOption(f"SLIDES {slides} is not a number of slides")
+    size_gb, size_from = _slide_gb(sample, assumptions)
+    assumptions = replace(assumptions, slide_gb=size_gb)
     rng = np.random.default_rng(seed)
     flat = sample.of.reshape(len(sample), -1)
     even = np.full(len(sample), 1 / len(sample))
@@ -138,14 +150,25 @@ def estimate(sample: Sample, slides: int, assumptions: Assumptions, seed: int = 
     draws = np.stack([weight @ flat for weight in weights]).reshape(len(weights), *sample.of.shape[1:]) * slides
     draws[..., QUANTITIES.index("core_hours")] /= assumptions.speed
     parts = {name: _priced(draws[:, n], assumptions) for n, name in enumerate((*NAMES, REST))}
-    total = _total(draws.sum(axis=1), slides, assumptions)
+    total = _total(draws.sum(axis=1), slides, assumptions, slides * size_gb)
     return Estimate(
         slides,
         sample,
         assumptions,
         _intervals(total),
         {name: _intervals(values) for name, values in parts.items()},
+        size_from,
     )
+
+
+def _slide_gb(sample: Sample, assumptions: Assumptions) -> tuple[float, str]:
+    """The mean size of a slide in GB, and where it comes from."""
+    if assumptions.slide_gb is not None:
+        return assumptions.slide_gb, "given"
+    known = sample.source_bytes
+    if len(known):
+        return float(known.mean()) / 1e9, f"the mean of {len(known):,} slides of the sample"
+    return _GUESSED_GB, "a guess: the sample's rows do not say how large its slides are"
 
 
 _Draws = dict[str, NDArray[np.float64]]
@@ -163,13 +186,13 @@ def _priced(draws: NDArray[np.float64], assumptions: Assumptions) -> _Draws:
     return found
 
 
-def _total(draws: NDArray[np.float64], slides: int, assumptions: Assumptions) -> _Draws:
+def _total(draws: NDArray[np.float64], slides: int, assumptions: Assumptions, read_gb: float) -> _Draws:
     """All magnifications together, and what only all together have."""
     whole = draws.copy()
     whole[:, QUANTITIES.index("objects")] += _FILES_A_PART * math.ceil(slides / _SLIDES_A_PART)
     found = _priced(whole, assumptions)
-    read_gb = slides * assumptions.slide_gb
-    found["wall_days"] = found["core_hours"] / assumptions.workers / assumptions.busy / 24
+    found["wall_hours"] = found["core_hours"] / assumptions.workers / assumptions.busy
+    found["wall_days"] = found["wall_hours"] / 24
     found["read_tb"] = np.full(len(draws), read_gb / 1000)
     seconds = np.maximum(found["wall_days"] * 86_400, 1e-9)
     found["network_gbit_s"] = (read_gb + found["storage_tb"] * 1000) * 8 / seconds

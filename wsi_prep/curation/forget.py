@@ -15,7 +15,7 @@ from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SlideRow, tile_counts
 from wsi_prep.output.catalog import Catalog
-from wsi_prep.output.folder import catalog_counts, read_run, remember, sweep, write_run, writing
+from wsi_prep.output.folder import CALL, catalog_counts, read_run, remember, sweep, write_run, writing
 from wsi_prep.output.tombstone import id_hash, read_tombstone, write_tombstone
 from wsi_prep.slides.private import drop_names
 from wsi_prep.storage.base import Storage
@@ -84,6 +84,7 @@ def forget(found: DeletionPlan, names: Path | None, *, take_over: bool = False) 
         catalog.recover()
         named = {file for row in found.rows if (file := row["file"])}
         found.warnings = _drop_warnings(storage, named)  # while rows still tell the names
+        storage.delete([CALL])  # its paths may name the patient; the next run writes its own
         rows = catalog.slides(["slide_id", "patient_key"])
         catalog.drop({row["slide_id"] for row in rows if tombstone.has(row["slide_id"], row["patient_key"])})
         sweep(storage, catalog)

@@ -69,6 +69,15 @@ SLIDE_SCHEMA = pa.schema(
         ("bytes", pa.int64()),  # of the tile store
         ("files", pa.int32()),  # that the slide left in the output folder, catalog aside
         ("digests", pa.string()),  # of each of these files, as JSON by name (digests.py); null before they were kept
+        (
+            "file_folder",
+            pa.string(),
+        ),  # so much of its path as tells it from others of one name; null without, or private
+        (
+            "manifest",
+            pa.string(),
+        ),  # the manifest's further columns, as JSON by name; null without, and in private output
+        ("source_bytes", pa.int64()),  # of the slide's own files
     ]
 )
 
@@ -121,6 +130,14 @@ class SlideRow(TypedDict, total=False):
     bytes: int | None
     files: int | None
     digests: str | None
+    file_folder: str | None
+    manifest: str | None
+    source_bytes: int | None
+
+
+def shown_name(row: SlideRow) -> str:
+    """What people may call a slide: its file's name, behind its folder's where others have the same."""
+    return "/".join(filter(None, (row.get("file_folder"), str(row["file"]))))
 
 
 TILE_SCHEMA = pa.schema(

@@ -18,6 +18,9 @@ from wsi_prep.storage.base import Storage
 from wsi_prep.untrusted.small_json import Nonsense
 
 RUN = "run.json"
+CALL = "call.sh"
+"""A script that repeats the last call; in no private output."""
+
 FORGOTTEN = "forgotten"
 """Field of run.json: how many hashes of patients and slides the tombstone has."""
 
@@ -125,6 +128,12 @@ def require_remembered(storage: Storage) -> None:
 def write_run(storage: Storage, run: dict[str, object]) -> None:
     """Replace run.json."""
     write_sealed(storage, RUN, run)
+
+
+def write_call(storage: Storage, script: bytes) -> None:
+    """Replace the script that repeats the call, where it is another one."""
+    if not storage.exists(CALL) or storage.read(CALL) != script:
+        storage.write(CALL, script)
 
 
 def catalog_counts(catalog: Catalog) -> dict[str, object]:

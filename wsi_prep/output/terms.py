@@ -17,12 +17,14 @@ class Terms:
     """What one call makes slides with.
 
     `settings` are those that run.json keeps, in private output with `private`, the mark of its key. `named`: whether a
-    manifest, masks and an institution pattern are given. With `redo` slides may be done again.
+    manifest, masks and an institution pattern are given. With `redo` slides may be done again. `passing` is what passes
+    the filters, in SQL.
     """
 
     settings: Mapping[str, object]
     named: Mapping[str, bool]
     redo: bool
+    passing: str = ""
 
     def require_kept(self, where: str, before: Mapping[str, Any]) -> None:
         """Raise OtherConfiguration where the output `where`, of which run.json says `before`, was made otherwise.
@@ -61,9 +63,14 @@ class Terms:
             shown = "; ".join(
                 f"{name[:_SHOWN]} was {str(old.get(name))[:_SHOWN]}, now {new.get(name)}" for name in changed[:3]
             )
+            later = (
+                "; its tiles are there with their measures, so you can call without FILTER, and leave the same tiles "
+                f'out where they are used (pretrain, embed, peek, interchange) by WHERE="{self.passing}"'
+            )
+            only_filtered = changed == ["filters"] and not old.get("filters")
             raise OtherConfiguration(
                 f"OUT {where} was made with other settings ({shown}); name another OUT, "
-                "or add REDO=1 to do its slides again with the new ones"
+                f"or add REDO=1 to do its slides again with the new ones{later if only_filtered else ''}"
             )
 
 

@@ -24,6 +24,7 @@ from wsi_prep.output.folder import (
     require_held,
     require_remembered,
     sweep,
+    write_call,
     write_run,
     writing,
 )
@@ -36,6 +37,7 @@ from wsi_prep.run.row import blank_row, failure
 from wsi_prep.run.slide import prepare_slide
 from wsi_prep.run.task import SlideTask
 from wsi_prep.run.todo import (
+    folders_of,
     known_before,
     leave_forgotten,
     manifest_rows,
@@ -53,6 +55,7 @@ from wsi_prep.slides.urls import bare_url
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import local_folder, open_storage
 from wsi_prep.storage.times import settled
+from wsi_prep.tiles.filters import where_of
 from wsi_prep.tissue.masks import find_masks
 
 _MOST_WARNINGS = 50_000
@@ -82,12 +85,15 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
     )
     origins = origins_of(request, sources, manifest)
     notes = [*left_out_note(found.left_out), *warnings, *mask_notes, *origin_notes(request, origins)]
-    summary = RunSummary(found=len(sources), warnings=notes)
+    summary = RunSummary(len(sources), request.settings.plan.magnifications, warnings=notes)
     token = uuid.uuid4().hex
     tasks = [
         task_of(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
         for source, origin in zip(sources, origins, strict=True)
     ]
+    if request.id_key is None:
+        folders = folders_of(request, sources)
+        tasks = [replace(task, file_folder=folders.get(task.source.slide_id)) for task in tasks]
     made_at = None
     if request.id_key is not None:  # the order of work tells nothing of names, nor do times
         made_at = began_at
@@ -102,6 +108,8 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
         _add_names(request, storage, tasks)
         catalog = begin(storage, terms)
         with writing(storage):
+            if request.script is not None and request.id_key is None:
+                write_call(storage, request.script)
             if request.forgotten_lost:
                 remember(storage, read_tombstone(storage))
             tasks = known_before(storage, tasks, catalog)
@@ -132,7 +140,7 @@ def _terms(request: RunRequest) -> Terms:
         "masks": request.masks is not None,
         "institution_pattern": request.institution_pattern is not None,
     }
-    return Terms(settings, named, request.redo)
+    return Terms(settings, named, request.redo, where_of(request.settings.filters))
 
 
 def _add_names(request: RunRequest, storage: Storage, tasks: Sequence[SlideTask]) -> None:

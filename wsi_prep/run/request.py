@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from wsi_prep.compute.cluster.options import ClusterOptions
-from wsi_prep.format.records import SlideRow, tile_counts
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import SlideRow, shown_name, tile_counts
 from wsi_prep.run.task import DEFAULT_TIME_LIMIT, PrepareSettings
 from wsi_prep.slides.fetch.cache import CacheSettings
 from wsi_prep.slides.find.institution import InstitutionPattern
@@ -23,7 +24,8 @@ class RunRequest:
     `out` is a folder or an object store's URL; `take_over` is for one that a run on another machine left locked,
     `forgotten_lost` for one whose forgotten.json is gone for good.
     `patient_key` turns patient ids into keyed hashes; without it none are written. `id_key` does the same to slides'
-    names, everywhere in the output, and `names` is the file outside of it that leads back.
+    names, everywhere in the output, and `names` is the file outside of it that leads back. `script` repeats the call;
+    it holds paths, and is kept in output that is not private.
 
     >>> RunRequest("slides", "shards", settings=PrepareSettings(PlanSettings(("20x",)))).settings.plan.magnifications
     ('20x',)
@@ -46,6 +48,7 @@ class RunRequest:
     take_over: bool = False
     forgotten_lost: bool = False
     log: Path | None = None
+    script: bytes | None = None
 
     def __post_init__(self) -> None:
         # workers may stand elsewhere
@@ -61,10 +64,12 @@ class RunRequest:
 class RunSummary:
     """What a call did: `rows` of its slides that are not ok, counts by status, tiles made now, and warnings.
 
+    `magnifications` are those that were asked for.
     `tiles_filtered` are those that were not made now because of a filter.
     """
 
     found: int = 0
+    magnifications: tuple[str, ...] = tuple(m.name for m in MAGNIFICATIONS)
     done_before: int = 0
     seconds: float = 0.0
     statuses: Counter[str] = field(default_factory=Counter)
@@ -86,7 +91,7 @@ class RunSummary:
         if row["status"] != "ok":
             self.rows.append(row)
         elif row.get("warning"):
-            self.warnings.append(f"{row['file']}: {row['warning']}")
+            self.warnings.append(f"{shown_name(row)}: {row['warning']}")
         if now:
             self.tiles_made.update(tile_counts(row))
             self.tiles_filtered += row["tiles_filtered"] or 0

@@ -52,6 +52,9 @@ def manifest_columns(task: SlideTask, row: SlideRow) -> SlideRow:
         "institution_source": task.institution_source,
         "tissue": manifest.tissue or "unknown",
         "patient_key": task.patient_key,
+        "file_folder": task.file_folder
+        or row["file_folder"],  # once told apart, though the others are not in SLIDES now
+        "manifest": manifest.more,
         **stain_columns(manifest.stain, seen, row["warning"]),
     }
 

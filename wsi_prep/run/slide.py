@@ -34,6 +34,7 @@ from wsi_prep.run.staging import StagedSlide
 from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.base import SlideReader
 from wsi_prep.slides.fetch.cache import Lease
+from wsi_prep.slides.find.sizes import source_bytes
 from wsi_prep.slides.find.sources import fingerprint
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail
 from wsi_prep.slides.pyramid.trusted import TrustedLevels
@@ -74,6 +75,7 @@ def prepare_slide(task: SlideTask) -> SlideRow:
         with time_limit(_trace(task, storage), task.time_limit) as begin_anew, Lease(task.cache, begin_anew) as lease:
             clock.enter("open")
             row["fingerprint"] = fingerprint(task.source)
+            row["source_bytes"] = source_bytes(task.source)
             with _staged(task, storage, lease) as stage, ThreadPool(task.threads) as pool:
                 tiles = _prepare(_Bench(task, row, storage, stage, clock, pool), lease)
     except RunReplaced:
@@ -207,7 +209,8 @@ def _make_tiles(
     wanted = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, settings.plan, slide_id)
     give_back_freed_memory()  # of a large slide's mask and what it was made of
     bench.clock.enter("tiles")
-    store, how = stage.folder / "store.zarr", TileSettings(settings.jpeg, settings.filters)
+    filters = tuple(each for each in settings.filters if each.is_for(row["stain"]))
+    store, how = stage.folder / "store.zarr", TileSettings(settings.jpeg, filters)
     plan, tiles, failures, digests = write_tiles(store, slide_id, reader, wanted, how, bench.pool)
     stage.digests.update(digests)
     bench.clock.enter("tissue")
@@ -215,7 +218,7 @@ def _make_tiles(
     bench.clock.enter("publish")
     bench.publish()
     row.update(tile_columns(plan, len(wanted) - len(plan)))
-    lost = say_lost(settings.filters, failures, len(wanted) - len(plan), len(wanted)) if len(wanted) > len(plan) else ""
+    lost = say_lost(filters, failures, len(wanted) - len(plan), len(wanted)) if len(wanted) > len(plan) else ""
     no_tissue = f"the given mask {task.mask.called} is empty" if task.mask else "no tissue was found"
     row.update(verdict(row, plan, settings.plan, lost, no_tissue))
     return tiles

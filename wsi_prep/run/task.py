@@ -53,9 +53,15 @@ class PrepareSettings:
         plain: dict[str, object] = json.loads(json.dumps(settings))
         return plain
 
-    def config_hash(self, manifest_mpp: float | None, mask_digest: str | None = None) -> str:
-        """Mark of the settings, and of the manifest's value and the given mask, that the tiles depend on."""
+    def config_hash(
+        self, manifest_mpp: float | None, mask_digest: str | None = None, manifest_stain: str | None = None
+    ) -> str:
+        """Mark of the settings, and of the manifest's values and the given mask, that the tiles depend on: of the stain
+        where a filter asks for one.
+        """
         given = [repr(manifest_mpp)] if mask_digest is None else [repr(manifest_mpp), mask_digest]
+        if any(each.stain for each in self.filters):
+            given.append(f"stain {manifest_stain}")
         text = json.dumps([self.as_dict(), *given], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -67,7 +73,7 @@ class SlideTask:
     `run_token` names the run: when the output folder's lock holds another, this work is nobody's any more. After
     `time_limit` seconds the worker process ends itself, and the slide fails when it is tried again. `out` is a path or
     an object store's URL; `cache` is where the worker may copy the slide to. `made_at` is the time that all its files
-    get, or None for their own.
+    get, or None for their own. `file_folder` is what tells the slide from others of its name.
     """
 
     source: SlideSource
@@ -82,8 +88,10 @@ class SlideTask:
     cache: CacheSettings = field(default_factory=CacheSettings)
     threads: int = 1
     made_at: float | None = None
+    file_folder: str | None = None
 
     @property
     def config_hash(self) -> str:
         """What the slide's row must bear for its tiles to stand."""
-        return self.settings.config_hash(self.manifest.mpp, self.mask.digest if self.mask else None)
+        digest = self.mask.digest if self.mask else None
+        return self.settings.config_hash(self.manifest.mpp, digest, self.manifest.stain)

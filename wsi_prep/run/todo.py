@@ -15,6 +15,7 @@ from wsi_prep.run.row import blank_row, failure, manifest_columns
 from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.find.institution import UNKNOWN, Origin, find_origin
 from wsi_prep.slides.find.manifest import EMPTY_ROW, ManifestRow, read_manifest
+from wsi_prep.slides.find.naming import told_apart
 from wsi_prep.slides.find.sources import Found, SlideSource, fingerprint, paths_below
 from wsi_prep.slides.private import keyed_patient
 from wsi_prep.storage.base import Storage
@@ -22,6 +23,7 @@ from wsi_prep.tissue.masks import MaskFile
 
 _LOOKED_AT = (
     *("slide_id", "file", "status", "error_type", "error", "warning", "fingerprint", "config_hash", "patient_key"),
+    *("file_folder", "manifest"),
     *("institution", "institution_source", "tissue", "stain", "stain_confidence", "stain_source"),
     *("stain_pixels", "stain_pixels_confidence"),
 )
@@ -53,7 +55,7 @@ def _is_forgotten(row: SlideRow) -> bool:
 
 def _forgotten_row(task: SlideTask) -> SlideRow:
     error = Forgotten("it was forgotten on request (forgotten.json); take it out of SLIDES")
-    bare = replace(task, manifest=EMPTY_ROW, patient_key=None, institution_source=UNKNOWN)
+    bare = replace(task, manifest=EMPTY_ROW, patient_key=None, institution_source=UNKNOWN, file_folder=None)
     return {**blank_row(bare), "fingerprint": "", **failure(error, task.source)}
 
 
@@ -82,8 +84,9 @@ def manifest_rows(request: RunRequest, found: Found) -> tuple[dict[str, Manifest
     """The manifest's rows by slide id, and what a user should know of those that fit no slide."""
     if request.manifest_path is None:
         return {}, []
-    matched = read_manifest(request.manifest_path).match(found.sources, found.left_out)
-    return dict(matched.rows), matched.notes(private=request.id_key is not None)
+    manifest, private = read_manifest(request.manifest_path), request.id_key is not None
+    matched = manifest.match(found.sources, found.left_out)
+    return dict(matched.rows), [*manifest.notes(private=private), *matched.notes(private=private)]
 
 
 def origins_of(
@@ -112,6 +115,12 @@ def origin_notes(request: RunRequest, origins: Sequence[Origin]) -> list[str]:
     return notes
 
 
+def folders_of(request: RunRequest, sources: Sequence[SlideSource]) -> dict[str, str]:
+    """Folders' names that tell slides of one name apart, by slide id."""
+    paths = paths_below(sources, request.slides, request.id_root)
+    return told_apart((source.slide_id, source.name, path) for source, path in zip(sources, paths, strict=True))
+
+
 def task_of(
     request: RunRequest,
     source: SlideSource,
@@ -125,7 +134,7 @@ def task_of(
     if origin.patient and request.patient_key is not None:
         key = keyed_patient(request.patient_key, origin.patient)
     if request.id_key is not None:
-        source = replace(source, name=source.slide_id)
+        source, row = replace(source, name=source.slide_id), replace(row, more=None)
     stripped = replace(row, institution=origin.institution, patient=None)
     run = (request.settings, request.out, token, request.time_limit)
     return SlideTask(source, stripped, key, *run, origin.source, masks.get(source.slide_id), request.cache)

@@ -51,7 +51,7 @@ regexp_full_match regexp_matches regexp_extract prefix suffix starts_with ends_w
 trim ltrim rtrim length len strlen substr substring left right split_part reverse concat concat_ws instr position
 strpos array_extract array_slice ascii md5 sha256 hash abs sign ceil ceiling floor round trunc sqrt cbrt exp ln log
 log2 log10 pow power mod add subtract multiply divide sin cos tan atan atan2 pi least greatest isnan isinf isfinite
-even coalesce ifnull nullif if year month day date_part datepart date_trunc datetrunc
+even ->> json_extract_string coalesce ifnull nullif if year month day date_part datepart date_trunc datetrunc
 """
 
 

@@ -82,6 +82,40 @@ def test_the_command_prints_what_it_assumes_and_writes_everything(sample, tmp_pa
     assert set(plan["by_magnification"]) == {*NAMES, REST}
 
 
+def test_a_slides_size_is_the_samples_unless_another_is_given(sample, tmp_path, capsys):
+    for n, size in enumerate((1e9, 2e9, None)):
+        add_row(tmp_path, f"s-{n}", status="empty", seconds=36.0, bytes=0, files=2, source_bytes=size and int(size))
+
+    def planned(where, *more):
+        assert main(["--slides", "100", "--sample", str(where), "--to", str(tmp_path / "plan.json"), *more]) == 0
+        plan = json.loads((tmp_path / "plan.json").read_text())
+        return plan["assumptions"]["slide_gb"], plan["total"]["read_tb"]["estimate"], capsys.readouterr().out
+
+    gb, tb, printed = planned(tmp_path)
+    assert (gb, tb) == (1.5, pytest.approx(0.15))
+    assert "SLIDE_GB=1.5: mean size of a slide's file, in GB; the mean of 2 slides of the sample" in printed
+    gb, tb, printed = planned(tmp_path, "--slide-gb", "0.5")
+    assert (gb, tb) == (0.5, pytest.approx(0.05))
+    assert "SLIDE_GB=0.5: mean size of a slide's file, in GB; given" in printed
+    gb, tb, printed = planned(sample)
+    assert (gb, tb) == (1.0, pytest.approx(0.1))
+    assert "SLIDE_GB=1: mean size of a slide's file, in GB; a guess: the sample's rows do not say" in printed
+
+
+def test_time_is_shown_in_hours_too_and_money_with_its_currency(sample, tmp_path, capsys):
+    call = ["--slides", "36000", "--sample", str(sample), "--workers", "10", "--busy", "1", "--to"]
+    assert main([*call, str(tmp_path / "plan.json"), "--currency", "EUR"]) == 0
+    printed = capsys.readouterr().out
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["total"]["wall_hours"]["estimate"] == pytest.approx(364)
+    assert plan["currency"] == "EUR"
+    assert "364 hours" in printed
+    assert "15.2 days" in printed
+    money = [line for line in printed.splitlines() if line.strip().startswith("cost")]
+    assert len(money) == 5
+    assert all(" EUR " in line for line in money)
+
+
 def test_wrong_calls_take_one_line(sample, tmp_path, capsys):
     (tmp_path / "none").mkdir()
     cases = [

@@ -37,6 +37,7 @@ def test_rows_of_a_slides_work_are_of_these_types(nompp_slide, tmp_path, assume_
     row, tiles = prepared(nompp_slide, tmp_path, PrepareSettings(assume_mpp=assume_mpp))
     assert row["status"] == status
     assert list(row) == SLIDE_SCHEMA.names
+    assert row["source_bytes"] == nompp_slide.stat().st_size
     for kind, rows in ((SlideRow, [row]), (TileRow, tiles)):
         for name, hint in get_type_hints(kind).items():
             assert {type(each[name]) for each in rows} <= set(get_args(hint) or (hint,)), name

@@ -309,8 +309,8 @@ def test_wrong_calls_say_what_to_do_and_touch_nothing(two, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WSI_PREP_PATIENT_KEY", "short")
         assert "$WSI_PREP_PATIENT_KEY has 5 bytes" in wrong(capsys, *call)
-    manifest.write_text("slide,magnification\na.tiff,40\n")
-    assert "column 'magnification' is not known" in wrong(capsys, *call, "--manifest", manifest)
+    manifest.write_text("slide,tisue\na.tiff,lung\n")
+    assert "column 'tisue' is not known" in wrong(capsys, *call, "--manifest", manifest)
     manifest.write_text("slide,mpp\na.tiff,0.5\na.tiff,0.25\n")
     assert "names a.tiff twice" in wrong(capsys, *call, "--manifest", manifest)
     assert not out.exists()

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -91,3 +92,46 @@ def test_a_missing_or_binary_file_is_one_line(tmp_path):
     (tmp_path / "bin.csv").write_bytes(b"slide\xff\xfe\n")
     with pytest.raises(BadManifest, match="not UTF-8"):
         read_manifest(str(tmp_path / "bin.csv"))
+
+
+def test_columns_of_ones_own_are_kept_as_they_are(slides, manifest):
+    read = manifest('Slide,Site,STAIN,stain_word,block\n2.svs,B,IHC,Ki-67 "x",\nx/1.svs,Größe,,,3\ny/1.svs,,,,\n')
+    assert read.more == ("site", "stain_word", "block")
+    rows = read.match(list(slides.values())).rows
+    kept = {
+        path: row.more and json.loads(row.more)
+        for path, row in ((p, rows.get(s.slide_id)) for p, s in slides.items())
+        if row
+    }
+    assert kept == {
+        "y/2.svs": {"site": "B", "stain_word": 'Ki-67 "x"'},
+        "x/1.svs": {"site": "Größe", "block": "3"},
+        "y/1.svs": None,
+    }
+    assert rows[slides["y/2.svs"].slide_id].stain == "IHC"
+    assert "site, stain_word, block" in read.notes(private=False)[0]
+    assert "site" not in read.notes(private=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide,patient_id\n", "column 'patient_id' would be written as it is; call it 'patient'"),
+        ("slide,patient,patient name\n", "column 'patient name' would be written as it is"),
+        ("slide,stian\n", "'stian' is not known, did you mean 'stain'"),
+        ("slide,\n", "a column has no name"),
+        ("slide," + ",".join(f"c{n}" for n in range(33)) + "\n", "has 33 columns of your own; 32 are kept"),
+        ("slide,site\n2.svs," + "x" * 201 + "\n", "line 2: the cell of column site has more than 200 characters"),
+    ],
+)
+def test_columns_that_cannot_be_kept_are_refused_in_one_line(manifest, text, message):
+    with pytest.raises(BadManifest, match=message) as error:
+        manifest(text)
+    assert "\n" not in str(error.value)
+
+
+def test_as_much_as_is_allowed_is_kept(slides, manifest):
+    names = [f"c{n}" for n in range(32)]
+    read = manifest(f"slide,{','.join(names)}\n2.svs,{','.join(['x' * 200] * 32)}\n")
+    (row,) = read.match(list(slides.values())).rows.values()
+    assert json.loads(row.more) == dict.fromkeys(names, "x" * 200)

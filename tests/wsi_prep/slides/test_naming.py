@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipelines.shards import main
 from wsi_prep.errors import BadManifest
 from wsi_prep.slides.find.manifest import read_manifest
-from wsi_prep.slides.find.naming import KnownNames, as_stored
+from wsi_prep.slides.find.naming import KnownNames, as_stored, told_apart
 from wsi_prep.slides.find.sources import SlideSource, find_slides, look_for_slides
 from wsi_prep.tissue.masks import find_masks
 
@@ -177,3 +177,32 @@ def test_a_run_takes_what_a_manifest_in_another_form_says_and_tells_what_it_left
     assert (row["status"], row["mpp_source"]) == ("ok", "manifest")
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
     assert note.startswith("note: 31 files were left out: 30 .jpg, 1 .qptiff; the formats that are read are .svs ")
+
+
+def told(*paths):
+    return told_apart((path, path.rpartition("/")[2], path) for path in paths)
+
+
+def test_only_slides_of_one_name_are_told_apart_by_as_much_of_the_folder_as_that_takes():
+    assert told("a/1.svs", "b/1.svs", "b/2.svs") == {"a/1.svs": "a", "b/1.svs": "b"}
+    assert told("2024/a/1.svs", "2025/a/1.svs", "2025/b/1.svs") == {
+        "2024/a/1.svs": "2024/a",
+        "2025/a/1.svs": "2025/a",
+        "2025/b/1.svs": "2025/b",
+    }
+    assert told("1.svs", "a/1.svs") == {"a/1.svs": "a"}
+    assert told("/x/a/1.svs", "/y/a/1.svs") == {"/x/a/1.svs": "x/a", "/y/a/1.svs": "y/a"}
+
+
+def test_a_series_that_is_called_by_its_folder_is_told_apart_by_what_holds_that():
+    series = [("1", "series", "a/series/1.dcm"), ("2", "series", "b/series/1.dcm")]
+    assert told_apart(series) == {"1": "a", "2": "b"}
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), max_size=3), unique_by=tuple, min_size=2, max_size=8))
+def test_what_is_told_and_the_name_are_together_one_slides_alone(folders):
+    paths = ["/".join([*folder, "slide.svs"]) for folder in folders]
+    told_of = told(*paths)
+    assert len({told_of.get(path, "") for path in paths}) == len(paths)
+    for path in paths:
+        assert f"/{path}".endswith(f"/{told_of[path]}/slide.svs" if path in told_of else "/slide.svs")

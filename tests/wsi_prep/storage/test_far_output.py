@@ -90,7 +90,8 @@ def assert_as_local(server, local):
     assert pixels(objects) == pixels(local)
     assert record(objects) == record(local)
     names = {re.sub(r"\d{5}", "#", key) for key in objects if key not in pixels(objects)}
-    assert names == {LOCK, "run.json", ".run.json", "catalog/slides/part-#.parquet", "catalog/tiles/part-#.parquet"}
+    parts = {"catalog/slides/part-#.parquet", "catalog/tiles/part-#.parquet"}
+    assert names == {LOCK, "run.json", ".run.json", "call.sh", *parts}
 
 
 def test_a_run_leaves_what_it_leaves_in_a_folder(server, slides, scheduler, local, capsys):

@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
@@ -18,9 +19,10 @@ from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import FORMAT_VERSION
 from wsi_prep.run.task import PrepareSettings
-from wsi_prep.tiles.filters import TileFilter, parse_filters, say_lost
+from wsi_prep.tiles.filters import TileFilter, parse_filters, say_lost, where_of
 from wsi_prep.tiles.plan import PlanSettings
 from wsi_prep.tiles.quality import MEASURES
+from wsi_prep.untrusted.sql import Condition
 
 COARSE = PlanSettings(magnifications=("20x", "10x", "5x"))
 
@@ -70,6 +72,40 @@ def test_the_store_holds_what_passes_and_counts_the_rest(he_slide, tmp_path, unf
         assert array.shape == (len(of_name), 392, 392, 3)
         for tile in (of_name[0], of_name[-1]):
             assert np.array_equal(array[tile["index"]], decode_tile(jpeg_of(tmp_path, tile)))
+
+
+def test_a_condition_for_a_stain_is_for_its_slides_alone(he_slide, tmp_path, unfiltered):
+    """The pixels of he_slide are H&E's."""
+    _, row, tiles = unfiltered
+    assert row["stain"] == "HE"
+    least = middle(tiles, "20x", "focus")
+    expected = [place(t) for t in tiles if t["magnification"] != "20x" or t["focus"] >= least]
+    kept = {}
+    for stain in ("HE", "IHC"):
+        filters = parse_filters(f"focus@20x:{stain}>={least!r}")
+        kept[stain] = prepared(he_slide, tmp_path / stain, PrepareSettings(plan=COARSE, filters=filters))
+    assert [place(tile) for tile in kept["HE"][1]] == expected
+    assert kept["HE"][0]["tiles_filtered"] == len(tiles) - len(expected) > 0
+    assert [place(tile) for tile in kept["IHC"][1]] == [place(tile) for tile in tiles]
+    assert kept["IHC"][0]["tiles_filtered"] == 0
+
+
+def test_another_stain_in_the_manifest_makes_other_tiles_only_where_a_condition_asks_for_one():
+    def mark(text, stain):
+        return PrepareSettings(filters=parse_filters(text)).config_hash(0.25, None, stain)
+
+    assert mark("focus>=0.1", "HE") == mark("focus>=0.1", None)
+    assert len({mark("focus:IHC>=0.1", stain) for stain in ("HE", "IHC", None)}) == 3
+    assert PrepareSettings().config_hash(0.25, None, "HE") == PrepareSettings().config_hash(0.25)
+
+
+def test_a_stain_is_written_behind_measure_and_magnification():
+    assert parse_filters("focus@20x:ihc >= 0.25, pen:HE<=0.02") == (
+        TileFilter("focus", ">=", 0.25, "20x", "IHC"),
+        TileFilter("pen", "<=", 0.02, None, "HE"),
+    )
+    for condition in parse_filters("focus@20x:IHC>=0.25 pen:HE<=0.02"):
+        assert parse_filters(str(condition)) == (condition,)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.75])
@@ -193,6 +229,8 @@ def test_each_operator_compares(sign, passing):
         ("focus>=inf", "finite"),
         ("focus@30x>=0.1", "choose from 40x 20x 10x 5x"),
         ("__class__>=0", "choose from focus"),
+        ("focus:KI67>=0.1", "choose from HE IHC SPECIAL FLUORESCENCE UNKNOWN"),
+        ("focus:IHC@20x>=0.1", "not understood"),
     ],
 )
 def test_a_filter_that_means_nothing_is_refused(text, says, tmp_path, capsys):
@@ -213,6 +251,46 @@ def test_the_call_takes_a_filter(tmp_path):
     assert build_request(ShardsCall(slides="s", out=str(tmp_path))).settings.filters == ()
     request = build_request(ShardsCall(slides="s", out=str(tmp_path), filter="focus>=0.05 pen<=0.02"))
     assert request.settings.filters == (TileFilter("focus", ">=", 0.05), TileFilter("pen", "<=", 0.02))
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("focus>=0.25", "focus >= 0.25"),
+        ("focus@20x:IHC>=0.25", "magnification <> '20x' OR stain <> 'IHC' OR focus >= 0.25"),
+        ("pen<=0.02 focus@40x>0.2", "pen <= 0.02 AND (magnification <> '40x' OR focus > 0.2)"),
+    ],
+)
+def test_a_filter_is_a_condition_on_the_catalog_too(text, where):
+    assert where_of(parse_filters(text)) == where
+
+
+def test_the_condition_chooses_the_tiles_that_a_run_with_the_filter_makes(unfiltered):
+    _, row, tiles = unfiltered
+    table = pa.Table.from_pylist([tile | {"stain": row["stain"]} for tile in tiles])
+    quantile = {name: float(np.quantile([tile[name] for tile in tiles], 0.4)) for name in ("focus", "white")}
+    filters = parse_filters(
+        f"focus@20x:HE>={quantile['focus'] + 1e-3} focus@10x:IHC>1 white<{quantile['white'] + 1e-3}"
+    )
+    of_slide = [each for each in filters if each.is_for(row["stain"])]
+    measured = [([tile[name] for name in MEASURES], tile["magnification"]) for tile in tiles]
+    expected = [n for n, tile in enumerate(measured) if all(each.passes(*tile) for each in of_slide)]
+    assert Condition(where_of(filters)).rows(table) == expected
+    assert 0 < len(expected) < len(tiles)
+
+
+@pytest.mark.usefixtures("shared_dask")
+def test_a_filter_that_comes_later_is_refused_with_what_does_the_same(nompp_slide, tmp_path, capsys):
+    call = ["--slides", str(nompp_slide), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main(call) == 0
+    capsys.readouterr()
+    assert main([*call, "--filter", "focus@20x:HE>=0.25"]) == 2
+    said = capsys.readouterr().err
+    assert "filters was None, now focus@20x:HE>=0.25" in said
+    assert "by WHERE=\"magnification <> '20x' OR stain <> 'HE' OR focus >= 0.25\"" in said
+    assert said.count("\n") == 1
+    assert main([*call, "--filter", "focus>=0.25", "--quality", "80"]) == 2
+    assert "WHERE" not in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("shared_dask")

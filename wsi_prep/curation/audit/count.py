@@ -90,6 +90,7 @@ def count(connection: duckdb.DuckDBPyConnection, folders: Sequence[str], alpha: 
     )
 
 
+_SHOWN_NAME = "concat_ws('/', nullif(file_folder, ''), coalesce(file, ''))"
 _SCANNER = f"""
 CASE WHEN trim(scanner) != '' THEN trim(concat_ws(' ', CASE WHEN vendor NOT IN {NO_MAKERS} THEN vendor END, scanner))
 WHEN coalesce(vendor, '') IN {("", *NO_MAKERS)} THEN 'unknown'
@@ -102,7 +103,7 @@ def _slides(connection: duckdb.DuckDBPyConnection) -> tuple[Slide, ...]:
     counts = ", ".join(f"coalesce(sum(tiles) FILTER (magnification = '{n}'), 0)::BIGINT" for n in NAMES)
     rows = connection.execute(
         f"""
-        SELECT slide_id, folder, coalesce(file, ''), coalesce(status, ''), {texts},
+        SELECT slide_id, folder, {_SHOWN_NAME}, coalesce(status, ''), {texts},
           {_finite("stain_confidence")}, {_finite("mpp_x")}, {_SCANNER}, {_finite("tissue_mm2")},
           coalesce(error_type, ''), coalesce(error, ''), coalesce(warning, ''), c.counts
         FROM slides LEFT JOIN (SELECT slide_id, [{counts}] AS counts FROM cells GROUP BY ALL) c USING (slide_id)

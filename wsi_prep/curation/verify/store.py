@@ -15,14 +15,24 @@ from wsi_prep.errors import BadCatalog, Forgotten, StoreFailed, one_line
 from wsi_prep.format.layout import PART_NAME, PLACES
 from wsi_prep.format.records import is_table_file
 from wsi_prep.output.catalog import Catalog
-from wsi_prep.output.folder import RUN, catalog_counts, not_remembered, read_run, sweep, write_run, writing
+from wsi_prep.output.folder import CALL, RUN, catalog_counts, not_remembered, read_run, sweep, write_run, writing
 from wsi_prep.output.sealed_json import SealedFile, unseal
 from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, told_by
 from wsi_prep.storage.base import LOCK, STAGING, Storage
 from wsi_prep.storage.select import open_storage
 
 OWN_NAMES = frozenset(
-    (RUN, f".{RUN}", TOMBSTONE, f".{TOMBSTONE}", LOCK, STAGING, "catalog", *(folder for folder, _ in PLACES.values()))
+    (
+        RUN,
+        f".{RUN}",
+        CALL,
+        TOMBSTONE,
+        f".{TOMBSTONE}",
+        LOCK,
+        STAGING,
+        "catalog",
+        *(folder for folder, _ in PLACES.values()),
+    )
 )
 """What an output has at its top."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,17 +21,25 @@ COLUMNS = ("slide", "mpp", "stain", "institution", "tissue", "patient")
 _STAIN_SPELLINGS = {"H&E": "HE", "H & E": "HE", "H+E": "HE"}
 _MAX_CELL = 1000
 _SHOWN = 5
+_MOST_MORE, _LONGEST_MORE, _LONGEST_NAME = 32, 200, 60
+"""Further columns, and characters of their cells and names."""
+
+_TYPO = 0.8
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """What the manifest says of one slide; None where its cell is empty. `mpp` is um/px as given, plausible or not."""
+    """What the manifest says of one slide; None where its cell is empty. `mpp` is um/px as given, plausible or not.
+
+    `more` holds its cells of further columns as JSON by the columns' names, None where all are empty.
+    """
 
     mpp: float | None = None
     stain: str | None = None
     institution: str | None = None
     tissue: str | None = None
     patient: str | None = None
+    more: str | None = None
 
 
 EMPTY_ROW = ManifestRow()
@@ -70,10 +79,19 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest as read; `match` says which row belongs to which slide."""
+    """A manifest as read; `match` says which row belongs to which slide. `more` are its further columns."""
 
     where: str
     entries: tuple[_Entry, ...]
+    more: tuple[str, ...] = ()
+
+    def notes(self, *, private: bool) -> list[str]:
+        """What a user should know of the further columns, in a line; `private`: without names."""
+        if not self.more:
+            return []
+        if private:
+            return [f"PRIVATE=1 leaves out the manifest's further columns ({len(self.more)} of them)"]
+        return [f"the catalog keeps the manifest's further columns, in its column manifest: {', '.join(self.more)}"]
 
     def match(self, sources: Sequence[SlideSource], left_out: Sequence[str] = ()) -> Matched:
         """Find each entry's slide by its name, or by as much of its path as the entry gives, in any Unicode form.
@@ -117,7 +135,7 @@ def read_manifest(path: str) -> Manifest:
     """Read a manifest from a file or URL; raises BadManifest, naming the line, for anything that is not understood."""
     header, rows = read_list(path, "MANIFEST")
     path = bare_url(path)
-    _check_header(path, header)
+    more = _further_columns(path, header)
     entries: dict[str, _Entry] = {}
     for line, cells in rows:
         entry = _entry(path, line, header, cells)
@@ -125,19 +143,33 @@ def read_manifest(path: str) -> Manifest:
             lines = f"lines {entries[entry.cell].line} and {entry.line}"
             raise BadManifest(f"{path} names {entry.cell} twice, in {lines}; keep one")
         entries[entry.cell] = entry
-    return Manifest(path, tuple(entries.values()))
+    return Manifest(path, tuple(entries.values()), more)
 
 
-def _check_header(path: str, names: list[str]) -> None:
-    for name in names:
-        if name not in COLUMNS:
-            near = difflib.get_close_matches(name, COLUMNS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else "is it a manifest?"
-            raise BadManifest(f"{path}: column {name[:60]!r} is not known, {hint} The columns are {', '.join(COLUMNS)}")
+def _further_columns(path: str, names: list[str]) -> tuple[str, ...]:
+    """Columns beside our own; raises BadManifest for a header that cannot be meant so."""
     if "slide" not in names:
-        raise BadManifest(f"{path} has no column 'slide'; the columns are {', '.join(COLUMNS)}")
+        raise BadManifest(f"{path} has no column 'slide'; the columns are {', '.join(COLUMNS)}, and any of your own")
     if len(set(names)) != len(names):
         raise BadManifest(f"{path} has a column twice: {', '.join(names)}")
+    more = tuple(name for name in names if name not in COLUMNS)
+    for name in more:
+        if "patient" in name:
+            raise BadManifest(
+                f"{path}: column {name[:60]!r} would be written as it is; call it 'patient', which is written under "
+                "PATIENT_KEY alone, or take it out"
+            )
+        near = difflib.get_close_matches(name, [each for each in COLUMNS if each not in names], 1, _TYPO)
+        if near:
+            raise BadManifest(
+                f"{path}: column {name!r} is not known, did you mean {near[0]!r}? The columns are "
+                f"{', '.join(COLUMNS)}, and any of your own of another name"
+            )
+        if not name or len(name) > _LONGEST_NAME or not name.isprintable():
+            raise BadManifest(f"{path}: a column has no name, or one that is too long or does not print")
+    if len(more) > _MOST_MORE:
+        raise BadManifest(f"{path} has {len(more)} columns of your own; {_MOST_MORE} are kept at most, take some out")
+    return more
 
 
 def _entry(path: str, line: int, header: list[str], cells: list[str]) -> _Entry:
@@ -148,6 +180,10 @@ def _entry(path: str, line: int, header: list[str], cells: list[str]) -> _Entry:
     for name, value in values.items():
         if len(value) > _MAX_CELL or not value.isprintable():
             raise BadManifest(f"{where}: the cell of column {name} is too long, or has characters that do not print")
+    more = {name: value for name, value in values.items() if name not in COLUMNS and value}
+    long = next((name for name, value in more.items() if len(value) > _LONGEST_MORE), None)
+    if long is not None:
+        raise BadManifest(f"{where}: the cell of column {long} has more than {_LONGEST_MORE} characters; shorten it")
     slide = bare_url(values.pop("slide"))
     if not slide:
         raise BadManifest(f"{where} names no slide")
@@ -158,6 +194,7 @@ def _entry(path: str, line: int, header: list[str], cells: list[str]) -> _Entry:
         institution=values.get("institution") or None,
         tissue=values.get("tissue") or None,
         patient=values.get("patient") or None,
+        more=json.dumps(more, ensure_ascii=False) if more else None,
     )
     return _Entry(line, slide, parts or (slide,), row)
 

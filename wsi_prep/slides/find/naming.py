@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
@@ -34,6 +35,25 @@ def _names_in(folder: str) -> list[str]:
         return os.listdir(folder)  # noqa: PTH208
     except OSError:
         return []
+
+
+def told_apart(slides: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """Of slides (id, name, path) that share their name with others, by id: the end of the folder in which each lies, as
+    deep for all of one name, that no other of them has. None is told of one that lies in no folder.
+    """
+    folders: dict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
+    for slide_id, name, path in slides:
+        parts = PurePosixPath(os.fsencode(path).decode(errors="replace")).parts
+        in_folder = parts[-1:] != (name,) and parts[-2:-1] == (name,)  # files that are called by their folder
+        above = parts[: -2 if in_folder else -1]
+        folders[one_form(name)][slide_id] = tuple(part for part in above if part != "/")
+    told = {}
+    for alike in (alike for alike in folders.values() if len(alike) > 1):
+        deepest = max(map(len, alike.values()))
+        enough = (n for n in range(1, deepest) if len({above[-n:] for above in alike.values()}) == len(alike))
+        depth = next(enough, deepest)
+        told.update({slide_id: "/".join(above[-depth:]) for slide_id, above in alike.items() if above})
+    return told
 
 
 class KnownNames:

@@ -1,0 +1,18 @@
+"""How large slides are."""
+
+from __future__ import annotations
+
+from wsi_prep.slides.fetch.remote import file_system
+from wsi_prep.slides.find.sources import SlideSource
+
+
+def source_bytes(source: SlideSource) -> int | None:
+    """Bytes of all files that the slide consists of; None where one of them cannot be asked."""
+    total = 0
+    try:
+        for path in {source.path, *source.files}:
+            files, inner = file_system(path)
+            total += int(files.size(inner))
+    except (OSError, TypeError):  # a server of web pages need not say how long one is
+        return None
+    return total
