@@ -14,7 +14,7 @@ from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, run_command
 from pretrain.features.embed import Embedded, EmbedSettings, FeaturesTo, WantedTiles, embed_shards
 from pretrain.features.embedder import Inference
 from pretrain.train.loop import DTYPES
-from pretrain.train.runs import load_model
+from pretrain.train.runs import load_embedder, model_name
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,13 +28,13 @@ def _work(call: EmbedCall, terminal: Terminal) -> int:
     columns = (TextColumn("{task.completed:,} tiles"), TextColumn("{task.description}"), TimeElapsedColumn())
     cast = DTYPES[call.precision] if call.precision != "fp32" else None
     settings = EmbedSettings(Inference(device, call.batch, call.threads, cast), call.px)
-    backbone = load_model(call.model)
+    embedder = load_embedder(call.model)
     with Progress(*columns, console=terminal.out, disable=not terminal.out.is_terminal) as bar:
         task = bar.add_task("", total=None)
         done = embed_shards(
             WantedTiles(call.shards, call.where, call.time_limit),
-            backbone,
-            FeaturesTo(call.to, call.model.resolve().name, call.redo),
+            embedder,
+            FeaturesTo(call.to, model_name(call.model), call.redo),
             settings,
             lambda slide, tiles: bar.update(task, advance=tiles, description=slide),
         )
