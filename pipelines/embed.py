@@ -6,11 +6,11 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from pipelines.calls.training import EmbedCall
 from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, run_command
+from pretrain.compute.devices import best_device
 from pretrain.features.embed import Embedded, EmbedSettings, FeaturesTo, WantedTiles, embed_shards
 from pretrain.features.embedder import Inference
 from pretrain.train.loop import DTYPES
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _work(call: EmbedCall, terminal: Terminal) -> int:
     began = time.monotonic()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     columns = (TextColumn("{task.completed:,} tiles"), TextColumn("{task.description}"), TimeElapsedColumn())
     cast = DTYPES[call.precision] if call.precision != "fp32" else None
     settings = EmbedSettings(Inference(device, call.batch, call.threads, cast), call.px)

@@ -7,13 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipelines.calls.training import EvaluateCall
 from pipelines.command import EXIT_OK, Terminal, run_command
+from pretrain.compute.devices import best_device
 from pretrain.evaluation.class_folders import GroupPattern
 from pretrain.evaluation.datasets import AnyTask, read_tasks
 from pretrain.evaluation.judge import EvaluationRow, alike, judge, remarks
@@ -36,7 +36,7 @@ def _work(call: EvaluateCall, terminal: Terminal) -> int:
     if not terminal.out.is_terminal:
         terminal.out.width = _WIDTH
     cache = call.cache or default_cache()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     if min(call.limit, call.px) < 0 or min(call.batch, call.threads) < 1:
         raise BadOption("--limit and --px must be at least 0, --batch and --threads at least 1")
     inference = Inference(device, call.batch, call.threads)

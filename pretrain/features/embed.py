@@ -23,7 +23,7 @@ from pretrain.data.index import TileAddress
 from pretrain.data.labelled import resized
 from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.data.parts import checked_tiles, read_filter
-from pretrain.data.sources import ShardSource, copies_of, open_source
+from pretrain.data.sources import ShardSource, copies_of, folders_of, open_source
 from pretrain.errors import BadFilter, BadShards, BadWeights
 from pretrain.features.embedder import Embedder, Inference, each_seen, width_at
 from pretrain.features.kept_features import FeatureFolder, FeatureRecord, counts, tiles_stamp
@@ -46,9 +46,12 @@ class EmbedSettings:
     """`px`: the middle of a tile that is embedded, 0 for all of it. `inference`: how.
 
     It is cut to whole patches, or resized for a model that takes one size alone.
+
+    >>> EmbedSettings(Inference(batch=256), px=224).side(load_embedder("model"))
+    224
     """
 
-    inference: Inference
+    inference: Inference = field(default_factory=Inference)
     px: int = 0
 
     def __post_init__(self) -> None:
@@ -67,9 +70,13 @@ class EmbedSettings:
 
 @dataclass(frozen=True)
 class WantedTiles:
-    """Which tiles: those of some shard folders that pass the filter `where`; `seconds` as in parts.read_filter."""
+    """Which tiles: those of some shard folders that pass the filter `where`; `seconds` as in parts.read_filter.
 
-    shards: Sequence[str]
+    >>> WantedTiles("shards", where="magnification = '20x'").shards
+    'shards'
+    """
+
+    shards: str | Path | Sequence[str | Path]
     where: str | None = None
     seconds: float = CONDITION_SECONDS
 
@@ -79,9 +86,12 @@ class FeaturesTo:
     """The folder that features go to, which says that they are of a model that people call `named`.
 
     `redo`: delete the features that it holds first.
+
+    >>> FeaturesTo("features", named="UNI").redo
+    False
     """
 
-    folder: Path
+    folder: str | Path
     named: str = "the model"
     redo: bool = False
 
@@ -104,7 +114,7 @@ def embed_shards(
     wanted: WantedTiles,
     embedder: Embedder,
     to: FeaturesTo,
-    settings: EmbedSettings,
+    settings: EmbedSettings | None = None,
     progress: Progress = lambda slide, tiles: None,
 ) -> Embedded:
     """Write parquet/<slide_id>.parquet and h5/<magnification>/<slide_id>.h5 of every slide not yet in the folder.
@@ -113,13 +123,22 @@ def embed_shards(
     and `coords` (n, 2) int64, upper left corners in level-0 px, as tools for multiple-instance learning read them. A
     tile that cannot be read is left out. Raises BadShards, BadFilter, BadWeights, and OtherFeatures where the folder
     holds what is not of this call.
+
+    >>> tiles = WantedTiles("shards", where="magnification = '10x'")
+    >>> done = embed_shards(tiles, load_embedder("model"), FeaturesTo("features"), EmbedSettings(px=56))
+    >>> done.slides, done.tiles, done.unreadable
+    (3, 18, {})
+    >>> import pyarrow.dataset
+    >>> pyarrow.dataset.dataset("features/parquet").to_table(columns=["slide_id", "features"]).num_rows
+    18
     """
+    settings = settings or EmbedSettings()
     condition = read_filter(wanted.where, wanted.seconds)
     where = condition.text if condition else None
     side, inference = settings.side(embedder), settings.inference
     precision = str(inference.autocast or torch.float32).removeprefix("torch.")
-    folder = FeatureFolder(to.folder, FeatureRecord(embedder.digest, side, where, precision, embedder.what))
-    sources = list(map(open_source, wanted.shards))
+    folder = FeatureFolder(Path(to.folder), FeatureRecord(embedder.digest, side, where, precision, embedder.what))
+    sources = list(map(open_source, folders_of(wanted.shards)))
     counted, copies = copies_of(sources)
     found = _all_slides(sources, counted, condition)
     if (first := next(found, None)) is None:

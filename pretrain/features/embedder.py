@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pretrain.compute.devices import send
+from pretrain.compute.devices import best_device, send
 from pretrain.data.labelled import Tiles, read_batches, resized, whole_patches
 from pretrain.errors import BadWeights
 from pretrain.features.kept_features import POOLED, TOKENS
@@ -35,9 +35,12 @@ class Inference:
     """How a model is run over tiles: `batch` at once on `device`, read and decoded by `threads`.
 
     `autocast`: the type that matrices are multiplied in, None for the weights' own.
+
+    >>> Inference(batch=256).threads
+    2
     """
 
-    device: torch.device
+    device: torch.device = field(default_factory=best_device)
     batch: int = 64
     threads: int = 2
     autocast: torch.dtype | None = None
@@ -53,6 +56,14 @@ class Embedder:
 
     h and w are multiples of `patch_px`. `px`: the only side that it takes, 0 for any; tiles are resized to it. `module`
     holds the weights, `about` says what else features depend on, and `what` says for people what the features are.
+
+    >>> import torch
+    >>> embedder = load_embedder("model")
+    >>> embedder.patch_px, embedder.what
+    (14, 'class token, then mean of the patch tokens')
+    >>> with torch.no_grad():
+    ...     embedder.features(torch.rand(5, 3, 224, 224)).shape
+    torch.Size([5, 64])
     """
 
     module: nn.Module

@@ -31,8 +31,13 @@ def load_run(folder: Path, step: int | None = None) -> tuple[Backbone, int]:
     return _filled(folder, step, "average.backbone", lambda depth: Backbone(replace(settings, depth=depth)), settings)
 
 
-def load_model(where: Path) -> Backbone:
-    """The backbone of a RUN folder, or of a folder of weights with a config.json. Raises BadRun and BadWeights."""
+def load_model(where: str | Path) -> Backbone:
+    """The backbone of a RUN folder, or of a folder of weights with a config.json. Raises BadRun and BadWeights.
+
+    >>> load_model("model").settings.width
+    32
+    """
+    where = Path(where)
     return load_run(where)[0] if (where / "recipe.json").is_file() else released_backbone(where)
 
 
@@ -41,6 +46,11 @@ def load_embedder(where: str | Path) -> Embedder:
 
     timm's names are as `vit_small_patch14_dinov2.lvd142m`, `hf-hub:owner/name` and `local-dir:folder`; pixels are
     normalised and sized as the model asks. Raises BadRun and BadWeights.
+
+    >>> load_embedder("model").patch_px
+    14
+    >>> load_embedder("local-dir:model").px  # by timm's own code; 0: it takes tiles of any size
+    0
     """
     folder = Path(where)
     return of_backbone(load_model(folder)) if folder.exists() else of_timm(str(where))
