@@ -17,7 +17,7 @@ from pretrain.train.checkpoint import STATE, step_folder
 from pretrain.train.metrics import read_metrics
 from pretrain.train.recipe import recipe as recipes
 from pretrain.train.runs import load_run
-from wsi_prep.storage.atomic import sync, write_atomically, write_json
+from wsi_prep.storage.atomic import aside, sync, write_atomically, write_json
 
 # timm's builders with these MLPs; every size is given in model_args
 _ARCHITECTURE = {True: "vit_giant_patch14_dinov2", False: "vit_small_patch14_dinov2"}
@@ -35,12 +35,12 @@ def export(run: Path, to: Path, licence: str = "unknown", step: int | None = Non
     unfinished = to.with_name(f".{to.name}.{uuid4().hex}")
     unfinished.mkdir(parents=True)
     weights = {name: value.detach().contiguous() for name, value in backbone.vit.state_dict().items()}
-    save_file(weights, unfinished / "model.safetensors", metadata={"format": "pt"})
+    with aside(unfinished / "model.safetensors") as file:
+        save_file(weights, file, metadata={"format": "pt"})
     write_json(unfinished / "config.json", timm_config(backbone.settings))
     write_atomically(unfinished / "README.md", model_card(run, backbone, chosen, licence).encode())
     if to.exists():
         to.rmdir()
-    sync(unfinished / "model.safetensors")
     unfinished.rename(to)
     sync(to.parent)
     return chosen

@@ -1,10 +1,13 @@
 """An exported run is what timm makes of the folder: the same tokens, by timm alone and by the Virchow2 card's words."""
 
 import json
+import os
+import stat
 
 import pytest
 import torch
 
+from pipelines.embed import main as embed
 from pipelines.export import main
 from pretrain.model.backbone import VisionTransformer
 from pretrain.train.metrics import read_metrics
@@ -98,3 +101,25 @@ def test_the_card_of_an_earlier_step_says_what_was_known_then(tmp_path):
 def test_a_folder_with_something_in_it_is_left_alone(exported, capsys):
     assert main(["--folder", str(exported / "run"), "--to", str(exported / "model")]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.fixture
+def readable_by_the_group():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("readable_by_the_group")
+def test_the_group_may_read_all_that_is_made(tmp_path):
+    shards, to = make_shards(tmp_path / "out"), tmp_path / "made"
+    to.mkdir()
+    assert run(shards, to / "run", "schedule.steps=1") == 0
+    assert main(["--run", str(to / "run"), "--to", str(to / "model")]) == 0
+    words = ["--model", str(to / "model"), "--shards", str(shards), "--to", str(to / "features"), "--px", "56"]
+    assert embed(words) == 0
+    found = {str(path.relative_to(to)): path for path in to.rglob("*")}
+    for name in ("model/model.safetensors", "run/recipe.json", "features/features.json"):
+        assert name in found
+    modes = {name: stat.S_IMODE(path.stat().st_mode) for name, path in found.items()}
+    assert modes == {name: 0o750 if path.is_dir() else 0o640 for name, path in found.items()}
