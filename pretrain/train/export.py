@@ -88,7 +88,6 @@ def model_card(run: Path, backbone: Backbone, step: int, licence: str) -> str:
     recipe = recipes.load(run / "recipe.json")
     settings = backbone.settings
     millions = sum(p.numel() for p in backbone.vit.parameters()) / 1e6
-    prefix = 1 + settings.registers
     lines = [
         "---",
         f"license: {licence}",
@@ -102,14 +101,7 @@ def model_card(run: Path, backbone: Backbone, step: int, licence: str) -> str:
         f"patches of {settings.patch_px} px, {settings.registers} registers), trained by self-distillation on tiles of "
         f"slides: {step:,} steps of {recipe.sampling.batch:,} tiles (recipe `{recipe.name}`).",
         "",
-        "```python",
-        "import timm, torch",
-        "",
-        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
-        f"# RGB in 0 to 1, less {MEAN}, over {STD}; {settings.image_px} px, or any multiple of {settings.patch_px}",
-        "tokens = model(images)  # (B, tokens, width)",
-        f"embedding = torch.cat([tokens[:, 0], tokens[:, {prefix}:].mean(1)], dim=-1)  # class token and mean patch",
-        "```",
+        *_usage(settings),
         "",
         "## What it was shown",
         "",
@@ -126,6 +118,36 @@ def model_card(run: Path, backbone: Backbone, step: int, licence: str) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _usage(settings: BackboneSettings) -> list[str]:
+    """Code that computes embeddings by timm alone, and what it needs."""
+    side, patch = settings.image_px, settings.patch_px
+    return [
+        "```python",
+        "import timm, torch",
+        "",
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
+        f"images = torch.rand(2, 3, {side}, {side})  # RGB in 0 to 1; sides are any multiple of {patch} px",
+        f"mean, std = torch.tensor({list(MEAN)}), torch.tensor({list(STD)})",
+        "with torch.no_grad():",
+        "    tokens = model((images - mean.view(3, 1, 1)) / std.view(3, 1, 1))  # (B, tokens, width)",
+        f"embedding = torch.cat([tokens[:, 0], tokens[:, {1 + settings.registers}:].mean(1)], dim=-1)"
+        "  # class token and mean patch",
+        "```",
+        "",
+        "It needs `pip install torch torchvision timm`. Where `import timm` says `operator torchvision::nms does not "
+        "exist`, torchvision is of another build than torch, as PyPI's is beside a torch for CPUs. Install both from "
+        "one place, or begin anew with",
+        "",
+        "```python",
+        "import torch",
+        "",
+        'boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"',
+        'for name in ("nms", "qnms"):',
+        '    torch.library.define(f"torchvision::{name}", boxes)',
+        "```",
+    ]
 
 
 def _drawn(run: Path, step: int) -> list[str]:

@@ -2,16 +2,21 @@
 
 import json
 import os
+import re
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipelines.embed import main as embed
 from pipelines.export import main
 from pretrain.model.backbone import VisionTransformer
+from pretrain.model.torchvision_schemas import torchvision_loads
 from pretrain.train.metrics import read_metrics
-from pretrain.train.runs import load_run
+from pretrain.train.runs import load_embedder, load_run
 from tests.support.training import make_shards, run
 
 import timm  # isort: skip - pretrain has made it importable
@@ -69,6 +74,21 @@ def test_timm_prepares_images_as_training_did(exported):
     assert list(config["mean"]) == [0.485, 0.456, 0.406]
     assert list(config["std"]) == [0.229, 0.224, 0.225]
     assert list(config["input_size"]) == [3, 56, 56]
+
+
+def test_the_cards_lines_run_where_nothing_of_ours_is(exported, tmp_path):
+    if "virchow2g" not in str(exported):
+        pytest.skip("once is enough, with registers")
+    card = (exported / "model/README.md").read_text()
+    example, beside_a_cpu_torch = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    code = ("" if torchvision_loads() else beside_a_cpu_torch) + example.replace("FOLDER", str(exported / "model"))
+    code = f"import sys; sys.modules['pretrain'] = sys.modules['wsi_prep'] = None\n{code}"
+    code += "from safetensors.torch import save_file; save_file({'images': images, 'found': embedding}, 'said')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    said = load_file(tmp_path / "said")
+    with torch.no_grad():
+        expected = load_embedder(exported / "run").features(said["images"])
+    torch.testing.assert_close(said["found"], expected, rtol=0, atol=1e-5)
 
 
 def test_the_card_says_what_the_run_knows(exported):
