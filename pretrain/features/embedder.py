@@ -119,11 +119,12 @@ def of_timm(name: str) -> Embedder:
         pooled: Tensor = model.forward_head(found, pre_logits=True)
         return pooled
 
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    patch_px = patch if isinstance(patch, int) else int(patch[0])
     fixed = int(config["input_size"][-1]) if _is_fixed(model) else 0
     about = f"{type(model).__name__} {mean.flatten().tolist()} {std.flatten().tolist()} {prefix}"
     what = (TOKENS if prefix else POOLED) + (f", of tiles resized to {fixed} px" if fixed else "")
-    return Embedder(model, features, int(patch[0]), fixed, about, what)
+    return Embedder(model, features, patch_px, fixed, about, what)
 
 
 def _is_fixed(model: Any) -> bool:

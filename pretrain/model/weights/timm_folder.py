@@ -22,36 +22,73 @@ from timm.layers.mlp import SwiGLUPacked  # isort: skip
 PREFIX = "local-dir:"
 _LARGEST, _DEEPEST, _LONGEST_LIST, _LARGEST_PX = 65_536, 1000, 64, 4096
 _GATED: dict[str, Any] = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
-_OTHER_MLP = re.compile(r"size mismatch for \S*\.mlp\.")
+_LOADING = "Error(s) in loading state_dict for "
+_TOLD: tuple[tuple[re.Pattern[str], dict[str, Any]], ...] = (
+    (re.compile(r"size mismatch for \S*\.mlp\."), _GATED),
+    (re.compile(r"Unexpected key\(s\) [^\n]*\.ls1\.gamma\""), {"init_values": 1e-5}),
+)
+"""What the errors of loading say of a ViT."""
+_CLASSIFIER_ALONE = re.compile(
+    re.escape(_LOADING)
+    + r'\w+:\s+Unexpected key\(s\) in state_dict: ("(head|fc\.|classifier|last_linear)[^"]*"(, |\. *))+\s*'
+)
 _DEPTHS = ("depth", "layer", "block", "stage", "repeat", "num")
 
 
 def timm_model(name: str) -> nn.Module:
     """A model of timm with its released weights, without a classifier, in eval mode: a name as timm takes it.
 
-    Where its weights are of gated MLPs, which no config.json of timm can say (Virchow2's, UNI2's), it gets such.
-    Raises BadWeights.
+    What its config.json leaves out and its weights tell, it gets: gated MLPs (Virchow2's), which no config.json of timm
+    can say, and layer scale (UNI's). Every other tensor must have its place. Raises BadWeights.
     """
     if name.startswith(PREFIX):
         _check_timm_folder(Path(name.removeprefix(PREFIX)))
     try:
-        return _made(name)
+        return _made(name).eval()
+    except _OtherTensors as error:
+        raise BadWeights(f"{name} holds weights of another model than its config.json says ({error})") from error
     except Exception as error:  # of timm, the hub and the network, each with errors of its own
         reason = first_line(error)
         raise BadWeights(f"{name} is no folder, and timm cannot make it: {reason}") from error
 
 
+class _OtherTensors(Exception):
+    """Tensors of the weights and of the model that do not fit together, in a line."""
+
+
 def _made(name: str) -> nn.Module:
     """The same, with timm's errors."""
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0).eval()
+        return _strict(name)
     except RuntimeError as error:
-        if not _OTHER_MLP.search(str(error)):
+        said = str(error)
+        if _LOADING not in said:
             raise
+        told: dict[str, Any] = {}
+        for pattern, options in _TOLD:
+            told |= options if pattern.search(said) else {}
+        unfit = _OtherTensors(" ".join(said.splitlines()[1:2]).strip()[:200])
+        if not told:
+            raise unfit from error
         try:
-            return timm.create_model(name, pretrained=True, num_classes=0, **_GATED).eval()
+            return _strict(name, **told)
         except (RuntimeError, TypeError):
-            raise error from None
+            raise unfit from error
+
+
+def _strict(name: str, **options: Any) -> nn.Module:
+    """Every tensor of the weights must have its place, but for those of a classifier.
+
+    Asked for no classifier where a model has one, timm would pass over all that does not fit.
+    """
+    try:
+        return timm.create_model(
+            name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"num_classes": 0}, **options
+        )
+    except RuntimeError as error:
+        if not _CLASSIFIER_ALONE.fullmatch(str(error)):
+            raise
+        return timm.create_model(name, pretrained=True, num_classes=0, **options)
 
 
 def _check_timm_folder(folder: Path) -> None:

@@ -121,14 +121,46 @@ def test_a_network_without_a_class_token_gives_what_its_classifier_gets(shards, 
     assert "classifier" in json.loads((tmp_path / "to/features.json").read_text())["features"]
 
 
-def test_gated_mlps_that_config_json_cannot_name_are_seen_in_the_weights(shards, tmp_path):
-    arguments = SIZES | {"img_size": 64, "mlp_ratio": 4.0, "dynamic_img_size": True, "init_values": 1e-5}
-    gated = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
-    name, _ = local(tmp_path / "virchow", VIT, **arguments)
-    model = timm.create_model(VIT, num_classes=0, **arguments, **gated).eval()
-    save_file(model.state_dict(), tmp_path / "virchow/model.safetensors")
+def rewrite(folder, model, **says):
+    """Other weights than those that the folder was made with, and what its config.json says beside its options."""
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text()) | says
+    config["pretrained_cfg"] |= says
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+GATED = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU}
+SCALED = {"init_values": 0.5}
+
+
+@pytest.mark.parametrize("more", [GATED, SCALED, GATED | SCALED], ids=["gated", "layer scale", "both"])
+@pytest.mark.parametrize("classes", [0, 5])
+def test_what_config_json_does_not_say_of_a_vit_is_seen_in_its_weights(shards, tmp_path, more, classes):
+    arguments = SIZES | {"img_size": 64, "mlp_ratio": 4.0, "dynamic_img_size": True}
+    name, _ = local(tmp_path / "other", VIT, **arguments)
+    model = timm.create_model(VIT, num_classes=classes, **arguments, **more).eval()
+    rewrite(tmp_path / "other", model, num_classes=classes)
     assert embed(shards, name, tmp_path / "to", "--px", "96") == 0
     np.testing.assert_allclose(features(tmp_path / "to"), class_and_mean(model, tiles(shards, middle(96))), atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [0, 5])
+def test_weights_that_the_model_has_no_place_for_are_no_models(tmp_path, classes):
+    name, _ = local(tmp_path / "other", VIT, img_size=64, **SIZES)
+    model = timm.create_model(VIT, num_classes=classes, img_size=64, qk_norm=True, **SIZES)
+    rewrite(tmp_path / "other", model, num_classes=classes)
+    with pytest.raises(BadWeights, match="q_norm"):
+        load_embedder(name)
+
+
+def test_a_classifier_that_is_not_in_the_weights_is_not_missed(tmp_path):
+    name, model = local(tmp_path / "model", VIT, img_size=64, **SIZES)
+    rewrite(tmp_path / "model", model, num_classes=5)
+    crops = torch.rand(2, 3, 64, 64)
+    normalised = (crops - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.no_grad():
+        found = load_embedder(name).features(crops).numpy()
+    np.testing.assert_allclose(found, class_and_mean(model, normalised), atol=1e-5)
 
 
 def test_other_models_features_do_not_mix(shards, tmp_path, capsys):
