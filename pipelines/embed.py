@@ -6,15 +6,15 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from pipelines.calls.training import EmbedCall
 from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, require_apart, run_command
+from pretrain.compute.devices import best_device
 from pretrain.features.embed import Embedded, EmbedSettings, FeaturesTo, WantedTiles, embed_shards
 from pretrain.features.embedder import Inference
 from pretrain.train.loop import DTYPES
-from pretrain.train.runs import load_model
+from pretrain.train.runs import load_embedder, model_name
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,17 +25,17 @@ def main(arguments: list[str] | None = None) -> int:
 def _work(call: EmbedCall, terminal: Terminal) -> int:
     require_apart("TO", call.to, call.shards)
     began = time.monotonic()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     columns = (TextColumn("{task.completed:,} tiles"), TextColumn("{task.description}"), TimeElapsedColumn())
     cast = DTYPES[call.precision] if call.precision != "fp32" else None
     settings = EmbedSettings(Inference(device, call.batch, call.threads, cast), call.px)
-    backbone = load_model(call.model)
+    embedder = load_embedder(call.model)
     with Progress(*columns, console=terminal.out, disable=not terminal.out.is_terminal) as bar:
         task = bar.add_task("", total=None)
         done = embed_shards(
             WantedTiles(call.shards, call.where, call.time_limit),
-            backbone,
-            FeaturesTo(call.to, call.model.resolve().name, call.redo),
+            embedder,
+            FeaturesTo(call.to, model_name(call.model), call.redo),
             settings,
             lambda slide, tiles: bar.update(task, advance=tiles, description=slide),
         )

@@ -7,20 +7,20 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pipelines.calls.training import EvaluateCall
 from pipelines.command import EXIT_OK, Terminal, run_command
+from pretrain.compute.devices import best_device
 from pretrain.evaluation.class_folders import GroupPattern
 from pretrain.evaluation.datasets import AnyTask, read_tasks
 from pretrain.evaluation.judge import EvaluationRow, alike, judge, remarks
 from pretrain.evaluation.probe import colour_statistics
 from pretrain.evaluation.report import summary_lines, write_page, write_parquet
-from pretrain.features.embedder import Embedder, Inference, cached, features_of, of_backbone, of_timm
-from pretrain.train.runs import load_model, load_run, untrained
+from pretrain.features.embedder import Embedder, Inference, cached, features_of, of_backbone
+from pretrain.train.runs import load_embedder, load_run, model_name, untrained
 from wsi_prep.errors import BadOption
 
 COLOURS = "colours alone"
@@ -36,7 +36,7 @@ def _work(call: EvaluateCall, terminal: Terminal) -> int:
     if not terminal.out.is_terminal:
         terminal.out.width = _WIDTH
     cache = call.cache or default_cache()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     if min(call.limit, call.px) < 0 or min(call.batch, call.threads) < 1:
         raise BadOption("--limit and --px must be at least 0, --batch and --threads at least 1")
     inference = Inference(device, call.batch, call.threads)
@@ -74,18 +74,15 @@ def _models(names: list[str]) -> dict[str, Embedder]:
     """By the names that rows are to have: runs twice, untrained and trained."""
     found: dict[str, Embedder] = {}
     for name in names:
-        folder = Path(name)
-        label = folder.name or name
+        folder, label = Path(name), model_name(name)
         if (folder / "recipe.json").is_file():
             trained, step = load_run(folder)
             made = {
                 f"{label}, untrained": of_backbone(untrained(folder)),
                 f"{label}, step {step}": of_backbone(trained),
             }
-        elif folder.exists():
-            made = {label: of_backbone(load_model(folder))}
         else:
-            made = {name: of_timm(name)}
+            made = {label: load_embedder(name)}
         if shared := set(made) & set(found):
             raise BadOption(
                 f"two models are named {sorted(shared)[0]!r}; rename a folder, so that the table can tell them"

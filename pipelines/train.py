@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from pipelines.calls.training import PretrainCall
 from pipelines.command import (
@@ -54,8 +57,9 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     try:
         with distributed.world(chosen.compute.device) as world:
             terminal.out.quiet = not world.first
-            with progress(terminal.out, "index") as of_index:
-                ended = run(wishes, chosen, world, _Lines(terminal), of_index)
+            with contextlib.ExitStack() as bar:
+                of_index = bar.enter_context(progress(terminal.out, "index"))
+                ended = run(wishes, chosen, world, _Shown(terminal, bar), of_index)
     except UsageError:
         raise
     except (NonFinite, TooManyBadTiles, CheckpointFailed) as error:
@@ -68,12 +72,16 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     return {0: EXIT_OK, signal.SIGINT: EXIT_INTERRUPTED}.get(ended.outcome.stopped, EXIT_SAVED)
 
 
-class _Lines(Reporter):
-    """Lines on the terminal."""
+class _Shown(Reporter):
+    """Lines, and below them, where the output is a terminal, a bar of the steps in place of what is in `bar`."""
 
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
+    def __init__(self, terminal: Terminal, bar: contextlib.ExitStack) -> None:
+        self._terminal, self._bar = terminal, bar
         self._steps = 0
+        self._last: dict[str, float] = {}
+        columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        live = terminal.out.is_terminal and not terminal.out.quiet
+        self._progress = Progress(*columns, console=terminal.out, disable=not live, transient=True)
 
     def note(self, text: str) -> None:
         self._terminal.say(f"note: {text}")
@@ -85,15 +93,32 @@ class _Lines(Reporter):
             f"{trainer.recipe.name}: ViT of {millions:.1f} M parameters, batch {trainer.recipe.sampling.batch}, "
             f"step {step} of {self._steps}, {trainer.world.size} x {trainer.world.device.type}"
         )
+        self._bar.close()
+        self._bar.enter_context(self._progress)
+        self._task = self._progress.add_task("", total=self._steps, completed=step)
 
     def numbers(self, step: int, values: dict[str, float]) -> None:
         parts = "  ".join(f"{name.removeprefix('loss_')} {v:.3f}" for name, v in values.items() if name[:5] == "loss_")
-        left = (self._steps - step - 1) * values["step_s"]
+        self._last = values
         self._terminal.say(
             f"step {step:>6}  loss {values['loss']:.3f}  {parts}  spread {values['feature_spread']:.3f}  "
             f"lr {values['learning_rate']:.2e}  {values['tiles_per_s']:.1f} tiles/s  "
-            f"wait {values['data_wait_share']:.0%}  mfu {values['mfu_share']:.0%}  left {_clock(left)}"
+            f"wait {values['data_wait_share']:.0%}  mfu {values['mfu_share']:.0%}  left {self._left(step + 1)}"
         )
+
+        self._progress.update(self._task, description=self._short(step + 1))
+
+    def stepped(self, step: int) -> None:
+        self._progress.update(self._task, completed=step, description=self._short(step))
+
+    def _short(self, step: int) -> str:
+        """The last numbers in few words, for a bar at this step."""
+        if not self._last:
+            return ""
+        return f"loss {self._last['loss']:.3f}  {self._last['tiles_per_s']:.1f} tiles/s  left {self._left(step)}"
+
+    def _left(self, step: int) -> str:
+        return _clock((self._steps - step) * self._last["step_s"])
 
 
 def _show_end(terminal: Terminal, folder: Path, ended: RunResult) -> None:

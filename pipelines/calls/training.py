@@ -172,8 +172,8 @@ class EmbedCall(OfTiles, OfShards):
     Exit codes: 0 all is written; 2 the call is wrong; 3 it is written, but some tiles cannot be read.
     """
 
-    model: Annotated[Path, Option('"run, or exported folder"')]
-    """A run, or a folder that export has written."""
+    model: Annotated[str, Option('"run, folder of weights, or timm\'s name"')]
+    """A run, a folder of weights, or a name of timm: hf-hub:owner/name, local-dir:folder."""
 
     to: Annotated[Path, Option("folder", local=True)]
     """Where the features go."""

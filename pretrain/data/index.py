@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pretrain.data.parts import INDEX_VERSION, Part, build_part, open_part, read_filter
-from pretrain.data.sources import ShardSource, digest, open_source
+from pretrain.data.sources import ShardSource, digest, folders_of, open_source
 from pretrain.errors import BadFilter, BadShards
 from wsi_prep.format.copies import which_count
 from wsi_prep.format.magnifications import MAGNIFICATIONS
@@ -45,6 +45,12 @@ class Index:
 
     `slides`: the fields of parts.SLIDE, strata numbers into `names[level]`, and `part`.
     `cells`: the fields of parts.CELL with `slide` and `start` in the numbering of the whole index.
+
+    >>> index = open_index("shards", where="magnification = '20x'")
+    >>> index.tiles, len(index.slides)
+    (36, 3)
+    >>> index.address(3).name
+    'shards/stores/slide1-00000001.zarr/20x[3]'
     """
 
     def __init__(self, parts: Sequence[tuple[ShardSource, Part]]) -> None:
@@ -137,27 +143,33 @@ class Index:
 
 
 def open_index(
-    shards: Sequence[str],
-    folder: Path,
+    shards: str | Path | Sequence[str | Path],
+    folder: str | Path | None = None,
     where: str | None = None,
     progress: Progress = lambda done, of: None,
     seconds: float = CONDITION_SECONDS,
 ) -> Index:
-    """The index over the OUT folders or URLs `shards`; parts that `folder` does not hold yet are made first.
+    """The index over the OUT folders or URLs `shards`, or one of them; parts that `folder` lacks are made first.
 
-    `where`: a condition on the catalog's columns, slides' and tiles' alike; `seconds` as in read_filter. Raises
-    BadShards and BadFilter.
+    `folder`: where parts are kept, the user's cache where it is left out. `where`: a condition on the catalog's
+    columns, slides' and tiles' alike; `seconds` as in read_filter. Raises BadShards and BadFilter.
+
+    >>> open_index("shards").tiles
+    54
+    >>> open_index(["shards"], where="magnification = '20x' and focus > 0").tiles
+    33
     """
+    kept = Path(folder) if folder is not None else default_folder()
     condition = read_filter(where, seconds)
     told = condition.text if condition else ""
-    todo = [(source, *pair) for source in map(open_source, shards) for pair in _pairs(source)]
+    todo = [(source, *pair) for source in map(open_source, folders_of(shards)) for pair in _pairs(source)]
     parts = []
     for done, (source, name, has_tiles, stamp) in enumerate(todo):
         key = digest(str(INDEX_VERSION), str(FORMAT_VERSION), os.path.abspath(source.where), name, stamp, told)  # noqa: PTH100
         progress(done, len(todo))
-        if not (folder / key).is_dir():
-            build_part(source, name, has_tiles, condition, folder / key)
-        parts.append((source, open_part(folder / key)))
+        if not (kept / key).is_dir():
+            build_part(source, name, has_tiles, condition, kept / key)
+        parts.append((source, open_part(kept / key)))
     progress(len(todo), len(todo))
     if condition and not any(len(part.tiles) for _, part in parts):
         raise BadFilter(f"the filter {told!r} leaves no tile; compare it with the catalog")

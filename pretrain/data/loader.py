@@ -41,6 +41,9 @@ class LoaderSettings:
     """`threads` decode (0: one a core), `ahead` batches are in work, `requests` reads are in flight in object stores.
 
     The run stops when more than `bad_share` of the tiles read are bad, once there are more than `bad_allowed` of them.
+
+    >>> LoaderSettings(threads=8).ahead
+    3
     """
 
     threads: int = 0
@@ -92,6 +95,11 @@ class Loader:
 
     It reads ahead by itself, not by wsi_prep.compute.ahead: its items are batches, whose tiles all threads decode in
     place, into memory that is used again.
+
+    >>> sampler = Sampler(open_index("shards"), SamplingSettings(batch=8))
+    >>> with Loader(sampler) as loader:
+    ...     [(batch.step, *batch.pixels.shape) for batch in loader.batches(start=100, stop=102)]
+    [(100, 8, 3, 392, 392), (101, 8, 3, 392, 392)]
     """
 
     def __init__(self, sampler: Sampler, settings: LoaderSettings | None = None, rank: int = 0, world: int = 1) -> None:

@@ -36,6 +36,9 @@ class SamplingSettings:
     `batch`: tiles in a global batch. `mix`: share of each magnification. `strata`: the levels that are balanced; a
     stratum of n tiles is drawn in proportion to n^`alpha` (0 uniform, 1 as found). `held_out`: share of the patients
     that training never sees.
+
+    >>> SamplingSettings(batch=256, mix={"20x": 0.5, "10x": 0.5}, held_out=0.1).alpha
+    0.5
     """
 
     batch: int
@@ -91,7 +94,12 @@ class Draw:
 
 
 class Sampler:
-    """Draws from an index. Raises BadOption where the settings leave too few tiles to fill a batch."""
+    """Draws from an index. Raises BadOption where the settings leave too few tiles to fill a batch.
+
+    >>> sampler = Sampler(open_index("shards"), SamplingSettings(batch=8, mix={"20x": 1}))
+    >>> sampler.draw(step=0).mpp.tolist()
+    [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    """
 
     def __init__(self, index: Index, settings: SamplingSettings) -> None:
         self.index, self.settings = index, settings

@@ -66,6 +66,11 @@ class ShardSource(Protocol):
         """The same, in `memory` where that saves something (new memory for each tile costs as much as reading it)."""
 
 
+def folders_of(shards: str | Path | Sequence[str | Path]) -> list[str]:
+    """The folders or URLs that are meant: several, or one alone."""
+    return [str(shards)] if isinstance(shards, (str, Path)) else [str(where) for where in shards]
+
+
 def open_source(where: str) -> ShardSource:
     """The folder or object-store URL `where`; BadShards if it holds no catalog."""
     remote = where.startswith(_SCHEMES)

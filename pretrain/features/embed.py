@@ -1,4 +1,4 @@
-"""Features of every tile of some shards: class token and mean patch token, slide by slide, as Parquet and as h5."""
+"""Features of every tile of some shards by any model, slide by slide, as Parquet and as h5."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -19,13 +20,13 @@ from torch import Tensor
 
 from pretrain.compute.devices import send
 from pretrain.data.index import TileAddress
+from pretrain.data.labelled import resized
 from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.data.parts import checked_tiles, read_filter
-from pretrain.data.sources import ShardSource, copies_of, open_source
+from pretrain.data.sources import ShardSource, copies_of, folders_of, open_source
 from pretrain.errors import BadFilter, BadShards, BadWeights
-from pretrain.features.embedder import Inference, backbone_digest, each_seen, tokens_of
+from pretrain.features.embedder import Embedder, Inference, each_seen, width_at
 from pretrain.features.kept_features import FeatureFolder, FeatureRecord, counts, tiles_stamp
-from pretrain.model.backbone import Backbone
 from wsi_prep.compute.ahead import ahead
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
@@ -42,28 +43,40 @@ _AHEAD = 3  # batches that are read while one is computed
 
 @dataclass(frozen=True)
 class EmbedSettings:
-    """`px`: the middle of a tile that is embedded, 0 for all of it, cut to whole patches. `inference`: how."""
+    """`px`: the middle of a tile that is embedded, 0 for all of it. `inference`: how.
 
-    inference: Inference
+    It is cut to whole patches, or resized for a model that takes one size alone.
+
+    >>> EmbedSettings(Inference(batch=256), px=224).side(load_embedder("model"))
+    224
+    """
+
+    inference: Inference = field(default_factory=Inference)
     px: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.px <= TILE_PX:
             raise BadOption(f"px {self.px} is not between 1 and {TILE_PX}, or 0 for the whole tile")
 
-    def side(self, patch_px: int) -> int:
-        """How many px of a tile's middle are embedded: whole patches. Raises BadOption where there is none."""
-        side = (self.px or TILE_PX) // patch_px * patch_px
-        if not side:
-            raise BadOption(f"px {self.px} holds no patch of {patch_px} px")
-        return side
+    def side(self, embedder: Embedder) -> int:
+        """How many px of a tile's middle are embedded. Raises BadOption where they hold no patch of the model's."""
+        side = self.px or TILE_PX
+        if embedder.px:
+            return side
+        if side < embedder.patch_px:
+            raise BadOption(f"px {side} holds no patch of {embedder.patch_px} px")
+        return side // embedder.patch_px * embedder.patch_px
 
 
 @dataclass(frozen=True)
 class WantedTiles:
-    """Which tiles: those of some shard folders that pass the filter `where`; `seconds` as in parts.read_filter."""
+    """Which tiles: those of some shard folders that pass the filter `where`; `seconds` as in parts.read_filter.
 
-    shards: Sequence[str]
+    >>> WantedTiles("shards", where="magnification = '20x'").shards
+    'shards'
+    """
+
+    shards: str | Path | Sequence[str | Path]
     where: str | None = None
     seconds: float = CONDITION_SECONDS
 
@@ -73,9 +86,12 @@ class FeaturesTo:
     """The folder that features go to, which says that they are of a model that people call `named`.
 
     `redo`: delete the features that it holds first.
+
+    >>> FeaturesTo("features", named="UNI").redo
+    False
     """
 
-    folder: Path
+    folder: str | Path
     named: str = "the model"
     redo: bool = False
 
@@ -96,40 +112,51 @@ class Embedded:
 
 def embed_shards(
     wanted: WantedTiles,
-    backbone: Backbone,
+    embedder: Embedder,
     to: FeaturesTo,
-    settings: EmbedSettings,
+    settings: EmbedSettings | None = None,
     progress: Progress = lambda slide, tiles: None,
 ) -> Embedded:
     """Write parquet/<slide_id>.parquet and h5/<magnification>/<slide_id>.h5 of every slide not yet in the folder.
 
-    Parquet: the catalog's place of each tile, and `features`, a list of 2 D float32. h5: `features` (n, 2 D) float32,
+    Parquet: the catalog's place of each tile, and `features`, a list of F float32. h5: `features` (n, F) float32,
     and `coords` (n, 2) int64, upper left corners in level-0 px, as tools for multiple-instance learning read them. A
-    tile that cannot be read is left out. Raises BadShards, BadFilter, and OtherFeatures where the folder holds what is
-    not of this call.
+    tile that cannot be read is left out. Raises BadShards, BadFilter, BadWeights, and OtherFeatures where the folder
+    holds what is not of this call.
+
+    >>> tiles = WantedTiles("shards", where="magnification = '10x'")
+    >>> done = embed_shards(tiles, load_embedder("model"), FeaturesTo("features"), EmbedSettings(px=56))
+    >>> done.slides, done.tiles, done.unreadable
+    (3, 18, {})
+    >>> import pyarrow.dataset
+    >>> pyarrow.dataset.dataset("features/parquet").to_table(columns=["slide_id", "features"]).num_rows
+    18
     """
+    settings = settings or EmbedSettings()
     condition = read_filter(wanted.where, wanted.seconds)
     where = condition.text if condition else None
-    side, inference = settings.side(backbone.settings.patch_px), settings.inference
+    side, inference = settings.side(embedder), settings.inference
     precision = str(inference.autocast or torch.float32).removeprefix("torch.")
-    folder = FeatureFolder(to.folder, FeatureRecord(backbone_digest(backbone), side, where, precision))
-    sources = list(map(open_source, wanted.shards))
+    folder = FeatureFolder(Path(to.folder), FeatureRecord(embedder.digest, side, where, precision, embedder.what))
+    sources = list(map(open_source, folders_of(wanted.shards)))
     counted, copies = copies_of(sources)
     found = _all_slides(sources, counted, condition)
     if (first := next(found, None)) is None:
         left = f"the filter {where!r} leaves no tile" if where else "the shards hold no tile"
         raise BadFilter(f"{left}; see status and error in their catalog/slides")
+    embedder.module.to(inference.device)
+    width = width_at(embedder, embedder.px or side, inference)
     folder.claim(to.named, to.redo)
     done = Embedded(notes=copies.notes)
-    backbone = backbone.to(inference.device)
     seen: set[str] = set()
     for source, slide_id, tiles, stamp in itertools.chain([first], found):
         seen.add(slide_id)
         if folder.is_done(slide_id, stamp, counts(tiles)):
             done.before += 1
             continue
-        with contextlib.closing(_read(source, tiles, inference, done.unreadable)) as batches:
-            kept, features = _embed(backbone, batches, side, inference)
+        tile = partial(_tile, side=side, px=embedder.px)
+        with contextlib.closing(_read(source, tiles, tile, inference, done.unreadable)) as batches:
+            kept, features = _embed(embedder, width, batches, inference)
         said = folder.stamp(stamp, len(tiles) - len(kept))
         _write(folder, slide_id, tiles.take(pa.array(kept)), features, said)
         done.slides += 1
@@ -180,22 +207,20 @@ def _runs(source: ShardSource, name: str, slides: pa.Table, where: Condition | N
 
 
 def _embed(
-    backbone: Backbone, batches: Iterable[tuple[NDArray[np.int64], NDArray[np.uint8]]], side: int, inference: Inference
+    embedder: Embedder,
+    width: int,
+    batches: Iterable[tuple[NDArray[np.int64], NDArray[np.uint8]]],
+    inference: Inference,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Rows of the tiles that could be read, and (n, 2 D) float32."""
-    kept, features = [np.empty(0, np.int64)], [np.empty((0, 2 * backbone.settings.width), np.float32)]
-    begin = (TILE_PX - side) // 2
+    """Rows of the tiles that could be read, and (n, width) float32."""
+    kept, features = [np.empty(0, np.int64)], [np.empty((0, width), np.float32)]
 
     def crops() -> Iterator[Tensor]:
         for rows, pixels in batches:
             kept.append(rows)
-            middle = np.ascontiguousarray(pixels[:, begin : begin + side, begin : begin + side])
-            yield send(middle, inference.device).permute(0, 3, 1, 2).float() / 255  # as bytes, a quarter to send
+            yield send(pixels, inference.device).permute(0, 3, 1, 2).float() / 255  # as bytes, a quarter to send
 
-    def see(tiles: Tensor) -> Tensor:
-        return tokens_of(backbone, tiles).embedding
-
-    for found in each_seen(backbone, see, crops(), inference.autocast):
+    for found in each_seen(embedder.module, embedder.features, crops(), inference.autocast):
         features.append(found.float().cpu().numpy())
         if not np.isfinite(features[-1]).all():
             raise BadWeights("the model's features are not finite numbers; its weights, or PRECISION, are no good")
@@ -203,23 +228,29 @@ def _embed(
 
 
 def _read(
-    source: ShardSource, tiles: pa.Table, inference: Inference, unreadable: dict[str, str]
+    source: ShardSource,
+    tiles: pa.Table,
+    tile: Callable[[TileAddress], NDArray[np.uint8] | Exception],
+    inference: Inference,
+    unreadable: dict[str, str],
 ) -> Generator[tuple[NDArray[np.int64], NDArray[np.uint8]], None, None]:
     """Rows of the table and their pixels, a batch at a time; what cannot be read goes to `unreadable`, by name."""
     columns = (tiles[name].to_pylist() for name in ("shard", "offset", "nbytes", "crc32", "index"))
     addresses = [TileAddress(source, *at) for at in zip(*columns, strict=True)]
-    with contextlib.closing(ahead(_tile, addresses, inference.threads, most=_AHEAD * inference.batch)) as read:
+    with contextlib.closing(ahead(tile, addresses, inference.threads, most=_AHEAD * inference.batch)) as read:
         for first in range(0, len(addresses), inference.batch):
             found = list(itertools.islice(read, inference.batch))
-            good = {n: tile for n, tile in enumerate(found, first) if isinstance(tile, np.ndarray)}
+            good = {n: pixels for n, pixels in enumerate(found, first) if isinstance(pixels, np.ndarray)}
             unreadable.update((addresses[n].name, str(error)) for n, error in enumerate(found, first) if n not in good)
             if good:
                 yield np.array(list(good)), np.stack(list(good.values()))
 
 
-def _tile(address: TileAddress) -> NDArray[np.uint8] | Exception:
+def _tile(address: TileAddress, side: int, px: int) -> NDArray[np.uint8] | Exception:
+    """The middle of a tile, `side` px of it, at `px` a side, 0 for as it is."""
+    begin = (TILE_PX - side) // 2
     try:
-        return read_tile(address)
+        return resized(read_tile(address)[begin : begin + side, begin : begin + side], px)
     except UNREADABLE as error:
         return error
 

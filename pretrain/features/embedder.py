@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,17 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pretrain.compute.devices import send
+from pretrain.compute.devices import best_device, send
 from pretrain.data.labelled import Tiles, read_batches, resized, whole_patches
 from pretrain.errors import BadWeights
+from pretrain.features.kept_features import POOLED, TOKENS
 from pretrain.model.backbone import Backbone, Tokens
 from pretrain.model.normalise import MEAN, STD, normalise
-from pretrain.model.weights.timm_folder import PREFIX, check_timm_folder
+from pretrain.model.weights.timm_folder import timm_model
 from wsi_prep.errors import BadOption, first_line
 from wsi_prep.storage.atomic import aside
 
-import timm  # isort: skip - backbone has made it importable
-from timm.data.config import resolve_model_data_config  # isort: skip
+from timm.data.config import resolve_model_data_config  # isort: skip - backbone has made timm importable
 
 Seen = TypeVar("Seen")
 
@@ -35,9 +35,12 @@ class Inference:
     """How a model is run over tiles: `batch` at once on `device`, read and decoded by `threads`.
 
     `autocast`: the type that matrices are multiplied in, None for the weights' own.
+
+    >>> Inference(batch=256).threads
+    2
     """
 
-    device: torch.device
+    device: torch.device = field(default_factory=best_device)
     batch: int = 64
     threads: int = 2
     autocast: torch.dtype | None = None
@@ -49,9 +52,18 @@ class Inference:
 
 @dataclass(frozen=True)
 class Embedder:
-    """`features` of (b, 3, h, w) float32 tiles in [0, 1], on the module's device; h and w are multiples of `patch_px`.
+    """`features`, (b, F), of (b, 3, h, w) float32 tiles in [0, 1], on the module's device.
 
-    `px`: the only side that it takes, 0 for any. `module` holds the weights, `about` says what else features depend on.
+    h and w are multiples of `patch_px`. `px`: the only side that it takes, 0 for any; tiles are resized to it. `module`
+    holds the weights, `about` says what else features depend on, and `what` says for people what the features are.
+
+    >>> import torch
+    >>> embedder = load_embedder("model")
+    >>> embedder.patch_px, embedder.what
+    (14, 'class token, then mean of the patch tokens')
+    >>> with torch.no_grad():
+    ...     embedder.features(torch.rand(5, 3, 224, 224)).shape
+    torch.Size([5, 64])
     """
 
     module: nn.Module
@@ -59,36 +71,27 @@ class Embedder:
     patch_px: int
     px: int = 0
     about: str = ""
+    what: str = TOKENS
+
+    @property
+    def digest(self) -> str:
+        """Another one where a weight differs, or what `about` says; of a run as of what is exported of it."""
+        digest = hashlib.blake2b(self.about.encode(), digest_size=16)
+        for name, value in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @property
     def stamp(self) -> str:
         """Another one where the features are others."""
-        return f"{weights_digest(self.module, self.about)} {self.patch_px} {self.px}"
-
-
-def weights_digest(module: nn.Module, about: str = "") -> str:
-    """Another one where a weight differs, or what `about` says of the rest."""
-    digest = hashlib.blake2b(about.encode(), digest_size=16)
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def backbone_digest(backbone: Backbone) -> str:
-    """Of what makes the features of a backbone of ours; the same for a run's and for what was exported of it."""
-    return weights_digest(backbone.vit, _about(backbone))
-
-
-def _about(backbone: Backbone) -> str:
-    """What no weight's name or shape tells."""
-    return f"{backbone.settings.heads} heads"
+        return f"{self.digest} {self.patch_px} {self.px}"
 
 
 def of_backbone(backbone: Backbone) -> Embedder:
     """Class token and mean patch token of a backbone of ours."""
-    patch_px, about = backbone.settings.patch_px, _about(backbone)
-    return Embedder(backbone, lambda tiles: tokens_of(backbone, tiles).embedding, patch_px, about=about)
+    patch_px, about = backbone.settings.patch_px, f"{backbone.settings.heads} heads"  # which no weight's shape tells
+    return Embedder(backbone.vit, lambda tiles: tokens_of(backbone, tiles).embedding, patch_px, about=about)
 
 
 def tokens_of(backbone: Backbone, tiles: Tensor) -> Tokens:
@@ -103,16 +106,11 @@ def of_timm(name: str) -> Embedder:
     A ViT gives class token and mean patch token, another network what it hands to its classifier. Tiles are normalised
     and sized as the model asks. Raises BadWeights.
     """
-    if name.startswith(PREFIX):
-        check_timm_folder(Path(name.removeprefix(PREFIX)))
-    try:
-        model: Any = timm.create_model(name, pretrained=True, num_classes=0).eval()
-    except Exception as error:  # of timm, the hub and the network, each with errors of its own
-        reason = first_line(error)
-        raise BadWeights(f"{name} is no folder, and timm cannot make it: {reason}") from error
+    model: Any = timm_model(name)
     config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     mean, std = (torch.tensor(config.get(key, ours)).view(3, 1, 1) for key, ours in (("mean", MEAN), ("std", STD)))
-    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    has_class = getattr(model, "cls_token", None) is not None  # with registers alone, the first token is one of them
+    prefix = int(getattr(model, "num_prefix_tokens", 0)) if has_class else 0
 
     def features(tiles: Tensor) -> Tensor:
         found = model.forward_features((tiles - mean.to(tiles.device)) / std.to(tiles.device))
@@ -121,12 +119,39 @@ def of_timm(name: str) -> Embedder:
         pooled: Tensor = model.forward_head(found, pre_logits=True)
         return pooled
 
-    embed = getattr(model, "patch_embed", None)
-    patch = getattr(embed, "patch_size", (1, 1))
-    strict = prefix or getattr(embed, "strict_img_size", False)
-    fixed = int(config["input_size"][-1]) if strict and not getattr(model, "dynamic_img_size", False) else 0
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    patch_px = patch if isinstance(patch, int) else int(patch[0])
+    fixed = int(config["input_size"][-1]) if _is_fixed(model) else 0
     about = f"{type(model).__name__} {mean.flatten().tolist()} {std.flatten().tolist()} {prefix}"
-    return Embedder(model, features, int(patch[0]), fixed, about)
+    what = (TOKENS if prefix else POOLED) + (f", of tiles resized to {fixed} px" if fixed else "")
+    return Embedder(model, features, patch_px, fixed, about, what)
+
+
+def _is_fixed(model: Any) -> bool:
+    """Whether a model of timm takes tiles of one size alone."""
+    if getattr(model, "dynamic_img_size", False):
+        return False
+    strict = getattr(getattr(model, "patch_embed", None), "strict_img_size", False)
+    told = getattr(model, "pretrained_cfg", None) or {}
+    return bool(strict or getattr(model, "num_prefix_tokens", 0) or told.get("fixed_input_size", False))
+
+
+def width_at(embedder: Embedder, px: int, inference: Inference) -> int:
+    """How many numbers the features of tiles of `px` a side have; one tile is computed, by a module on the device.
+
+    Raises BadWeights where the model does not take such tiles.
+    """
+    blank = torch.zeros(1, 3, px, px, device=inference.device)
+    try:
+        (found,) = each_seen(embedder.module, embedder.features, [blank], inference.autocast)
+        tiles, width = found.shape
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of any network, each with errors of its own
+        raise BadWeights(f"the model does not take tiles of {px} px ({first_line(error)}); try another PX") from error
+    if tiles != 1 or not width:
+        raise BadWeights(f"the model makes {tiles} x {width} numbers of one tile, which are no features")
+    return int(width)
 
 
 def cached(folder: Path | None, who: str, tiles: Tiles, px: int, make: Callable[[], Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from wsi_prep.storage.atomic import write_json
 from wsi_prep.untrusted.below import folder_below
 
 RECORD = "features.json"
-WHAT = "class token, then mean of the patch tokens"
+TOKENS, POOLED = "class token, then mean of the patch tokens", "what the network hands to its classifier"
 _OF, _TILES, _LEFT_OUT = b"made_by", b"tiles", b"left_out"
 _CONTENT = ("magnification", "mpp", "x0", "y0", "span0", "row", "col", "crc32")  # of a tile, that features depend on
 _SHOWN = 12  # digits of a digest
@@ -33,14 +33,14 @@ class FeatureRecord:
     """What all features of a folder have in common; where two records differ, features cannot be compared.
 
     `model`: digest of the weights. `px`: side of the middle of a tile that is embedded. `where`: the condition on the
-    catalog's columns, None for all tiles. `precision`: of products. `features`: which tokens, in order.
+    catalog's columns, None for all tiles. `precision`: of products. `features`: what they are, in order.
     """
 
     model: str
     px: int
     where: str | None
     precision: str
-    features: str = WHAT
+    features: str = TOKENS
     version: int = 1
 
     @property

@@ -29,6 +29,9 @@ class BackboneSettings:
     `mlp_ratio`: hidden width over `width`; with `swiglu` that of both halves together. `layer_scale`: where its gains
     begin, 0 for none. `drop_path`: share of the crops that each residual branch leaves out. `image_px`: the crop that
     the position embedding is made for; other sizes resample it.
+
+    >>> round(BackboneSettings(width=384, depth=12, heads=6).parameters / 1e6)
+    22
     """
 
     width: int = 384
@@ -111,7 +114,14 @@ def make_vit(settings: BackboneSettings) -> VisionTransformer:
 
 
 class Backbone(nn.Module):
-    """A ViT and its mask token. `recompute`: how much is computed again for the backward pass, see recompute.MODES."""
+    """A ViT and its mask token. `recompute`: how much is computed again for the backward pass, see recompute.MODES.
+
+    >>> import torch
+    >>> backbone = Backbone(BackboneSettings(width=32, depth=1, heads=2)).eval()
+    >>> of_large, of_small = backbone([torch.zeros(2, 3, 224, 224), torch.zeros(8, 3, 98, 98)])
+    >>> of_large.patches.shape, of_small.embedding.shape
+    (torch.Size([2, 256, 32]), torch.Size([8, 64]))
+    """
 
     def __init__(self, settings: BackboneSettings, recompute: str = "none") -> None:
         super().__init__()

@@ -14,7 +14,7 @@ import torch
 _BOXES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
-def _loads() -> bool:
+def torchvision_loads() -> bool:
     """Whether torchvision's own library can be loaded (or there is no torchvision at all)."""
     found = importlib.util.find_spec("torchvision")
     if not found or not found.origin:
@@ -28,7 +28,7 @@ def _loads() -> bool:
     return bool(libraries)
 
 
-if not _loads():
+if not torchvision_loads():
     for _name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, _name):
             torch.library.define(f"torchvision::{_name}", _BOXES)

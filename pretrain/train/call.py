@@ -88,6 +88,9 @@ class Reporter:
     def numbers(self, step: int, values: dict[str, float]) -> None:
         """Of a logged step."""
 
+    def stepped(self, step: int) -> None:
+        """After every step; `step` is the next one's number."""
+
 
 def settle_recipe(folder: Path, wanted: Recipe | None, changes: Sequence[str], default: Callable[[], Recipe]) -> Recipe:
     """The recipe that the RUN folder goes on with, or begins with.
@@ -235,6 +238,8 @@ class _Watcher:
     def stepped(self, step: int) -> None:
         """See train.Watcher."""
         self._look(step)
+        if self._log is not None:
+            self._reporter.stepped(step)
 
     def close(self) -> None:
         """Finish the files."""

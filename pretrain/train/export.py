@@ -17,7 +17,7 @@ from pretrain.train.checkpoint import STATE, step_folder
 from pretrain.train.metrics import read_metrics
 from pretrain.train.recipe import recipe as recipes
 from pretrain.train.runs import load_run
-from wsi_prep.storage.atomic import sync, write_atomically, write_json
+from wsi_prep.storage.atomic import aside, sync, write_atomically, write_json
 
 # timm's builders with these MLPs; every size is given in model_args
 _ARCHITECTURE = {True: "vit_giant_patch14_dinov2", False: "vit_small_patch14_dinov2"}
@@ -35,12 +35,12 @@ def export(run: Path, to: Path, licence: str = "unknown", step: int | None = Non
     unfinished = to.with_name(f".{to.name}.{uuid4().hex}")
     unfinished.mkdir(parents=True)
     weights = {name: value.detach().contiguous() for name, value in backbone.vit.state_dict().items()}
-    save_file(weights, unfinished / "model.safetensors", metadata={"format": "pt"})
+    with aside(unfinished / "model.safetensors") as file:
+        save_file(weights, file, metadata={"format": "pt"})
     write_json(unfinished / "config.json", timm_config(backbone.settings))
     write_atomically(unfinished / "README.md", model_card(run, backbone, chosen, licence).encode())
     if to.exists():
         to.rmdir()
-    sync(unfinished / "model.safetensors")
     unfinished.rename(to)
     sync(to.parent)
     return chosen
@@ -88,7 +88,6 @@ def model_card(run: Path, backbone: Backbone, step: int, licence: str) -> str:
     recipe = recipes.load(run / "recipe.json")
     settings = backbone.settings
     millions = sum(p.numel() for p in backbone.vit.parameters()) / 1e6
-    prefix = 1 + settings.registers
     lines = [
         "---",
         f"license: {licence}",
@@ -102,14 +101,7 @@ def model_card(run: Path, backbone: Backbone, step: int, licence: str) -> str:
         f"patches of {settings.patch_px} px, {settings.registers} registers), trained by self-distillation on tiles of "
         f"slides: {step:,} steps of {recipe.sampling.batch:,} tiles (recipe `{recipe.name}`).",
         "",
-        "```python",
-        "import timm, torch",
-        "",
-        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
-        f"# RGB in 0 to 1, less {MEAN}, over {STD}; {settings.image_px} px, or any multiple of {settings.patch_px}",
-        "tokens = model(images)  # (B, tokens, width)",
-        f"embedding = torch.cat([tokens[:, 0], tokens[:, {prefix}:].mean(1)], dim=-1)  # class token and mean patch",
-        "```",
+        *_usage(settings),
         "",
         "## What it was shown",
         "",
@@ -126,6 +118,36 @@ def model_card(run: Path, backbone: Backbone, step: int, licence: str) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _usage(settings: BackboneSettings) -> list[str]:
+    """Code that computes embeddings by timm alone, and what it needs."""
+    side, patch = settings.image_px, settings.patch_px
+    return [
+        "```python",
+        "import timm, torch",
+        "",
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
+        f"images = torch.rand(2, 3, {side}, {side})  # RGB in 0 to 1; sides are any multiple of {patch} px",
+        f"mean, std = torch.tensor({list(MEAN)}), torch.tensor({list(STD)})",
+        "with torch.no_grad():",
+        "    tokens = model((images - mean.view(3, 1, 1)) / std.view(3, 1, 1))  # (B, tokens, width)",
+        f"embedding = torch.cat([tokens[:, 0], tokens[:, {1 + settings.registers}:].mean(1)], dim=-1)"
+        "  # class token and mean patch",
+        "```",
+        "",
+        "It needs `pip install torch torchvision timm`. Where `import timm` says `operator torchvision::nms does not "
+        "exist`, torchvision is of another build than torch, as PyPI's is beside a torch for CPUs. Install both from "
+        "one place, or begin anew with",
+        "",
+        "```python",
+        "import torch",
+        "",
+        'boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"',
+        'for name in ("nms", "qnms"):',
+        '    torch.library.define(f"torchvision::{name}", boxes)',
+        "```",
+    ]
 
 
 def _drawn(run: Path, step: int) -> list[str]:

@@ -13,6 +13,7 @@ from torch import nn
 from pretrain.compute import distributed
 from pretrain.compute.memory import require_memory
 from pretrain.errors import BadRun
+from pretrain.features.embedder import Embedder, of_backbone, of_timm
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.initial import initialise
 from pretrain.model.network import Network
@@ -30,9 +31,34 @@ def load_run(folder: Path, step: int | None = None) -> tuple[Backbone, int]:
     return _filled(folder, step, "average.backbone", lambda depth: Backbone(replace(settings, depth=depth)), settings)
 
 
-def load_model(where: Path) -> Backbone:
-    """The backbone of a RUN folder, or of a folder of weights with a config.json. Raises BadRun and BadWeights."""
+def load_model(where: str | Path) -> Backbone:
+    """The backbone of a RUN folder, or of a folder of weights with a config.json. Raises BadRun and BadWeights.
+
+    >>> load_model("model").settings.width
+    32
+    """
+    where = Path(where)
     return load_run(where)[0] if (where / "recipe.json").is_file() else released_backbone(where)
+
+
+def load_embedder(where: str | Path) -> Embedder:
+    """Whatever makes features of tiles: what load_model takes, or a model by a name that timm knows.
+
+    timm's names are as `vit_small_patch14_dinov2.lvd142m`, `hf-hub:owner/name` and `local-dir:folder`; pixels are
+    normalised and sized as the model asks. Raises BadRun and BadWeights.
+
+    >>> load_embedder("model").patch_px
+    14
+    >>> load_embedder("local-dir:model").px  # by timm's own code; 0: it takes tiles of any size
+    0
+    """
+    folder = Path(where)
+    return of_backbone(load_model(folder)) if folder.exists() else of_timm(str(where))
+
+
+def model_name(where: str | Path) -> str:
+    """What people call what load_embedder loads: a folder's own name, timm's as it is."""
+    return (Path(where).resolve().name if Path(where).exists() else "") or str(where)
 
 
 def load_network(folder: Path, step: int | None = None) -> tuple[Network, int]:

@@ -19,8 +19,13 @@ def grey(slide: int, magnification: str, index: int) -> int:
     return (slide * 37 + list(MPP).index(magnification) * 11 + index * 3) % 256
 
 
-def add_slide(out: Path, number: int, counts: dict[str, int], **slide) -> str:
-    """Commit a slide with flat grey tiles, `counts` of them by magnification; returns its id."""
+def flat(slide: int, magnification: str, index: int) -> np.ndarray:
+    """A tile of that grey."""
+    return np.full((TILE_PX, TILE_PX, 3), grey(slide, magnification, index), np.uint8)
+
+
+def add_slide(out: Path, number: int, counts: dict[str, int], picture=flat, **slide) -> str:
+    """Commit a slide with tiles as `picture` draws them, `counts` of them by magnification; returns its id."""
     slide_id = f"slide{number}-{number:08x}"
     catalog = Catalog(out)
     catalog.create()
@@ -30,8 +35,7 @@ def add_slide(out: Path, number: int, counts: dict[str, int], **slide) -> str:
     writer = StoreWriter(store, JpegSettings(), attributes={})
     for name, count in counts.items():
         for index in range(count):
-            pixels = np.full((TILE_PX, TILE_PX, 3), grey(number, name, index), np.uint8)
-            at = writer.append(name, encode_tile(pixels, JpegSettings()))
+            at = writer.append(name, encode_tile(picture(number, name, index), JpegSettings()))
             span0 = TILE_PX * MPP[name] / 0.25
             place = {"row": index // 4, "col": index % 4, "span0": span0}
             place |= {"x0": round(place["col"] * span0), "y0": round(place["row"] * span0)}

@@ -36,16 +36,32 @@ def write_json(path: Path, value: object) -> None:
 
 @contextlib.contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """A hidden name to write to; what is there at the end is made durable and renamed to `path`."""
+    """A hidden name to write to; what is there at the end is made durable and renamed to `path`.
+
+    Others may read it as far as the umask lets them, whichever library wrote it. Write what is secret in another way.
+    """
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield unfinished
+        _open_to_others(unfinished)
         sync(unfinished)
     except BaseException:
         unfinished.unlink(missing_ok=True)  # on a full disk even this counts
         raise
     unfinished.rename(path)
     sync(path.parent)
+
+
+def _open_to_others(file: Path) -> None:
+    """Give a file that is its owner's alone, as some libraries make theirs, the mode that any new file gets."""
+    if file.stat().st_mode & 0o077:
+        return
+    plain = file.with_name(f"{file.name}.mode")  # the umask itself cannot be asked for without setting it
+    try:
+        plain.touch()
+        file.chmod(plain.stat().st_mode & 0o777)
+    finally:
+        plain.unlink(missing_ok=True)
 
 
 def remove_tree(path: Path) -> None:

@@ -133,7 +133,7 @@ class BackgroundModel:
         if not self.fillings:
             return None
         filled = _any_shown(self.fillings, thumbnail, _FILLING_NOISE)
-        # a few pixels of tissue may have the colour; a narrow strip is filling if it goes along another one, or the edge
+        # a few pixels of tissue may have the colour; a narrow strip is filling beside another one, or at the edge
         square = np.ones((_FILLING_PX, _FILLING_PX), np.uint8)
         large = (filled | _any_shown(self.beside, thumbnail, _FILLING_NOISE)).astype(np.uint8)
         joined = cv2.morphologyEx(large, cv2.MORPH_CLOSE, np.ones((_MIXED_PX, _MIXED_PX), np.uint8), borderValue=1)

@@ -26,7 +26,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed  # isort: skip - backbo
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _OF_FEATURES = ("blocks.", "norm_pre.", "patch_embed.", "norm.")  # names without which features are others
-_TIMM = "make evaluate takes it as local-dir:FOLDER, by timm"
+_TIMM = "make evaluate and make embed take it as local-dir:FOLDER, by timm"
 _BLOCK = re.compile(r"blocks\.([^.]*)\.(.+)", re.DOTALL)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 

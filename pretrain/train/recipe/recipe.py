@@ -78,6 +78,12 @@ class Recipe:
 
     `start_from`: a file or folder with weights that the backbone begins with, see model.weights. `teacher`: a
     RUN folder or a folder of released weights to be distilled; empty for self-distillation.
+
+    >>> from dataclasses import replace
+    >>> small = recipe("small")
+    >>> longer = replace(small, schedule=replace(small.schedule, steps=3000))
+    >>> isinstance(longer, Recipe), longer.backbone == small.backbone
+    (True, True)
     """
 
     name: str

@@ -137,7 +137,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of this name; BadOption with those that there are."""
+    """The recipe of this name; BadOption with those that there are.
+
+    >>> recipe("virchow2").backbone.width
+    1280
+    """
     if name not in RECIPES:
         raise BadOption(f"no recipe is named {name!r}; choose from {', '.join(RECIPES)}")
     return RECIPES[name]()

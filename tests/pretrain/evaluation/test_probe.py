@@ -51,7 +51,9 @@ def test_embedding_is_timms_on_the_same_crops(registers):
     backbone = small_backbone(registers=registers, drop_path=0.5)
     task = task_of([0, 1] * 3, [True, False] * 3, images=[noise(n, 16, 22) for n in range(6)])
     modes = []
-    backbone.register_forward_pre_hook(lambda module, _: modes.append((module.training, torch.is_grad_enabled())))
+    backbone.vit.norm.register_forward_pre_hook(
+        lambda module, _: modes.append((module.training, torch.is_grad_enabled()))
+    )
     found = probe.embed(backbone, task, Inference(CPU, 4))
     assert modes == [(False, False)] * 2
     assert backbone.training
@@ -306,7 +308,7 @@ def test_features_are_kept_and_made_anew_where_anything_changed(tmp_path):
     assert made
     assert torch.equal(first, again)
     with torch.no_grad():
-        backbone.mask_token += 1  # any weight is another model
+        backbone.vit.cls_token += 1  # any weight is another model
     assert features()[1]
 
 

@@ -1,14 +1,22 @@
 """An exported run is what timm makes of the folder: the same tokens, by timm alone and by the Virchow2 card's words."""
 
 import json
+import os
+import re
+import stat
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from pipelines.embed import main as embed
 from pipelines.export import main
 from pretrain.model.backbone import VisionTransformer
+from pretrain.model.torchvision_schemas import torchvision_loads
 from pretrain.train.metrics import read_metrics
-from pretrain.train.runs import load_run
+from pretrain.train.runs import load_embedder, load_run
 from tests.support.training import make_shards, run
 
 import timm  # isort: skip - pretrain has made it importable
@@ -68,6 +76,21 @@ def test_timm_prepares_images_as_training_did(exported):
     assert list(config["input_size"]) == [3, 56, 56]
 
 
+def test_the_cards_lines_run_where_nothing_of_ours_is(exported, tmp_path):
+    if "virchow2g" not in str(exported):
+        pytest.skip("once is enough, with registers")
+    card = (exported / "model/README.md").read_text()
+    example, beside_a_cpu_torch = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+    code = ("" if torchvision_loads() else beside_a_cpu_torch) + example.replace("FOLDER", str(exported / "model"))
+    code = f"import sys; sys.modules['pretrain'] = sys.modules['wsi_prep'] = None\n{code}"
+    code += "from safetensors.torch import save_file; save_file({'images': images, 'found': embedding}, 'said')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    said = load_file(tmp_path / "said")
+    with torch.no_grad():
+        expected = load_embedder(exported / "run").features(said["images"])
+    torch.testing.assert_close(said["found"], expected, rtol=0, atol=1e-5)
+
+
 def test_the_card_says_what_the_run_knows(exported):
     card = (exported / "model/README.md").read_text()
     assert "license: apache-2.0" in card
@@ -98,3 +121,25 @@ def test_the_card_of_an_earlier_step_says_what_was_known_then(tmp_path):
 def test_a_folder_with_something_in_it_is_left_alone(exported, capsys):
     assert main(["--folder", str(exported / "run"), "--to", str(exported / "model")]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.fixture
+def readable_by_the_group():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("readable_by_the_group")
+def test_the_group_may_read_all_that_is_made(tmp_path):
+    shards, to = make_shards(tmp_path / "out"), tmp_path / "made"
+    to.mkdir()
+    assert run(shards, to / "run", "schedule.steps=1") == 0
+    assert main(["--run", str(to / "run"), "--to", str(to / "model")]) == 0
+    words = ["--model", str(to / "model"), "--shards", str(shards), "--to", str(to / "features"), "--px", "56"]
+    assert embed(words) == 0
+    found = {str(path.relative_to(to)): path for path in to.rglob("*")}
+    for name in ("model/model.safetensors", "run/recipe.json", "features/features.json"):
+        assert name in found
+    modes = {name: stat.S_IMODE(path.stat().st_mode) for name, path in found.items()}
+    assert modes == {name: 0o750 if path.is_dir() else 0o640 for name, path in found.items()}

@@ -14,7 +14,7 @@ from pipelines.command import EXIT_NOT_ALL
 from pipelines.query import main as query
 from pretrain.data.index import open_index
 from pretrain.features.embed import EmbedSettings, FeaturesTo, WantedTiles, embed_shards
-from pretrain.features.embedder import Inference
+from pretrain.features.embedder import Inference, of_backbone
 from pretrain.model.backbone import Backbone, BackboneSettings
 from tests.support.shard_folders import add_slide
 from wsi_prep.curation.audit.count import count, open_catalogs
@@ -76,7 +76,10 @@ def test_all_who_read_count_the_same_copy(folders, tmp_path, capsys, order, expe
     torch.manual_seed(0)
     backbone = Backbone(BackboneSettings(width=32, depth=1, heads=2, image_px=56))
     done = embed_shards(
-        WantedTiles(shards), backbone, FeaturesTo(tmp_path / "to"), EmbedSettings(Inference(torch.device("cpu")), 56)
+        WantedTiles(shards),
+        of_backbone(backbone),
+        FeaturesTo(tmp_path / "to"),
+        EmbedSettings(Inference(torch.device("cpu")), 56),
     )
     embedded = ds.dataset(tmp_path / "to/parquet").to_table()["slide_id"].value_counts().to_pylist()
     assert trained == tiles
@@ -105,7 +108,7 @@ def test_a_filter_that_the_counted_copy_does_not_pass_brings_no_other_in(folders
     backbone = Backbone(BackboneSettings(width=32, depth=1, heads=2, image_px=56))
     reverse = embed_shards(
         WantedTiles(shards[::-1], where),
-        backbone,
+        of_backbone(backbone),
         FeaturesTo(tmp_path / "to"),
         EmbedSettings(Inference(torch.device("cpu")), 56),
     )

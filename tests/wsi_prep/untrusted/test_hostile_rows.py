@@ -20,7 +20,7 @@ from pretrain.data.index import open_index
 from pretrain.data.loader import UNREADABLE, read_tile
 from pretrain.errors import BadShards
 from pretrain.features.embed import EmbedSettings, FeaturesTo, WantedTiles, embed_shards
-from pretrain.features.embedder import Inference
+from pretrain.features.embedder import Inference, of_backbone
 from pretrain.model.backbone import Backbone, BackboneSettings
 from tests.support.parquet_bombs import repeated, write_bomb
 from tests.support.shard_folders import add_slide, grey
@@ -74,7 +74,7 @@ def embedded(out, to):
     backbone = Backbone(BackboneSettings(width=8, depth=1, heads=1, image_px=14))
     done = embed_shards(
         WantedTiles([str(out)]),
-        backbone,
+        of_backbone(backbone),
         FeaturesTo(to / "features"),
         EmbedSettings(Inference(torch.device("cpu")), 14),
     )
