@@ -20,6 +20,7 @@ from pretrain.data.labelled import H5Tiles, Regions, TileFiles, open_h5
 from pretrain.errors import BadTask
 from pretrain.evaluation.class_folders import GroupPattern, image_files
 from pretrain.evaluation.tasks import OFFICIAL, LabelledTiles, Regression, Task, load_tasks, make_task, numbered
+from wsi_prep.errors import counted
 
 _MOST_JSON = 256 << 20
 _FARTHEST = 1e7  # px from the origin: several times the largest slide
@@ -272,7 +273,7 @@ def _dlbcl(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
         patients += [patient.name] * len(of_patient)
     name = "dlbcl" if not option else f"dlbcl:{option}"
     missing = len(there) - len(labelled)
-    notes = (f"{missing} patients without {column} are left out",) if missing else ()
+    notes = (f"{counted(missing, 'patient')} without {column} skipped",) if missing else ()
     found = LabelledTiles(root, TileFiles(files), labels, patients, None, OFFICIAL, notes=notes)
     return [_official(found, name, limit, seed)]
 

@@ -64,7 +64,7 @@ def samples(folder):
 
 def test_tars_hold_the_stored_bytes_and_the_rows(shards, tmp_path, capsys):
     assert call(shards, "webdataset", tmp_path / "to") == 0
-    assert "1 files, 15 tiles" in capsys.readouterr().out
+    assert "1 file, 15 tiles" in capsys.readouterr().out
     found = samples(tmp_path / "to")
     assert len(found) == 15
     in_order = sorted(tiles(shards), key=lambda row: (row["slide_id"], row["magnification"], row["index"]))
