@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _work(call: InterchangeCall, terminal: Terminal) -> int:
     written = write(call)
-    terminal.warn_of([f"left out: {name}: {reason}" for name, reason in written.left_out.items()])
+    terminal.warn_of([f"skipped: {name}: {reason}" for name, reason in written.left_out.items()])
     tiles = f", {counted(written.tiles, 'tile')}" if written.tiles else ""
     terminal.say(f"{counted(written.files, 'file')}{tiles}: {call.to}")
     return EXIT_NOT_ALL if written.left_out else EXIT_OK

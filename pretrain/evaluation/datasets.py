@@ -61,7 +61,7 @@ def _source(name: str) -> str:
 def _need(path: Path, name: str) -> Path:
     if path.exists():
         return path
-    raise BadTask(f"{name}: {path} is not there; get the data from {_source(name)}, and unpack them as they come")
+    raise BadTask(f"{name}: {path} is missing; get the data from {_source(name)}, and unpack them as they come")
 
 
 def _first(name: str, *paths: Path) -> Path:
@@ -234,7 +234,7 @@ def _midog(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     tiles = Regions(files, at[order], centres[order], MODEL_PX)
     labels = [events[n][1] for n in order]
     sides = None if split is None else [split[n] for n in order]
-    notes = () if cases else ("datasets_xvalidation.csv is not there: divided here, a third of the images held out",)
+    notes = () if cases else ("datasets_xvalidation.csv is missing: divided here, a third of the images held out",)
     found = LabelledTiles(folder, tiles, labels, at[order].tolist(), sides, OFFICIAL, notes=notes)
     return [_official(found, "midog", limit, seed)]
 
@@ -364,7 +364,7 @@ def _expression(file: Path, barcodes: Sequence[str], genes: Sequence[str]) -> ND
         if isinstance(x, h5py.Dataset):
             return np.asarray(x[:, :])[at][:, of].astype(np.float64)
         if x.attrs.get("encoding-type") != "csr_matrix":
-            raise BadTask(f"{file}: X is neither dense nor a csr_matrix; write it anew")
+            raise BadTask(f"{file}: X is neither dense nor a csr_matrix; write it again")
         pointers, columns_of, values = (np.asarray(x[name]) for name in ("indptr", "indices", "data"))
         dense = np.zeros((len(rows), len(of)))
         place = np.full(len(columns), -1)

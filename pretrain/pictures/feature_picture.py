@@ -98,7 +98,7 @@ class FeaturePictures:
         else:
             strips.append(line("no tile can be read", width))
         if self.unreadable:
-            strips.append(line(f"{counted(len(self.unreadable), 'tile')} left out: not readable", width, PALE))
+            strips.append(line(f"{counted(len(self.unreadable), 'tile')} skipped: not readable", width, PALE))
         return stack(strips)
 
     def _read(self, sampler: Sampler, draws: list[Draw], wanted: int) -> list[tuple[Draw, NDArray[np.uint8]]]:

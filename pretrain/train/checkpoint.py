@@ -103,8 +103,8 @@ class Checkpoints:
             distributed.finish(pending.written)
         except OSError as error:
             raise CheckpointFailed(
-                f"the checkpoint of step {pending.step} cannot be written to {self._folder} ({error}); call again, and "
-                "the run goes on from the one before"
+                f"the checkpoint of step {pending.step} cannot be written to {self._folder} ({error}); repeat "
+                "the command to continue from the one before"
             ) from error
         if self._world.first:
             aside = self._folder / f"{_PARTIAL}{pending.step:08d}"

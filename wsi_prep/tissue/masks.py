@@ -131,7 +131,7 @@ def _bytes(mask: MaskFile) -> bytes:
     try:
         data = bounded_bytes(LocalStorage(path.parent), path.name)
     except FileNotFoundError as error:
-        raise BadMask("it is not there; workers must see MASKS under the same path") from error
+        raise BadMask("it is missing; workers must see MASKS under the same path") from error
     if hashlib.blake2b(data, digest_size=16).hexdigest() != mask.digest:
         raise BadMask("it changed during the run; repeat the command")
     return data

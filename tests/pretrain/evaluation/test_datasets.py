@@ -187,7 +187,7 @@ def test_midog_without_a_table_of_cases_is_divided_by_image(tmp_path):
     midog(tmp_path, cases=False)
     (task,) = read_tasks(f"midog:{tmp_path}")
     assert not task.divided
-    assert "datasets_xvalidation.csv is not there" in task.notes[0]
+    assert "datasets_xvalidation.csv is missing" in task.notes[0]
     assert not set(task.groups[task.train]) & set(task.groups[task.test])
 
 

@@ -106,7 +106,7 @@ DAMAGES = {
         f"{SHARD} has an index",
     ),
     "an empty shard": (lambda server, s, store: put(server, f"{store}/{SHARD}", b""), "index", f"{SHARD} has 0 bytes"),
-    "no shard": (lambda server, s, store: delete(server, f"{store}/{SHARD}"), "index", f"{SHARD} is not there"),
+    "no shard": (lambda server, s, store: delete(server, f"{store}/{SHARD}"), "index", f"{SHARD} is missing"),
     "no metadata": (lambda server, s, store: delete(server, f"{store}/5x/zarr.json"), "metadata", "5x/zarr.json is"),
     "no sense": (lambda server, s, store: put(server, f"{store}/zarr.json", b"[]"), "metadata", "group: zarr.json"),
     "no overlay": (lambda server, s, store: delete(server, f"overlays/{s}.jpg"), "pictures", "No such file"),

@@ -145,7 +145,7 @@ def test_a_mask_that_changed_since_the_run_began_is_not_taken(tmp_path):
     with pytest.raises(BadMask, match="larger than 64 MiB"):
         read_mask(mask, None, None)
     file.unlink()
-    with pytest.raises(BadMask, match="it is not there"):
+    with pytest.raises(BadMask, match="it is missing"):
         read_mask(mask, None, None)
 
 

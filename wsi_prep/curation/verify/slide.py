@@ -168,7 +168,7 @@ def _missing(store: str, gone: set[str], *, empty: bool) -> list[_Found]:
     if empty:
         return [("metadata", "its store is missing")]
     names = [path.removeprefix(f"{store}/") for path in sorted(gone)]
-    return [("metadata" if name.endswith("zarr.json") else "index", f"{name} is not there") for name in names]
+    return [("metadata" if name.endswith("zarr.json") else "index", f"{name} is missing") for name in names]
 
 
 def _array_faults(
