@@ -14,7 +14,7 @@ from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.audit.numbers import Audit, balance, significant
 from wsi_prep.curation.audit.page import extent, render_page
 from wsi_prep.curation.audit.pictures import Gallery, Overlay, TilePicture, overlays, tiles
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadOption, counted
 from wsi_prep.storage.atomic import write_atomically
 
 _ROWS = 20
@@ -66,10 +66,13 @@ def show_audit(terminal: Terminal, audited: Audit) -> None:
     """The page's numbers: sums, what is there and drawn, strata, diversity, and what was left out."""
     statuses = ", ".join(f"{n:,} {status}" for status, n in audited.statuses.items() if n)
     by_magnification = ", ".join(f"{name} {n:,}" for name, n in audited.tiles.items())
-    terminal.say(f"{len(audited.slides):,} slides: {statuses}")
+    terminal.say(f"{counted(len(audited.slides), 'slide')}: {statuses}")
     tissue = f"{significant(audited.tissue_mm2)} mm2 of tissue"
-    of = f"of {sum(any(slide.tiles) for slide in audited.slides):,} slides in {len(audited.strata):,} strata"
-    terminal.say(f"{sum(audited.tiles.values()):,} tiles {of}, each of one magnification")
+    with_tiles = counted(sum(any(slide.tiles) for slide in audited.slides), "slide")
+    strata = counted(len(audited.strata), "stratum", "strata")
+    terminal.say(
+        f"{counted(sum(audited.tiles.values()), 'tile')} of {with_tiles} in {strata}, each of one magnification"
+    )
     terminal.say(f"{by_magnification} tiles, {tissue}")
     _show_balance(terminal, audited)
     _show_strata(terminal, audited)
@@ -83,7 +86,9 @@ def show_audit(terminal: Terminal, audited: Audit) -> None:
 def _show_first(terminal: Terminal, audited: Audit, found: Concerns) -> None:
     if found.shown:
         named = [(audited.slides[c.slide].file, "; ".join(c.reasons)) for c in found.shown]
-        _show_named(terminal, f"look at these first, of {found.slides:,} with something against them", named)
+        _show_named(
+            terminal, f"look at these first, of {counted(found.slides, 'slide')} with something to check", named
+        )
 
 
 def _show_balance(terminal: Terminal, audited: Audit) -> None:
@@ -101,7 +106,7 @@ def _show_strata(terminal: Terminal, audited: Audit) -> None:
         _add(table, s.magnification, *s.name, *counts)
     terminal.out.print(table)
     if len(audited.strata) > _ROWS:
-        terminal.say(f"and {len(audited.strata) - _ROWS:,} strata of fewer tiles")
+        terminal.say(f"and {counted(len(audited.strata) - _ROWS, 'stratum', 'strata')} of fewer tiles")
 
 
 def _show_diversity(terminal: Terminal, audited: Audit) -> None:

@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipelines.command import Terminal
+from wsi_prep.errors import counted
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SlideRow, shown_name, tile_counts
 from wsi_prep.run.request import RunSummary
@@ -46,9 +47,9 @@ class SlideProgress:
     def started(self, todo: int, done_before: int, dashboard: str) -> None:
         """Show the bar, and where Dask's dashboard is, if there is one."""
         if self._terminal.out.is_terminal or self._link:
-            before = f", {done_before} were done before" if done_before else ""
+            before = f"; {done_before:,} done before" if done_before else ""
             link = f"; dashboard: {dashboard}" if dashboard else ""
-            self._terminal.say(f"{todo} slides to do{before}{link}")
+            self._terminal.say(f"{counted(todo, 'slide')} to do{before}{link}")
         self._task = self._bar.add_task("", total=todo, failed=0, tiles=0, rate=0.0)
         self._bar.start()
 
@@ -64,7 +65,7 @@ class SlideProgress:
 def show_summary(terminal: Terminal, out: str, summary: RunSummary) -> None:
     """The end of a run: what was made, where it is, and each slide that is not ok with its reason."""
     if summary.done_before == summary.found and not summary.failed:
-        terminal.say(f"nothing to do: all {summary.found} slides are done in {out}")
+        terminal.say(f"nothing to do: {counted(summary.found, 'slide is', 'slides are')} already done in {out}")
     else:
         _show_made(terminal, out, summary)
     _show_rows(terminal, summary.rows)
@@ -79,11 +80,11 @@ def _show_made(terminal: Terminal, out: str, summary: RunSummary) -> None:
     asked = [m.name for m in reversed(MAGNIFICATIONS) if m.name in summary.magnifications]
     by_mag = ", ".join(f"{name} {summary.tiles_made[name]:,}" for name in asked)
     rate = tiles / max(summary.worker_seconds, 1e-9)
-    filtered = f", {summary.tiles_filtered:,} more left out by the filter" if summary.tiles_filtered else ""
+    filtered = f", {summary.tiles_filtered:,} more skipped by FILTER" if summary.tiles_filtered else ""
     lines = (
-        f"{summary.found} slides{before}: {counts}",
-        f"{tiles:,} tiles ({by_mag}){filtered}, {summary.bytes_made / 1e6:,.1f} MB",
-        f"{summary.seconds:.1f} s in all, {rate:,.0f} tiles a second and worker",
+        f"{counted(summary.found, 'slide')}{before}: {counts}",
+        f"{counted(tiles, 'tile')} ({by_mag}){filtered}, {summary.bytes_made / 1e6:,.1f} MB",
+        f"{summary.seconds:.1f} s in all, {rate:,.0f} tiles per second and worker",
         f"look at {out}/overlays",
     )
     for line in lines:

@@ -15,6 +15,7 @@ from pretrain.features.embed import Embedded, EmbedSettings, FeaturesTo, WantedT
 from pretrain.features.embedder import Inference
 from pretrain.train.loop import DTYPES
 from pretrain.train.runs import load_embedder, model_name
+from wsi_prep.errors import counted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,16 +50,16 @@ def _work(call: EmbedCall, terminal: Terminal) -> int:
 def _notes(done: Embedded, to: Path) -> list[str]:
     found = list(done.notes)
     if done.elsewhere:
-        found.append(f"{to} also holds features of {done.elsewhere} slides that are not among these tiles")
+        found.append(f"{to} also holds features of {counted(done.elsewhere, 'slide')} not among these tiles")
     return found
 
 
 def _what_was_done(done: Embedded, to: Path, seconds: float, device: str) -> str:
     if not done.slides:
-        return f"nothing to do: the features of all {done.before:,} slides are in {to}"
-    before = f" ({done.before} slides were there before)" if done.before else ""
+        return f"nothing to do: {to} has the features of {counted(done.before, 'slide')}"
+    before = f" ({counted(done.before, 'slide')} done before)" if done.before else ""
     rate = f"{seconds:.0f} s, {done.tiles / max(seconds, 1e-9):,.0f} tiles/s on {device}"
-    return f"{done.tiles:,} tiles of {done.slides:,} slides{before}, {rate}: {to}"
+    return f"{counted(done.tiles, 'tile')} of {counted(done.slides, 'slide')}{before}, {rate}: {to}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.calls.training import FitStainCall
 from pipelines.command import EXIT_OK, EXIT_WRONG_CALL, Terminal, run_command
-from wsi_prep.errors import WsiPrepError
+from wsi_prep.errors import WsiPrepError, counted
 from wsi_prep.stain.fit.cohort import Cohort, read_slides, read_tiles
 from wsi_prep.stain.fit.examples import Example, changed, recoloured
 from wsi_prep.stain.fit.fit import HeldOut, fit, fit_temperature, hold_out_cases, with_temperature
@@ -33,7 +33,9 @@ def _work(call: FitStainCall, terminal: Terminal) -> int:
     except WsiPrepError as error:
         terminal.warn(str(error))
         return EXIT_WRONG_CALL
-    terminal.say(f"{len(cohort.tissues)} slides, {len(cohort.tiles)} tiles; dyeing {call.examples} pictures")
+    terminal.say(
+        f"{counted(len(cohort.tissues), 'slide')}, {counted(len(cohort.tiles), 'tile')}; dyes {call.examples} pictures"
+    )
     dyed = recoloured(cohort.tissues, call.examples, call.seed)
     examples = dyed + changed(cohort.tissues, call.examples // 2, call.seed + 1) + cohort.as_they_are()
     temperature, lines = judge(cohort, examples, dyed, call.seed)

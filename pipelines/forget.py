@@ -17,7 +17,7 @@ from pipelines.command import (
     run_command,
 )
 from wsi_prep.curation.forget import DeletionPlan, forget, look_up
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadOption, counted
 from wsi_prep.slides.private import check_names_file, keyed_patient
 from wsi_prep.storage.select import local_folder
 
@@ -32,7 +32,7 @@ for other tools, other copies, backups and older versions of these folders, and 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     words = _dashed_ids_last(sys.argv[1:] if arguments is None else arguments)
-    return run_command(ForgetCall, _work, words, "interrupted; call again to finish")
+    return run_command(ForgetCall, _work, words, "interrupted; repeat the command to finish")
 
 
 def _work(call: ForgetCall, terminal: Terminal) -> int:
@@ -46,7 +46,7 @@ def _work(call: ForgetCall, terminal: Terminal) -> int:
         terminal.say("nothing was deleted: DRY=1")
         return EXIT_OK
     slides = sum(len(each.rows) for each in found)
-    if not agreed(f"delete {slides:,} slides of {len(found):,} outputs for good", call.yes):
+    if not agreed(f"permanently delete {counted(slides, 'slide')} of {counted(len(found), 'output')}", call.yes):
         raise BadOption("nothing was deleted")
     for each in found:
         forget(each, call.names, take_over=call.take_over)
@@ -81,8 +81,7 @@ def _look_up(call: ForgetCall) -> list[DeletionPlan]:
 
 
 def _list(terminal: Terminal, found: DeletionPlan) -> None:
-    files = f"{found.files:,} files, {found.bytes / 1e6:,.1f} MB"
-    terminal.say(f"{found.out}: {len(found.rows):,} slides, {found.tiles:,} tiles, {files}")
+    terminal.say(f"{found.out}: {_counts(found)}, {found.bytes / 1e6:,.1f} MB")
     for row in found.rows[:_SHOWN]:
         terminal.say(f"  {row['status']!s:<8}  {row['slide_id']}")
     if len(found.rows) > _SHOWN:
@@ -93,15 +92,18 @@ def _why_nobody(found: list[DeletionPlan], *, by_patient: bool) -> str:
     bare = sum(each.without_patient for each in found)
     reason = "is it the right PATIENT_KEY?" if by_patient else "SLIDE takes slide ids as the catalog has them"
     if by_patient and bare:
-        reason += f" {bare:,} slides have no patient_key; name theirs with SLIDE=slide_id"
+        reason += f" {counted(bare, 'slide has', 'slides have')} no patient_key; name such slides with SLIDE=slide_id"
     return reason
 
 
 def _told(terminal: Terminal, found: DeletionPlan) -> None:
-    more = f", {found.names:,} lines of NAMES" if found.names else ""
-    more += f", {found.warnings:,} warnings of run.json" if found.warnings else ""
-    counts = f"{len(found.rows):,} slides, {found.tiles:,} tiles, {found.files:,} files"
-    terminal.say(f"forgotten in {found.out}: {counts}{more}")
+    more = f", {counted(found.names, 'line')} of NAMES" if found.names else ""
+    more += f", {counted(found.warnings, 'warning')} of run.json" if found.warnings else ""
+    terminal.say(f"forgotten in {found.out}: {_counts(found)}{more}")
+
+
+def _counts(found: DeletionPlan) -> str:
+    return ", ".join((counted(len(found.rows), "slide"), counted(found.tiles, "tile"), counted(found.files, "file")))
 
 
 if __name__ == "__main__":

@@ -16,20 +16,21 @@ from pipelines.command import (
 )
 from wsi_prep.curation.exchange.coordinates import Written, write_clam, write_qupath, write_trident
 from wsi_prep.curation.exchange.tars import write_tars
+from wsi_prep.errors import counted
 
 KINDS = ("qupath", "trident", "clam", "webdataset")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(InterchangeCall, _work, arguments, "interrupted; the files that have their names are whole")
+    return run_command(InterchangeCall, _work, arguments, "interrupted; files under their final names are complete")
 
 
 def _work(call: InterchangeCall, terminal: Terminal) -> int:
     written = write(call)
-    terminal.warn_of([f"left out: {name}: {reason}" for name, reason in written.left_out.items()])
-    tiles = f", {written.tiles:,} tiles" if written.tiles else ""
-    terminal.say(f"{written.files:,} files{tiles}: {call.to}")
+    terminal.warn_of([f"skipped: {name}: {reason}" for name, reason in written.left_out.items()])
+    tiles = f", {counted(written.tiles, 'tile')}" if written.tiles else ""
+    terminal.say(f"{counted(written.files, 'file')}{tiles}: {call.to}")
     if call.kind in ("clam", "trident") and (call.to / "link_slides.sh").is_file():
         terminal.say(
             f"sh {shlex.quote(str(call.to / 'link_slides.sh'))} FOLDER links the slides of FOLDER by their names here"

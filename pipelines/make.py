@@ -180,7 +180,8 @@ def _bench(target: Target, said: Mapping[str, str]) -> Commands:
 
 
 def _check(_target: Target, _said: Mapping[str, str]) -> Commands:
-    return [_python("ruff", "check", "."), _python("ruff", "format", "--check", "."), _python("mypy")]
+    typos = [str(Path(sys.executable).with_name("typos"))]
+    return [typos, _python("ruff", "check", "."), _python("ruff", "format", "--check", "."), _python("mypy")]
 
 
 def _test(target: Target, said: Mapping[str, str]) -> Commands:

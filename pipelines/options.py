@@ -91,7 +91,7 @@ def _require_values(words: Sequence[str], options: Sequence[Declared]) -> None:
         option = before if not word.strip() else word.removesuffix("=")
         empty = not word.strip() or (word.endswith("=") and option in names)
         if empty and option not in may_be_empty:
-            raise BadOption(f"{option} is empty; give it a value, or leave it away")
+            raise BadOption(f"{option} is empty; give it a value, or omit it")
 
 
 def _require_local(given: object, options: Sequence[Declared]) -> None:

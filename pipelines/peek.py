@@ -19,6 +19,7 @@ from pretrain.pictures.contact_sheet import PeekSettings, contact_sheet
 from pretrain.pictures.feature_picture import save_picture
 from pretrain.views.colour import ColourSettings
 from pretrain.views.crops import CropSettings
+from wsi_prep.errors import counted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,8 +37,10 @@ def _work(call: PeekCall, terminal: Terminal) -> int:
     save_picture(sheet, call.png)
     for line in [*index.warnings, *sampler.warnings, *(f"cannot be read: {name}" for name in bad)]:
         terminal.warn(line)
-    what = f"{index.tiles:,} tiles of {index.slides_with_tiles:,} slides in {len(sampler.strata):,} strata"
-    terminal.say(f"{what}, each of one magnification: {call.png}")
+    what = f"{counted(index.tiles, 'tile')} of {counted(index.slides_with_tiles, 'slide')}"
+    terminal.say(
+        f"{what} in {counted(len(sampler.strata), 'stratum', 'strata')}, each of one magnification: {call.png}"
+    )
     return EXIT_NOT_ALL if bad else EXIT_OK
 
 

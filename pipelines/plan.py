@@ -15,6 +15,7 @@ from pipelines.calls.slides import PlanCall
 from pipelines.command import EXIT_OK, Terminal, output_named, printable, run_command
 from wsi_prep.curation.assumptions import Assumptions
 from wsi_prep.curation.estimate import Estimate, Interval, estimate, read_sample
+from wsi_prep.errors import counted
 from wsi_prep.storage.atomic import write_atomically
 
 _TOTALS = (
@@ -54,8 +55,8 @@ def show(terminal: Terminal, found: Estimate, currency: str = "") -> None:
     """Totals with their intervals, then by magnification, then what was assumed; money with the word `currency`."""
     money = f" {printable(currency)}" if currency else ""
     rate = found.sample.tiles_per_core_second
-    measured = f"{len(found.sample):,} slides of {found.sample.where}, {rate:,.0f} tiles a second and core"
-    terminal.say(f"{found.slides:,} slides, from {measured}")
+    measured = f"{counted(len(found.sample), 'slide')} of {found.sample.where}, {rate:,.0f} tiles per second and core"
+    terminal.say(f"{counted(found.slides, 'slide')}, from {measured}")
     totals = Table("", "estimate", "95 % interval", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in totals.columns[1:]:
         column.justify = "right"

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipelines.calls.slides import PrivacyCall
 from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, output_named, run_command
 from wsi_prep.curation.disclosure import Disclosure, disclose
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadOption, counted
 from wsi_prep.storage.atomic import write_atomically
 from wsi_prep.storage.select import local_folder
 
@@ -41,9 +41,9 @@ def show(terminal: Terminal, found: Disclosure, to: Path | None = None) -> None:
     """Files, times, texts, what does not belong, and what a person has to decide."""
     say = terminal.say
     made = "with PRIVATE=1" if found.is_private else "with the slides' names"
-    say(f"{found.where}: {found.slides:,} slides, made {made}")
+    say(f"{found.where}: {counted(found.slides, 'slide')}, made {made}")
     for kind, (count, size) in found.kinds.items():
-        say(f"  {kind}: {count:,} files, {size:,} bytes")
+        say(f"  {kind}: {counted(count, 'file')}, {counted(size, 'byte')}")
     if found.times is not None:
         first, last = (datetime.fromtimestamp(int(time), UTC).isoformat() for time in found.times)
         say(f"  times of files and folders: {first if first == last else f'{first} to {last}'}")
@@ -81,10 +81,13 @@ def _shown(text: str, count: int) -> str:
 
 
 def _decision(found: Disclosure) -> str:
-    strays = f"remove the {len(found.strays):,} things that do not belong, or know them; " if found.strays else ""
-    names = "" if found.is_private else "may slide_id and file, which hold the slides' names, be known; "
+    strays = len(found.strays)
+    foreign = (
+        f"remove {counted(strays, 'thing that does', 'things that do')} not belong, or accept it; " if strays else ""
+    )
+    names = "" if found.is_private else "may others know slide_id and file, which hold the slides' names; "
     return (
-        f"for a person to decide: {strays}{names}does any text above name a patient, a person, a day or a case; does "
+        f"for a person to decide: {foreign}{names}does any text above name a patient, a person, a day or a case; does "
         "a rare institution or tissue single one out; do the overlays show writing or a label (see make audit)"
     )
 

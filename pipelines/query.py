@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pipelines.calls.slides import QueryCall
 from pipelines.command import EXIT_OK, EXIT_WRONG_CALL, Terminal, printable, require_apart, run_command
+from wsi_prep.errors import counted
 from wsi_prep.output.query import head, open_catalog, write
 from wsi_prep.untrusted.sql import bounded_memory
 
@@ -33,7 +34,7 @@ def _work(call: QueryCall, terminal: Terminal) -> int:
             for note in catalog.notes:
                 terminal.warn(note)
             if call.to:
-                terminal.say(f"{write(answer, call.to):,} rows: {call.to}")
+                terminal.say(f"{counted(write(answer, call.to), 'row')}: {call.to}")
             else:
                 show(terminal.out, *head(answer, call.rows))
     except MemoryError:
@@ -64,8 +65,7 @@ def show(console: Console, rows: pa.Table, count: int) -> None:
             lines = (f"{name:<{widest}}  {cell}" for name, cell in zip(names, row, strict=True))
             console.print("\n".join(lines) + "\n", markup=False, soft_wrap=True)
     more = f"the first {len(rows):,} of {count:,} rows; TO=file.csv or file.parquet takes all"
-    shown = f"{count:,} row{'' if count == 1 else 's'}"
-    console.print(more if count > len(rows) else shown, markup=False, soft_wrap=True)
+    console.print(more if count > len(rows) else counted(count, "row"), markup=False, soft_wrap=True)
 
 
 def _cell(value: object) -> str:

@@ -34,7 +34,7 @@ ID_KEY_VARIABLE = "WSI_PREP_ID_KEY"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    goes_on = "interrupted; what is done is kept, and the same call goes on from here"
+    goes_on = "interrupted; finished slides are kept: repeat the command to resume"
     return run_command(ShardsCall, _work, arguments, goes_on)
 
 
@@ -117,7 +117,7 @@ def read_id_key(call: ShardsCall) -> bytes | None:
     """The secret for slides' ids, with --private; BadOption for a part of --private without the rest."""
     if not call.private:
         if call.id_key or call.names:
-            raise BadOption("ID_KEY and NAMES are for PRIVATE=1; add it, or leave them away")
+            raise BadOption("ID_KEY and NAMES are for PRIVATE=1; add it, or omit them")
         return None
     key = read_key("id key", call.id_key, ID_KEY_VARIABLE)
     if key is None:

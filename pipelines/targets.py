@@ -124,7 +124,7 @@ _DEVELOPING = (
     ),
     Target("test", "Run every test, after ruff and mypy", "pytest", (_ARGS,)),
     Target("test-fast", "Run the tests that take seconds, after ruff and mypy: under 2 minutes", "pytest", (_ARGS,)),
-    Target("check", "Run ruff and mypy alone"),
+    Target("check", "Run typos, ruff and mypy alone"),
     Target("clean", "Remove the environment, the sample slides' pictures and the folder shards/"),
 )
 

@@ -25,12 +25,12 @@ from pretrain.errors import CheckpointFailed, NonFinite, TooManyBadTiles
 from pretrain.train.call import Reporter, RunCall, RunResult, run, settle_recipe
 from pretrain.train.loop import Trainer
 from pretrain.train.recipe.recipes import debug, recipe
-from wsi_prep.errors import UsageError
+from wsi_prep.errors import UsageError, counted
 
 EXIT_STOPPED, EXIT_SAVED = 3, 75
 
 
-INTERRUPTED = "interrupted; repeat the call to continue from the last checkpoint"
+INTERRUPTED = "interrupted; repeat the command to continue from the last checkpoint"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,11 +123,11 @@ class _Shown(Reporter):
 
 def _show_end(terminal: Terminal, folder: Path, ended: RunResult) -> None:
     steps, done = ended.recipe.schedule.steps, ended.outcome.step
-    state = "done" if done >= steps else "stopped, call again to go on"
-    terminal.say(f"step {done} of {steps}: {state}; {_clock(ended.seconds)} in this call")
+    state = "done" if done >= steps else "stopped, repeat the command to continue"
+    terminal.say(f"step {done} of {steps}: {state}; {_clock(ended.seconds)} in this command")
     drawn = done * ended.recipe.sampling.batch
     loss = f"loss {ended.last['loss']:.3f}, " if ended.last else ""
-    terminal.say(f"{loss}{drawn:,} tiles drawn, of those there are {ended.coverage:.0%} at least once")
+    terminal.say(f"{loss}{counted(drawn, 'tile')} drawn; {ended.coverage:.0%} of all tiles at least once")
     for score in ended.scores.values():
         terminal.say(f"{score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}")
     terminal.say(f"look at {folder}: pictures, curves.png, metrics.jsonl, tensorboard, drawn.json")

@@ -61,14 +61,14 @@ class Call:
             if variable.kind == FLAG:
                 flag(variable.name, text)
             elif not text.strip():
-                raise WrongCall(f"{variable.name} is empty; give it a value, or leave it away")
+                raise WrongCall(f"{variable.name} is empty; give it a value, or omit it")
             found[variable.name] = text
         for name in target.needs:
             if name not in found:
                 raise WrongCall(f"{name}= is missing; make help shows how it is called")
         both = [name for name in ("SHARDS", "SAMPLE") if name in self.given and "OUT" in self.given]
         if target.variable("OUT") and both and target.variable(both[0]) and self.goals == (target.name,):
-            raise WrongCall(f"{both[0]} and OUT both name the shards; leave OUT away")
+            raise WrongCall(f"{both[0]} and OUT both name the shards; omit OUT")
         return found
 
     def heard(self, target: Target) -> list[str]:
@@ -125,7 +125,7 @@ def several(name: str, text: str, *, paths: bool) -> list[str]:
         words = text.split()
         if len(words) > 1 and all(_there(word) for word in words):
             raise WrongCall(
-                f"{name} can be one path or {len(words)}, all are there; write one a line, in a file: {name}=@file"
+                f"{name} can be one path or {len(words)}, and all exist; list them in a file, one a line: {name}=@file"
             )
         return [text]
     if text.startswith("@") and "\n" not in text:

@@ -21,20 +21,20 @@ from pipelines.command import (
 )
 from wsi_prep.curation.verify.catalog import KINDS
 from wsi_prep.curation.verify.store import Verified, verify
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadOption, counted
 
 _EXAMPLES = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(VerifyCall, _work, arguments, "interrupted; nothing was half repaired")
+    return run_command(VerifyCall, _work, arguments, "interrupted; nothing is half repaired")
 
 
 def _work(call: VerifyCall, terminal: Terminal) -> int:
     outs = [output_named(where) for where in call.shards]
     if call.repair and not agreed(f"delete what is broken or belongs to no slide in {', '.join(outs)}", call.yes):
-        raise BadOption("nothing was looked at and nothing deleted; without REPAIR=1 it only looks")
+        raise BadOption("nothing was checked or deleted; without REPAIR=1, verify only checks")
     faults = 0
     for out in outs:
         found = _verify_one(terminal, out, call)
@@ -55,7 +55,8 @@ def _verify_one(terminal: Terminal, out: str, call: VerifyCall) -> Verified:
 
 def show(terminal: Terminal, found: Verified) -> None:
     """What was looked at, a line a kind of fault with the first of each, and what a repair did."""
-    terminal.say(f"{found.out}: {found.slides:,} slides, {found.tiles:,} tiles, {found.bytes / 1e6:,.1f} MB read")
+    counts = f"{counted(found.slides, 'slide')}, {counted(found.tiles, 'tile')}"
+    terminal.say(f"{found.out}: {counts}, {found.bytes / 1e6:,.1f} MB read")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, justify in (("checked", "left"), ("faults", "right"), ("at", "right")):
         table.add_column(name, justify="right" if justify == "right" else "left")
@@ -68,11 +69,12 @@ def show(terminal: Terminal, found: Verified) -> None:
             more = f" (and {fault.count - 1:,} more there)" if fault.count > 1 else ""
             terminal.say(f"{kind:<8}  {fault.where}: {fault.what}{more}")
     if found.undigested or found.unsealed:
-        older = f"{found.undigested:,} slides and {found.unsealed:,} files of the catalog"
-        terminal.say(f"{older} were made before digests were kept: they are checked by all but these")
+        older = f"{counted(found.undigested, 'slide')} and {counted(found.unsealed, 'file')} of the catalog"
+        terminal.say(f"{older} have no digests, because an older version made them: all other checks ran")
     if found.beside:
         some = ", ".join(found.beside[:_EXAMPLES]) + (", ..." if len(found.beside) > _EXAMPLES else "")
-        terminal.say(f"not looked at, and left: {len(found.beside):,} things in OUT that are none of its own ({some})")
+        others = counted(len(found.beside), "file or folder", "files or folders")
+        terminal.say(f"not checked: {others} in OUT that make shards did not write ({some})")
     terminal.say(_verdict(found))
 
 
@@ -80,16 +82,16 @@ def _verdict(found: Verified) -> str:
     if not found.faults:
         return "sound"
     if found.undone is not None:
-        done = f"{found.undone:,} slides are undone and {found.removed:,} strays removed"
+        done = f"{counted(found.undone, 'slide')} and {counted(found.removed, 'stray file')} removed"
         done += "".join(f", {name} is restored from its copy" for name in found.restored)
-        again = "; make shards, with the settings of this folder, does them again" if found.undone else ""
+        again = "; make shards, with the settings of this folder, makes them again" if found.undone else ""
         if found.lost:
             names = " and ".join(found.lost)
-            return (
-                f"not repaired: {names}, which no sound copy is left of; put one of yours in its place. {done}{again}"
-            )
+            return f"not repaired: {names}: no sound copy is left, so restore it from a backup of yours. {done}{again}"
         return f"repaired: {done}{again}"
-    return f"{len(found.faults):,} faults; REPAIR=1 drops what is broken, so that make shards does it again"
+    return (
+        f"{counted(len(found.faults), 'fault')}; REPAIR=1 removes what is damaged, and make shards then makes it again"
+    )
 
 
 if __name__ == "__main__":

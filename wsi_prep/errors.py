@@ -135,3 +135,12 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException, most: int = 200) -> str:
     """All that an error of a library says, in one line of at most so many letters; its kind where it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """A count with its noun (and verb, if given) in the right number, for people.
+
+    >>> counted(1, "slide"), counted(2048, "tile"), counted(0, "slide has", "slides have")
+    ('1 slide', '2,048 tiles', '0 slides have')
+    """
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

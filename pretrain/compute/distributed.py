@@ -272,9 +272,9 @@ def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for name, told in HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata.items():
         if not isinstance(told, TensorStorageMetadata) or told.properties.dtype not in FLOATS.values():
-            raise ValueError(f"{name} is no floats")
+            raise ValueError(f"{name} holds no floating-point numbers")
         if sum(math.prod(chunk.sizes) for chunk in told.chunks) != math.prod(told.size):
-            raise ValueError(f"{name} is not there whole")
+            raise ValueError(f"{name} is incomplete")
         found[name] = tuple(told.size)
     return found
 

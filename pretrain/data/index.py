@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pretrain.data.parts import INDEX_VERSION, Part, build_part, open_part, read_filter
 from pretrain.data.sources import ShardSource, digest, folders_of, open_source
 from pretrain.errors import BadFilter, BadShards
+from wsi_prep.errors import counted
 from wsi_prep.format.copies import which_count
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import FORMAT_VERSION, TILES_PER_SHARD
@@ -71,7 +72,9 @@ class Index:
         """What a user should know of these shards."""
         found = [*self.copies.notes]
         if alone := int((self.slides["by_patient"][self._shown()] == 0).sum()):
-            found.append(f"{alone} slides have no patient_key: each is split as a patient of its own")
+            found.append(
+                f"{counted(alone, 'slide has', 'slides have')} no patient_key: each is split as a patient of its own"
+            )
         return found
 
     @property

@@ -226,7 +226,7 @@ def open_h5(file: Path, *keys: str) -> Iterator[h5py.File]:
         raise BadTask(f"{file}: is no HDF5 file; {todo}") from error
     with opened:
         if (elsewhere := opened.visititems_links(functools.partial(_elsewhere, opened))) is not None:
-            raise BadTask(f"{file}: its {elsewhere} is a link, or lies in another file; write it anew as one file")
+            raise BadTask(f"{file}: its {elsewhere} is a link, or lies in another file; write it again as one file")
         if missing := [key for key in keys if key not in opened]:
             raise BadTask(f"{file}: has no {missing[0]}, only {', '.join(opened)}; download it again")
         yield opened
@@ -246,12 +246,12 @@ def decode(image: bytes, name: str) -> Pixels:
     except BadTask:
         raise
     except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadTask(f"{name} is no readable image; write it anew, or leave it out") from error
+        raise BadTask(f"{name} is no readable image; write it again, or remove it") from error
 
 
 def _of_jpeg(image: bytes, name: str) -> Pixels:
     if image.rfind(b"\xff\xd9") < image.rfind(b"\xff\xda"):  # libjpeg would make the rest grey
-        raise BadTask(f"{name} is a JPEG whose end is missing; write it anew, or leave it out")
+        raise BadTask(f"{name} is a JPEG whose end is missing; write it again, or remove it")
     if (mode := Image.open(io.BytesIO(image)).mode) not in _MODES:
         raise _no_colours(name, mode)
     return imagecodecs.jpeg8_decode(image, outcolorspace="RGB")
@@ -323,7 +323,7 @@ def _stamp_of(files: Sequence[Path]) -> str:
         try:
             about = file.stat()
         except OSError as error:
-            raise BadTask(f"{file}: is not there ({error.strerror}); download it again") from error
+            raise BadTask(f"{file}: is missing ({error.strerror}); download it again") from error
         digest.update(f"{file}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 

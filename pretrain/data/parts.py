@@ -57,7 +57,7 @@ class TileRows:
             shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
             self._count, self._offset = shape[0], opened.tell()
         if dtype != TILE:
-            raise BadShards(f"{file} is of another format; delete its folder, the index is made anew")
+            raise BadShards(f"{file} is of another format; delete its folder, and the index is made again")
         self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.errors import BadTask
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadOption, counted
 from wsi_prep.untrusted.pattern import TimedPattern
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -148,12 +148,12 @@ def _left_out(parents: Sequence[Path], kinds: Sequence[Path]) -> list[str]:
     found = []
     loose = [file for parent in dict.fromkeys(parents) for file in image_files(parent)]
     if loose:
-        found.append(f"{len(loose)} images in no class's folder are left out, as {loose[0].name}")
+        found.append(f"{counted(len(loose), 'image')} in no class's folder skipped, as {loose[0].name}")
     others = [file for kind in kinds for file in _files(kind) if not _is_image(file)]
     if links := [file for file in others if file.is_symlink()]:
-        found.append(f"{len(links)} links are left out, as {links[0].name}; copy what they lead to")
+        found.append(f"{counted(len(links), 'link')} skipped, as {links[0].name}; copy what they lead to")
     if strange := [file for file in others if not file.is_symlink()]:
-        found.append(f"{len(strange)} files that are no .png, .jpg or .tif are left out, as {strange[0].name}")
+        found.append(f"{counted(len(strange), 'file')} skipped, not .png, .jpg or .tif, as {strange[0].name}")
     return found
 
 

@@ -20,6 +20,7 @@ from pretrain.data.labelled import H5Tiles, Regions, TileFiles, open_h5
 from pretrain.errors import BadTask
 from pretrain.evaluation.class_folders import GroupPattern, image_files
 from pretrain.evaluation.tasks import OFFICIAL, LabelledTiles, Regression, Task, load_tasks, make_task, numbered
+from wsi_prep.errors import counted
 
 _MOST_JSON = 256 << 20
 _FARTHEST = 1e7  # px from the origin: several times the largest slide
@@ -60,7 +61,7 @@ def _source(name: str) -> str:
 def _need(path: Path, name: str) -> Path:
     if path.exists():
         return path
-    raise BadTask(f"{name}: {path} is not there; get the data from {_source(name)}, and unpack them as they come")
+    raise BadTask(f"{name}: {path} is missing; get the data from {_source(name)}, and unpack them as they come")
 
 
 def _first(name: str, *paths: Path) -> Path:
@@ -233,7 +234,7 @@ def _midog(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     tiles = Regions(files, at[order], centres[order], MODEL_PX)
     labels = [events[n][1] for n in order]
     sides = None if split is None else [split[n] for n in order]
-    notes = () if cases else ("datasets_xvalidation.csv is not there: divided here, a third of the images held out",)
+    notes = () if cases else ("datasets_xvalidation.csv is missing: divided here, a third of the images held out",)
     found = LabelledTiles(folder, tiles, labels, at[order].tolist(), sides, OFFICIAL, notes=notes)
     return [_official(found, "midog", limit, seed)]
 
@@ -272,7 +273,7 @@ def _dlbcl(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
         patients += [patient.name] * len(of_patient)
     name = "dlbcl" if not option else f"dlbcl:{option}"
     missing = len(there) - len(labelled)
-    notes = (f"{missing} patients without {column} are left out",) if missing else ()
+    notes = (f"{counted(missing, 'patient')} without {column} skipped",) if missing else ()
     found = LabelledTiles(root, TileFiles(files), labels, patients, None, OFFICIAL, notes=notes)
     return [_official(found, name, limit, seed)]
 
@@ -363,7 +364,7 @@ def _expression(file: Path, barcodes: Sequence[str], genes: Sequence[str]) -> ND
         if isinstance(x, h5py.Dataset):
             return np.asarray(x[:, :])[at][:, of].astype(np.float64)
         if x.attrs.get("encoding-type") != "csr_matrix":
-            raise BadTask(f"{file}: X is neither dense nor a csr_matrix; write it anew")
+            raise BadTask(f"{file}: X is neither dense nor a csr_matrix; write it again")
         pointers, columns_of, values = (np.asarray(x[name]) for name in ("indptr", "indices", "data"))
         dense = np.zeros((len(rows), len(of)))
         place = np.full(len(columns), -1)

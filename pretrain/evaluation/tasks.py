@@ -20,7 +20,7 @@ from pretrain.compute.randomness import Purpose, uniforms
 from pretrain.data.labelled import EncodedTiles, TileFiles, Tiles
 from pretrain.errors import BadTask
 from pretrain.evaluation.class_folders import SIDES, GroupPattern, holds_images, read_classes
-from wsi_prep.errors import BadQuery
+from wsi_prep.errors import BadQuery, counted
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.untrusted.sql import Condition
 
@@ -141,7 +141,7 @@ def make_task(name: str, told: LabelledTiles, limit: int = 0, seed: int = 0, px:
     if groups is None:
         notes.append(f"{UNKNOWN}: figures may be too high, and have no interval; {told.hint}")
     elif told.official and (shared := len(np.intersect1d(group[train], group[test]))):
-        notes.append(f"{_count(shared, 'slide or case', 'slides or cases')} are on both sides; {OFFICIAL}")
+        notes.append(f"{counted(shared, 'slide or case', 'slides or cases')} are on both sides; {OFFICIAL}")
     limited = keep[_limited(numbers[keep], side[keep], limit or len(keep), seed)]
     if len(limited) < len(keep):
         notes.append(f"{len(limited):,} of {len(keep):,} tiles, by the limit of {limit} a side")
@@ -165,13 +165,13 @@ def _on_one_side(names: NDArray[Any], numbers: Ints, both: Ints) -> list[str]:
     """Which classes are left out."""
     if not len(gone := np.setdiff1d(np.arange(len(names)), both)):
         return []
-    said = [f"{names[n]} ({_count(int((numbers == n).sum()), 'tile')})" for n in gone]
-    return [f"left out, since they are on one side alone: {_some(said)}"]
+    said = [f"{names[n]} ({counted(int((numbers == n).sum()), 'tile')})" for n in gone]
+    return [f"skipped, because they are on one side only: {_some(said)}"]
 
 
 def _too_few(names: NDArray[Any], numbers: Ints, group: Ints, train: Bools, test: Bools, divided: bool) -> str:
     """Why fewer than two classes are on both sides."""
-    every = _count(len(numbers), "tile")
+    every = counted(len(numbers), "tile")
     learn, judge = "nothing to learn from", "nothing to judge on"
     for is_so, where in (
         (train.all(), f"all {every} are of split train: {judge}"),
@@ -197,10 +197,6 @@ def _too_few(names: NDArray[Any], numbers: Ints, group: Ints, train: Bools, test
 
 def _some(words: Sequence[str]) -> str:
     return ", ".join(words[:_SHOWN]) + (f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else "")
-
-
-def _count(number: int, one: str, several: str = "") -> str:
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def numbered(names: Sequence[object]) -> Ints:
@@ -239,7 +235,7 @@ def _folder_tasks(folder: Path, limit: int, seed: int, px: int, pattern: GroupPa
     if found := [(name, path) for name, path in by_name.items() if path.exists()]:
         tasks = [task for _, path in found for task in load_tasks(str(path), limit, seed, px, pattern)]
         others = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p.name not in by_name and holds_images(p)]
-        beside = (f"left out, since it is named by no magnification: {_some(others)}",) if others else ()
+        beside = (f"skipped, because its name is no magnification: {_some(others)}",) if others else ()
         return [replace(task, name=f"{folder.name}:{task.name}", notes=(*task.notes, *beside)) for task in tasks]
     read = read_classes(folder, pattern)
     hint = "put tiles into CLASS/SLIDE/, or give a group pattern"

@@ -19,7 +19,7 @@ from pretrain.data.sampler import Draw, Sampler
 from pretrain.features.embedder import each_seen, tokens_of
 from pretrain.model.backbone import Backbone
 from pretrain.pictures.canvas import GAP, MARGIN, PALE, beside, captioned, flow, heading, line, shrunk, stack
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadOption, counted
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 from wsi_prep.storage.atomic import aside
 
@@ -98,7 +98,7 @@ class FeaturePictures:
         else:
             strips.append(line("no tile can be read", width))
         if self.unreadable:
-            strips.append(line(f"{_count(len(self.unreadable), 'tile')} left out: not readable", width, PALE))
+            strips.append(line(f"{counted(len(self.unreadable), 'tile')} skipped: not readable", width, PALE))
         return stack(strips)
 
     def _read(self, sampler: Sampler, draws: list[Draw], wanted: int) -> list[tuple[Draw, NDArray[np.uint8]]]:
@@ -125,7 +125,7 @@ class FeaturePictures:
     ) -> list[Image.Image]:
         """A magnification's tiles, and below them the colours of their patch tokens (shown, grid, grid, D)."""
         rows = np.flatnonzero(self.magnification[: self.shown] == number)
-        what = f"{_count(len(rows), 'tile')} of {_count(len(np.unique(self.slide[rows])), 'slide')}"
+        what = f"{counted(len(rows), 'tile')} of {counted(len(np.unique(self.slide[rows])), 'slide')}"
         strips = [heading(f"{MAGNIFICATIONS[number].name}, {MAGNIFICATIONS[number].mpp:g} um/px: {what}", width)]
         if len(rows):
             *shape, dim = patches[rows].shape
@@ -146,8 +146,8 @@ class FeaturePictures:
             if others:
                 groups.append(beside([self._small(tiles, query, "query"), beside(others)], 2 * GAP))
         if not groups:
-            return [line("nearest neighbours are left out: no tile of another slide", width)]
-        what = f"{_count(len(slide) - begin, 'tile')} of {_count(len(np.unique(slide[begin:])), 'slide')}"
+            return [line("no nearest neighbours are shown: there is no tile of another slide", width)]
+        what = f"{counted(len(slide) - begin, 'tile')} of {counted(len(np.unique(slide[begin:])), 'slide')}"
         return [
             heading(f"nearest of {what}", width),
             line("by cosine of class token and mean patch token; never of the query's own slide", width, PALE),
@@ -229,7 +229,3 @@ def _centre(pixels: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
     """(..., h, w, 3) -> (..., px, px, 3)."""
     y, x = ((side - px) // 2 for side in pixels.shape[-3:-1])
     return pixels[..., y : y + px, x : x + px, :]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -104,7 +104,7 @@ def settle_recipe(folder: Path, wanted: Recipe | None, changes: Sequence[str], d
     asked = changed(wanted or saved, list(changes))
     if differing := recipes.differences(asked, saved):
         raise BadRun(
-            f"{folder} was begun with another recipe ({'; '.join(differing[:5])}); give another RUN, or the same recipe"
+            f"{folder} was started with another recipe ({'; '.join(differing[:5])}); name another RUN or that recipe"
         )
     return asked
 
@@ -181,7 +181,7 @@ def _write_run(call: RunCall, index: Index, trainer: Trainer, notes: list[str]) 
     before = _before(file) if file.exists() else known
     write_json(file, known)
     changes = [f"{name} {before.get(name)} -> {known[name]}" for name in _DATA if before.get(name) != known[name]]
-    return [f"the run goes on with other tiles than before: {', '.join(changes)}"] if changes else []
+    return [f"the run continues with other tiles than before: {', '.join(changes)}"] if changes else []
 
 
 def _before(file: Path) -> dict[str, object]:
@@ -189,9 +189,9 @@ def _before(file: Path) -> dict[str, object]:
     try:
         said = read_json(file)
     except (OSError, ValueError) as error:
-        raise BadRun(f"{file} cannot be read ({first_line(error)}); remove it to go on") from error
+        raise BadRun(f"{file} cannot be read ({first_line(error)}); remove it to continue") from error
     if not isinstance(said, dict):
-        raise BadRun(f"{file} is none of a run's; remove it to go on")
+        raise BadRun(f"{file} is none of a run's; remove it to continue")
     return said
 
 

@@ -75,7 +75,7 @@ class Checkpoints:
             distributed.load(tensors, folder)
         except Exception as error:  # of json, safetensors and torch, each with errors of its own
             line = first_line(error)
-            raise BadRun(f"{folder} cannot be read ({line}); delete it to go on from the one before") from error
+            raise BadRun(f"{folder} cannot be read ({line}); delete it to continue from the one before") from error
         if state.get("version") != CHECKPOINT_VERSION:
             raise BadRun(f"{folder} is of checkpoint version {state.get('version')}, not {CHECKPOINT_VERSION}")
         return state
@@ -103,8 +103,8 @@ class Checkpoints:
             distributed.finish(pending.written)
         except OSError as error:
             raise CheckpointFailed(
-                f"the checkpoint of step {pending.step} cannot be written to {self._folder} ({error}); call again, and "
-                "the run goes on from the one before"
+                f"the checkpoint of step {pending.step} cannot be written to {self._folder} ({error}); repeat "
+                "the command to continue from the one before"
             ) from error
         if self._world.first:
             aside = self._folder / f"{_PARTIAL}{pending.step:08d}"
@@ -161,4 +161,4 @@ def superseded(times: dict[int, float], keep: int, keep_hours: float) -> list[in
 def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
     for name, size in sizes.items():
         if (folder / name).stat().st_size != size:
-            raise OSError(f"{name} is not as long as it was written")
+            raise OSError(f"{name} has another length than it was written with")

@@ -227,7 +227,7 @@ class Trainer:
         write_json(file, {**known, "tiles": [{"tile": at.name, "mpp": mpp} for at, mpp in pairs]})
         what = f"loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}"
         return (
-            f"step {batch.step}: {what}; the update was left out, the batch's tiles are in {file}; look at them, or "
+            f"step {batch.step}: {what}; this update was skipped, the batch's tiles are in {file}; look at them, or "
             "begin again with a lower schedule.rate"
         )
 
@@ -245,7 +245,7 @@ class Trainer:
         own = self.loader.bad
         bad, read = distributed.all_sum(torch.tensor([own.bad, own.read])).tolist()
         first = next((f", as {name} ({why})" for name, why in own.named.items()), "")
-        return f"{bad:,} of {read:,} tiles cannot be read{first}; others of their strata stood in" if bad else ""
+        return f"{bad:,} of {read:,} tiles cannot be read{first}; others of their strata replaced them" if bad else ""
 
     def _tensors(self) -> dict[str, Tensor]:
         """Everything that changes, by name; parameters are named alike whether they are in shards or not."""

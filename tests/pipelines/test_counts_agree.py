@@ -29,7 +29,10 @@ def shards(tmp_path_factory):
 def counts(said):
     """Tiles, slides and strata of a line; and slides without a patient's key."""
     of = re.search(r"([\d,]+) tiles of ([\d,]+) slides in ([\d,]+) strata", said.out)
-    return [*map(int, of.groups()), int(re.search(r"(\d+) slides (?:that are ok )?have no patient_key", said.err)[1])]
+    return [
+        *map(int, of.groups()),
+        int(re.search(r"(\d+) slides? (?:that (?:is|are) ok )?ha(?:s|ve) no patient_key", said.err)[1]),
+    ]
 
 
 def test_audit_peek_and_embed_count_alike(shards, tmp_path, capsys):

@@ -143,7 +143,7 @@ def test_nobody_to_ask_is_one_line_and_changes_nothing(tmp_path, capsys):
     slide_id = add_slide(tmp_path, 1, {"5x": 1})
     assert forget(["--shards", str(tmp_path), "--slide", slide_id]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("forget: nothing was done: to delete 1 slides of 1 outputs for good takes YES=1")
+    assert line.startswith("forget: nothing was done: to permanently delete 1 slide of 1 output takes YES=1")
     assert verify(["--shards", str(tmp_path), "--repair", "--workers", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("verify: nothing was done: to delete what is broken")

@@ -23,12 +23,12 @@ LOOKED_AT = {
 
 WORDS = {
     "Apache 2.0": {"Apache-2.0"},
-    "Apache Software License": {"Apache-2.0"},
+    "Apache Software License": {"Apache-2.0", "MIT OR Apache-2.0"},
     "BSD": {"BSD-2-Clause", "BSD-3-Clause"},
     "BSD License": {"BSD-2-Clause", "BSD-3-Clause"},
     "New BSD License": {"BSD-3-Clause"},
     "BSD 3-Clause": {"BSD-3-Clause"},
-    "MIT License": {"MIT"},
+    "MIT License": {"MIT", "MIT OR Apache-2.0"},
     "Python Software Foundation License": {"PSF-2.0"},
     "License agreement for matplotlib versions 1.3.0 and later": {"PSF-2.0"},
     "Files: *": {"BSD-3-Clause"},  # how scikit-image's list of files begins

@@ -35,7 +35,7 @@ _STARTED = "task-started"
 _WINDOW_SECONDS = 1.0
 _ROLES = ("client", "scheduler", "worker")
 _GONE_REASONS = ("scheduler-connection-lost", "scheduler-restart")
-_LOST = "the scheduler went away; what is done is kept, and the same call goes on from here"
+_LOST = "the scheduler was lost; finished slides are kept: repeat the command to resume"
 
 
 class WorkerDied(SlideError, RuntimeError):

@@ -232,7 +232,7 @@ def _tiles(storage: Storage, rows: pa.RecordBatch, found: Disclosure) -> None:
             shards[path].append((row["offset"], min(row["nbytes"], _HEAD_BYTES)))
     for path, spans in shards.items():
         if not _is_regular(storage, path):
-            found.strays.append(f"{path} is not there, or no file")
+            found.strays.append(f"{path} is missing, or no file")
             continue
         odd: Counter[str] = Counter(what for head in storage.spans(path, spans) for what in odd_parts(head))
         found.strays += [f"{path}: {count:,} tiles: {what}" for what, count in odd.items()]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.curation.assumptions import Assumptions
-from wsi_prep.errors import BadCatalog, BadOption, Forgotten
+from wsi_prep.errors import BadCatalog, BadOption, Forgotten, counted
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import TILES_PER_SHARD
 from wsi_prep.output.folder import read_run
@@ -97,9 +97,10 @@ class Estimate:
     @property
     def notes(self) -> list[str]:
         """What to think of before believing it."""
-        found = ["the sample must be a random choice of the cohort; an interval says nothing of a choice that is not"]
+        found = ["the sample must be a random choice of the cohort; otherwise the intervals mean nothing"]
         if len(self.sample) < _FEW:
-            found.append(f"{len(self.sample)} slides are few: intervals of fewer than {_FEW} are too narrow")
+            slides = counted(len(self.sample), "slide")
+            found.append(f"a sample of {slides} is small: intervals of fewer than {_FEW} are too narrow")
         return found
 
 

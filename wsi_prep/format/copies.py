@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from wsi_prep.errors import counted
+
 
 @dataclass(frozen=True)
 class Copies:
@@ -19,8 +21,8 @@ class Copies:
     @property
     def notes(self) -> list[str]:
         """What a user should know of it: a line, or none."""
-        line = f"{self.doubled:,} slides are ok in several folders, or files of a catalog"
-        return [f"{line}; of each the first copy counts, by the order of SHARDS"] if self.doubled else []
+        line = f"{counted(self.doubled, 'slide is', 'slides are')} ok in several folders, or files of a catalog"
+        return [f"{line}: the first copy of each counts, in the order of SHARDS"] if self.doubled else []
 
 
 def which_count(slides: pa.Array, ok: pa.BooleanArray) -> Copies:

@@ -248,7 +248,7 @@ class Catalog:
         last = self._names("slides", parts=True)[-1:]
         number = sum(int(name.removesuffix(".parquet")[-5:]) + 1 for name in last)
         if number > _LAST_PART:
-            raise self._damaged("slides", f"{last[0]} is there, beyond which there is no part")
+            raise self._damaged("slides", f"{last[0]} has the last number that a part can have")
         part = f"part-{number:05d}.parquet"
         for table, folder in _FOLDERS.items():
             present = [f"{folder}/{name}" for name in names if table == "slides" or name in with_tiles]

@@ -62,25 +62,25 @@ def writing(storage: Storage) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise BadOutput(
-            f"OUT {storage.where} cannot be written ({reason}); mend that and run again, what is done is kept"
+            f"OUT {storage.where} cannot be written ({reason}); finished slides are kept: fix this and try again"
         ) from error
 
 
 def require_held(storage: Storage, token: str) -> None:
     """Raise BadOutput where another run was let take the output over; nothing of it is this one's to change then."""
     if storage.holder() != token:
-        raise BadOutput(f"another run has taken {storage.where} over; what this one had done is kept")
+        raise BadOutput(f"another run has taken over {storage.where}; finished slides are kept")
 
 
 def read_run(storage: Storage) -> dict[str, Any]:
-    """What run.json says, or an empty dictionary; BadOutput where it is not as it was written."""
+    """What run.json says, or an empty dictionary; BadOutput where it was changed."""
     try:
         run = read_sealed(storage, RUN)
         _require_kinds(run)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except PermissionError as error:
-        raise BadOutput(f"{storage.where}/{RUN} cannot be read ({error.strerror}); mend that") from error
+        raise BadOutput(f"{storage.where}/{RUN} cannot be read ({error.strerror}); fix this") from error
     except (NotAsWritten, Nonsense) as error:
         raise BadOutput(
             f"{storage.where}/{RUN} is damaged or was edited ({error}); "
@@ -113,15 +113,15 @@ def not_remembered(run: Mapping[str, Any], tombstone: Tombstone) -> str:
     known, there = run.get(FORGOTTEN, 0), len(tombstone)
     if there >= known:
         return ""
-    return f"it remembers {there:,} patients and slides, and {RUN} says {known:,}"
+    return f"it has {there:,} patients and slides, {RUN} says {known:,}"
 
 
 def require_remembered(storage: Storage) -> None:
     """Raise BadOutput where forgotten.json is lost, in whole or in part: what is forgotten would be made again."""
     if what := not_remembered(read_run(storage), read_tombstone(storage)):
         raise BadOutput(
-            f"{storage.where}/{TOMBSTONE} is lost, or an older one ({what}); put it back: what is forgotten would be "
-            "made again. FORGOTTEN_LOST=1 goes on without it"
+            f"{storage.where}/{TOMBSTONE} is missing or outdated ({what}); restore it, or forgotten slides would be "
+            "made again. FORGOTTEN_LOST=1 continues without it"
         )
 
 

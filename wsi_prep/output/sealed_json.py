@@ -55,12 +55,12 @@ def unseal(data: bytes) -> dict[str, Any]:
     except Nonsense as error:
         raise NotAsWritten(str(error)) from error
     except ValueError as error:
-        raise NotAsWritten("it is no JSON") from error
+        raise NotAsWritten("it is not JSON") from error
     bare = {name: value for name, value in document.items() if name != _FIELD}
     if not _has_seal(document):
         return bare
     if seal(bare) != data:
-        raise NotAsWritten("its digest is of other bytes")
+        raise NotAsWritten("its digest does not match its contents")
     return bare
 
 
@@ -83,11 +83,11 @@ class SealedFile:
                 if data is not None and unseal(data) is not None and sound is None:
                     sound = data
             except NotAsWritten as error:
-                wrong[path] = f"it is not as it was written: {error}"
+                wrong[path] = f"it was changed: {error}"
         if found[name] is None and found[f".{name}"] is not None:
-            wrong[name] = "it is not there, but its copy is"
+            wrong[name] = "it is missing, but its copy exists"
         if found[f".{name}"] is None and sound is not None and _has_seal(read_object(sound)):  # older ones had no copy
-            wrong[f".{name}"] = f"the copy of {name} is not there"
+            wrong[f".{name}"] = f"the copy of {name} is missing"
         return cls(name, wrong, sound)
 
     @property

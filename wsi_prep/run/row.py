@@ -69,7 +69,7 @@ def failure(error: BaseException, source: SlideSource) -> SlideRow:
         )
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         status, kind = "failed", "WriteFailed"
-        text = "the disk of the output folder is full; make room and run again"
+        text = "the disk of the output folder is full; free some space and repeat the command"
     else:
         status, kind, text = "failed", type(error).__name__, bare_text(error, source.path)
     columns: SlideRow = {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from wsi_prep.errors import BadOutput, Forgotten
+from wsi_prep.errors import BadOutput, Forgotten, counted
 from wsi_prep.format.records import SlideRow
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, read_tombstone
@@ -106,7 +106,7 @@ def origin_notes(request: RunRequest, origins: Sequence[Origin]) -> list[str]:
     """What a user should know of institutions and patients."""
     notes = []
     if request.patient_key is None and any(origin.patient for origin in origins):
-        notes.append("patient ids were left out; PATIENT_KEY=file with a secret of yours turns them into keyed hashes")
+        notes.append("patient ids are not written; PATIENT_KEY=file with a secret of yours writes them as keyed hashes")
     unknown = sum(origin.source == UNKNOWN for origin in origins)
     if request.institution_pattern is not None and unknown:
         notes.append(
@@ -150,8 +150,8 @@ def not_done(request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, 
     lost = sum(_is_forgotten(rows[task.source.slide_id]) for task in known)
     if lost and not request.forgotten_lost:  # of those that forgotten.json knows no task is left
         raise BadOutput(
-            f"{request.out}/{TOMBSTONE} is lost, or an older one: {lost:,} slides are forgotten by the catalog, not by "
-            "it; put it back, or they would be made again. FORGOTTEN_LOST=1 goes on without it"
+            f"{request.out}/{TOMBSTONE} is missing or outdated: it lacks {counted(lost, 'slide')} that the catalog "
+            "has as forgotten; restore it, or they would be made again. FORGOTTEN_LOST=1 continues without it"
         )
     with ThreadPoolExecutor(16) as pool:
         marks = dict(zip((t.source.slide_id for t in known), pool.map(_fingerprint, known), strict=True))

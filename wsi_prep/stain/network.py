@@ -77,7 +77,7 @@ def read_stain_model(file: Path) -> StainModel:
     if about.get("features") != str(FEATURE_VERSION) or about.get("classes") != " ".join(CLASSES):
         raise BadStainModel(
             f"{file} is for version {about.get('features')} of the features and {about.get('classes')}, "
-            f"where the code has {FEATURE_VERSION} and {' '.join(CLASSES)}; make fit-stain writes it anew"
+            f"where the code has {FEATURE_VERSION} and {' '.join(CLASSES)}; make fit-stain writes it again"
         )
     if tensors["mean"].shape != (COUNT,):
         raise BadStainModel(f"{file} is for {len(tensors['mean'])} features, where the code has {COUNT}")

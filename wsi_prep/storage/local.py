@@ -64,13 +64,13 @@ class LocalStorage:
             if not self._try(lock):
                 raise BadOutput(f"another run is writing to {self.where}; wait for it, or name another OUT")
             if not _TOKEN.fullmatch(lock.read(_LOCK_BYTES)):  # another name of a file that is somebody's, or no lock
-                raise BadOutput(f"{self._folder / LOCK} is no lock of a run; remove it and run again")
+                raise BadOutput(f"{self._folder / LOCK} is no lock of a run; remove it and repeat the command")
             try:
                 lock.truncate(0)
                 lock.write(token.encode())
             except OSError as error:
                 why = error.strerror
-                raise BadOutput(f"OUT {self.where} cannot be written ({why}); mend that and run again") from error
+                raise BadOutput(f"OUT {self.where} cannot be written ({why}); fix this and try again") from error
             yield
 
     @contextlib.contextmanager
@@ -81,7 +81,7 @@ class LocalStorage:
             return
         with self._lock_file(os.O_RDONLY) as lock:
             if not self._try(lock, shared=True):
-                raise BadOutput(f"a run is writing to {self.where}; look at it when that is through")
+                raise BadOutput(f"a run is writing to {self.where}; try again when it has ended")
             yield
 
     def _lock_file(self, flags: int) -> IO[bytes]:
@@ -90,7 +90,7 @@ class LocalStorage:
         except BadOutput:
             raise
         except OSError as error:
-            raise BadOutput(f"{self._folder / LOCK} cannot be opened ({error.strerror}); mend that") from error
+            raise BadOutput(f"{self._folder / LOCK} cannot be opened ({error.strerror}); fix this") from error
         if flags & os.O_RDWR and os.fstat(opened).st_nlink > 1:  # what is written here, that other file has too
             os.close(opened)
             raise BadOutput(
@@ -153,7 +153,7 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except PermissionError as error:
-            raise BadOutput(f"{self.where}/{folder} cannot be listed ({error.strerror}); mend that") from error
+            raise BadOutput(f"{self.where}/{folder} cannot be listed ({error.strerror}); fix this") from error
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Storage."""

@@ -65,7 +65,7 @@ def _first_line(error: BaseException) -> str:
 def failed(where: str, error: BaseError) -> StoreFailed:
     """What the store behind `where` refuses for good, as users are told."""
     return StoreFailed(
-        f"{where} cannot be used ({_first_line(error)}); what is done is kept, so mend that and run again"
+        f"{where} cannot be used ({_first_line(error)}); finished slides are kept: fix this and repeat the command"
     )
 
 

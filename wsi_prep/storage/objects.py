@@ -75,12 +75,12 @@ class ObjectStorage:
         before = self._lock_if_any()
         if _is_held(before) and not take_over:
             raise BadOutput(
-                f"a run ({ProcessMark.of(before)}) is writing to {self.where}; look at it when that is through, "
-                "or add TAKE_OVER=1 where that run is gone for good"
+                f"a run ({ProcessMark.of(before)}) is writing to {self.where}; try again when it has ended, "
+                "or add TAKE_OVER=1 if that run is gone for good"
             )
         yield
         if self._lock_if_any() != before:
-            raise BadOutput(f"a run began to write to {self.where} meanwhile; look at it when that is through")
+            raise BadOutput(f"a run began to write to {self.where} meanwhile; try again when it has ended")
 
     def dismiss_workers(self) -> None:
         """See Storage."""
@@ -91,7 +91,7 @@ class ObjectStorage:
         except PreconditionError as error:
             says, version = self._lock()
             if says != mark:  # else only the answer was lost on its way
-                raise BadOutput(f"another run has taken {self.where} over; what this one had done is kept") from error
+                raise BadOutput(f"another run has taken over {self.where}; finished slides are kept") from error
             self._held = mark, version
         except BaseError as error:
             raise failed(self.where, error) from error
@@ -266,7 +266,7 @@ class ObjectStorage:
             raise lost
         raise BadOutput(
             f"another run ({ProcessMark.of(before)}) is writing to {self.where}; wait for it, name another OUT, "
-            "or add TAKE_OVER=1 where that run is gone for good"
+            "or add TAKE_OVER=1 if that run is gone for good"
         )
 
     def _lock_if_any(self) -> dict[str, object]:
@@ -281,7 +281,7 @@ class ObjectStorage:
         try:
             says = read_object(data)
         except ValueError as error:
-            raise BadOutput(f"{self.where}/{LOCK} is no lock of a run; remove it and run again") from error
+            raise BadOutput(f"{self.where}/{LOCK} is no lock of a run; remove it and repeat the command") from error
         return says, _version(meta)
 
     def _put_lock(self, mark: dict[str, object], version: dict[str, str] | None) -> dict[str, str]:

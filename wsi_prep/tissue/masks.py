@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.errors import BadMask, BadOption
+from wsi_prep.errors import BadMask, BadOption, counted
 from wsi_prep.format.layout import bare_name
 from wsi_prep.slides.base import SlideInfo
 from wsi_prep.slides.find.naming import KnownNames, did_you_mean, one_form
@@ -85,14 +85,14 @@ def find_masks(
 
 
 def _notes(masks: int, slides: Sequence[SlideSource], strays: list[Path], private: bool) -> list[str]:
-    notes = [f"{masks} of {len(slides)} slides take their tissue from MASKS"]
+    notes = [f"MASKS gives the tissue of {masks} of {counted(len(slides), 'slide')}"]
     if strays:
         shown = ""
         if not private:
             known = KnownNames(source.name for source in slides)
             names = [f"{path.name}{did_you_mean(known.meant(path.stem))}" for path in strays[:5]]
             shown = ": " + ", ".join(names) + (", ..." if len(strays) > 5 else "")
-        notes.append(f"MASKS holds {len(strays)} files named after no slide{shown}")
+        notes.append(f"MASKS holds {counted(len(strays), 'file')} named after no slide{shown}")
     return notes
 
 
@@ -131,9 +131,9 @@ def _bytes(mask: MaskFile) -> bytes:
     try:
         data = bounded_bytes(LocalStorage(path.parent), path.name)
     except FileNotFoundError as error:
-        raise BadMask("it is not there; workers must see MASKS under the same path") from error
+        raise BadMask("it is missing; workers must see MASKS under the same path") from error
     if hashlib.blake2b(data, digest_size=16).hexdigest() != mask.digest:
-        raise BadMask("it changed while the run was on; run again")
+        raise BadMask("it changed during the run; repeat the command")
     return data
 
 

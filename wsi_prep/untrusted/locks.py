@@ -39,4 +39,4 @@ def wait_for_lock(file: IO[str] | IO[bytes]) -> None:
 def _why(error: OSError) -> str:
     if error.errno in _WITHOUT_LOCKS:
         return f"its file system locks no files ({error.strerror}); mount it with locks (Lustre: flock, NFS: lock)"
-    return f"its file system refuses to lock a file ({error.strerror}); mend that"
+    return f"its file system refuses to lock a file ({error.strerror}); fix this"

@@ -77,7 +77,7 @@ def check_question(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
     """The one SELECT, DESCRIBE or SUMMARIZE of the text. Raises BadQuery for anything else."""
     statements = connection.extract_statements(_not_too_long(sql))
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-        raise BadQuery("one SELECT statement is answered at a time, and nothing else")
+        raise BadQuery("write one SELECT statement, and nothing else")
     for node in _nodes(_parsed(statements[0].query)):
         kind = str(node.get("type"))
         if kind.endswith("_NODE") and kind not in _READING:  # WITH x AS (COPY ...) writes

@@ -128,9 +128,9 @@ def test_what_is_left_out_is_said_and_what_systems_leave_is_not(tmp_path):
     (folder / "b/.DS_Store").write_bytes(b"")
     (folder / "b/link.png").symlink_to(folder / "loose.png")
     assert read_classes(folder).notes == (
-        "1 images in no class's folder are left out, as loose.png",
-        "1 links are left out, as link.png; copy what they lead to",
-        "1 files that are no .png, .jpg or .tif are left out, as tile.bmp",
+        "1 image in no class's folder skipped, as loose.png",
+        "1 link skipped, as link.png; copy what they lead to",
+        "1 file skipped, not .png, .jpg or .tif, as tile.bmp",
     )
     assert len(read_classes(folder).files) == 24
 
@@ -140,7 +140,7 @@ def test_a_folder_of_links_alone_is_refused_with_the_reason(tmp_path):
     for kind in "ab":
         (tmp_path / "mine" / kind).mkdir(parents=True)
         (tmp_path / "mine" / kind / "1.png").symlink_to(tmp_path / "1.png")
-    with pytest.raises(BadTask, match="2 links are left out"):
+    with pytest.raises(BadTask, match="2 links skipped"):
         load(tmp_path / "mine")
 
 

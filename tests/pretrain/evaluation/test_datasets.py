@@ -187,7 +187,7 @@ def test_midog_without_a_table_of_cases_is_divided_by_image(tmp_path):
     midog(tmp_path, cases=False)
     (task,) = read_tasks(f"midog:{tmp_path}")
     assert not task.divided
-    assert "datasets_xvalidation.csv is not there" in task.notes[0]
+    assert "datasets_xvalidation.csv is missing" in task.notes[0]
     assert not set(task.groups[task.train]) & set(task.groups[task.test])
 
 
@@ -215,7 +215,7 @@ def test_dlbcl_tells_a_clinical_column_from_a_stain(tmp_path):
     assert not set(task.groups[task.train]) & set(task.groups[task.test])
     (task,) = read_tasks(f"dlbcl:{tmp_path}:HANS@BCL6")
     assert task.name == "dlbcl:HANS@BCL6"
-    assert task.notes == ("4 patients without HANS are left out",)
+    assert task.notes == ("4 patients without HANS skipped",)
     assert numbers(task) == [100 + 2 * patient + n for patient in range(12) if patient % 3 < 2 for n in range(2)]
     with pytest.raises(BadTask, match="no CD10, only BCL6, HE"):
         read_tasks(f"dlbcl:{tmp_path}:HANS@CD10")

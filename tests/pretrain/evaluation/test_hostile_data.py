@@ -46,7 +46,7 @@ def test_pixels_of_another_file_are_not_read(tmp_path, write):
         opened["s"] = np.full(SHAPE, 77, np.uint8)
     with h5py.File(file, "w") as opened:
         write(opened, other, raw)
-    with pytest.raises(BadTask, match=r"tiles\.h5: its \S+ is a link, or lies in another file; write it anew"):
+    with pytest.raises(BadTask, match=r"tiles\.h5: its \S+ is a link, or lies in another file; write it again"):
         H5Tiles.of([file], "x")
 
 

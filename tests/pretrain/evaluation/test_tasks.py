@@ -170,7 +170,7 @@ def test_a_table_that_cannot_be_judged_is_refused_with_the_true_reason(tmp_path,
 def test_what_is_left_out_and_what_is_not_known_is_said(tmp_path):
     path = tmp_path / "t.parquet"
     told = load_task(table(path, label=list("aabbc") * 4, group=list("pqpqr") * 4)).notes
-    assert told == ("left out, since they are on one side alone: c (4 tiles)",)
+    assert told == ("skipped, because they are on one side only: c (4 tiles)",)
     (told,) = load_task(table(path, label=list("ab") * 9)).notes
     assert "is not known" in told
     assert "add a column group" in told

@@ -51,7 +51,7 @@ def test_a_sheet_of_strata_in_other_scripts(tmp_path, capsys):
     add_slide(out, 1, {"20x": 2}, tissue="Haut_皮膚" * 9, institution="Universitätsklinikum Würzburg " * 3)
     sheet = tmp_path / "sheet.png"
     assert main(["--shards", str(out), "--out", str(sheet), "--index", str(tmp_path / "index")]) == 0
-    assert "2 tiles of 1 slides in 1 strata" in capsys.readouterr().out
+    assert "2 tiles of 1 slide in 1 stratum" in capsys.readouterr().out
     narrow = tmp_path / "narrow.png"
     add_slide(tmp_path / "plain", 1, {"20x": 2}, tissue="skin", institution="A")
     assert main(["--shards", str(tmp_path / "plain"), "--out", str(narrow), "--index", str(tmp_path / "index")]) == 0

@@ -30,7 +30,7 @@ from wsi_prep.tiles.store import StoreWriter
 
 CPU = torch.device("cpu")
 CAPTIONED = 96  # px across of a tile with a caption
-LEFT_OUT = "nearest neighbours are left out: no tile of another slide"
+LEFT_OUT = "no nearest neighbours are shown: there is no tile of another slide"
 
 
 def add_tiles(out, number, tiles):

@@ -93,7 +93,7 @@ def test_tiles_that_others_stood_in_for_are_said_at_the_end(tmp_path, capsys):
     store = shards / "stores/slide1-00000001.zarr/10x/c.0.0.0.0"
     store.write_bytes(bytes(store.stat().st_size))
     assert run(shards, tmp_path / "run", "schedule.steps=3") == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "stood in" in line]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "replaced them" in line]
     bad = read_metrics(tmp_path / "run")[-1]["bad_tiles"]
     assert line.startswith(f"note: {bad} of {24 + bad} tiles cannot be read, as ")
     assert "slide1-00000001.zarr/10x[" in line

@@ -80,7 +80,7 @@ def test_a_run_whose_facts_are_nonsense_is_one_line(shards, tmp_path, capsys, te
     assert run(shards, tmp_path / "run", "schedule.steps=1") == 2
     said = capsys.readouterr().err
     assert "run/run.json " in said
-    assert "remove it to go on" in said
+    assert "remove it to continue" in said
 
 
 def test_lines_of_metrics_that_are_none_are_dropped(tmp_path):

@@ -61,8 +61,8 @@ PIECE = "average.backbone.vit.norm.weight"
         ({}, {"image_px": 2**30}, "image_px"),
         ({PIECE: torch.zeros(31)}, {}, r"\(31,\) there"),
         ({PIECE: torch.full((32,), float("nan"))}, {}, "NaN"),
-        ({PIECE: torch.zeros(32, dtype=torch.int64)}, {}, "no floats"),
-        ({PIECE: torch.zeros(32, dtype=torch.float8_e4m3fn)}, {}, "no floats"),
+        ({PIECE: torch.zeros(32, dtype=torch.int64)}, {}, "no floating-point numbers"),
+        ({PIECE: torch.zeros(32, dtype=torch.float8_e4m3fn)}, {}, "no floating-point numbers"),
     ],
 )
 def test_a_run_whose_files_and_recipe_disagree_is_one_line(tmp_path, tensors, changes, said):
@@ -74,7 +74,7 @@ def test_pieces_that_overlap_or_lack_are_no_tensor(tmp_path):
     sharding = {"a": {"saved_offsets": [8]}}
     metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(sharding)}
     save_file({"a": torch.zeros(4)}, tmp_path / "shard-00001.safetensors", metadata)
-    with pytest.raises(ValueError, match="a is not there whole"):
+    with pytest.raises(ValueError, match="a is incomplete"):
         distributed.saved_shapes(tmp_path)
 
 

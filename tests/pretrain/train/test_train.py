@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from pipelines.options import EXIT_WRONG_CALL
+from pipelines.command import EXIT_WRONG_CALL
 from pipelines.train import EXIT_SAVED, EXIT_STOPPED, main
 from pretrain.train.call import health
 from pretrain.train.checkpoint import superseded
@@ -140,7 +140,7 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(shards, long_run, tmp_path):
 def test_sigterm_saves_and_says_so(shards, long_run, tmp_path):
     code, text = interrupted(shards, tmp_path / "run", signal.SIGTERM)
     assert code == EXIT_SAVED
-    assert "call again to go on" in text
+    assert "repeat the command to continue" in text
     done = max(int(path.name.removeprefix("step-")) for path in (tmp_path / "run/checkpoints").glob("step-*"))
     assert losses(tmp_path / "run")[-1][0] == done - 1  # nothing that was computed is lost
     assert run(shards, tmp_path / "run", "schedule.steps=30") == 0
@@ -150,7 +150,7 @@ def test_sigterm_saves_and_says_so(shards, long_run, tmp_path):
 def test_numbers_that_are_not_finite_stop_the_run_and_name_the_tiles(shards, tmp_path, capsys):
     assert run(shards, tmp_path / "run", "schedule.rate=1e30", "optim.clip=0") == EXIT_STOPPED
     message = capsys.readouterr().err
-    assert "the update was left out" in message
+    assert "this update was skipped" in message
     found = json.loads(next((tmp_path / "run").glob("nonfinite-*.json")).read_text())
     assert len(found["tiles"]) == 8
     assert all("stores/slide" in tile["tile"] for tile in found["tiles"])

@@ -224,7 +224,7 @@ def test_parts_of_a_cluster_that_do_not_fit_are_refused(slides, tmp_path, monkey
         ("--tls-ca", tmp_path / "x.pem"): "TLS_CERT and TLS_KEY is missing",
         ("--cluster", "slurm"): "need each other",
         ("--scheduler", "dask://here"): "write it as tcp://host:8786",
-        ("--scheduler", "tcp://here:8786", "--dashboard"): "leave it away with SCHEDULER",
+        ("--scheduler", "tcp://here:8786", "--dashboard"): "omit it with SCHEDULER",
         tuple(f for n in ("ca", "cert", "key") for f in (f"--tls-{n}", tmp_path / "x.pem")): "is no PEM file",
         tuple(config(tmp_path, "cores: 1\nmemory: 2GB\njobs: 1")): "needs sbatch on the PATH",
         (*config(tmp_path, "cores: 1\nmemory: 2GB\njobs: 1"), "--workers", 2): "WORKERS is for a local cluster",

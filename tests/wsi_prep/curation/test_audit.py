@@ -166,10 +166,8 @@ def test_folders_are_one_page_and_a_slide_in_two_counts_once(tmp_path):
     assert (found.tissue_mm2, found.mpp) == (6.0, {8: 2})
     (together,) = merged(found.slides, found.strata)
     assert (together.slides, together.tiles, together.tissue_mm2) == (3, 12, 6.0)
-    said = (
-        "slides are ok in several folders, or files of a catalog; of each the first copy counts, by the order of SHARDS"
-    )
-    assert found.notes == (f"1 {said}",)
+    said = "ok in several folders, or files of a catalog: the first copy of each counts, in the order of SHARDS"
+    assert found.notes == (f"1 slide is {said}",)
 
 
 def test_a_catalog_that_contradicts_itself_is_noted(tmp_path):
@@ -177,15 +175,15 @@ def test_a_catalog_that_contradicts_itself_is_noted(tmp_path):
     file = tmp_path / "catalog" / "tiles" / f"{slide_id}.parquet"
     pq.write_table(pq.read_table(file)[:2], file)
     notes = " ".join(audited(tmp_path).notes)
-    assert "1 slides have another number of tiles" in notes
-    assert "1 slides that are ok have no patient_key" in notes
+    assert "1 slide has another number of tiles" in notes
+    assert "1 slide that is ok has no patient_key" in notes
 
 
 def test_tiles_that_a_filter_left_out_are_noted(tmp_path):
     add_slide(tmp_path, 1, {"20x": 2}, patient_key="a", tiles_filtered=3)
     add_row(tmp_path, "s9", status="empty", tiles_filtered=40)
     (note,) = audited(tmp_path).notes
-    assert note == "43 tiles with tissue were left out by the filter that the shards were made with"
+    assert note == "43 tiles with tissue skipped by the FILTER that the shards were made with"
 
 
 def test_columns_that_an_older_catalog_lacks_are_left_out(tmp_path):

@@ -184,6 +184,4 @@ def test_one_file_under_two_ids_is_noted(tmp_path):
         add_slide(tmp_path, number, {"10x": 1}, fingerprint=mark, **given)
     add_row(tmp_path, "s9", status="excluded", fingerprint="b")
     audited, _ = looked(tmp_path)
-    assert audited.notes == (
-        "1 slides that are ok have the content of another one, under another slide_id: each counts as a slide",
-    )
+    assert audited.notes == ("1 slide that is ok has the content of another slide_id: each counts as a slide",)

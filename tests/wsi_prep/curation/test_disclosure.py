@@ -73,7 +73,7 @@ def test_it_is_shown_with_what_a_person_has_to_decide(outs, tmp_path, capsys):
     assert "slides.file: 'S19-0044721 DOE.tiff' (1), 'S19-9.svs' (1)" in said
     assert "slides.institution: 'St Elsewhere' (1), 'unknown' (1)" in said
     assert said.count("for a person to decide: ") == 2
-    assert said.count("may slide_id and file, which hold the slides' names, be known") == 1
+    assert said.count("may others know slide_id and file, which hold the slides' names") == 1
     assert said.count("what does not belong: nothing") == 2
     with to.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -74,7 +74,12 @@ def test_the_command_prints_what_it_assumes_and_writes_everything(sample, tmp_pa
     call = ["--slides", "3100000", "--sample", str(sample), "--to", str(to), "--workers", "250", "--tb-month", "20"]
     assert main(call) == 0
     printed = capsys.readouterr().out
-    for told in ("3,100,000 slides, from 10 slides of", "  WORKERS=250: ", "  TB_MONTH=20: ", "10 slides are few"):
+    for told in (
+        "3,100,000 slides, from 10 slides of",
+        "  WORKERS=250: ",
+        "  TB_MONTH=20: ",
+        "a sample of 10 slides is small",
+    ):
         assert told in printed
     plan = json.loads(to.read_text())
     assert plan["assumptions"]["workers"] == 250

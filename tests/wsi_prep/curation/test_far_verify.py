@@ -106,7 +106,7 @@ DAMAGES = {
         f"{SHARD} has an index",
     ),
     "an empty shard": (lambda server, s, store: put(server, f"{store}/{SHARD}", b""), "index", f"{SHARD} has 0 bytes"),
-    "no shard": (lambda server, s, store: delete(server, f"{store}/{SHARD}"), "index", f"{SHARD} is not there"),
+    "no shard": (lambda server, s, store: delete(server, f"{store}/{SHARD}"), "index", f"{SHARD} is missing"),
     "no metadata": (lambda server, s, store: delete(server, f"{store}/5x/zarr.json"), "metadata", "5x/zarr.json is"),
     "no sense": (lambda server, s, store: put(server, f"{store}/zarr.json", b"[]"), "metadata", "group: zarr.json"),
     "no overlay": (lambda server, s, store: delete(server, f"overlays/{s}.jpg"), "pictures", "No such file"),
@@ -180,7 +180,7 @@ def test_damage_is_told_repaired_and_made_again(server, made, scheduler, capsys)
     printed = capsys.readouterr().out
     for told in (
         f"{ids['a']}: 20x[0] has another checksum",
-        f"{ids['b']}: its store is not there",
+        f"{ids['b']}: its store is missing",
         f"{ids['c']}: overlays/{ids['c']}.jpg is damaged",
         f"{strays[0]}: a file that is not its store's",
         "tissue/notes.txt: no row is of it",
@@ -190,7 +190,7 @@ def test_damage_is_told_repaired_and_made_again(server, made, scheduler, capsys)
     assert server.objects(PREFIX) == broken  # not even the lock is touched
 
     assert verify(["--shards", AT + "/", "--workers", "1", "--repair", "--yes"]) == 3
-    assert "repaired: 3 slides are undone and 5 strays removed" in capsys.readouterr().out
+    assert "repaired: 3 slides and 5 stray files removed" in capsys.readouterr().out
     mended = server.objects(PREFIX)
     assert not mended.keys() & {*strays}
     assert [row["file"] for row in rows(mended)] == ["d.tiff"]

@@ -240,7 +240,7 @@ def test_output_of_earlier_versions_is_checked_by_the_rest_and_said_to_be(made, 
     without_digests(out)
     assert verify(["--shards", str(out), "--workers", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "1 slides and 2 files of the catalog were made before digests were kept" in printed
+    assert "1 slide and 2 files of the catalog have no digests" in printed
     assert printed.endswith("sound\n")
     older = out, {**made[1], "digests": None}
     document = out / "stores" / f"{made[1]['slide_id']}.zarr/5x/zarr.json"
@@ -252,5 +252,5 @@ def test_output_of_earlier_versions_is_checked_by_the_rest_and_said_to_be(made, 
     (out / "run.json").write_text("{")
     assert verify(["--shards", str(out), "--workers", "1", "--repair", "--yes"]) == 3
     printed = capsys.readouterr().out
-    assert "not repaired: run.json, which no sound copy is left of; put one of yours in its place" in printed
+    assert "not repaired: run.json: no sound copy is left, so restore it from a backup of yours" in printed
     assert (out / "run.json").read_text() == "{"

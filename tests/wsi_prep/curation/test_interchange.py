@@ -64,7 +64,7 @@ def samples(folder):
 
 def test_tars_hold_the_stored_bytes_and_the_rows(shards, tmp_path, capsys):
     assert call(shards, "webdataset", tmp_path / "to") == 0
-    assert "1 files, 15 tiles" in capsys.readouterr().out
+    assert "1 file, 15 tiles" in capsys.readouterr().out
     found = samples(tmp_path / "to")
     assert len(found) == 15
     in_order = sorted(tiles(shards), key=lambda row: (row["slide_id"], row["magnification"], row["index"]))
@@ -208,7 +208,7 @@ def test_qupath_gets_every_slide_with_an_outline_even_an_empty_one(he_slide, tmp
 def test_an_outline_that_is_gone_or_broken_is_left_out_and_named(he_slide, tmp_path, capsys):
     row, _ = prepared(he_slide, tmp_path / "out")
     (file,) = (tmp_path / "out/tissue").iterdir()
-    for change_it, said in ((lambda: file.write_text("{"), "not JSON"), (file.unlink, "not there")):
+    for change_it, said in ((lambda: file.write_text("{"), "not JSON"), (file.unlink, "missing")):
         change_it()
         assert call(tmp_path / "out", "qupath", tmp_path / "to") == 3
         error = capsys.readouterr().err

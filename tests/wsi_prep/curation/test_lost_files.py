@@ -62,10 +62,10 @@ def test_a_copy_that_is_gone_is_a_fault_and_restored_and_what_is_beside_is_left(
     capsys.readouterr()
     assert look(out, "--repair", "--yes") == 3
     said = capsys.readouterr().out
-    assert "run       run.json: it is not there, but its copy is\n" in said
-    assert "run       .forgotten.json: the copy of forgotten.json is not there\n" in said
+    assert "run       run.json: it is missing, but its copy exists\n" in said
+    assert "run       .forgotten.json: the copy of forgotten.json is missing\n" in said
     assert "run.json is restored from its copy, forgotten.json is restored from its copy" in said
-    assert "not looked at, and left: 2 things in OUT that are none of its own (notes.txt, .staging/left)\n" in said
+    assert "not checked: 2 files or folders in OUT that make shards did not write (notes.txt, .staging/left)\n" in said
     assert contents(out) == {**before, out / "notes.txt": b"mine"}
 
 
@@ -93,7 +93,7 @@ def test_both_copies_of_run_json_gone_are_a_fault_and_nothing_is_made(folder, ca
     before = contents(out)
     assert look(out, "--repair", "--yes") == 3
     said = capsys.readouterr().out
-    assert "run.json: it is not there, nor is its copy: what the slides were made with is lost" in said
+    assert "run.json: it and its copy are missing: the settings of its slides are lost" in said
     assert "not repaired: run.json" in said
     assert remake(folder) == 2
     assert remake(folder, "--redo") == 2
@@ -120,7 +120,7 @@ def test_a_tombstone_that_is_gone_is_missed_and_nobody_comes_back(folder, told_b
     assert "run       forgotten.json: it " in said
     assert "not repaired: forgotten.json" in said
     assert remake(folder) == 2
-    assert "forgotten.json is lost" in capsys.readouterr().err
+    assert "forgotten.json is missing or outdated" in capsys.readouterr().err
     assert list(ids(out)) == ["kept.tiff"]
     (out / "forgotten.json").write_bytes(kept)
     assert remake(folder) == 0

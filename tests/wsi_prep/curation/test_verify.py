@@ -209,12 +209,12 @@ def test_a_repaired_store_is_completed_by_the_next_run(made, tmp_path, capsys):
     strays = break_everything(out)
     assert main(["--shards", str(out), "--workers", "1"]) == 3
     printed = capsys.readouterr().out
-    for told in ("has another checksum", "its store is not there", "is damaged", "tissue/notes.txt: no row is of it"):
+    for told in ("has another checksum", "its store is missing", "is damaged", "tissue/notes.txt: no row is of it"):
         assert told in printed
     assert all(path.exists() for path in strays)  # nothing is changed without REPAIR
 
     assert main(["--shards", str(out), "--workers", "1", "--repair", "--yes"]) == 3
-    assert "repaired: 3 slides are undone and 5 strays removed" in capsys.readouterr().out
+    assert "repaired: 3 slides and 5 stray files removed" in capsys.readouterr().out
     assert not any(path.exists() for path in strays)
     assert [row["file"] for row in rows(out)] == ["d.tiff"]
     assert json.loads((out / "run.json").read_text())["slides"] == {"ok": 1}
@@ -276,13 +276,13 @@ def test_each_kind_of_file_is_repaired_and_nothing_else_is_touched(made, store, 
     assert main(["--shards", str(store), "--workers", "1", "--repair", "--yes"]) == 3
     printed = capsys.readouterr().out
     for told in (
-        "run.json: it is not as it was written",
-        "forgotten.json: it is not as it was written",
-        "catalog/tiles/part-00001.parquet: it is not as it was written, by its SHA-256; it has rows of 2 slides",
+        "run.json: it was changed",
+        "forgotten.json: it was changed",
+        "catalog/tiles/part-00001.parquet: it was changed, by its SHA-256; it has rows of 2 slides",
         f"{a}: group: zarr.json ",
         f"tissue/{a}.geojson is damaged",
-        "repaired: 3 slides are undone and 0 strays removed, run.json is restored from its copy, "
-        "forgotten.json is restored from its copy; make shards, with the settings of this folder, does them again",
+        "repaired: 3 slides and 0 stray files removed, run.json is restored from its copy, "
+        "forgotten.json is restored from its copy; make shards, with the settings of this folder, makes them again",
     ):
         assert told in printed
     assert (store / "forgotten.json").read_bytes() == before["forgotten.json"]

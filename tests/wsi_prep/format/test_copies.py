@@ -91,9 +91,9 @@ def test_all_who_read_count_the_same_copy(folders, tmp_path, capsys, order, expe
     assert {row["values"]: row["counts"] for row in embedded} == tiles
     assert (done.slides, done.tiles, done.unreadable) == (6, sum(tiles.values()), {})
     said = (
-        "slides are ok in several folders, or files of a catalog; of each the first copy counts, by the order of SHARDS"
+        "2 slides are "
+        "ok in several folders, or files of a catalog: the first copy of each counts, in the order of SHARDS"
     )
-    said = f"2 {said}"
     assert audited.notes[0] == index.warnings[0] == said
     assert done.notes == [said]
     assert query(["--shards", *shards, "--sql", "SELECT 1 AS one"]) == 0

@@ -161,7 +161,7 @@ def test_slides_of_all_names_are_there_for_every_reader(cohort, tmp_path, capsys
     found = verify(str(out), workers=1)
     assert (found.slides, found.faults) == (len(NAMES), [])
     assert make(slides, out) == 0
-    assert f"nothing to do: all {len(NAMES)} slides are done" in capsys.readouterr().out
+    assert f"nothing to do: {len(NAMES)} slides are already done" in capsys.readouterr().out
 
 
 def renamed(out, ids):
@@ -203,7 +203,7 @@ def test_a_folder_of_an_earlier_version_is_read_checked_and_gone_on_with(cohort,
     assert [fault.what for fault in repaired.faults] == ["the catalog names a slide 'no id', which is no slide id"]
     assert (repaired.slides, repaired.undone, repaired.removed) == (len(NAMES), 1, 0)
     assert make(slides, out) == 0
-    assert f"nothing to do: all {len(NAMES)} slides are done" in capsys.readouterr().out
+    assert f"nothing to do: {len(NAMES)} slides are already done" in capsys.readouterr().out
     readers = counts(out, tmp_path / "index")
     assert set(readers.values()) == {(len(NAMES), len(NAMES))}
     gone = next(old for old in ids.values() if old.startswith("-h"))

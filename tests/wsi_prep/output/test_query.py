@@ -148,7 +148,7 @@ def test_answers_are_those_of_plain_python(shards, rows):
     copies = defaultdict(list)
     for slide in slides:
         copies[slide["fingerprint"]].append(slide["slide_id"])
-    (same,) = ask(shards, sql("there twice"))
+    (same,) = ask(shards, sql("duplicates"))
     assert same["slides"] == sorted(copies["same"])
 
     by_file = defaultdict(list)

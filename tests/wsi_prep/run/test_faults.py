@@ -149,7 +149,7 @@ def test_ctrl_c_stops_in_one_line_and_the_next_run_goes_on(slides, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     printed, _ = process.communicate()
     assert process.returncode == 130
-    assert printed == "shards: interrupted; what is done is kept, and the same call goes on from here\n"
+    assert printed == "shards: interrupted; finished slides are kept: repeat the command to resume\n"
     assert main(arguments(slides, out)) == 0
     assert len(tables(out)[0]) == len(NAMES)
 
@@ -239,7 +239,7 @@ def test_a_full_disk_is_said_and_loses_nothing(slides, small_disk, capsys):
     out = small_disk / "out"
     assert main(arguments(slides, out)) == 3
     printed = capsys.readouterr().out
-    assert "WriteFailed: the disk of the output folder is full; make room and run again" in printed
+    assert "WriteFailed: the disk of the output folder is full; free some space and repeat the command" in printed
     rows, tiles = tables(out)
     ok = {row["slide_id"] for row in rows if row["status"] == "ok"}
     assert 0 < len(ok) < len(NAMES)

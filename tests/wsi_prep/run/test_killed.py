@@ -121,7 +121,7 @@ def test_the_scheduler_is_killed_and_the_same_call_goes_on(slides, undisturbed, 
         printed, said = run.communicate()
     assert run.returncode == 3
     assert printed == ""
-    assert said == "shards: the scheduler went away; what is done is kept, and the same call goes on from here\n"
+    assert said == "shards: the scheduler was lost; finished slides are kept: repeat the command to resume\n"
     assert main(arguments(slides, out)) == 0
     assert outcome(out) == undisturbed
 

@@ -255,7 +255,7 @@ def test_private_output_holds_no_name_even_of_what_fails_or_warns(planted, priva
     assert sorted(row["status"] for row in rows) == ["failed"] * 2 + ["ok"] * 5
     assert sum(row["warning"] is not None for row in rows) == 1
     run = json.loads((private_out / "run.json").read_text())
-    assert "the manifest names 1 slides that were not found: line 3" in run["last_call"]["warnings"]
+    assert "the manifest names 1 slide that was not found: line 3" in run["last_call"]["warnings"]
     assert all(row["file"] == row["slide_id"] and re.fullmatch("[0-9a-f]{24}", row["file"]) for row in rows)
     assert sum(row["patient_key"] is not None for row in rows) == 1
     data = everything(private_out)

@@ -198,7 +198,7 @@ def test_a_second_run_tries_failures_again_and_does_nothing_else(cohort, capsys)
     printed = capsys.readouterr().out
     assert "15 slides (11 done before): 2 empty, 6 excluded, 4 failed, 3 ok" in printed
     assert "failed    text.svs  UnreadableSlide: no reader takes this file" in printed
-    assert "note: the manifest names 1 slides that were not found: elsewhere.svs" in printed
+    assert "note: the manifest names 1 slide that was not found: elsewhere.svs" in printed
     assert {p: p.stat().st_mtime_ns for p in (out / "stores").rglob("*")} == before
 
 
@@ -219,7 +219,7 @@ def test_what_is_done_is_not_done_again(two, capsys):
     times = {row["file"]: row["seconds"] for row in rows(out)}
     capsys.readouterr()
     assert shards(slides, out, "--manifest", manifest) == 0
-    assert "nothing to do: all 2 slides are done" in capsys.readouterr().out
+    assert "nothing to do: 2 slides are already done" in capsys.readouterr().out
 
     # another scale in the manifest redoes that slide; another description redoes none
     manifest.write_text("slide,mpp,tissue\na.tiff,0.5,colon\nb.tiff,1.0,skin\n")

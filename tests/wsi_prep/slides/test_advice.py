@@ -42,7 +42,7 @@ def test_a_tiled_tiff_is_not_called_strips(tmp_path):
     """A float picture, which neither reader takes."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, PIXELS.astype(np.float32), photometric="rgb", tile=(256, 256), metadata=None)
-    assert advice(str(path)) == "Is it a whole-slide image, and whole?"
+    assert advice(str(path)) == "Is it a complete whole-slide image?"
 
 
 @pytest.mark.parametrize(("end", "kind"), [(".jpg", "JPEG"), (".png", "PNG"), (".jp2", "JPEG 2000"), (".svs", "JPEG")])
@@ -56,12 +56,12 @@ def test_one_picture_is_to_be_tiled_whatever_it_is_called(tmp_path, end, kind):
 
 def test_other_files(tmp_path):
     (tmp_path / "text.svs").write_text("dear colleague " * 20)
-    assert refusal(tmp_path / "text.svs").endswith(". Is it a whole-slide image, and whole?")
+    assert refusal(tmp_path / "text.svs").endswith(". Is it a complete whole-slide image?")
     (tmp_path / "a.vsi").write_bytes(b"0123" * 200)
     assert refusal(tmp_path / "a.vsi").endswith(". .vsi is not read; convert it to a tiled TIFF (docs/operations.md)")
     dicom(tmp_path / "ct.dcm", "1.2.6", sop_class="1.2.840.10008.5.1.4.1.1.2")
     assert refusal(tmp_path / "ct.dcm").endswith(". It is DICOM, but no whole-slide microscopy image")
-    assert advice(str(tmp_path / "gone.svs")) == "Is it a whole-slide image, and whole?"
+    assert advice(str(tmp_path / "gone.svs")) == "Is it a complete whole-slide image?"
 
 
 @given(

@@ -61,4 +61,4 @@ def test_a_run_prints_no_warning(odd, tmp_path):
     )
     assert done.stderr == ""
     assert not re.search("pydicom|Warning|DOE|JANE", done.stdout)
-    assert done.stdout.startswith("1 slides: 1 ")
+    assert done.stdout.startswith("1 slide: 1 ")

@@ -206,7 +206,7 @@ def test_a_fingerprint_takes_few_bytes_and_changes_with_the_content(server):
         (f"{AT}/none", "does not exist"),
         (f"{AT}/none.csv", "does not exist"),
         (f"{AT}/c/*.svs", "matches 0 files"),
-        (f"{AT}/c", "holds no slide among 1 files"),
+        (f"{AT}/c", "holds no slide among 1 file"),
     ],
 )
 def test_nothing_to_do_is_one_clear_line(server, where, message):
@@ -230,5 +230,5 @@ def test_a_store_that_does_not_answer_is_never_taken_for_an_empty_one(server, wh
 def test_a_list_of_slides_that_are_not_there_is_refused(server):
     body = f"slide\n{AT}/none.svs\n".encode()
     server.client.put_object(Bucket=BUCKET, Key="list.csv", Body=body)
-    with pytest.raises(BadManifest, match=r"names 1 slides that do not exist .line 2: s3://slides/none.svs"):
+    with pytest.raises(BadManifest, match=r"names 1 slide that does not exist .line 2: s3://slides/none.svs"):
         find_slides(f"{AT}/list.csv")

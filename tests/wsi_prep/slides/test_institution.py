@@ -110,7 +110,7 @@ def test_where_slides_come_from_is_written_anew_without_their_tiles(tmp_path, no
         }
 
     before = call("--max-tiles", "20x=2 10x=1 5x=1")
-    assert "patient ids were left out" in capsys.readouterr().out
+    assert "patient ids are not written" in capsys.readouterr().out
     common += ["--max-tiles", "20x=2 10x=1 5x=1"]
     tcga, plain = before["TCGA-A6-6780-01Z-00-DX1.tiff"], before["a.tiff"]
     assert tcga == {

@@ -41,7 +41,7 @@ def test_dicom_of_other_kinds_is_counted_too(tmp_path):
     dicom(tmp_path / "DICOMDIR", "1.2.7", sop_class="1.2.840.10008.1.3.10")
     assert left_out(tmp_path) == ["ct.dcm"]
     assert left_out_note(look_for_slides(str(tmp_path)).left_out)[0].startswith(
-        "1 file was left out: 1 DICOM that is no slide; "
+        "1 file was skipped: 1 DICOM that is no slide; "
     )
 
 
@@ -58,7 +58,7 @@ def test_thousands_are_one_line():
     paths = [f"/a/{n}.jpg" for n in range(1200)] + ["/a/x.QPTIFF", "/b/y.qptiff"]
     paths += [f"/a/x{end}" for end in (".lif", ".nd2", ".png", ".bmp", ".gif", ".jp2")]
     (line,) = left_out_note(paths)
-    assert line.startswith("1,208 files were left out: 1,200 .jpg, 2 .qptiff, 1 .lif, 1 .nd2, 1 .png, 1 .bmp, ")
+    assert line.startswith("1,208 files were skipped: 1,200 .jpg, 2 .qptiff, 1 .lif, 1 .nd2, 1 .png, 1 .bmp, ")
     assert ", 2 of 2 other kinds; the formats that are read are .svs .tif " in line
     assert left_out_note([]) == []
 
@@ -66,7 +66,7 @@ def test_thousands_are_one_line():
 @pytest.mark.parametrize("where", ["", "/*", "/*.qptiff"])
 def test_where_only_such_are_found_the_call_ends_and_says_what_they_are(tmp_path, where):
     touch(tmp_path, "a.qptiff", "b.qptiff")
-    with pytest.raises(NoSlides, match=r"; 2 files were left out: 2 \.qptiff: convert what is a slide") as raised:
+    with pytest.raises(NoSlides, match=r"; 2 files were skipped: 2 \.qptiff: convert what is a slide") as raised:
         find_slides(f"{tmp_path}{where}")
     assert "\n" not in str(raised.value)
 

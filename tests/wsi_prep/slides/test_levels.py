@@ -41,7 +41,7 @@ def test_tiles_that_a_level_lacks_come_from_a_finer_one(tmp_path, painted, reade
     made = prepare(path, tmp_path / "out", reader=reader)
     require_right(made, painted)
     if reader == "tiff":
-        assert "of the level 900 px wide are not in the file, taken from a finer level" in made.row["warning"]
+        assert "missing in the level 900 px wide: a finer one is used" in made.row["warning"]
 
 
 def test_bare_glass_that_no_level_holds_stays_background(tmp_path, painted):

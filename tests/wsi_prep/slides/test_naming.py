@@ -176,7 +176,7 @@ def test_a_run_takes_what_a_manifest_in_another_form_says_and_tells_what_it_left
     (row,) = pq.read_table(tmp_path / "out/catalog/slides").to_pylist()
     assert (row["status"], row["mpp_source"]) == ("ok", "manifest")
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
-    assert note.startswith("note: 31 files were left out: 30 .jpg, 1 .qptiff; the formats that are read are .svs ")
+    assert note.startswith("note: 31 files were skipped: 30 .jpg, 1 .qptiff; the formats that are read are .svs ")
 
 
 def told(*paths):

@@ -112,7 +112,7 @@ def test_the_largest_scene_of_an_ome_tiff_is_the_slide(tmp_path, painted, order)
     made = prepare(path, tmp_path / "out")
     require_right(made, painted)
     assert (made.row["width"], made.row["height"]) == (3600, 3400)
-    told = "1 more picture of tissue size (2100 x 1500 px), left out"
+    told = "1 more picture of tissue size (2100 x 1500 px), skipped"
     assert (told in (made.row["warning"] or "")) == ("small" in order)
 
 

@@ -163,7 +163,7 @@ def test_a_list_names_slides(tmp_path):
     [
         ("slide\n../b.svs\n", "line 2: ../b.svs leaves the list's own folder"),
         ("slide\na.svs\nx/../a.svs\n", "twice, in lines 2 and 3"),
-        ("slide\na.svs\nnone.svs\n", "names 1 slides that do not exist .line 3: none.svs"),
+        ("slide\na.svs\nnone.svs\n", "names 1 slide that does not exist .line 3: none.svs"),
         ("file\na.svs\n", "no column 'slide'; its columns are file"),
     ],
 )

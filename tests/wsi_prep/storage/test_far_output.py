@@ -110,7 +110,7 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(server, s
     before = server.objects(PREFIX)
     server.requests.clear()
     assert shards(good, AT, scheduler) == 0
-    assert "nothing to do: all 2 slides are done in s3://" in capsys.readouterr().out
+    assert "nothing to do: 2 slides are already done in s3://" in capsys.readouterr().out
     assert not [r for r in server.requests if r.method == "PUT" and "/stores/" in r.path]
     assert pixels(server.objects(PREFIX)) == pixels(before)
     assert shards(good, AT, scheduler, "--quality", "80") == 2
@@ -169,7 +169,7 @@ def test_a_store_that_never_answers_ends_the_call_in_one_line(server, slides, sc
     assert shards(slides, AT, scheduler) == 2
     line = capsys.readouterr().err.strip()
     assert line.startswith(f"shards: {AT}")
-    assert "run again" in line
+    assert "repeat the command" in line
     assert "\n" not in line
     assert len(line) < 500
     server.faults.clear()

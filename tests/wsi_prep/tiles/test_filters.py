@@ -300,7 +300,7 @@ def test_a_run_records_its_filter_and_goes_on_only_with_it(nompp_slide, tmp_path
     printed = " ".join(capsys.readouterr().out.split())
     (row,) = pq.read_table(tmp_path / "out" / "catalog" / "slides").to_pylist()
     assert row["tiles_filtered"] > 0
-    assert f"{row['tiles_filtered']} more left out by the filter" in printed
+    assert f"{row['tiles_filtered']} more skipped by FILTER" in printed
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["settings"]["filters"] == "focus@20x>=0.9 white<=0.9"
     assert run["last_call"]["tiles_filtered"] == row["tiles_filtered"]

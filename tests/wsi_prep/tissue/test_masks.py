@@ -51,7 +51,7 @@ def test_masks_belong_to_slides_by_id_or_name(tmp_path):
         "d-01": "d.GEOJSON",
     }
     assert len({mask.digest for mask in masks.values()}) == 4
-    assert notes[0].startswith("4 of 5 slides")
+    assert notes[0] == "MASKS gives the tissue of 4 of 5 slides"
     assert notes[1].endswith("stray.geojson")
 
 
@@ -138,14 +138,14 @@ def test_a_mask_that_changed_since_the_run_began_is_not_taken(tmp_path):
     file = tmp_path / "mask.geojson"
     file.write_text("[]")
     mask = MaskFile(str(file), "0" * 32, file.name)
-    with pytest.raises(BadMask, match="it changed while the run was on"):
+    with pytest.raises(BadMask, match="it changed during the run"):
         read_mask(mask, None, None)
     with file.open("r+b") as huge:
         huge.truncate(65 * 2**20)
     with pytest.raises(BadMask, match="larger than 64 MiB"):
         read_mask(mask, None, None)
     file.unlink()
-    with pytest.raises(BadMask, match="it is not there"):
+    with pytest.raises(BadMask, match="it is missing"):
         read_mask(mask, None, None)
 
 
@@ -158,7 +158,7 @@ def test_a_private_run_names_no_mask(tmp_path):
     with pytest.raises(BadMask) as raised:
         read_mask(masks["0123abcd"], None, None)
     assert str(raised.value).startswith("mask 0123abcd: ")
-    assert "holds 1 files named after no slide" in notes[-1]
+    assert "holds 1 file named after no slide" in notes[-1]
     assert not any("S19" in text for text in [*notes, str(raised.value)])
 
 
@@ -350,7 +350,7 @@ def test_masks_redo_their_own_slides_and_nothing_else(pair, capsys):
     (masks / "nobody.geojson").write_text("[]")
     capsys.readouterr()
     assert call("--masks", masks) == 0
-    assert "1 of 2 slides take their tissue from MASKS" in capsys.readouterr().out
+    assert "MASKS gives the tissue of 1 of 2 slides" in capsys.readouterr().out
     after = states(out)
     assert after["a"][:2] == ("ok", "mask")
     assert 0 < after["a"][2] < before["a"][2]

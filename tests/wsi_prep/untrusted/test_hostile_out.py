@@ -275,7 +275,7 @@ def test_a_catalogs_file_of_another_slide_ends_in_a_line(out):
         Catalog(out).merge()
     shutil.copy(singles / "slide3-00000003.parquet", singles / "part-99999.parquet")
     (singles / "slide3-00000003.parquet").rename(singles / "slide2-00000002.parquet")
-    with pytest.raises(BadCatalog, match=r"part-99999\.parquet is there, beyond which there is no part"):
+    with pytest.raises(BadCatalog, match=r"part-99999\.parquet has the last number that a part can have"):
         Catalog(out).merge({"slide2-00000002"})
 
 

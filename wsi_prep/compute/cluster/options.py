@@ -102,9 +102,9 @@ class ClusterOptions:
         if self.scheduler is not None:
             self._check_address(self.scheduler)
             if self.slurm is not None:
-                raise BadOption("SCHEDULER names a cluster that runs, and CLUSTER one to start; leave one of them away")
+                raise BadOption("SCHEDULER names a cluster that runs, and CLUSTER one to start; omit one of them")
             if self.dashboard:
-                raise BadOption("DASHBOARD is for a cluster that this call starts; leave it away with SCHEDULER")
+                raise BadOption("DASHBOARD is for a cluster that this call starts; omit it with SCHEDULER")
         elif self.tls is not None and self.slurm is None:
             raise BadOption("TLS_CA, TLS_CERT and TLS_KEY are for SCHEDULER=tls://... and CLUSTER=slurm")
 
@@ -115,7 +115,7 @@ class ClusterOptions:
         if scheme not in _SCHEMES or not rest:
             raise BadOption(f"SCHEDULER {scheduler!r} is no address; write it as tcp://host:8786 or tls://host:8786")
         if self.tls is not None and scheme not in _ENCRYPTED:
-            raise BadOption(f"SCHEDULER {scheduler} is not encrypted; leave TLS_* away, or write it as tls://{rest}")
+            raise BadOption(f"SCHEDULER {scheduler} is not encrypted; omit TLS_*, or write it as tls://{rest}")
 
 
 def tls_files(ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | None:

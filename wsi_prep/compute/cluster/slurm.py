@@ -46,7 +46,7 @@ def slurm_cluster(config: SlurmConfig, closed: Closed) -> Iterator[SLURMCluster]
             )
         if tried.returncode:
             reason = " ".join(tried.stderr.split())[:300]
-            raise BadOption(f"SLURM takes no such job ({reason}); mend CLUSTER_CONFIG")
+            raise BadOption(f"SLURM takes no such job ({reason}); correct CLUSTER_CONFIG")
         least = config.jobs if config.minimum_jobs is None else config.minimum_jobs
         jobs.adapt(minimum_jobs=least, maximum_jobs=config.jobs)
         yield jobs

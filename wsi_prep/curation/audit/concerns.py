@@ -43,7 +43,7 @@ LIMITS = {
 RULES = {
     "failed": "it failed",
     "empty": "no tile was made",
-    "stain": f"its stain was called with a confidence below {UNSURE:g}",
+    "stain": f"its stain has a confidence below {UNSURE:g}",
     "tissue": f"{LARGE_MM2:g} mm² or more were scanned, less than {100 * LITTLE:g} % of it tissue",
     "grey": f"{100 * GREY_SHARE:g} % or more of its tiles are grey (saturation below {GREY:g})",
     "ink": f"{100 * INK_SHARE:g} % or more are inked (pen above {INK:g})",

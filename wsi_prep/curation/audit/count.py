@@ -24,7 +24,7 @@ from wsi_prep.curation.audit.numbers import (
     merged,
     with_shares,
 )
-from wsi_prep.errors import BadCatalog
+from wsi_prep.errors import BadCatalog, counted
 from wsi_prep.format.strata import STRATUM_LEVELS
 from wsi_prep.output.catalog_files import catalog_files, first_line
 from wsi_prep.output.query import create_view, local_names
@@ -183,15 +183,15 @@ def _distribution(quantity: str, magnification: str, top: float, fine: Sequence[
 
 _STATED = " + ".join(f"coalesce(tiles_{name}, 0)" for name in NAMES)
 _NOTES = {
-    "{} slides have another number of tiles in the catalog than their row says; make their shards again": f"""
+    ("slide has", "slides have", "another number of tiles in the catalog than in its row; make its shards again"): f"""
         SELECT count(*) FROM slides LEFT JOIN (SELECT slide_id, sum(tiles) AS n FROM cells GROUP BY ALL)
         USING (slide_id) WHERE status = 'ok' AND coalesce(n, 0) != {_STATED}""",  # noqa: S608
-    "{} tiles with tissue were left out by the filter that the shards were made with": """
+    ("tile", "tiles", "with tissue skipped by the FILTER that the shards were made with"): """
         SELECT coalesce(sum(tiles_filtered), 0)::BIGINT FROM slides""",
-    "{} slides that are ok have the content of another one, under another slide_id: each counts as a slide": """
+    ("slide that is ok has", "slides that are ok have", "the content of another slide_id: each counts as a slide"): """
         SELECT (count(*) - count(DISTINCT fingerprint))::BIGINT FROM slides
         WHERE status = 'ok' AND coalesce(fingerprint, '') != ''""",
-    "{} slides that are ok have no patient_key: each is split as a patient of its own": """
+    ("slide that is ok has", "slides that are ok have", "no patient_key: each is split as a patient of its own"): """
         SELECT count(*) FROM slides WHERE status = 'ok' AND coalesce(patient_key, '') = ''""",
 }
 
@@ -200,4 +200,4 @@ def _notes(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """What contradicts itself or is worth a look."""
     counts = {note: connection.execute(sql).fetchall() for note, sql in _NOTES.items()}
     copies = [note for (note,) in connection.execute("FROM notes").fetchall()]
-    return [*copies, *(note.format(f"{n:,}") for note, [(n,)] in counts.items() if n)]
+    return [*copies, *(f"{counted(n, one, several)} {note}" for (one, several, note), [(n,)] in counts.items() if n)]

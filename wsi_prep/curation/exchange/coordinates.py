@@ -88,11 +88,11 @@ def _for_qupath(storage: Storage, slide: SlideRow) -> dict[str, object]:
     if (x0 is None or y0 is None) and slide["reader"] == "tiff":  # a row from before bounds; its reader knows none
         x0 = y0 = 0
     if x0 is None or y0 is None:
-        raise BadMask("its row does not say where its bounds begin; make its shards anew in another OUT")
+        raise BadMask("its row does not say where its bounds begin; make its shards again in another OUT")
     try:
         data = bounded_bytes(storage, output_places(slide["slide_id"])["tissue.geojson"])
     except FileNotFoundError as error:
-        raise BadMask("its tissue/*.geojson is not there") from error
+        raise BadMask("its tissue/*.geojson is missing") from error
     outlines = read_outlines(data, x0, y0)
     return feature_collection([[ring - (x0, y0) for ring in polygon] for polygon in outlines.kept], QUPATH_FRAME)
 

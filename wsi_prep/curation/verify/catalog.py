@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wsi_prep.errors import BadCatalog, StoreFailed, one_line
+from wsi_prep.errors import BadCatalog, StoreFailed, counted, one_line
 from wsi_prep.format.layout import PART_NAME, require_slide_id
 from wsi_prep.format.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA, SlideRow
 from wsi_prep.output.sealed_parquet import check_seal
@@ -86,7 +86,7 @@ def check_catalog_file(task: tuple[str, str]) -> CatalogFile:
         found.damaged = True
         known = found.ids | tile_ids
         if known:
-            what = f"{found.faults[0].what}; it has rows of {len(known):,} slides"
+            what = f"{found.faults[0].what}; it has rows of {counted(len(known), 'slide')}"
             found.faults[0] = Fault("catalog", found.faults[0].where, what)
         return found
     for slide_id, status in slides:
@@ -124,7 +124,7 @@ def _slides(storage: Storage, name: str, found: CatalogFile) -> list[tuple[objec
         require_columns(whole.schema, SLIDE_SCHEMA, _NEEDED["slides"])
         return list(zip(whole["slide_id"].to_pylist(), whole["status"].to_pylist(), strict=True))
     except FileNotFoundError:
-        _damaged(found, "slides", "it is not there, but its tiles are")
+        _damaged(found, "slides", "it is missing, but its tiles exist")
     except StoreFailed:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -137,7 +137,7 @@ def _tile_ids(storage: Storage, name: str, found: CatalogFile) -> set[str]:
     ids = set[str]()
     if not storage.exists(f"catalog/tiles/{name}"):
         if PART_NAME.fullmatch(name):
-            _damaged(found, "tiles", "it is not there, but its slides are")
+            _damaged(found, "tiles", "it is missing, but its slides exist")
         return ids
     try:
         with _sealed(storage, "tiles", name, found) as file:
@@ -164,7 +164,7 @@ def _sealed(storage: Storage, table: str, name: str, found: CatalogFile) -> pq.P
     seal = check_seal(source)
     found.unsealed += seal == "none"
     if seal == "broken":  # a bit in a footer may crash pyarrow
-        raise ValueError("it is not as it was written, by its SHA-256")
+        raise ValueError("it was changed, by its SHA-256")
     return open_table(source, _SCHEMAS[table], page_checksum_verification=True)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wsi_prep.curation.verify.catalog import Fault, tiles_of
 from wsi_prep.curation.verify.metadata import check_metadata, same_settings
 from wsi_prep.curation.verify.pictures import PICTURES, picture_faults
-from wsi_prep.errors import one_line
+from wsi_prep.errors import counted, one_line
 from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import MAGNIFICATIONS, to_level0
@@ -117,14 +117,17 @@ def _row_faults(row: SlideRow, tiles: pa.Table) -> Iterator[_Found]:
     status, counts = row["status"], tile_counts(row)
     total = sum(counts.values())
     if (status == "ok") != (total > 0):
-        yield "rows", f"it is {status} with {total:,} tiles"
+        yield "rows", f"it is {status} with {counted(total, 'tile')}"
     if unknown := set(tiles["magnification"].unique().to_pylist()) - set(_NAMES):
         yield "rows", f"tiles at {str(next(iter(unknown)))[:20]!r}, which is no magnification"
     store = f"stores/{row['slide_id']}.zarr"
     for name in _NAMES:
         of_name = tiles.filter(pa.compute.equal(tiles["magnification"], name))
         if len(of_name) != counts[name]:
-            yield "rows", f"{counts[name]} tiles at {name} by its row, {len(of_name)} rows of tiles"
+            yield (
+                "rows",
+                f"{counted(counts[name], 'tile')} at {name} by its row, {counted(len(of_name), 'row')} of tiles",
+            )
             continue
         if any(of_name[column].null_count for column in _PLACE):
             yield "rows", f"tiles at {name} without a place in their shard"
@@ -140,7 +143,7 @@ def _row_faults(row: SlideRow, tiles: pa.Table) -> Iterator[_Found]:
         ):
             yield "rows", f"tiles at {name} are not in {store}/{name}"
         if misplaced := _misplaced(row, of_name):
-            yield "rows", f"{misplaced} tiles at {name} lie beside their place in the grid, or outside the slide"
+            yield "rows", f"{counted(misplaced, 'tile')} at {name} not in place on the grid, or outside the slide"
 
 
 def _misplaced(row: SlideRow, tiles: pa.Table) -> int:
@@ -163,9 +166,9 @@ def _expected_files(store: str, tiles: pa.Table) -> set[str]:
 
 def _missing(store: str, gone: set[str], *, empty: bool) -> list[_Found]:
     if empty:
-        return [("metadata", "its store is not there")]
+        return [("metadata", "its store is missing")]
     names = [path.removeprefix(f"{store}/") for path in sorted(gone)]
-    return [("metadata" if name.endswith("zarr.json") else "index", f"{name} is not there") for name in names]
+    return [("metadata" if name.endswith("zarr.json") else "index", f"{name} is missing") for name in names]
 
 
 def _array_faults(

@@ -11,7 +11,7 @@ from wsi_prep.compute.cluster.options import ClusterOptions
 from wsi_prep.compute.jobs import cluster, run_tasks
 from wsi_prep.curation.verify.catalog import CatalogFile, Fault, check_catalog_file, slide_rows, twice
 from wsi_prep.curation.verify.slide import SlideCheck, SlideReport, check_slide
-from wsi_prep.errors import BadCatalog, Forgotten, StoreFailed, one_line
+from wsi_prep.errors import BadCatalog, Forgotten, StoreFailed, counted, one_line
 from wsi_prep.format.layout import PART_NAME, PLACES
 from wsi_prep.format.records import is_table_file
 from wsi_prep.output.catalog import Catalog
@@ -128,8 +128,8 @@ def _look_at_json(storage: Storage, found: Verified) -> None:
     run, tombstone = (SealedFile.look_at(storage, name) for name in (RUN, TOMBSTONE))
     if run.is_gone:
         run = run.lost(
-            "it is not there, nor is its copy: what the slides were made with is lost, and make shards goes on here "
-            "only when you put yours back"
+            "it and its copy are missing: the settings of its slides are lost, and make shards does nothing here "
+            "until you restore it"
         )
     if what := _forgotten_less(storage, run, tombstone):
         tombstone = tombstone.lost(f"{what}: put it back, or make shards would make again what is forgotten")
@@ -152,7 +152,7 @@ def _forgotten_less(storage: Storage, run: SealedFile, tombstone: SealedFile) ->
     with contextlib.suppress(BadCatalog):  # which is found again, by its name
         rows = Catalog(storage).slides(["error_type"]) if not len(known) else []
     count = sum(row["error_type"] == Forgotten.__name__ for row in rows)
-    return f"it is not there, and the catalog has {count:,} slides that are forgotten" if count else ""
+    return f"it is missing, and the catalog has {counted(count, 'forgotten slide')}" if count else ""
 
 
 def _raise_if_store_failed(outcome: BaseException) -> None:

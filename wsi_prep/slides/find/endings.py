@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from wsi_prep.errors import counted
 from wsi_prep.slides.urls import name_of
 
 SLIDE_ENDINGS = (
@@ -72,7 +73,7 @@ def _counts(paths: Iterable[str]) -> list[str]:
     shown = [f"{count:,} {kind}" for kind, count in counts[:_SHOWN]]
     if counts[_SHOWN:]:
         shown.append(f"{sum(count for _, count in counts[_SHOWN:]):,} of {len(counts) - _SHOWN} other kinds")
-    return [f"{total:,} {'file was' if total == 1 else 'files were'} left out: {', '.join(shown)}"]
+    return [f"{counted(total, 'file was', 'files were')} skipped: {', '.join(shown)}"]
 
 
 def _kind(path: str) -> str:

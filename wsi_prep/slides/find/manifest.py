@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from wsi_prep.errors import BadManifest
+from wsi_prep.errors import BadManifest, counted
 from wsi_prep.format.records import STAINS
 from wsi_prep.slides.find.endings import why_left_out
 from wsi_prep.slides.find.lists import read_list
@@ -66,7 +66,7 @@ class Matched:
         hints = self.bare_hints if private else self.hints
         entries = [f"{name}{hint}" for name, hint in zip(names, hints, strict=True)][:_SHOWN]
         shown = ", ".join(entries) + (", ..." if len(names) > _SHOWN else "")
-        return [f"the manifest names {len(names)} slides that were not found: {shown}"]
+        return [f"the manifest names {counted(len(names), 'slide that was', 'slides that were')} not found: {shown}"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError
+from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError, counted
 from wsi_prep.format.layout import former_slide_id, make_slide_id
 from wsi_prep.slides.dicom import DicomHeader, dicom_header
 from wsi_prep.slides.fetch.remote import file_system, files_in, is_elsewhere
@@ -81,12 +81,12 @@ def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | 
         pictures = [_full(fs, p) for p in matches if is_left_out(p)]
         groups, others = _grouped([_full(fs, p) for p in matches if _looks_like_slide(p, fs)], named=False)
         pictures += others
-        nothing = f"{where} matches {len(matches)} files, none of them a slide"
+        nothing = f"{where} matches {counted(len(matches), 'file')}, none of them a slide"
     elif not _is_web_file(slides) and fs.isdir(inner):
         paths, pictures, seen = _walk(fs, inner)
         groups, others = _grouped(paths, named=False)
         pictures += others
-        nothing = f"{where} holds no slide among {seen} files; known endings are {' '.join(SLIDE_ENDINGS)}"
+        nothing = f"{where} holds no slide among {counted(seen, 'file')}; known endings are {' '.join(SLIDE_ENDINGS)}"
     elif fs.exists(inner):
         groups, _ = _grouped([_full(fs, inner)], named=True)
     else:
@@ -246,7 +246,9 @@ def _listed(slides: str, fs: AbstractFileSystem, inner: str) -> list[str]:
         said = "; ".join(
             f"line {line}: {bare_url(cell)}{did_you_mean(_near(path))}" for line, cell, path in missing[:3]
         )
-        raise BadManifest(f"{where} names {len(missing)} slides that do not exist ({said})")
+        raise BadManifest(
+            f"{where} names {counted(len(missing), 'slide that does', 'slides that do')} not exist ({said})"
+        )
     found = list(filter(None, stored))
     for (line, cell, _), path in zip(written, map(bare_url, found), strict=True):
         if path in lines:

@@ -40,7 +40,7 @@ def advice(path: str) -> str:
             return "It is DICOM, but no whole-slide microscopy image"
     if is_left_out(path):
         return f"{ending(path)} is not read; convert it to a tiled TIFF (docs/operations.md)"
-    return "Is it a whole-slide image, and whole?"
+    return "Is it a complete whole-slide image?"
 
 
 def _first_is_tiled(ranges: Ranges, head: bytes) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tiffslide import TiffSlide
 
 from wsi_prep.compute.threads import ThreadPool
-from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide
+from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide, counted
 from wsi_prep.format.jpeg import is_ycc
 from wsi_prep.slides.base import WHITE, SlideInfo, blank
 from wsi_prep.slides.fetch.ranges import ExpectedRanges, Ranges, open_ranges, seekable
@@ -88,11 +88,11 @@ class TiffReader:
     @property
     def warnings(self) -> list[str]:
         """Tiles of reduced levels that had to be made of finer ones."""
-        said = ((self._left_out, "are not in the file"), (self._broken, "cannot be decoded"))
+        said = ((self._left_out, "missing"), (self._broken, "damaged"))
         return [
-            f"{len(tiles)} tiles of the level {self._levels[level].width} px wide {what}, taken from a finer level"
+            f"{counted(len(some), 'tile')} {what} in the level {self._levels[level].width} px wide: a finer one is used"
             for found, what in said
-            for level, tiles in sorted(found.items())
+            for level, some in sorted(found.items())
         ]
 
     def add_notes(self, notes: Sequence[str]) -> None:
@@ -251,7 +251,7 @@ class TiffReader:
         """(h, w, samples) of a tile of one page; raises DamagedSlide where it does not decode."""
         where = f"the tile at x {corner[0]}, y {corner[1]} of the level {page.imagewidth} px wide"
         if page.compression == JPEG and not (data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") > 0):
-            raise DamagedSlide(f"{where} is no whole JPEG; copy the slide again from its source")
+            raise DamagedSlide(f"{where} is not a complete JPEG; copy the slide again from its source")
         height, width = coded_size(data)
         if height * width > MOST_TILE_PX:
             raise DamagedSlide(f"{where} says that it is {width} x {height} px; copy the slide again from its source")

@@ -219,4 +219,4 @@ def _notes(slide: Candidate, others: Sequence[Candidate]) -> Iterator[str]:
         more = ", ..." if len(scenes) > 3 else ""
         pictures = "1 more picture" if len(scenes) == 1 else f"{len(scenes)} more pictures"
         why = "the largest" if scenes[0].area <= slide.area else "one that others show reduced, or that has colour,"
-        yield f"the file holds {pictures} of tissue size ({sizes}{more} px), left out: {why} is the slide"
+        yield f"the file holds {pictures} of tissue size ({sizes}{more} px), skipped: {why} is the slide"
