@@ -33,7 +33,7 @@ def recipes_page() -> str:
     from pretrain.train.recipe.recipe import flat  # noqa: PLC0415 - torch
     from pretrain.train.recipe.recipes import RECIPES, recipe  # noqa: PLC0415
 
-    told = [f"- **{name}**: {' '.join((inspect.getdoc(make) or '').split())}" for name, make in RECIPES.items()]
+    told = [f"- **{name}**: {_plain(' '.join((inspect.getdoc(make) or '').split()))}" for name, make in RECIPES.items()]
     values = {name: flat(recipe(name)) for name in RECIPES}
     settings = list(dict.fromkeys(name for each in values.values() for name in each if name != "name"))
     parts = ["\n".join(told)]

@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+import shlex
 
 import pytest
 
 import pretrain.errors
+from pipelines.options import read_call
 from pipelines.pages import api_page, options_page, recipes_page
 from pipelines.targets import COMMANDS, TARGETS
 from pretrain.train.recipe.recipe import flat
@@ -101,3 +103,13 @@ def test_pages_of_the_navigation_are_there():
     made = {"contributing.md", "changelog.md", "reporting.md"}
     there = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert sorted(named) == sorted(there | made)
+
+
+def test_every_command_that_the_pages_type_is_understood():
+    typed = []
+    for path in (ROOT / "docs").rglob("*.md"):
+        for block in re.findall(r"^ *```(?:sh|bash)\n(.*?)^ *```", path.read_text(), re.MULTILINE | re.DOTALL):
+            lines = block.replace("\\\n", " ").splitlines()
+            typed += [shlex.split(line, comments=True) for line in lines if line.strip().startswith("mixmag ")]
+    assert len(typed) > 30
+    assert [words for words in typed if read_call(COMMANDS[words[1]].call, words[2:]) is None] == []
