@@ -190,7 +190,8 @@ def _test(target: Target, said: Mapping[str, str]) -> Commands:
 
 
 def _docs(_target: Target, said: Mapping[str, str]) -> Commands:
-    return [_python("mkdocs", "build", "--strict", "--quiet", *arguments(said))]
+    # not --quiet: what it hides, --strict does not count
+    return [_python("mkdocs", "build", "--strict", *arguments(said))]
 
 
 def _fuzz(target: Target, said: Mapping[str, str]) -> Commands:
