@@ -8,7 +8,7 @@ PINS := pyproject.toml constraints.txt
 
 BARE := help clean
 TARGETS := shards plan verify forget audit privacy query interchange samples pretrain distill recipe curves evaluate export \
-  embed peek fit-stain fuzz test test-fast check bench $(BARE)
+  embed peek fit-stain fuzz test test-fast check bench docs $(BARE)
 
 # The call reaches Python as it was typed, `$` and all: make's own quoted list, and not what make would expand it to.
 GOALS := $(filter-out $(VENV)/.%,$(MAKECMDGOALS))
@@ -34,6 +34,7 @@ shards plan verify forget audit privacy query interchange samples: $(VENV)/.shar
 pretrain distill recipe curves evaluate export embed peek: $(VENV)/.train
 fit-stain fuzz test test-fast check: $(VENV)/.test
 bench: $(VENV)/.bench
+docs: $(VENV)/.docs
 test test-fast: check
 ifeq ($(origin SHARDS),undefined)
 pretrain distill: $(VENV)/.shards
@@ -47,7 +48,7 @@ help:
 
 clean:
 	@$(ANY_PYTHON) -m pipelines.make clean
-	rm -rf .venv shards sample_slides/*.svs sample_slides/*.tiff sample_slides/*.png
+	rm -rf .venv shards site sample_slides/*.svs sample_slides/*.tiff sample_slides/*.png
 
 $(VENV)/.shards: $(PINS)
 	@$(ANY_PYTHON) -m pipelines.make --check
@@ -76,3 +77,10 @@ $(VENV)/.bench: $(VENV)/.test
 	@echo "setting up $(VENV) for the benchmarks"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,bench]'
 	@touch $@
+
+$(VENV)/.docs: $(PINS)
+	@$(ANY_PYTHON) -m pipelines.make --check
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) for the documents"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,docs]'
+	@touch $@ $(VENV)/.shards $(VENV)/.train

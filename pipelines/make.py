@@ -18,7 +18,7 @@ EXIT_OK, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 2, 130
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "sample_slides"
-_AT_ROOT = ("test", "test-fast", "check")
+_AT_ROOT = ("test", "test-fast", "check", "docs")
 _LEFT_OUT = "not (slow or browser or cluster or network)"
 
 _HELP = """
@@ -190,6 +190,11 @@ def _test(target: Target, said: Mapping[str, str]) -> Commands:
     return [_python("pytest", "-n", "2", "--dist", "worksteal", *fast, *arguments(said))]
 
 
+def _docs(_target: Target, said: Mapping[str, str]) -> Commands:
+    # not --quiet: what it hides, --strict does not count
+    return [_python("mkdocs", "build", "--strict", *arguments(said))]
+
+
 def _fuzz(target: Target, said: Mapping[str, str]) -> Commands:
     return _plain(target, {"SECONDS": "600"} | dict(said))
 
@@ -217,6 +222,7 @@ _PLANS: dict[str, Callable[[Target, Mapping[str, str]], Commands]] = {
     "distill": _train,
     "bench": _bench,
     "check": _check,
+    "docs": _docs,
     "test": _test,
     "test-fast": _test,
     "fuzz": _fuzz,

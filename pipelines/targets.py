@@ -125,7 +125,8 @@ _DEVELOPING = (
     Target("test", "Run every test, after ruff and mypy", "pytest", (_ARGS,)),
     Target("test-fast", "Run the tests that take seconds, after ruff and mypy: under 2 minutes", "pytest", (_ARGS,)),
     Target("check", "Run typos, ruff and mypy alone"),
-    Target("clean", "Remove the environment, the sample slides' pictures and the folder shards/"),
+    Target("docs", "Build the documents as a site in the folder site/", "mkdocs", (_ARGS,)),
+    Target("clean", "Remove the environment, the sample slides' pictures and the folders shards/ and site/"),
 )
 
 TARGETS = {target.name: target for target in (Target("help", "List the targets"), *_COMMANDS, *_DEVELOPING)}

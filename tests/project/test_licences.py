@@ -16,8 +16,9 @@ del ROWS["package"]
 
 LOOKED_AT = {
     "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "blessing", "BSD-1-Clause", "BSD-2-Clause", "BSD-3-Clause",
-    "BSD-4.3TAHOE", "BSL-1.0", "CC0-1.0", "CNRI-Python", "IJG", "LGPL-2.1-only", "LGPL-2.1-or-later", "libpng-2.0",
-    "libtiff", "LicenseRef-Public-Domain", "MIT", "MIT-CMU", "MPL-1.1", "MPL-2.0", "OLDAP-2.8", "PSF-2.0", "Zlib",
+    "BSD-4.3TAHOE", "BSL-1.0", "CC0-1.0", "CNRI-Python", "IJG", "ISC", "LGPL-2.1-only", "LGPL-2.1-or-later",
+    "libpng-2.0", "libtiff", "LicenseRef-Public-Domain", "MIT", "MIT-CMU", "MPL-1.1", "MPL-2.0", "OLDAP-2.8",
+    "PSF-2.0", "Zlib",
 }  # fmt: skip
 """Licences that forbid nothing that this project or its users do; another is read before it joins."""
 

@@ -8,7 +8,7 @@ from tests.support.paths import ROOT
 
 WORST = 'it\'s & (that)$HOME; touch pwned `touch pwned` $(touch pwned) "#" 100%'
 
-_NO_SET_UP = [word for stamp in ("shards", "train", "test", "bench") for word in ("-o", f".venv/.{stamp}")]
+_NO_SET_UP = [word for stamp in ("shards", "train", "test", "bench", "docs") for word in ("-o", f".venv/.{stamp}")]
 
 
 def make(*words, cwd=ROOT, set_up=False, **environment) -> subprocess.CompletedProcess[str]:
