@@ -56,7 +56,7 @@ def call(here, *more, without=()):
         "--workers",
         "1",
     ]
-    return main([str(text) for text in (*fixed, *given, *more)])
+    return main(changed_call([*fixed, *given], more))
 
 
 def contents(here):

@@ -59,7 +59,7 @@ def local(slides, tmp_path_factory, scheduler):
 
 def shards(slides, out, scheduler, *more):
     call = ["--slides", str(slides), "--out", str(out), "--assume-mpp", "0.5", "--mags", "10x 5x"]
-    return main([*call, *(["--scheduler", scheduler] if scheduler else []), *more])
+    return main(changed_call([*call, *(["--scheduler", scheduler] if scheduler else [])], more))
 
 
 def catalog(objects):
