@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.shards import main
 from sample_slides.make import make_synthetic, nompp_tiff
+from tests.support.command_words import changed_call
 from wsi_prep.errors import OtherConfiguration
 from wsi_prep.output.folder import held_output, read_run
 from wsi_prep.output.terms import Terms

@@ -17,6 +17,7 @@ import pytest
 import zarr
 
 from pipelines.shards import main
+from tests.support.command_words import changed_call
 from tests.support.object_server import BUCKET
 from tests.support.paths import ROOT
 from tests.support.undisturbed import TIMINGS
