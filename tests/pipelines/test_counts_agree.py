@@ -8,7 +8,7 @@ import torch
 
 from pipelines import audit, peek
 from pretrain.features.embed import EmbedSettings, FeaturesTo, WantedTiles, embed_shards
-from pretrain.features.embedder import Inference
+from pretrain.features.embedder import Inference, of_backbone
 from pretrain.model.backbone import Backbone, BackboneSettings
 from tests.support.shard_folders import add_row, add_slide
 
@@ -41,9 +41,9 @@ def test_audit_peek_and_embed_count_alike(shards, tmp_path, capsys):
     index = ["--index", str(tmp_path / "index")]
     assert peek.main(["--shards", *shards, "--out", str(tmp_path / "sheet.png"), *index]) == 0
     assert counts(capsys.readouterr()) == audited
-    backbone = Backbone(BackboneSettings(width=32, depth=1, heads=2, image_px=56))
+    embedder = of_backbone(Backbone(BackboneSettings(width=32, depth=1, heads=2, image_px=56)))
     settings = EmbedSettings(Inference(torch.device("cpu"), 8, 1, None), 56)
-    done = embed_shards(WantedTiles(shards), backbone, FeaturesTo(tmp_path / "features"), settings)
+    done = embed_shards(WantedTiles(shards), embedder, FeaturesTo(tmp_path / "features"), settings)
     assert [done.tiles, done.slides] == audited[:2]
     tiles = [f"{out}/catalog/tiles/*.parquet" for out in shards]
     by_hand = duckdb.execute(

@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 import typing
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
@@ -78,7 +79,7 @@ def test_what_is_declared_twice_agrees():
 
 def test_the_defaults_of_the_command_are_those_of_the_library(tmp_path):
     said, own = build_request(ShardsCall(slides="s", out=str(tmp_path))), RunRequest("s", str(tmp_path))
-    assert said == own
+    assert replace(said, script=None) == own
 
 
 MISSING = """
