@@ -20,7 +20,7 @@ _HEAD = """#!/bin/sh
 # Repeats the last call of make shards on this folder, which does what is not done:  sh call.sh
 # Secrets are not in it: set WSI_PREP_PATIENT_KEY again where it was set.
 """
-_LEFT_OUT = "# What a URL below held of names, passwords or signatures was left out, too: put it back.\n"
+_LEFT_OUT = "# What a URL below held of names, passwords or signatures was omitted, too: put it back.\n"
 
 
 def call_script(call: ShardsCall, folder: Path | None = None, python: str = sys.executable) -> bytes:

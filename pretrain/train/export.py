@@ -138,7 +138,7 @@ def _usage(settings: BackboneSettings) -> list[str]:
         "",
         "It needs `pip install torch torchvision timm`. Where `import timm` says `operator torchvision::nms does not "
         "exist`, torchvision is of another build than torch, as PyPI's is beside a torch for CPUs. Install both from "
-        "one place, or begin anew with",
+        "one place, or begin again with",
         "",
         "```python",
         "import torch",

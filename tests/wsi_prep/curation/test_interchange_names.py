@@ -121,7 +121,7 @@ def test_what_is_not_found_or_there_twice_is_said(cohort):
     done, linked = link(cohort)
     assert done.returncode == 1
     assert "not found: plain.svs" in done.stderr
-    assert "scan.ome.tif is linked already; left out: " in done.stderr
+    assert "scan.ome.tif is linked already; skipped: " in done.stderr
     assert len(linked) == len(NAMES) - 1
 
 

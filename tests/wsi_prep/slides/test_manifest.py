@@ -116,7 +116,7 @@ def test_columns_of_ones_own_are_kept_as_they_are(slides, manifest):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("slide,patient_id\n", "column 'patient_id' would be written as it is; call it 'patient'"),
+        ("slide,patient_id\n", "column 'patient_id' would be written as it is; name it 'patient'"),
         ("slide,patient,patient name\n", "column 'patient name' would be written as it is"),
         ("slide,stian\n", "'stian' is not known, did you mean 'stain'"),
         ("slide,\n", "a column has no name"),

@@ -151,7 +151,7 @@ __CASES__
         ln -sfn "$path" "$at"
         case $path in *.mrxs) [ ! -d "${path%.mrxs}" ] || ln -sfn "${path%.mrxs}" "${at%.mrxs}" ;; esac
     elif [ "$(readlink "$at")" != "$path" ]; then
-        printf '%s is linked already; left out: %s\n' "$name" "$path" >&2
+        printf '%s is linked already; skipped: %s\n' "$name" "$path" >&2
     fi
 done
 """

@@ -156,7 +156,7 @@ def _further_columns(path: str, names: list[str]) -> tuple[str, ...]:
     for name in more:
         if "patient" in name:
             raise BadManifest(
-                f"{path}: column {name[:60]!r} would be written as it is; call it 'patient', which is written under "
+                f"{path}: column {name[:60]!r} would be written as it is; name it 'patient', which is written under "
                 "PATIENT_KEY alone, or take it out"
             )
         near = difflib.get_close_matches(name, [each for each in COLUMNS if each not in names], 1, _TYPO)
