@@ -216,7 +216,7 @@ def test_a_damaged_part_of_the_catalog_undoes_its_slides(server, made, table, ca
     printed = capsys.readouterr().out
     assert key in printed
     assert "it has rows of 4 slides" in printed
-    assert sorted(server.objects(PREFIX)) == [LOCK, ".run.json", "run.json"]
+    assert sorted(server.objects(PREFIX)) == [LOCK, ".run.json", "call.sh", "run.json"]
 
 
 def test_while_a_run_is_at_work_nothing_is_looked_at(server, capsys):
