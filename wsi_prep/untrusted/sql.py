@@ -36,6 +36,7 @@ _CLOSED = {
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",
 }
+_TABLES = ("slides", "tiles")
 _ROWS_OF_NOTHING = ("range", "generate_series", "unnest")
 _READING = ("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE")
 _VALUES = ("COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "CAST", "CASE", "BETWEEN", "COLLATE")
@@ -78,12 +79,24 @@ def check_question(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
     statements = connection.extract_statements(_not_too_long(sql))
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         raise BadQuery("write one SELECT statement, and nothing else")
-    for node in _nodes(_parsed(statements[0].query)):
+    nodes = list(_nodes(_parsed(statements[0].query)))
+    known = {*_TABLES, *(str(node["key"]).lower() for node in nodes if {"key", "value"} <= node.keys())}
+    for node in nodes:
         kind = str(node.get("type"))
         if kind.endswith("_NODE") and kind not in _READING:  # WITH x AS (COPY ...) writes
             raise BadQuery("one SELECT statement is answered, and WITH is for SELECT alone")
         if kind == "TABLE_FUNCTION":
             _check_rows_of(node)
+        if kind == "BASE_TABLE" and (
+            str(node["table_name"]).lower() not in known or str(node.get("schema_name", "")).lower() not in ("", "main")
+        ):  # DuckDB's own tables tell the files' places
+            name = str(node["table_name"])[:60]
+            raise BadQuery(
+                f"table {name} does not exist: a SELECT reads slides and tiles; other tables and files are disabled by "
+                "configuration"
+            )
+        if node.get("class") == "FUNCTION" and str(node["function_name"]).lower() == "current_setting":
+            raise BadQuery("current_setting() is disabled by configuration")
     question: str = statements[0].query
     return question
 

@@ -210,6 +210,12 @@ def test_interchange_asks_the_whole_catalog_by_one_expression_alone(shards, tmp_
         "SELECT * FROM pragma_database_list()",
         "SELECT * FROM duckdb_settings()",
         "SELECT * FROM truncate_duckdb_logs()",
+        "SELECT sql FROM information_schema.views",
+        "SELECT sql FROM pg_views",
+        "SELECT sql FROM sqlite_master",
+        "SELECT (SELECT max(sql) FROM duckdb_views) FROM slides",
+        "DESCRIBE information_schema.views",
+        "SELECT current_setting('allowed_paths')",
         "SELECT (SELECT count(*) FROM read_blob('/etc/passwd'))",
         "WITH x AS MATERIALIZED (FROM sniff_csv('/etc/passwd')) SELECT 1",
         "SELECT * FROM slides, LATERAL (FROM glob('/*'))",
@@ -227,6 +233,20 @@ def test_interchange_asks_the_whole_catalog_by_one_expression_alone(shards, tmp_
 def test_a_question_makes_tables_of_the_catalog_alone(shards, capsys, question):
     assert call(shards, question) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "WITH x AS (SELECT slide_id FROM slides) SELECT count(*) FROM x JOIN tiles USING (slide_id)",
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3) SELECT * FROM n",
+        "SELECT * FROM main.slides",
+        "DESCRIBE slides",
+        "SUMMARIZE SELECT stain FROM Slides",
+    ],
+)
+def test_tables_of_the_question_are_its_own(shards, question):
+    assert call(shards, question) == 0
 
 
 def test_the_catalogs_own_file_is_not_written_by_what_stands_in_a_with(shards, tmp_path, capsys):
