@@ -69,13 +69,13 @@ $(VENV)/.test: $(PINS)
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for the tests"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
-	@touch $@ $(VENV)/.shards $(VENV)/.train
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,docs]'
+	@touch $@ $(VENV)/.shards $(VENV)/.train $(VENV)/.docs
 
 $(VENV)/.bench: $(VENV)/.test
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@echo "setting up $(VENV) for the benchmarks"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,bench]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,docs,bench]'
 	@touch $@
 
 $(VENV)/.docs: $(PINS)

@@ -33,10 +33,10 @@ def run(*command):
 
 
 def test_slides_broken_in_every_way_break_no_rule(tmp_path):
-    call = ("--made-only", "--cases", 24, "--seed", 100, "--limit-seconds", 60, "--keep", tmp_path / "found")
+    call = ("--made-only", "--cases", 16, "--seed", 100, "--limit-seconds", 60, "--keep", tmp_path / "found")
     found = run("-m", "tests.fuzz", *call)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert "24 cases (seeds 100 to 123), 0 broke a rule, 0 workers died" in found.stdout
+    assert "16 cases (seeds 100 to 115), 0 broke a rule, 0 workers died" in found.stdout
     assert len(re.findall(r"^sound .* ok ", found.stdout, re.MULTILINE)) >= 9
     assert not (tmp_path / "found").exists()
 
