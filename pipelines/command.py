@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipelines.options import command_name, read_call
+from pipelines.calls.base import command_name
+from pipelines.options import read_call
 from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.slides.urls import without_secrets
 from wsi_prep.storage.select import local_folder

@@ -10,15 +10,10 @@ from typing import Annotated, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
-from pipelines.calls.base import Declared, declared
+from pipelines.calls.base import Declared, command_name, declared
 from wsi_prep.errors import BadOption
 
 C = TypeVar("C")
-
-
-def command_name(call: type) -> str:
-    """As a person types it: FitStainCall is fit-stain."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", call.__name__.removesuffix("Call")).lower()
 
 
 def command_line(call: type[C]) -> App:

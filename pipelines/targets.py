@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import re
 from dataclasses import dataclass
 
 from pipelines.calls import slides, training
-from pipelines.calls.base import declared
+from pipelines.calls.base import command_name, declared
 from pipelines.calls.shards import ShardsCall
 
 TEXT, FLAG, WORDS, PATHS = "text", "flag", "words", "paths"
@@ -66,7 +65,7 @@ _OUT = Variable("OUT", "", example="shards")
 
 def _command(call: type, module: str = "") -> Target:
     """The target of a command: each of the call's options is a variable."""
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", call.__name__.removesuffix("Call")).lower()
+    name = command_name(call)
     about = (inspect.getdoc(call) or "").partition("\n")[0].removesuffix(".")
     options = declared(call)
     variables = []

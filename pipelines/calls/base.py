@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from dataclasses import MISSING, dataclass, fields
@@ -49,6 +50,11 @@ class Declared:
     def is_list(self) -> bool:
         """Whether it takes several values."""
         return typing.get_origin(self.kind) is tuple
+
+
+def command_name(call: type) -> str:
+    """As a person types it: FitStainCall is fit-stain."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", call.__name__.removesuffix("Call")).lower()
 
 
 def declared(call: type) -> list[Declared]:
