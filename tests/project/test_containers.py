@@ -132,13 +132,6 @@ def wanted_of_the_system(venv):
     return set(re.findall(r"\(NEEDED\).*\[(.+)\]", read)) - {file.name for file in files}
 
 
-def command_of(venv, image, name):
-    """What an image does when it is called with the name of a command."""
-    if "scripts" in ABOUT:
-        return [venv / "bin" / image.start, name]
-    return [venv / "bin" / "python", "-I", "-m", f"pipelines.{name.replace('pretrain', 'train')}"]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(os.environ.get("MIXMAG_TEST_CONTAINERS") != "1", reason="minutes: MIXMAG_TEST_CONTAINERS=1 asks")
@@ -149,11 +142,11 @@ def test_its_commands_make_an_environment_that_works(name, nompp_slide, tmp_path
     elsewhere.mkdir()
     try:
         if name == "Dockerfile.train":  # torch may be built for another machine than this
-            subprocess.run([*command_of(venv, image, "pretrain"), "--help"], cwd=elsewhere, check=True)
+            subprocess.run([venv / "bin" / image.start, "pretrain", "--help"], cwd=elsewhere, check=True)
             return
         assert wanted_of_the_system(venv) - OPTIONAL <= IN_A_SLIM_IMAGE
         call = ["--slides", nompp_slide, "--out", "shards", "--assume-mpp", "0.5", "--workers", "1"]
-        subprocess.run([*command_of(venv, image, "shards"), *call], cwd=elsewhere, check=True)
+        subprocess.run([venv / "bin" / image.start, "shards", *call], cwd=elsewhere, check=True)
         assert len(list((elsewhere / "shards" / "stores").glob("nompp-*.zarr"))) == 1
     finally:
         shutil.rmtree(venv)
