@@ -38,7 +38,7 @@ _LEAST_SAMPLES, _MOST_SAMPLES = 3, 48
 _IN_TISSUE = 4
 """Places in the tissue where the thumbnail is compared with level 0, beside those all over the slide."""
 
-_MOST_STRIKING, _STRIKING_PX = 12, 5
+_MOST_STRIKING, _STRIKING_PX = 8, 5
 """Places that strike the eye, in each direction of the thumbnail; and their sides in its pixels."""
 
 _OTHER_PICTURE = "shows something else than level 0"

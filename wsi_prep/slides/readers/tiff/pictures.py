@@ -86,6 +86,12 @@ class Picture:
         """Whether the file leaves the tile out."""
         return any(page.databytecounts[first + index] == 0 for page, first in self.planes)
 
+    def reaches_beyond(self, index: int, rectangle: tuple[int, int, int, int]) -> bool:
+        """Whether a tile reaches beyond the right or lower edge of x, y, width, height."""
+        x_tile, y_tile = self.corner(index)
+        x, y, width, height = rectangle
+        return x_tile + self.tile_width > x + width or y_tile + self.tile_height > y + height
+
     def corner(self, index: int) -> tuple[int, int]:
         """X and y of a tile's upper left pixel."""
         row, col = divmod(index, self.across)

@@ -31,6 +31,7 @@ from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX, coded_size, requir
 from wsi_prep.slides.readers.tiff.facts import describe
 from wsi_prep.slides.readers.tiff.ome import read_images
 from wsi_prep.slides.readers.tiff.pictures import JPEG, RGB, Picture, UnsupportedLayout
+from wsi_prep.slides.readers.tiff.sampled import SampledTiles
 from wsi_prep.slides.readers.tiff.slide import Read, find_pyramid
 from wsi_prep.slides.urls import name_of
 
@@ -57,6 +58,7 @@ class TiffReader:
         self._path = path
         self._pool = pool or ThreadPool()
         self._bytes = open_ranges(path)
+        self._sampled = SampledTiles()
         try:
             self._slide = _open_tiffslide(path, self._bytes)
             self._coming = ExpectedRanges(self._bytes)
@@ -127,7 +129,7 @@ class TiffReader:
                 absent.append((index, None))
                 continue
             _paste(out, self._bare(picture) if tile is None else tile, *picture.corner(index), x_level, y_level)
-            if tile is not None and not _is_shared(picture, index, rectangle):
+            if tile is not None and not picture.reaches_beyond(index, rectangle):
                 self._drop((level, index))
 
         def decode(indices: Sequence[int]) -> list[tuple[int, NDArray[np.uint8] | DamagedSlide]]:
@@ -135,7 +137,7 @@ class TiffReader:
             scratch = np.empty((picture.tile_height, picture.tile_width, 3), np.uint8)
             shared: list[tuple[int, NDArray[np.uint8] | DamagedSlide]] = []
             for index in indices:
-                again = _is_shared(picture, index, rectangle)
+                again = picture.reaches_beyond(index, rectangle)
                 # decoded to memory that is still in the processor's cache when it is copied
                 try:
                     tile = self._decode(picture, index, found[index], None if again else scratch)
@@ -145,6 +147,8 @@ class TiffReader:
                     shared.append((index, error))
                     continue
                 _paste(out, tile, *picture.corner(index), x_level, y_level)
+                if level == 0:
+                    self._sampled.keep(picture.spans(index)[0], tile)
                 if again:
                     shared.append((index, tile))
             return shared
@@ -164,6 +168,7 @@ class TiffReader:
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
     ) -> None:
         """See `SlideReader.expect`."""
+        self._sampled.end()
         picture = self._levels[level]
         wanted = _tiles_touched(picture, (x_level, y_level, width, height), boxes)
         stored = [i for i in wanted if (level, i) not in self._cache and not picture.is_missing(i)]
@@ -189,7 +194,8 @@ class TiffReader:
         try:
             stored = [i for i in _tiles_touched(picture, rectangle, None) if not picture.is_missing(i)]
             for index, data in self._fetched(picture, stored).items():
-                _paste(out, self._decode(picture, index, data, None), *picture.corner(index), x, y)
+                self._sampled.keep(picture.spans(index)[0], tile := self._decode(picture, index, data, None))
+                _paste(out, tile, *picture.corner(index), x, y)
         except DamagedSlide:
             return None
         return out
@@ -235,6 +241,8 @@ class TiffReader:
     ) -> NDArray[np.uint8]:
         """The tile, clipped to the picture; in `out`, if that is given and it is a JPEG of all three colours."""
         x_tile, y_tile = picture.corner(index)
+        if (sampled := self._sampled.take(picture.spans(index)[0])) is not None:
+            return sampled
         if len(data) == 1:
             tile = self._decode_piece(picture.page, index, data[0], (x_tile, y_tile), out)
         else:
@@ -346,13 +354,6 @@ def _is_generic(tiff: Any) -> bool:
     if str(tiff.pages[0].software).startswith(_TRESTLE):
         return False
     return not any((tiff.is_ndpi, tiff.is_scn, tiff.is_bif, tiff.is_philips, tiff.is_qpi, tiff.is_stk, tiff.is_lsm))
-
-
-def _is_shared(picture: Picture, index: int, rectangle: tuple[int, int, int, int]) -> bool:
-    """Whether a tile reaches beyond the rectangle's right or lower edge."""
-    x_tile, y_tile = picture.corner(index)
-    x, y, width, height = rectangle
-    return x_tile + picture.tile_width > x + width or y_tile + picture.tile_height > y + height
 
 
 def _tiles_touched(

@@ -138,11 +138,13 @@ class _Looks:
         side = min(max(_LEAST_PX, int(large.tile_width / 2 / step[0])), max(1, int(_MOST_FINE_PX / max(step))))
         places = striking(pixels, _PLACES, _LEAST_PX)
         agree = 0
-        for middle in places:
+        for number, middle in enumerate(places):
             x, y = (min(max(0, m - side // 2), most - side) for m, most in zip(middle, (width, height), strict=True))
             there = round((left + x) * step[0]), round((top + y) * step[1])
             fine = self._read(large, (*there, round(side * step[0]), round(side * step[1])))
             agree += fine is not None and alike(resized(fine, (side, side)), pixels[y : y + side, x : x + side])
+            if agree * 2 > len(places) or (agree + len(places) - number - 1) * 2 <= len(places):
+                break  # whatever the others show
         return agree * 2 > len(places)
 
 

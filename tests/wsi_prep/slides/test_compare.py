@@ -1,0 +1,47 @@
+"""What strikes the eye in a picture, whether two pictures show the same, and tiles that were looked at before they are cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_prep.slides.pyramid.compare import alike, striking
+from wsi_prep.slides.readers.tiff.reader import TiffReader
+
+
+@given(st.integers(0, 90), st.integers(0, 120), st.integers(5, 12), st.sampled_from([5, 8]))
+def test_a_mark_on_bright_ground_strikes_the_eye(top, left, side, patch):
+    picture = np.full((110, 140, 3), 240, np.uint8)
+    picture[top : top + side, left : left + side] = (120, 40, 160)
+    places = striking(picture, 4, patch)
+    assert places
+    for x, y in places:
+        assert left - patch <= x <= left + side + patch
+        assert top - patch <= y <= top + side + patch
+
+
+def test_bare_glass_and_nothing_else_does_not():
+    glass = np.random.default_rng(0).normal(238, 3, (200, 300, 3)).clip(0, 255).astype(np.uint8)
+    assert striking(glass, 12, 5) == []
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_a_picture_is_like_itself_in_other_words_and_not_like_its_neighbour(shift):
+    rng = np.random.default_rng(1)
+    one = np.repeat(np.repeat(rng.integers(60, 240, (12, 12, 1)), 4, 0), 4, 1).repeat(3, 2).astype(np.uint8)
+    other = np.roll(one, shift, axis=(0, 1)).astype(int) + rng.integers(-4, 5, one.shape)
+    assert alike(one, other.clip(0, 255).astype(np.uint8)) == (shift == 0)
+
+
+def test_a_tile_that_was_looked_at_is_cut_as_it_is_and_kept_no_longer(he_slide):
+    looked, fresh = TiffReader(str(he_slide)), TiffReader(str(he_slide))
+    side = looked.info.tile_px
+    whole = (0, 0, 2 * side, 2 * side)
+    for _ in range(2):
+        looked.read(0, side, side, side, side)
+    for reader in (looked, fresh):
+        reader.expect(0, *whole)
+    np.testing.assert_array_equal(looked.read(0, *whole), fresh.read(0, *whole))
+    assert looked.cached_bytes == fresh.cached_bytes == 0
+    looked.close()
+    fresh.close()
