@@ -1,4 +1,4 @@
-"""What strikes the eye in a picture, whether two pictures show the same, and tiles that were looked at before they are cut."""
+"""What strikes the eye in a picture, whether two show the same, and tiles that were looked at before they are cut."""
 
 import numpy as np
 import pytest
