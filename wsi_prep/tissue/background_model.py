@@ -120,13 +120,15 @@ class BackgroundModel:
         cv2.max(density, 0.0, dst=density)
         return density
 
-    def noise_floor(self, evidence: NDArray[np.float32]) -> float:
-        """What (h, w) `evidence` of tissue reaches on bare glass by noise alone, at most 0.05."""
+    def noise_floor(self, evidence: NDArray[np.float32], spreads: float = 4.0) -> float:
+        """What (h, w) `evidence` of tissue reaches on bare glass by noise alone, at most 0.05: so many `spreads` above
+        the usual.
+        """
         found = evidence[:: self.stride, :: self.stride][self.sampled]
         if not len(found):
             return 0.0
         middle = float(np.median(found))
-        return min(0.05, middle + 4 * 1.4826 * float(np.median(np.abs(found - middle))))
+        return min(0.05, middle + spreads * 1.4826 * float(np.median(np.abs(found - middle))))
 
     def unscanned(self, thumbnail: NDArray[np.uint8]) -> NDArray[np.bool_] | None:
         """(h, w): the parts that are filled with one of `fillings`, and their rim; None where there are none."""

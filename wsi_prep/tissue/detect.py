@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import BadOption, NotBrightField
 from wsi_prep.tissue.background_model import BackgroundModel
+from wsi_prep.tissue.evidence.regions import hysteresis, morphed, with_holes_filled, without_faint_fragments
+from wsi_prep.tissue.evidence.texture import Texture
 from wsi_prep.tissue.picture import bands, brightest, darkest, deviation
 
 MASK_MPP = 8.0
@@ -27,6 +29,9 @@ _ARTEFACT_MPP = 16.0
 
 _TEXTURE_UM = 50.0
 _RIM_UM = 32.0
+
+_IN_FAT, _FAINT = 6.0, 5.0
+"""Times the least hole and fragment, of what fat may leave open, and of fragments that have nothing dense."""
 
 _NEUTRAL = 0.2
 """(strongest - weakest channel) / strongest, in optical density, below which a thing is grey: no dye looks so."""
@@ -102,29 +107,39 @@ def detect_tissue(
     artefact = _artefacts(density, mpp)
     if unscanned is not None:
         artefact |= unscanned
+    if artefact.any():
+        density[artefact] = 0.0
     strongest = np.empty(artefact.shape, np.float32)
     for rows in bands(len(density)):
         red, green, blue = cv2.split(density[rows])
         cv2.max(cv2.max(red, green), blue, dst=strongest[rows])
+    texture = Texture.of(density, strongest, glass, mpp)
     del density  # of a large slide each of these has tens of MB
-    strongest[artefact] = 0.0
+    dense = _dense(strongest, glass, mpp, settings)
+    del strongest
+    artefact |= texture.films(artefact.shape)
+    clean = _drop_debris((texture.tissue(dense) | dense) & ~artefact, thumbnail, glass, mpp, settings)
+    closed = morphed(clean, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp) & ~artefact
+    holes, fragments = settings.least_hole_um2 / mpp**2, settings.least_fragment_um2 / mpp**2
+    filled = with_holes_filled(closed, dense, holes, _IN_FAT * holes)
+    return without_faint_fragments(filled, dense, fragments, _FAINT * fragments)
+
+
+def _dense(
+    strongest: NDArray[np.float32], glass: BackgroundModel, mpp: float, settings: TissueSettings
+) -> NDArray[np.bool_]:
+    """(h, w): what the `strongest` (h, w) density alone, or its variation, shows to be tissue."""
     smooth = cv2.GaussianBlur(strongest, (0, 0), max(0.4, 10.0 / mpp))
     evidence = deviation(strongest, max(3, round(_TEXTURE_UM / mpp) | 1))
     evidence += smooth
-    del strongest
     noise = glass.noise_floor(evidence)
     reach = max(settings.edge_density, noise)
     certain, likely = evidence > max(settings.seed_density, 2 * noise), evidence > reach
     del evidence
-    grown = _hysteresis(certain, likely)
+    grown = hysteresis(certain, likely)
     # texture is seen half its window beyond the edge: there, density alone decides
-    inner = _morphed(grown, cv2.MORPH_ERODE, 0.5 * _TEXTURE_UM / mpp)
-    sharp = (inner | (grown & (smooth > 0.5 * reach))) & ~artefact
-    del smooth
-    clean = _drop_debris(sharp, thumbnail, glass, mpp, settings)
-    closed = _morphed(clean, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp) & ~artefact
-    filled = ~_drop_small(~closed, settings.least_hole_um2 / mpp**2)
-    return _drop_small(filled, settings.least_fragment_um2 / mpp**2)
+    inner = morphed(grown, cv2.MORPH_ERODE, 0.5 * _TEXTURE_UM / mpp)
+    return np.asarray(inner | (grown & (smooth > 0.5 * reach)), dtype=np.bool_)
 
 
 def _artefacts(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
@@ -144,49 +159,18 @@ def _artefacts(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
     coarse = mpp * factor
     # no stain but a green one is green, so a narrow stroke is enough; the other colours may be pigment where narrow
     mask = _strokes(green_pen, 50.0 / coarse) | _strokes(blue_pen, 150.0 / coarse) | _strokes(red_pen, 150.0 / coarse)
-    mask |= _morphed(black, cv2.MORPH_OPEN, 75.0 / coarse, outside=1)
+    mask |= morphed(black, cv2.MORPH_OPEN, 75.0 / coarse, outside=1)
     if not mask.any():
         return np.zeros((height, width), bool)
-    grown = _morphed(mask, cv2.MORPH_DILATE, _RIM_UM / coarse).astype(np.uint8) * 255
+    grown = morphed(mask, cv2.MORPH_DILATE, _RIM_UM / coarse).astype(np.uint8) * 255
     artefact: NDArray[np.bool_] = cv2.resize(grown, (width, height), interpolation=cv2.INTER_LINEAR) > 127
     return artefact
 
 
 def _strokes(kind: NDArray[np.bool_], width_px: float) -> NDArray[np.bool_]:
     """The parts of regions that are at least `width_px` across; none where most are narrower: that is a dye."""
-    wide = _morphed(kind, cv2.MORPH_OPEN, math.floor(width_px / 2))
+    wide = morphed(kind, cv2.MORPH_OPEN, math.floor(width_px / 2))
     return wide if np.count_nonzero(wide) >= 0.4 * np.count_nonzero(kind) else np.zeros_like(kind)
-
-
-def _morphed(
-    mask: NDArray[np.bool_], operation: int, radius_px: float, outside: int | None = None
-) -> NDArray[np.bool_]:
-    """Morphology with a disc; beyond its edges the picture goes on as it is there, or is `outside` everywhere."""
-    radius = round(radius_px)
-    if radius < 1 or not mask.any():
-        return mask
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    border, pad = cv2.BORDER_REPLICATE if outside is None else cv2.BORDER_CONSTANT, 2 * radius
-    padded = cv2.copyMakeBorder(mask.astype(np.uint8), pad, pad, pad, pad, border, value=outside or 0)
-    changed: NDArray[np.bool_] = cv2.morphologyEx(padded, operation, disc)[pad:-pad, pad:-pad] > 0
-    return changed
-
-
-def _hysteresis(seed: NDArray[np.bool_], reach: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The connected parts of `reach` that hold a `seed`."""
-    count, labels = cv2.connectedComponents(reach.astype(np.uint8), connectivity=8)
-    keep = np.bincount(labels[seed & reach], minlength=count) > 0
-    keep[0] = False
-    kept: NDArray[np.bool_] = keep[labels]
-    return kept
-
-
-def _drop_small(mask: NDArray[np.bool_], least_px: float) -> NDArray[np.bool_]:
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= least_px
-    keep[0] = False
-    kept: NDArray[np.bool_] = keep[labels]
-    return kept
 
 
 def _drop_debris(

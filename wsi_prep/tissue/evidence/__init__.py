@@ -1,0 +1,1 @@
+"""What in a slide's picture speaks for tissue, and what against it."""
