@@ -14,7 +14,7 @@ from wsi_prep.tissue.picture import largest
 _DARK = 60
 """Brightness (0 to 255) below which nothing is looked at: borders, dark filling."""
 
-_BLOCK_PX, _LARGE_PX = 8, 1_000_000
+_BLOCK_PX, _LARGE_PX, _SMALL_PX = 8, 1_000_000, 40_000
 _QUIET_SHARE, _LEAST_QUIET = 0.01, 2.0
 """Of its brightness, how much a block of glass may differ from its neighbours; levels, which JPEG alone may."""
 
@@ -115,9 +115,16 @@ def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np
     """(3,) the colour of the brightest large part of the picture that is as even as bare glass; None where none is.
 
     Neighbouring blocks of glass hardly differ, whatever its colour and the noise of single pixels; those of tissue do.
-    Parts of a flat colour do not count, nor does what a good share of the picture outshines.
+    Parts of a flat colour do not count, nor does what a good share of the picture outshines. On a small picture, glass
+    may be left in its corners alone, so smaller blocks are tried where the usual ones find none.
     """
-    mean, differs, side = _blocks(picture)
+    blocks = (_BLOCK_PX,) if picture.shape[0] * picture.shape[1] > _SMALL_PX else (_BLOCK_PX, _BLOCK_PX // 2)
+    colours = (_brightest_quiet(picture, flats, block_px) for block_px in blocks)
+    return next((colour for colour in colours if colour is not None), None)
+
+
+def _brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat], block_px: int) -> NDArray[np.float64] | None:
+    mean, differs, side = _blocks(picture, block_px)
     top = largest(mean)
     scanned = top >= _DARK
     if flats:
@@ -160,17 +167,17 @@ def _filled_blocks(picture: NDArray[np.uint8], flats: list[Flat], blocks: tuple[
     )
 
 
-def _blocks(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+def _blocks(picture: NDArray[np.uint8], block_px: int) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
     """(rows, cols, 3) means of blocks of a picture, (rows, cols) how far each is from its neighbours at most, and how
     many rows or columns further a neighbour is.
 
     The blocks of a small picture overlap, so that there are enough of them.
     """
     height, width = picture.shape[:2]
-    step = min(_BLOCK_PX if height * width > _LARGE_PX else 2, height, width)
+    step = min(block_px if height * width > _LARGE_PX else 2, height, width)
     rows, cols = height // step, width // step
     small = cv2.resize(picture[: rows * step, : cols * step], (cols, rows), interpolation=cv2.INTER_AREA)
-    side = max(1, _BLOCK_PX // step)
+    side = max(1, block_px // step)
     mean = np.asarray(cv2.blur(small.astype(np.float32), (side, side)), dtype=np.float32)
     padded = cv2.copyMakeBorder(mean, side, side, side, side, cv2.BORDER_REPLICATE)
     differs = np.zeros((rows, cols), np.float32)

@@ -273,3 +273,12 @@ def test_real_slides_match_masks_drawn_by_eye(real_slides):
         scores[name] = iou(found, known)
     assert np.mean(list(scores.values())) >= 0.93
     assert min(scores.values()) >= 0.80
+
+
+@pytest.mark.parametrize("glass", ["yellow", "old yellow", "blue", "pink"])
+def test_tinted_glass_in_the_corners_of_a_small_slide_is_told_from_white_filling(he, glass):
+    pixels, known = he[0][:, :120], he[1][:, :120]
+    tinted = on_glass(pixels, GLASSES[glass])
+    filled = cv2.copyMakeBorder(tinted, 0, 32, 0, 48, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    beside = cv2.copyMakeBorder(known.astype(np.uint8), 0, 32, 0, 48, cv2.BORDER_CONSTANT) > 0
+    assert iou(detect_tissue(filled, MASK_MPP), beside) > 0.9
