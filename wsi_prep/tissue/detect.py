@@ -84,10 +84,11 @@ def detect_tissue(
     mpp: float,
     settings: TissueSettings | None = None,
     glass: BackgroundModel | None = None,
+    marks: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
     """(h, w) mask of tissue in an (h, w, 3) uint8 RGB picture whose pixels measure `mpp` um.
 
-    `glass`: the picture's, where it is known.
+    `glass`: the picture's, and `marks`: its `ink`, where they are known.
     """
     settings = settings or TissueSettings()
     glass = glass or BackgroundModel.of(thumbnail)
@@ -95,7 +96,7 @@ def detect_tissue(
     unscanned = glass.unscanned(thumbnail)
     if unscanned is not None:
         density[unscanned] = 0.0  # black filling has no soft rim, as a black border has
-    artefact = ink(thumbnail, mpp, glass)
+    artefact = ink(thumbnail, mpp, glass) if marks is None else marks.copy()
     if unscanned is not None:
         artefact |= unscanned
     strongest = np.empty(artefact.shape, np.float32)
