@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from wsi_prep.compute.memory import give_back_freed_memory, keep_freed_memory
 from wsi_prep.compute.threads import ThreadPool
@@ -52,7 +50,7 @@ from wsi_prep.tiles.overlay import draw_overlay
 from wsi_prep.tiles.plan import plan_tiles
 from wsi_prep.tiles.writer import TileSettings, write_tiles
 from wsi_prep.tissue.detect import check_bright_field
-from wsi_prep.tissue.find import find_tissue
+from wsi_prep.tissue.find import FoundTissue, find_tissue
 from wsi_prep.tissue.geojson import FILE_FRAME, feature_collection
 from wsi_prep.tissue.masks import read_mask
 from wsi_prep.tissue.polygons import tissue_polygons
@@ -181,7 +179,7 @@ def _prepare_open(bench: _Bench, reader: TrustedLevels) -> pa.Table:
     no_colour = colour_warning(thumbnail.pixels, tissue, glass)
     row["warning"] = warned(row["warning"], None if task.mask else glass.warning, no_colour)
     row.update(stain_columns(task.manifest.stain, seen, row["warning"]))
-    return _make_tiles(bench, reader, scale, thumbnail, tissue)
+    return _make_tiles(bench, reader, scale, found)
 
 
 def _check_bright_field(task: SlideTask, row: SlideRow, thumbnail: Thumbnail) -> None:
@@ -193,9 +191,8 @@ def _check_bright_field(task: SlideTask, row: SlideRow, thumbnail: Thumbnail) ->
         raise
 
 
-def _make_tiles(
-    bench: _Bench, reader: SlideReader, scale: Scale, thumbnail: Thumbnail, tissue: NDArray[np.bool_]
-) -> pa.Table:
+def _make_tiles(bench: _Bench, reader: SlideReader, scale: Scale, found: FoundTissue) -> pa.Table:
+    thumbnail, tissue = found.thumbnail, found.tissue
     task, row, stage, settings = bench.task, bench.row, bench.stage, bench.task.settings
     slide_id = task.source.slide_id
     polygons = tissue_polygons(tissue, thumbnail.step_x0, thumbnail.step_y0)
@@ -206,7 +203,8 @@ def _make_tiles(
         stage.write("overlay.jpg", draw_overlay(thumbnail, tissue, None, task.source.name))
         bench.publish()
         raise
-    wanted = plan_tiles(grid, tissue, thumbnail.step_x0, thumbnail.step_y0, settings.plan, slide_id)
+    steps = thumbnail.step_x0, thumbnail.step_y0
+    wanted = plan_tiles(grid, tissue, *steps, settings.plan, slide_id).with_ink(found.ink, *steps)
     give_back_freed_memory()  # of a large slide's mask and what it was made of
     bench.clock.enter("tiles")
     filters = tuple(each for each in settings.filters if each.is_for(row["stain"]))

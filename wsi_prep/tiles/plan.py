@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ class TilePlan:
 
     Sorted by the cell of the coarsest grid that holds the tile (row by row), then finest magnification first, then row
     and column. `mag` indexes MAGNIFICATIONS; `x0`, `y0` are level-0 px of the upper left corner; `tissue_fraction` is
-    the share of the tile's area that is tissue.
+    the share of the tile's area that is tissue, `pen` the share that is ink (0 until `with_ink`).
 
     >>> with open_slide("slide.svs") as slide:
     ...     plan = plan_tiles(slide, np.ones(slide.thumbnail.pixels.shape[:2], bool), PlanSettings(("10x", "5x")))
@@ -64,6 +64,7 @@ class TilePlan:
     x0: NDArray[np.int64]
     y0: NDArray[np.int64]
     tissue_fraction: NDArray[np.float32]
+    pen: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.mag)
@@ -74,15 +75,16 @@ class TilePlan:
 
     def only(self, kept: NDArray[np.bool_]) -> TilePlan:
         """The plan of those tiles alone for which `kept` (n,) is true."""
-        return TilePlan(
-            self.grid,
-            self.mag[kept],
-            self.row[kept],
-            self.col[kept],
-            self.x0[kept],
-            self.y0[kept],
-            self.tissue_fraction[kept],
-        )
+        return TilePlan(self.grid, *(getattr(self, field.name)[kept] for field in fields(self)[1:]))
+
+    def with_ink(self, ink: NDArray[np.bool_], mask_step_x0: float, mask_step_y0: float) -> TilePlan:
+        """The plan whose tiles know how much of them is ink, by an (h, w) mask as `plan_tiles` takes it of tissue."""
+        pen, integral = np.zeros(len(self), np.float32), _integral(ink)
+        for mag in self.grid.magnifications if ink.any() else ():
+            of_mag = self.mag == MAGNIFICATIONS.index(mag)
+            share = _fraction(self.grid, mag, integral, mask_step_x0, mask_step_y0)
+            pen[of_mag] = share[self.row[of_mag], self.col[of_mag]]
+        return replace(self, pen=pen)
 
     def cells(self) -> Iterator[slice]:
         """The tiles of each cell of the coarsest grid, in order, as slices of the arrays."""
@@ -112,15 +114,13 @@ def plan_tiles(
     `tissue` is an (h, w) mask over the whole slide whose pixels cover `mask_step_x0` by `mask_step_y0` level-0 px;
     `seed` (the slide's id) fixes the choice that `max_tiles` makes.
     """
-    integral = np.zeros((tissue.shape[0] + 1, tissue.shape[1] + 1), np.int32)
-    np.cumsum(tissue, axis=0, out=integral[1:, 1:])
-    np.cumsum(integral[1:, 1:], axis=1, out=integral[1:, 1:])
+    integral = _integral(tissue)
     limits = dict(settings.max_tiles)
     parts = [_Part.empty()]
     for mag in grid.magnifications:
         if mag.name not in settings.magnifications:
             continue
-        fraction = _tissue_fraction(grid, mag, integral, mask_step_x0, mask_step_y0)
+        fraction = _fraction(grid, mag, integral, mask_step_x0, mask_step_y0)
         row, col = np.nonzero(fraction >= settings.tissue_threshold - 1e-6)
         chosen = _choose(len(row), limits.get(mag.name), f"{seed} {mag.name}")
         parts.append(_Part.of(mag, row[chosen], col[chosen], fraction))
@@ -147,10 +147,10 @@ class _Part(NamedTuple):
         return cls(number, row.astype(np.int32), col.astype(np.int32), fraction[row, col].astype(np.float32))
 
 
-def _tissue_fraction(
+def _fraction(
     grid: Grid, mag: Magnification, integral: NDArray[np.int32], mask_step_x0: float, mask_step_y0: float
 ) -> NDArray[np.float64]:
-    """(rows, cols) share of each tile's area that is tissue, exact for mask pixels that a tile covers in part."""
+    """(rows, cols) share of each tile's area that a mask covers, exact for mask pixels that a tile covers in part."""
     rows, cols = grid.shape(mag)
     span_x_mask, span_y_mask = grid.span_x0(mag) / mask_step_x0, grid.span_y0(mag) / mask_step_y0
     along_y = _interpolate(integral, np.arange(rows + 1.0) * span_y_mask)
@@ -158,6 +158,13 @@ def _tissue_fraction(
     area = at_corners[1:, 1:] - at_corners[:-1, 1:] - at_corners[1:, :-1] + at_corners[:-1, :-1]
     fraction: NDArray[np.float64] = np.clip(area / (span_x_mask * span_y_mask), 0.0, 1.0)
     return fraction
+
+
+def _integral(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
+    np.cumsum(mask, axis=0, out=integral[1:, 1:])
+    np.cumsum(integral[1:, 1:], axis=1, out=integral[1:, 1:])
+    return integral
 
 
 def _interpolate(table: NDArray[np.float64] | NDArray[np.int32], position: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -186,7 +193,7 @@ def _sorted_plan(grid: Grid, parts: list[_Part]) -> TilePlan:
         of_mag = mag == MAGNIFICATIONS.index(known)
         x0[of_mag] = to_level0(col[of_mag], grid.span_x0(known))
         y0[of_mag] = to_level0(row[of_mag], grid.span_y0(known))
-    return TilePlan(grid, mag, row, col, x0, y0, fraction)
+    return TilePlan(grid, mag, row, col, x0, y0, fraction, np.zeros(len(mag), np.float32))
 
 
 def _tiles_per_cell_side(mag: NDArray[np.int8]) -> NDArray[np.int64]:

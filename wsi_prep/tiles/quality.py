@@ -25,7 +25,8 @@ _REDUCED = TILE_PX // _SMALL_PX
 def measure_tile(tile: NDArray[np.uint8]) -> tuple[float, ...]:
     """The MEASURES of a (392, 392, 3) uint8 RGB tile.
 
-    focus: see `wsi_prep.tiles.focus`; the others are of the tile at a quarter of its side, see `colours`.
+    focus: see `wsi_prep.tiles.focus`. pen: 0, as only the whole slide shows what is ink. The others are of the tile at
+    a quarter of its side, see `colours`.
     """
     return Measurer(np.zeros((1, 2), np.int64)).measure(0, tile)
 
@@ -33,33 +34,38 @@ def measure_tile(tile: NDArray[np.uint8]) -> tuple[float, ...]:
 class Measurer:
     """Measures tiles whose upper left pixels in one image are `corner` (n, 2) x, y.
 
-    `quarter`: that image halved twice, where somebody has it.
+    `quarter`: that image halved twice, where somebody has it. `pen`: (n,) shares of them that are ink, by the slide's
+    overview (`wsi_prep.tissue.ink`); 0 without it.
     """
 
-    def __init__(self, corner: NDArray[np.int64], quarter: NDArray[np.uint8] | None = None) -> None:
+    def __init__(
+        self,
+        corner: NDArray[np.int64],
+        quarter: NDArray[np.uint8] | None = None,
+        pen: NDArray[np.float32] | None = None,
+    ) -> None:
+        self._pen = np.zeros(len(corner), np.float32) if pen is None else pen
         self._corner = corner // _REDUCED
         self._quarter = None if quarter is None or (corner % _REDUCED).any() else np.ascontiguousarray(quarter)
         self._half, self._small = (np.empty((s, s, 3), np.uint8) for s in (2 * _SMALL_PX, _SMALL_PX))
 
     def measure(self, number: int, tile: NDArray[np.uint8]) -> tuple[float, ...]:
         """The MEASURES of the image's tile `number`, whose pixels are (392, 392, 3) uint8."""
+        pen = float(self._pen[number])
         if self._quarter is not None:
             x, y = self._corner[number].tolist()
-            return focus(tile), *_colours(self._quarter, x, y, _SMALL_PX)
+            return focus(tile), pen, *_colours(self._quarter, x, y, _SMALL_PX)
         # by two exact halvings, for which OpenCV has a fast path
         cv2.resize(tile, self._half.shape[:2], dst=self._half, interpolation=cv2.INTER_AREA)
         cv2.resize(self._half, self._small.shape[:2], dst=self._small, interpolation=cv2.INTER_AREA)
-        return focus(tile), *_colours(self._small, 0, 0, _SMALL_PX)
+        return focus(tile), pen, *_colours(self._small, 0, 0, _SMALL_PX)
 
 
 def colours(picture: NDArray[np.uint8]) -> tuple[float, ...]:
-    """The MEASURES without focus of a square (n, n, 3) uint8 RGB picture, whose side is a multiple of 14.
+    """The MEASURES after pen of a square (n, n, 3) uint8 RGB picture.
 
-    pen, dark, white: shares of it, 0 to 1. A pixel is dark where no channel reaches 60 (folds, black), white where all
-    pass 215. Ink has a colour that dyes have not: green anywhere; and clear blue, red with hardly any blue and green,
-    grey-black without the brown of clotted DAB, and what darkens green far less than any mixture of dyes would (eosin
-    below -0.2), but these only where they fill three quarters of a block of 14 x 14, as a marker does and a nucleus,
-    blood or pigment does not. A green stain counts as ink; thin or dark blue or red over dense tissue may not.
+    dark, white: shares of it, 0 to 1. A pixel is dark where no channel reaches 60 (folds, black), white where all pass
+    215.
     saturation: mean of HSV saturation, (max - min) / max, 0 to 1, 0 where black.
     od_*: mean optical densities of the dyes, as `stain_densities` has them.
     """
@@ -67,7 +73,7 @@ def colours(picture: NDArray[np.uint8]) -> tuple[float, ...]:
 
 
 def _colours(picture: NDArray[np.uint8], x: int, y: int, side: int) -> tuple[float, ...]:
-    sums = np.zeros(len(MEASURES) - 1)
+    sums = np.zeros(len(MEASURES) - 2)
     _loop()(picture, x, y, side, density_table(), unmixing(), sums)
     return tuple((sums / side**2).tolist())
 
@@ -79,13 +85,12 @@ def _loop() -> Callable[..., None]:
     def loop(
         picture: Any, left: int, top: int, side: int, table: Any, unmix: Any, sums: Any
     ) -> None:  # pragma: no cover - compiled
-        one, zero, lacking = np.float32(1), np.float32(0), np.float32(-0.2)
+        one, zero = np.float32(1), np.float32(0)
         h_r, h_g, h_b = unmix[0, 0], unmix[1, 0], unmix[2, 0]
         e_r, e_g, e_b = unmix[0, 1], unmix[1, 1], unmix[2, 1]
         d_r, d_g, d_b = unmix[0, 2], unmix[1, 2], unmix[2, 2]
         levels = np.empty((3, side), np.float32)
         densities = np.empty((3, side), np.float32)
-        wide = np.zeros(side, np.float32)
         for i in range(side):
             row = picture[top + i, left : left + side].reshape(3 * side)
             for channel in range(3):
@@ -95,34 +100,21 @@ def _loop() -> Callable[..., None]:
                     densities[channel, j] = table[level]
             reds, greens, blues = levels[0], levels[1], levels[2]
             od_r, od_g, od_b = densities[0], densities[1], densities[2]
-            pen = dark = white = saturation = haematoxylin = eosin = dab = zero
+            dark = white = saturation = haematoxylin = eosin = dab = zero
             for j in range(side):
                 r, g, b = reds[j], greens[j], blues[j]
                 high, low = max(r, g, b), min(r, g, b)
-                green = (g - r > 20) & (g - b > 10)
-                pen += one if green else zero
-                blue = (b - r > 50) & (b - g > 40) & (20 * r <= 21 * g + 20)
-                red = (r - max(g, b) > 70) & (max(g, b) < 64)
-                black = (high < 75) & (5 * low > 3 * high - 20) & (r - max(g, b) < 12)
-                pink = e_r * od_r[j] + e_g * od_g[j] + e_b * od_b[j]
-                wide[j] += one if (blue | red | black | (pink < lacking)) & ~green else zero
                 dark += one if high < 60 else zero
                 white += one if low > 215 else zero
                 saturation += (high - low) / max(high, one)
                 haematoxylin += max(h_r * od_r[j] + h_g * od_g[j] + h_b * od_b[j], zero)
-                eosin += max(pink, zero)
+                eosin += max(e_r * od_r[j] + e_g * od_g[j] + e_b * od_b[j], zero)
                 dab += max(d_r * od_r[j] + d_g * od_g[j] + d_b * od_b[j], zero)
-            if i % 14 == 13:
-                for block in range(side // 14):
-                    inked = wide[14 * block : 14 * block + 14].sum()
-                    pen += inked if inked >= 147 else zero
-                wide[:] = 0
-            sums[0] += pen
-            sums[1] += dark
-            sums[2] += white
-            sums[3] += saturation
-            sums[4] += haematoxylin
-            sums[5] += eosin
-            sums[6] += dab
+            sums[0] += dark
+            sums[1] += white
+            sums[2] += saturation
+            sums[3] += haematoxylin
+            sums[4] += eosin
+            sums[5] += dab
 
     return compile_loop(loop, reorder=True)

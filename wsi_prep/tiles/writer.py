@@ -56,7 +56,7 @@ def write_tiles(
     ):
         for group in groups:
             name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
-            make = functools.partial(_make, group, name, settings)
+            make = functools.partial(_make, group, plan.pen[group.tiles], name, settings)
             for index, (measured, data) in zip(group.tiles, pool.share(make, range(len(group.tiles))), strict=True):
                 measures[index] = measured
                 if data is not None:
@@ -68,10 +68,10 @@ def write_tiles(
 
 
 def _make(
-    group: TileGroup, magnification: str, settings: TileSettings, numbers: Sequence[int]
+    group: TileGroup, pen: NDArray[np.float32], magnification: str, settings: TileSettings, numbers: Sequence[int]
 ) -> list[tuple[NDArray[np.float32], bytes | None]]:
     """The MEASURES of the group's tiles with these numbers, and the JPEG of each that passes all filters."""
-    measurer = Measurer(group.corner, group.quarter)
+    measurer = Measurer(group.corner, group.quarter, pen)
     tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)  # read from the large image once, then close at hand
     made = []
     for number in numbers:

@@ -2,13 +2,12 @@
 
 The glass is estimated first: its colour, and a smooth surface of its brightness. Everything is then judged by the light
 that it takes away from the glass (optical density, Beer-Lambert) in whichever channel takes most, so pale and blue-only
-tissue counts as much as pink, and grey or unevenly lit glass does not count at all. What has a pen's colour, or is
-black or grey debris, is taken out again.
+tissue counts as much as pink, and grey or unevenly lit glass does not count at all. Ink, and grey debris, are taken out
+again.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import cv2
@@ -17,18 +16,15 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import BadOption, NotBrightField
 from wsi_prep.tissue.background_model import BackgroundModel
-from wsi_prep.tissue.evidence.regions import hysteresis, morphed, with_holes_filled, without_faint_fragments
+from wsi_prep.tissue.evidence.regions import hysteresis, with_holes_filled, without_faint_fragments
 from wsi_prep.tissue.evidence.texture import Texture
-from wsi_prep.tissue.picture import bands, brightest, darkest, deviation
+from wsi_prep.tissue.ink import ink
+from wsi_prep.tissue.picture import bands, brightest, darkest, deviation, morphed
 
 MASK_MPP = 8.0
 """um per pixel of the mask."""
 
-_ARTEFACT_MPP = 16.0
-"""Pens and borders are looked for at this resolution."""
-
 _TEXTURE_UM = 50.0
-_RIM_UM = 32.0
 
 _IN_FAT, _FAINT = 6.0, 5.0
 """Times the least hole and fragment, of what fat may leave open, and of fragments that have nothing dense."""
@@ -93,10 +89,11 @@ def detect_tissue(
     mpp: float,
     settings: TissueSettings | None = None,
     glass: BackgroundModel | None = None,
+    marks: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.bool_]:
     """(h, w) mask of tissue in an (h, w, 3) uint8 RGB picture whose pixels measure `mpp` um.
 
-    `glass`: the picture's, where it is known.
+    `glass`: the picture's, and `marks`: its `ink`, where they are known.
     """
     settings = settings or TissueSettings()
     glass = glass or BackgroundModel.of(thumbnail)
@@ -104,7 +101,7 @@ def detect_tissue(
     unscanned = glass.unscanned(thumbnail)
     if unscanned is not None:
         density[unscanned] = 0.0  # black filling has no soft rim, as a black border has
-    artefact = _artefacts(density, mpp)
+    artefact = ink(thumbnail, mpp, glass) if marks is None else marks.copy()
     if unscanned is not None:
         artefact |= unscanned
     if artefact.any():
@@ -140,37 +137,6 @@ def _dense(
     # texture is seen half its window beyond the edge: there, density alone decides
     inner = morphed(grown, cv2.MORPH_ERODE, 0.5 * _TEXTURE_UM / mpp)
     return np.asarray(inner | (grown & (smooth > 0.5 * reach)), dtype=np.bool_)
-
-
-def _artefacts(density: NDArray[np.float32], mpp: float) -> NDArray[np.bool_]:
-    """(h, w): pen strokes and black borders with their soft rim. They are wide, so a coarser picture shows them."""
-    height, width = density.shape[:2]
-    factor = max(1, round(_ARTEFACT_MPP / mpp))
-    size = (max(1, width // factor), max(1, height // factor))
-    small = cv2.resize(density, size, interpolation=cv2.INTER_AREA)
-    red, green, blue = cv2.split(small)
-    highest, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
-    # dyes of tissue darken green most, or blue (DAB); an even stretch of a colour that does not is ink
-    strong = (highest > 0.25) & (deviation(highest, 3) < 0.35 * highest)
-    green_pen = strong & (green < 0.75 * red) & (green < 0.75 * blue)
-    blue_pen = strong & (blue < 0.35 * red) & (green < 0.85 * red) & (red > 0.5)
-    red_pen = strong & (red < 0.2 * green) & (blue > 0.85 * green) & (green > 0.5)
-    black = (lowest > 0.55) & (highest - lowest < 0.25)
-    coarse = mpp * factor
-    # no stain but a green one is green, so a narrow stroke is enough; the other colours may be pigment where narrow
-    mask = _strokes(green_pen, 50.0 / coarse) | _strokes(blue_pen, 150.0 / coarse) | _strokes(red_pen, 150.0 / coarse)
-    mask |= morphed(black, cv2.MORPH_OPEN, 75.0 / coarse, outside=1)
-    if not mask.any():
-        return np.zeros((height, width), bool)
-    grown = morphed(mask, cv2.MORPH_DILATE, _RIM_UM / coarse).astype(np.uint8) * 255
-    artefact: NDArray[np.bool_] = cv2.resize(grown, (width, height), interpolation=cv2.INTER_LINEAR) > 127
-    return artefact
-
-
-def _strokes(kind: NDArray[np.bool_], width_px: float) -> NDArray[np.bool_]:
-    """The parts of regions that are at least `width_px` across; none where most are narrower: that is a dye."""
-    wide = morphed(kind, cv2.MORPH_OPEN, math.floor(width_px / 2))
-    return wide if np.count_nonzero(wide) >= 0.4 * np.count_nonzero(kind) else np.zeros_like(kind)
 
 
 def _drop_debris(

@@ -13,15 +13,17 @@ from wsi_prep.slides.pyramid.trusted import TrustedLevels
 from wsi_prep.slides.scale import Scale
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
+from wsi_prep.tissue.ink import ink
 
 
 @dataclass(frozen=True)
 class FoundTissue:
-    """`tissue` (h, w) bool, in the pixels of `thumbnail`; `glass` is what is no tissue there."""
+    """`tissue` and `ink`, (h, w) bool, in the pixels of `thumbnail`; `glass` is what is no tissue there."""
 
     thumbnail: Thumbnail
     glass: BackgroundModel
     tissue: NDArray[np.bool_]
+    ink: NDArray[np.bool_]
 
 
 def find_tissue(
@@ -42,6 +44,7 @@ def find_tissue(
             continue
         check(thumbnail)
         glass = BackgroundModel.of(thumbnail.pixels, filling=reader.info.filling)
-        found = mask(thumbnail) if mask else detect_tissue(thumbnail.pixels, thumbnail.mpp, settings, glass)
+        marks = ink(thumbnail.pixels, thumbnail.mpp, glass)
+        found = mask(thumbnail) if mask else detect_tissue(thumbnail.pixels, thumbnail.mpp, settings, glass, marks)
         if reader.confirms(found):
-            return FoundTissue(thumbnail, glass, found)
+            return FoundTissue(thumbnail, glass, found, marks)

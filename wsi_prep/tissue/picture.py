@@ -40,3 +40,15 @@ def deviation(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     cv2.max(square, 0.0, dst=square)
     cv2.sqrt(square, dst=square)
     return square
+
+
+def morphed(mask: NDArray[np.bool_], operation: int, radius_px: float) -> NDArray[np.bool_]:
+    """Morphology with a disc; beyond its edges the picture goes on as it is there."""
+    radius = round(radius_px)
+    if radius < 1 or not mask.any():
+        return mask
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    pad = 2 * radius
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+    changed: NDArray[np.bool_] = cv2.morphologyEx(padded, operation, disc)[pad:-pad, pad:-pad] > 0
+    return changed

@@ -37,16 +37,20 @@ def test_every_tile_is_inside_and_where_its_row_and_col_say(width0, height0, mpp
         assert (plan.y0[of_mag] + grid.span_y0(mag)).max() <= height0 + 0.5
 
 
-def test_tissue_fraction_is_the_area_covered():
+def test_tissue_fraction_and_pen_are_the_areas_covered():
     """Against counting on a mask as fine as the slide."""
     grid = Grid.of_slide(1600, 1200, 0.5, 0.5)
     mask = np.random.default_rng(0).random((75, 100)) < 0.7  # one mask px is 16 level-0 px
     plan = plan_tiles(grid, mask, 16.0, 16.0, PlanSettings(tissue_threshold=0.0), "slide")
-    fine = np.kron(mask, np.ones((16, 16)))
+    ink = ~mask & (np.random.default_rng(1).random(mask.shape) < 0.5)
+    assert not plan.pen.any()
+    plan = plan.with_ink(ink, 16.0, 16.0).only(plan.mag > 0)
     assert len(plan) == 3 * 4 + 1 * 2
-    for mag, x0, y0, fraction in zip(plan.mag, plan.x0, plan.y0, plan.tissue_fraction, strict=True):
+    for mag, x0, y0, tissue, pen in zip(plan.mag, plan.x0, plan.y0, plan.tissue_fraction, plan.pen, strict=True):
         span = round(grid.span_x0(MAGNIFICATIONS[mag]))
-        assert fraction == pytest.approx(fine[y0 : y0 + span, x0 : x0 + span].mean(), abs=1e-5)
+        for covered, fraction in ((mask, tissue), (ink, pen)):
+            fine = np.kron(covered, np.ones((16, 16)))
+            assert fraction == pytest.approx(fine[y0 : y0 + span, x0 : x0 + span].mean(), abs=1e-5)
 
 
 def test_threshold_keeps_what_reaches_it():

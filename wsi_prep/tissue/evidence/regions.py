@@ -7,31 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def morphed(mask: NDArray[np.bool_], operation: int, radius_px: float, outside: int | None = None) -> NDArray[np.bool_]:
-    """Morphology with a disc; beyond its edges the picture goes on as it is there, or is `outside` everywhere."""
-    radius = round(radius_px)
-    if radius < 1 or not mask.any():
-        return mask
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    border, pad = cv2.BORDER_REPLICATE if outside is None else cv2.BORDER_CONSTANT, 2 * radius
-    padded = cv2.copyMakeBorder(mask.astype(np.uint8), pad, pad, pad, pad, border, value=outside or 0)
-    changed: NDArray[np.bool_] = cv2.morphologyEx(padded, operation, disc)[pad:-pad, pad:-pad] > 0
-    return changed
-
-
 def hysteresis(seed: NDArray[np.bool_], reach: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The connected parts of `reach` that hold a `seed`."""
     count, labels = cv2.connectedComponents(reach.astype(np.uint8), connectivity=8)
     keep = np.bincount(labels[seed & reach], minlength=count) > 0
-    keep[0] = False
-    kept: NDArray[np.bool_] = keep[labels]
-    return kept
-
-
-def without_small(mask: NDArray[np.bool_], least_px: float) -> NDArray[np.bool_]:
-    """The regions of at least so many pixels."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= least_px
     keep[0] = False
     kept: NDArray[np.bool_] = keep[labels]
     return kept

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.tissue.background_model import BackgroundModel
-from wsi_prep.tissue.evidence.regions import morphed
-from wsi_prep.tissue.picture import deviation, largest
+from wsi_prep.tissue.picture import deviation, largest, morphed
 
 _FINE_UM, _AROUND_UM = 24.0, 120.0
 _COARSE_MPP = 12.0
