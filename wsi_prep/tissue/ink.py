@@ -1,7 +1,7 @@
 """Ink of pens, and black borders, found on a picture of the whole slide: what no dye of this slide's tissue looks like.
 
-A stain fills the tissue and follows its texture. Ink is a stroke with edges of its own: a layer of one colour, even
-inside, over glass and tissue alike.
+A stain fills the tissue and follows its texture. Ink is a stroke: an even layer, wide, on top of glass and tissue, of a
+colour that the rest of the slide's tissue does not have. So a colour alone is never ink.
 """
 
 from __future__ import annotations
@@ -19,19 +19,30 @@ from wsi_prep.tissue.picture import deviation, largest, morphed
 _MPP = 16.0
 """um per pixel at which ink is looked for: strokes are wide."""
 
-_RIM_UM = 32.0
-_LEAST_EVEN_SHARE = 0.35
-_SATURATED = 1.0
-_REACH_UM = 96.0
+_RIM_UM, _REACH_UM, _BESIDE_UM = 32.0, 96.0, 200.0
+"""The soft rim of a stroke; how far it goes on beyond its even middle; what counts as beside it."""
+
 _PALEST = 0.06
-_MOST_ALIKE = 0.3
-_MOST_ELSEWHERE = 1.0
-_NEARLY_ALIKE = 0.1
+_SATURATED = 1.0
+"""Optical densities: of the palest tissue; and above which a camera and JPEG measure nothing but noise."""
+
+_LEAST_EVEN = 0.35
+"""Share of a stroke's area that is even. A stain has even places too, but most of it is not."""
+
+_MOST_ALIKE, _MOST_ELSEWHERE, _ALIKE = 0.3, 1.0, 0.1
+"""Of the tissue outside, the share that may look like the stroke; and how large that may be next to all strokes. Alike:
+no further off than one standard deviation, or this.
+"""
+
+_LEAST_BESIDE, _ADDED = 0.05, 0.6
+_MOST_DOTS, _MOST_RARE = 0.3, 0.02
+"""Small parts of a stroke's colour are ink where they are at most such shares of all strokes, and of tissue outside."""
 
 
 class _Kind(NamedTuple):
     """One kind of ink: where it is for sure, how far it may reach, the density by which its layer is even, and how much
-    each pixel's colour is the ink's; the narrowest stroke in um, and the most that the layer varies, as a share of it.
+    each pixel's colour is the ink's; the narrowest stroke, and the most that its layer varies, as a share of itself;
+    whether dyes that come close have to be told from it by what is beside it.
     """
 
     sure: NDArray[np.bool_]
@@ -40,6 +51,7 @@ class _Kind(NamedTuple):
     likeness: NDArray[np.float32]
     width_um: float = 130.0
     uneven: float = 0.16
+    on_top: bool = False
 
 
 def ink(picture: NDArray[np.uint8], mpp: float, glass: BackgroundModel) -> NDArray[np.bool_]:
@@ -51,18 +63,16 @@ def ink(picture: NDArray[np.uint8], mpp: float, glass: BackgroundModel) -> NDArr
     factor = max(1, round(_MPP / mpp))
     size = (max(1, width // factor), max(1, height // factor))
     small = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-    um = mpp * factor
     density = glass.density(small)
     unscanned = glass.unscanned(small)
     if unscanned is not None:
         density[unscanned] = 0.0
-    tissue = largest(density) > _PALEST
-    found = np.zeros(tissue.shape, bool)
+    found = np.zeros(density.shape[:2], bool)
     for kind in _kinds(density):
-        found |= _strokes(kind, tissue, um)
+        found |= _strokes(kind, density, mpp * factor)
     if not found.any():
         return np.zeros((height, width), bool)
-    grown = morphed(found, cv2.MORPH_DILATE, _RIM_UM / um).astype(np.uint8) * 255
+    grown = _within(found, _RIM_UM / (mpp * factor)).astype(np.uint8) * 255
     marked: NDArray[np.bool_] = cv2.resize(grown, (width, height), interpolation=cv2.INTER_LINEAR) > 127
     return marked
 
@@ -70,49 +80,76 @@ def ink(picture: NDArray[np.uint8], mpp: float, glass: BackgroundModel) -> NDArr
 def _kinds(density: NDArray[np.float32]) -> list[_Kind]:
     red, green, blue = cv2.split(density)
     highest, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
-    cold = (red - green) / np.maximum(highest, 0.05)
-    least = min(0.06, _usually_below(cold[highest > 0.12]) + 0.1)
-    sure_cold = (cold > least) & (red > 0.25)
-    reach_cold = (red > 0.12) & (cold > least - 0.1)
-    hot = (red < 0.3 * green) & (blue > 0.8 * green)
-    dark = ((highest > 0.85) & (lowest > 0.3)) | (lowest > 0.5)
+    some = np.maximum(highest, 0.05)
+    # most dyes take more green light than red; by how much less this slide's do so is its own
+    cold = (red - green) / some
+    sample = cold[::3, ::3][highest[::3, ::3] > 2 * _PALEST]
+    least = min(0.06, _usually_below(sample) + 0.1) if len(sample) else 0.06
     green_pen = (green < 0.75 * red) & (green < 0.75 * blue)
-    hotness = (blue - red) / np.maximum(green, 0.05)
-    reach_hot = (green > 0.15) & (red < 0.5 * green) & (blue > 0.7 * green)
+    hot = (red < 0.3 * green) & (blue > 0.8 * green) & (green > 0.5)
+    reach_hot = (red < 0.5 * green) & (blue > 0.7 * green) & (green > 0.15)
+    dense = (highest > 0.5) & (lowest > 0.1)
+    dark = ((highest > 0.85) & (lowest > 0.3)) | (lowest > 0.5)
+    reach_dark = (highest > 0.6) & (lowest > 0.2)
     return [
-        _Kind(green_pen & (highest > 0.25), green_pen & (highest > 0.12), highest, cold, 50.0, 0.35),
-        _Kind(sure_cold, reach_cold, red, cold),
-        _Kind(hot & (green > 0.5), reach_hot, green, hotness),
-        _Kind(dark, (highest > 0.6) & (lowest > 0.2), highest, highest),
+        _Kind(dense, dense, highest, highest, width_um=200.0, uneven=0.05),
+        _Kind(green_pen & (highest > 0.25), green_pen & (highest > 0.12), highest, cold, width_um=50.0, uneven=0.35),
+        _Kind((cold > least) & (red > 0.25), (cold > least - 0.1) & (red > 0.12), red, cold, on_top=True),
+        _Kind(hot, reach_hot, green, (blue - red) / some),
+        _Kind(dark, reach_dark, highest, highest),
     ]
 
 
 def _usually_below(values: NDArray[np.float32]) -> float:
     """What most values of a slide do not reach; a part of other values does not move it far."""
-    if not len(values):
-        return 0.0
     low, high = np.percentile(values, [25, 75])
     return float(high + 1.5 * (high - low))
 
 
-def _strokes(kind: _Kind, tissue: NDArray[np.bool_], um: float) -> NDArray[np.bool_]:
+def _strokes(kind: _Kind, density: NDArray[np.float32], um: float) -> NDArray[np.bool_]:
     """The parts that are even, wide enough for a pen and unlike the rest of the slide, and what they reach."""
+    if np.count_nonzero(kind.sure) < (kind.width_um / um) ** 2:
+        return np.zeros_like(kind.sure)
     layer = np.minimum(kind.layer, _SATURATED)
     even = kind.sure & (deviation(layer, 3) < kind.uneven * layer)
     wide = morphed(even, cv2.MORPH_OPEN, math.floor(0.5 * kind.width_um / um))
     if not wide.any():
         return wide
-    near = morphed(wide, cv2.MORPH_DILATE, _REACH_UM / um)
-    count, labels = cv2.connectedComponents((near & (kind.reach | wide)).astype(np.uint8), connectivity=8)
-    inner = labels[wide]
-    size = np.maximum(np.bincount(inner, minlength=count), 1)
-    mean = np.bincount(inner, kind.likeness[wide], count) / size
-    spread = np.sqrt(np.maximum(np.bincount(inner, kind.likeness[wide] ** 2, count) / size - mean**2, 0.0))
-    rest = np.sort(kind.likeness[tissue & ~near])
-    alike = len(rest) - np.searchsorted(rest, mean - np.maximum(spread, _NEARLY_ALIKE))
-    share = size / np.maximum(np.bincount(labels[kind.sure], minlength=count), 1)
-    most_alike = min(_MOST_ALIKE * len(rest), _MOST_ELSEWHERE * len(inner))
-    stroke = (share >= _LEAST_EVEN_SHARE) & (alike <= most_alike) & (size > 1)
-    stroke[0] = False
+    near = _within(wide, _REACH_UM / um)
+    zone = (near & (kind.reach | wide)).astype(np.uint8)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(zone, connectivity=8)
+    inner, likeness = labels[wide], kind.likeness[wide]
+    size = np.bincount(inner, minlength=count)
+    mean = np.bincount(inner, likeness, count) / np.maximum(size, 1)
+    variance = np.bincount(inner, likeness**2, count) / np.maximum(size, 1) - mean**2
+    outside = (largest(density) > _PALEST) & ~near
+    rest = np.sort(kind.likeness[outside])
+    alike = len(rest) - np.searchsorted(rest, mean - np.maximum(np.sqrt(np.maximum(variance, 0)), _ALIKE))
+    stroke = (size > 0) & (alike <= min(_MOST_ALIKE * len(rest), _MOST_ELSEWHERE * len(inner)))
+    stroke &= size >= _LEAST_EVEN * np.bincount(labels[kind.sure], minlength=count)
+    for number in np.flatnonzero(stroke) if kind.on_top else ():
+        x, y, w, h = stats[number, :4]
+        margin = math.ceil(_BESIDE_UM / um)
+        box = np.s_[max(0, y - margin) : y + h + margin, max(0, x - margin) : x + w + margin]
+        stroke[number] = _adds(density[box], labels[box] == number, outside[box], um)
     found: NDArray[np.bool_] = stroke[labels]
+    # where a slide has hardly any of that colour otherwise, dots and tails of strokes are ink too
+    dots = morphed(kind.sure & ~found, cv2.MORPH_OPEN, 1)
+    if np.count_nonzero(dots) < min(_MOST_DOTS * np.count_nonzero(found), _MOST_RARE * len(rest)):
+        found |= dots
     return found
+
+
+def _adds(density: NDArray[np.float32], zone: NDArray[np.bool_], tissue: NDArray[np.bool_], um: float) -> bool:
+    """Whether a zone takes no less light of any colour than the tissue beside it: ink lies on top of what is there."""
+    beside = tissue & _within(zone, _BESIDE_UM / um)
+    if np.count_nonzero(beside) < _LEAST_BESIDE * np.count_nonzero(zone):
+        return True
+    border = zone & _within(beside, _BESIDE_UM / um)
+    inside, outside = np.median(density[border], axis=0), np.median(density[beside], axis=0)
+    return bool((inside >= _ADDED * outside).all())
+
+
+def _within(mask: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:
+    """Where `mask` is no further than that; quicker than a dilation by a large disc."""
+    return np.asarray(cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3) <= radius_px)
