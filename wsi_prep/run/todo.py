@@ -164,8 +164,6 @@ def not_done(request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, 
             todo.append(task)
             continue
         described: SlideRow = {**row, **manifest_columns(task, row)}
-        if request.patient_key is None:  # a key that is forgotten undoes nothing
-            described["patient_key"] = row["patient_key"]
         if described != row:
             described_anew.append(described)
         summary.done_before += 1

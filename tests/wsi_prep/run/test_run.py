@@ -237,19 +237,6 @@ def test_what_is_done_is_not_done_again(two, capsys):
     assert len(rows(out, "tiles")) == sum(row[f"tiles_{m}"] for row in rows(out) for m in ("5x", "10x", "20x", "40x"))
 
 
-def test_a_forgotten_manifest_or_key_undoes_nothing(two, tmp_path, capsys):
-    slides, out, manifest = two
-    manifest.write_text("slide,mpp,patient\na.tiff,0.5,p1\nb.tiff,0.5,p2\n")
-    (tmp_path / "key").write_text("a secret that is long enough")
-    assert shards(slides, out, "--manifest", manifest, "--patient-key", tmp_path / "key") == 0
-    before = rows(out)
-    assert all(row["patient_key"] for row in before)
-    assert shards(slides, out) == 2
-    assert "was made with a manifest; name it again" in capsys.readouterr().err
-    assert shards(slides, out, "--manifest", manifest) == 0
-    assert rows(out) == before
-
-
 def test_other_settings_need_another_folder_or_redo(two, capsys):
     slides, out, manifest = two
     assert shards(slides, out, "--manifest", manifest, "--mags", "10x") == 0
