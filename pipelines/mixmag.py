@@ -75,9 +75,10 @@ def _run(target: Target, words: list[str]) -> int:
         name = (error.name or "").partition(".")[0]
         if name in _OURS:
             raise
-        extra = "[train]" if target.for_training else ""
+        extra = "'.[train]'" if target.for_training else "."
         print(
-            f"mixmag {target.name} needs {name}, which is not installed: pip install '{_PROJECT}{extra}'",
+            f"mixmag {target.name} needs {name}, which is not installed: in a clone of the repository, "
+            f"pip install {extra}",
             file=sys.stderr,
         )
         return EXIT_WRONG_CALL
