@@ -70,7 +70,7 @@ def show_summary(terminal: Terminal, out: str, summary: RunSummary) -> None:
         _show_made(terminal, out, summary)
     _show_rows(terminal, summary.rows)
     for warning in summary.warnings:
-        terminal.say(f"note: {warning}")
+        terminal.note(f"note: {warning}")
 
 
 def _show_made(terminal: Terminal, out: str, summary: RunSummary) -> None:
@@ -88,7 +88,7 @@ def _show_made(terminal: Terminal, out: str, summary: RunSummary) -> None:
         f"look at {out}/overlays",
     )
     for line in lines:
-        terminal.say(line)
+        terminal.note(line)
 
 
 def _show_rows(terminal: Terminal, rows: list[SlideRow]) -> None:
@@ -97,6 +97,6 @@ def _show_rows(terminal: Terminal, rows: list[SlideRow]) -> None:
     for row in sorted(rows, key=lambda row: (order.get(row["status"], 3), shown_name(row)))[:_SHOWN]:
         reason = f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"])
         reason += f" ({row['warning']})" if row.get("warning") else ""
-        terminal.say(f"{row['status']:<8}  {shown_name(row)}  {reason}")
+        terminal.note(f"{row['status']:<8}  {shown_name(row)}  {reason}")
     if len(rows) > _SHOWN:
         terminal.say(f"... and {len(rows) - _SHOWN} more: see status and error in the catalog's slides")

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from pipelines.command import EXIT_OK, EXIT_WRONG_CALL, printable
 from pipelines.options import command_line
+from pipelines.spoken import by_mixmag
 from pipelines.targets import COMMANDS, Target
 
 _PROJECT = "mixed-magnification"
@@ -82,7 +83,8 @@ def _run(target: Target, words: list[str]) -> int:
             file=sys.stderr,
         )
         return EXIT_WRONG_CALL
-    code: int = module.main(words)
+    with by_mixmag():
+        code: int = module.main(words)
     return code
 
 

@@ -152,8 +152,7 @@ def test_what_is_meant_is_asked_and_not_taken(tmp_path):
     but = "(a slide's name but for case or ending)"
     assert matched.notes(private=True) == [
         f"the manifest names 4 slides that were not found: line 2 {but}, line 3 {but}, line 4 {not_read}, line 5",
-        "2 slides have no row in the manifest: "
-        + ", ".join(sorted(source.slide_id for source in found.sources)),
+        "2 slides have no row in the manifest: " + ", ".join(sorted(source.slide_id for source in found.sources)),
     ]
     masks, notes = find_masks(str(tmp_path / "masks"), None, found.sources)
     assert masks == {}
