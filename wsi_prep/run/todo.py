@@ -26,6 +26,7 @@ _LOOKED_AT = (
     *("file_folder", "manifest"),
     *("institution", "institution_source", "tissue", "stain", "stain_confidence", "stain_source"),
     *("stain_pixels", "stain_pixels_confidence"),
+    *("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"),
 )
 """The columns of earlier rows that a run needs; of millions of slides all would not fit."""
 

@@ -196,7 +196,7 @@ def test_a_second_run_tries_failures_again_and_does_nothing_else(cohort, capsys)
     before = {p: p.stat().st_mtime_ns for p in (out / "stores").rglob("*")}
     assert shards(slides, out, "--manifest", slides / "manifest.csv", "--patient-key", slides.parent / "key") == 3
     printed = capsys.readouterr().out
-    assert "15 slides (11 done before): 2 empty, 6 excluded, 4 failed, 3 ok" in printed
+    assert "15 slides, 11 of them done before: 2 empty, 6 excluded, 4 failed, 3 ok" in printed
     assert "failed    text.svs  UnreadableSlide: no reader takes this file" in printed
     assert "note: the manifest names 1 slide that was not found: elsewhere.svs" in printed
     assert {p: p.stat().st_mtime_ns for p in (out / "stores").rglob("*")} == before
