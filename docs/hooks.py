@@ -15,7 +15,7 @@ OF_THE_ROOT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.
 
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 _EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
-_MADE = re.compile(r"^<!-- made at build time: (\w+) -->$", re.MULTILINE)
+_MADE = re.compile(r"^<!-- only in a clone -->\n.*\n<!-- made at build time: (\w+) -->$", re.MULTILINE)
 
 sys.path.insert(0, str(ROOT))
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipelines.calls.base import command_name
 from pipelines.options import read_call
+from pipelines.spoken import in_callers_words
 from wsi_prep.errors import BadOption, UsageError
 from wsi_prep.slides.urls import without_secrets
 from wsi_prep.storage.select import local_folder
@@ -49,7 +50,12 @@ class Terminal:
 
     def warn(self, line: str) -> None:
         """One line that begins with the command's name."""
-        self.err.print(printable(f"{self.name}: {without_secrets(line)}"), markup=False, soft_wrap=True)
+        text = in_callers_words(without_secrets(line), self.name)
+        self.err.print(printable(f"{self.name}: {text}"), markup=False, soft_wrap=True)
+
+    def note(self, line: str) -> None:
+        """As `say`, of what a message tells the user to do: in the words of who called."""
+        self.say(in_callers_words(line, self.name))
 
     def warn_of(self, lines: Sequence[str], most: int = 20) -> None:
         """So many of these lines, and how many more there are."""
@@ -136,7 +142,7 @@ def agreed(what: str, yes: bool) -> bool:
     if yes:
         return True
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-        raise BadOption(f"nothing was done: to {what} takes YES=1 (--yes) where there is no terminal to ask at")
+        raise BadOption(f"nothing was done: to {what} takes YES=1 where there is no terminal to ask at")
     sys.stderr.write(f"{what}? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}

@@ -65,30 +65,37 @@ class SlideProgress:
 def show_summary(terminal: Terminal, out: str, summary: RunSummary) -> None:
     """The end of a run: what was made, where it is, and each slide that is not ok with its reason."""
     if summary.done_before == summary.found and not summary.failed:
-        terminal.say(f"nothing to do: {counted(summary.found, 'slide is', 'slides are')} already done in {out}")
+        done = counted(summary.found, "slide is", "slides are")
+        terminal.say(f"nothing to do: {done} already done in {out}: {_statuses(summary)}")
     else:
         _show_made(terminal, out, summary)
     _show_rows(terminal, summary.rows)
     for warning in summary.warnings:
-        terminal.say(f"note: {warning}")
+        terminal.note(f"note: {warning}")
+
+
+def _statuses(summary: RunSummary) -> str:
+    return ", ".join(f"{n:,} {status}" for status, n in sorted(summary.statuses.items()))
 
 
 def _show_made(terminal: Terminal, out: str, summary: RunSummary) -> None:
-    counts = ", ".join(f"{n} {status}" for status, n in sorted(summary.statuses.items()))
-    before = f" ({summary.done_before} done before)" if summary.done_before else ""
+    before, new, of_all = "", "", ""
+    if summary.done_before:
+        before = f", {summary.done_before:,} of them done before"
+        new, of_all = "new ", f", with those from before {counted(summary.tiles, 'tile')}"
     tiles = sum(summary.tiles_made.values())
     asked = [m.name for m in reversed(MAGNIFICATIONS) if m.name in summary.magnifications]
     by_mag = ", ".join(f"{name} {summary.tiles_made[name]:,}" for name in asked)
     rate = tiles / max(summary.worker_seconds, 1e-9)
     filtered = f", {summary.tiles_filtered:,} more skipped by FILTER" if summary.tiles_filtered else ""
     lines = (
-        f"{counted(summary.found, 'slide')}{before}: {counts}",
-        f"{counted(tiles, 'tile')} ({by_mag}){filtered}, {summary.bytes_made / 1e6:,.1f} MB",
+        f"{counted(summary.found, 'slide')}{before}: {_statuses(summary)}",
+        f"{counted(tiles, f'{new}tile')} ({by_mag}){filtered}, {summary.bytes_made / 1e6:,.1f} MB{of_all}",
         f"{summary.seconds:.1f} s in all, {rate:,.0f} tiles per second and worker",
         f"look at {out}/overlays",
     )
     for line in lines:
-        terminal.say(line)
+        terminal.note(line)
 
 
 def _show_rows(terminal: Terminal, rows: list[SlideRow]) -> None:
@@ -97,6 +104,6 @@ def _show_rows(terminal: Terminal, rows: list[SlideRow]) -> None:
     for row in sorted(rows, key=lambda row: (order.get(row["status"], 3), shown_name(row)))[:_SHOWN]:
         reason = f"{row['error_type']}: {row['error']}" if row["error_type"] else str(row["error"])
         reason += f" ({row['warning']})" if row.get("warning") else ""
-        terminal.say(f"{row['status']:<8}  {shown_name(row)}  {reason}")
+        terminal.note(f"{row['status']:<8}  {shown_name(row)}  {reason}")
     if len(rows) > _SHOWN:
         terminal.say(f"... and {len(rows) - _SHOWN} more: see status and error in the catalog's slides")

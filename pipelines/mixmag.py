@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from pipelines.command import EXIT_OK, EXIT_WRONG_CALL, printable
 from pipelines.options import command_line
+from pipelines.spoken import by_mixmag
 from pipelines.targets import COMMANDS, Target
 
 _PROJECT = "mixed-magnification"
@@ -75,13 +76,15 @@ def _run(target: Target, words: list[str]) -> int:
         name = (error.name or "").partition(".")[0]
         if name in _OURS:
             raise
-        extra = "[train]" if target.for_training else ""
+        extra = "'.[train]'" if target.for_training else "."
         print(
-            f"mixmag {target.name} needs {name}, which is not installed: pip install '{_PROJECT}{extra}'",
+            f"mixmag {target.name} needs {name}, which is not installed: in a clone of the repository, "
+            f"pip install {extra}",
             file=sys.stderr,
         )
         return EXIT_WRONG_CALL
-    code: int = module.main(words)
+    with by_mixmag():
+        code: int = module.main(words)
     return code
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 
 from pipelines.calls.base import Declared, command_name, declared
 from wsi_prep.errors import BadOption
@@ -41,15 +43,17 @@ def read_call(call: type[C], words: Sequence[str]) -> C | None:
     """The call that the words say, or None where they ask for help, which is shown.
 
     Each option is written in full and once, with a value that is not empty; a list's option may come several times,
-    and its values add up. Raises BadOption for all else.
+    and its values add up. A text that lists words may be written as several. Raises BadOption for all else.
     """
     options = declared(call)
-    words = _named_as_today(words, options)
+    words = _one_text(_named_as_today(words, options), options)
     _require_values(words, options)
     try:
         given: C | None = command_line(call)(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        raise BadOption(f"{' '.join(str(error).split())} --help lists the options.") from error
+        about_words = isinstance(error, (UnusedCliTokensError, MissingArgumentError))
+        said = (about_words and _stray(words, options)) or " ".join(str(error).split())
+        raise BadOption(f"{said} --help lists the options.") from error
     if given is not None:
         _require_local(given, options)
     return given
@@ -77,6 +81,53 @@ def _named_as_today(words: Sequence[str], options: Sequence[Declared]) -> list[s
         name, equals, value = word.partition("=")
         found.append(names.get(name, name) + equals + value)
     return found
+
+
+def _one_text(words: Sequence[str], options: Sequence[Declared]) -> list[str]:
+    """The same words, those behind an option that lists them in a text as this one text: --mags "20x 40x"."""
+    lists = {each.option for each in options if each.says.words and not each.is_list}
+    found: list[str] = []
+    option = ""
+    for word in words:
+        if word.startswith("-") or option not in lists:
+            option, _, value = word.partition("=")
+            found.append(word)
+            if option in lists and value:  # more words may follow
+                found[-1:] = [option, value]
+        elif found[-1] == option or not word.strip():
+            found.append(word)
+        else:
+            found[-1] += f" {word}"
+    return found
+
+
+def _stray(words: Sequence[str], options: Sequence[Declared]) -> str:
+    """What to say of the first word that no option takes, or an empty text: what may be meant by it."""
+    known = {each.option: each for each in options}
+    before: Declared | None = None
+    value, room = "", 0
+    for number, word in enumerate(words):
+        name, equals, after = word.partition("=")
+        if name in known:
+            before, value = known[name], after
+            room = 0 if before.kind is bool or equals else len(words) if before.is_list else 1
+        elif room:
+            value, room = word, room - 1
+        elif word != "--" and not word.startswith("--"):
+            rest = itertools.takewhile(lambda each: each.partition("=")[0] not in known, words[number:])
+            if before is not None and before.kind is not bool:
+                whole = shlex.quote(" ".join([value, *rest]))
+                return f"{word} is one word too many: quote the value, as in {before.option} {whole}."
+            return f"{word} belongs to no option{_meant(word, words, options)}"
+    return ""
+
+
+def _meant(word: str, words: Sequence[str], options: Sequence[Declared]) -> str:
+    """A question whether the word is the value of the first option that is missing, one that must be given before."""
+    given = {each.partition("=")[0] for each in words}
+    free = [each for each in options if each.kind is not bool and each.option not in given]
+    likely = next((each for each in free if each.required), free[0] if free else None)
+    return f"; did you mean {likely.option} {shlex.quote(word)}?" if likely else "."
 
 
 def _require_values(words: Sequence[str], options: Sequence[Declared]) -> None:

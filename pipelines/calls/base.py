@@ -13,9 +13,10 @@ from typing import Annotated
 class Option:
     """What is known of an option beside its name, type, default and help, as `Annotated[str, Option(...)]`.
 
-    `example` is shown behind the variable's name by `make help`. `words`: a list's words are no paths. With `cohort`,
-    it says something of slides of the user's, so that sample slides cannot be what is meant. `local`: a path that is
-    no URL. `make`: the variable's name, where it is another. `formerly`: an option's name of before, still understood.
+    `example` is shown behind the variable's name by `make help`. `words`: a list's words are no paths, and a text is a
+    list of words. With `cohort`, it says something of slides of the user's, so that sample slides cannot be what is
+    meant. `local`: a path that is no URL. `make`: the variable's name, where it is another. `formerly`: an option's
+    name of before, still understood.
     """
 
     example: str = ""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pipelines.calls.base import Option
 
 _OF_YOURS = Option(cohort=True)
+_WORDS = Option(words=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +34,16 @@ class ShardsCall:
     masks: Annotated[str | None, _OF_YOURS] = None
     """A folder of tissue masks named after their slides, GeoJSON or PNG, used as they are."""
 
-    mags: str = "5x 10x 20x 40x"
+    mags: Annotated[str, _WORDS] = "5x 10x 20x 40x"
     """Magnifications to make."""
 
-    max_tiles: str = ""
+    max_tiles: Annotated[str, _WORDS] = ""
     """Most tiles that a slide gives, as in "40x=500 20x=500"."""
 
     tissue: float = 0.65
     """Least share of a tile that is tissue."""
 
-    filter: Annotated[str, Option('"focus@40x>=0.2 pen<=0.02"')] = ""
+    filter: Annotated[str, Option('"focus@40x>=0.2 pen<=0.02"', words=True)] = ""
     """Leave out tiles that do not meet these conditions, as in "focus@40x>=0.2 focus@20x:IHC>=0.25 pen<=0.02"."""
 
     quality: int = 90

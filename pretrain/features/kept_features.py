@@ -128,13 +128,13 @@ class FeatureFolder:
             if next(self._files(), None) is not None:
                 raise OtherFeatures(
                     f"{self.path} holds features, and no {RECORD} that says of which model, px and filter; name "
-                    "another TO, or give REDO=1 (--redo) to delete them and start again"
+                    "another TO, or give REDO=1 to delete them and start again"
                 )
             return False
         if differing := self._differences(file, named):
             raise OtherFeatures(
                 f"{self.path} has features made with other settings ({'; '.join(differing)}); name another TO, or give "
-                "REDO=1 (--redo) to delete them and start again"
+                "REDO=1 to delete them and start again"
             )
         return True
 

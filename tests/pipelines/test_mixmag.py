@@ -100,12 +100,12 @@ sys.exit(main({words}))
         (
             "torch",
             ["pretrain"],
-            "pip install 'mixed-magnification[train]'",
+            "in a clone of the repository, pip install '.[train]'",
         ),
         (
             "dask",
             ["shards", "--slides", "x"],
-            "pip install 'mixed-magnification'",
+            "in a clone of the repository, pip install .",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """The commands take what is written in full, once, and ask before they delete for good."""
 
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ class ThingCall:
     redo: bool = False
     """Again."""
 
+    mags: Annotated[str, Option(words=True)] = ""
+    """Words in one text."""
+
     sql: Annotated[str, Option(may_be_empty=True)] = "x"
     """A question."""
 
@@ -53,7 +57,14 @@ class ThingCall:
         (["--out", "a", "--out", "b"], "--out specified multiple times"),
         (["--shards"], "--shards requires at least 1 element"),
         (["--shards", "a", ""], "a is empty"),
-        (["x"], "Unused Tokens: ['x']"),
+        (["x"], "x belongs to no option; did you mean --out x?"),
+        (["--redo", "x y"], "x y belongs to no option; did you mean --out 'x y'?"),
+        (["--", "x"], "x belongs to no option; did you mean --out x?"),
+        (["--out", "a", "b", "c", "--redo"], "b is one word too many: quote the value, as in --out 'a b c'."),
+        (["--out=a", "b"], "b is one word too many: quote the value, as in --out 'a b'."),
+        (["--mags", "--redo"], "--mags requires an argument"),
+        (["--mags", "20x", ""], "20x is empty"),
+        (["--mags", "20x", "--mags", "40x"], "--mags specified multiple times"),
         (["--out", "--redo"], "--out requires an argument"),
     ],
 )
@@ -62,6 +73,29 @@ def test_what_could_be_guessed_is_refused_in_one_line(words, said):
         read_call(ThingCall, words)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert "Token" not in str(refused.value)
+
+
+@given(st.lists(st.from_regex(r"[a-z0-9=.>:]{1,6}", fullmatch=True), min_size=1, max_size=4), st.booleans())
+def test_a_text_of_words_may_be_written_as_several(words, equals):
+    said = [f"--mags={words[0]}", *words[1:]] if equals else ["--mags", *words]
+    for line in (["--redo", *said], [*said, "--redo"]):
+        assert read_call(ThingCall, line) == ThingCall(mags=" ".join(words), redo=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["audit", "shards"], "--shards shards"),
+        (["shards", "/data"], "--slides /data"),
+        (["query", "SELECT 1"], "--sql 'SELECT 1'"),
+        (["embed", "--model", "m", "--redo", "to"], "--to to"),
+        (["curves", "run"], "--runs run"),
+    ],
+)
+def test_a_value_without_its_option_is_asked_about(words, meant):
+    with pytest.raises(BadOption, match=re.escape(f"belongs to no option; did you mean {meant}?")):
+        read_call(COMMANDS[words[0]].call, words[1:])
 
 
 def test_lists_add_up_and_what_is_not_said_is_as_declared():

@@ -31,3 +31,31 @@ def test_tiles_are_counted_of_the_magnifications_that_were_asked_for(magnificati
     )
     show_summary(Terminal("shards"), "out", summary)
     assert said in capsys.readouterr().out.splitlines()
+
+
+def row(status="ok", **tiles):
+    return {"slide_id": "a", "file": "a.svs", "status": status, "error_type": None, "error": "why", **tiles} | {
+        "tiles_filtered": 0,
+        "bytes": 0,
+        "seconds": 1.0,
+    }
+
+
+def test_what_is_new_and_what_was_there_are_told_apart(capsys):
+    summary = RunSummary(found=3, magnifications=("20x", "5x"), done_before=2)
+    summary.add(row(tiles_20x=1200, tiles_5x=30), now=False)
+    summary.add(row("excluded"), now=False)
+    summary.add(row(tiles_20x=7, tiles_5x=1), now=True)
+    show_summary(Terminal("shards"), "out", summary)
+    slides, tiles, *_ = capsys.readouterr().out.splitlines()
+    assert slides == "3 slides, 2 of them done before: 1 excluded, 2 ok"
+    assert tiles == "8 new tiles (5x 1, 20x 7), 0.0 MB, with those from before 1,238 tiles"
+
+
+def test_nothing_to_do_says_how_the_slides_went(capsys):
+    summary = RunSummary(found=2, done_before=2)
+    summary.add(row(tiles_20x=7), now=False)
+    summary.add(row("excluded"), now=False)
+    show_summary(Terminal("shards"), "out", summary)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "nothing to do: 2 slides are already done in out: 1 excluded, 1 ok"

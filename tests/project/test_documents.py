@@ -36,6 +36,14 @@ def test_every_link_between_documents_leads_somewhere():
     assert {str(page.relative_to(ROOT)): broken_links(page) for page in pages if broken_links(page)} == {}
 
 
+def test_the_readme_is_short_and_leads_to_every_page_for_newcomers():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 120
+    wanted = {f"docs/{name}.md" for name in ("tutorial", "index", "troubleshooting", "glossary")}
+    wanted |= {str(page.relative_to(ROOT)) for page in (ROOT / "docs/how-to").glob("*.md")}
+    assert wanted - {name for name, _ in LINK.findall(text)} == set()
+
+
 @pytest.mark.parametrize("link", ["[a](none.md)", "[a](page.md#other)", "![a](none.png)", "[a](#other)"])
 def test_a_planted_broken_link_is_seen(link, tmp_path):
     (tmp_path / "page.md").write_text(f"# A heading: of `two` words\n[a](page.md#a-heading-of-two-words) {link}\n")

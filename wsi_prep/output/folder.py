@@ -11,7 +11,7 @@ from wsi_prep.errors import BadOutput, UsageError
 from wsi_prep.format.layout import PLACES, slide_of
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.sealed_json import NotAsWritten, read_sealed, write_sealed
-from wsi_prep.output.terms import Terms
+from wsi_prep.output.terms import PATIENT_KEY, Terms
 from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, read_tombstone
 from wsi_prep.storage.atomic import remove_tree
 from wsi_prep.storage.base import Storage
@@ -36,16 +36,26 @@ def held_output(storage: Storage, terms: Terms, token: str, *, take_over: bool =
     storage.create()
     with storage.locked(token, take_over=take_over):
         terms.require_kept(storage.where, read_run(storage))
+        if terms.patient_key is None:  # run.json of an earlier version does not say
+            terms.require_patient_key(storage.where, _has_patients(storage))
         yield
 
 
-def begin(storage: Storage, terms: Terms) -> Catalog:
-    """While it is held: the catalog of `storage`, swept of half-made slides, and the terms in its run.json."""
+def _has_patients(storage: Storage) -> bool:
+    return any(row["patient_key"] for row in Catalog(storage).slides(["patient_key"]))
+
+
+def begin(storage: Storage, terms: Terms, *, patients: bool = False) -> Catalog:
+    """While it is held: the catalog of `storage`, swept of half-made slides, and the terms in its run.json.
+
+    `patients`: whether any slide's patient gets a key.
+    """
     catalog = Catalog(storage)
     with writing(storage):
         before = read_run(storage)
         settings = terms.settings if not before or terms.redo else before.get("settings", {})
-        write_run(storage, {**before, "settings": settings, **terms.named})
+        key = {PATIENT_KEY: terms.patient_key} if patients else {}
+        write_run(storage, {**before, "settings": settings, **terms.named, **key})
         catalog.create()
         catalog.recover()
         sweep(storage, catalog)

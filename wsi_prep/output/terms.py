@@ -8,6 +8,9 @@ from typing import Any
 
 from wsi_prep.errors import OtherConfiguration
 
+PATIENT_KEY = "patient_key"
+"""Field of run.json: the mark of the secret that patients are keyed with, where any is."""
+
 _SHOWN = 60
 _NAMED_AS = {"manifest": "a manifest", "masks": "masks", "institution_pattern": "an institution pattern"}
 
@@ -18,23 +21,25 @@ class Terms:
 
     `settings` are those that run.json keeps, in private output with `private`, the mark of its key. `named`: whether a
     manifest, masks and an institution pattern are given. With `redo` slides may be done again. `passing` is what passes
-    the filters, in SQL.
+    the filters, in SQL. `patient_key` is the mark of the secret for patients, None without one.
     """
 
     settings: Mapping[str, object]
     named: Mapping[str, bool]
     redo: bool
     passing: str = ""
+    patient_key: str | None = None
 
     def require_kept(self, where: str, before: Mapping[str, Any]) -> None:
         """Raise OtherConfiguration where the output `where`, of which run.json says `before`, was made otherwise.
 
-        Names and keyed ids never share a folder, nor do ids of two keys, whatever else may be done again. A manifest or
-        pattern that was given once and is forgotten now would undo what it said of every slide.
+        Names and keyed ids never share a folder, nor do ids or patients of two keys, whatever else may be done again. A
+        manifest or pattern that was given once and is forgotten now would undo what it said of every slide.
         """
         self._require_named_again(where, before)
         if before:
             self._require_same_key(where, before.get("settings", {}))
+        self.require_patient_key(where, before.get(PATIENT_KEY))
         if before and not self.redo:
             self._require_same(where, before.get("settings", {}))
 
@@ -45,6 +50,17 @@ class Terms:
                     f"OUT {where} was made with {_NAMED_AS[name]}; name it again with {name.upper()}=, "
                     "or add REDO=1 to go by the files alone"
                 )
+
+    def require_patient_key(self, where: str, was: object) -> None:
+        """Raise OtherConfiguration unless patients are keyed now with the secret whose mark `was` is, if any is.
+
+        A patient with two keys, or with one and none, could be in training and held out.
+        """
+        if not was or was == self.patient_key:
+            return
+        if self.patient_key is None:
+            raise OtherConfiguration(f"OUT {where} was made with PATIENT_KEY; give it again, with the same secret")
+        raise OtherConfiguration(f"OUT {where} was made with another PATIENT_KEY; name that one, or another OUT")
 
     def _require_same_key(self, where: str, before: Mapping[str, object]) -> None:
         was, now = before.get("private"), self.settings.get("private")

@@ -106,7 +106,7 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
         if not request.forgotten_lost:
             require_remembered(storage)
         _add_names(request, storage, tasks)
-        catalog = begin(storage, terms)
+        catalog = begin(storage, terms, patients=any(task.patient_key for task in tasks))
         with writing(storage):
             if request.script is not None and request.id_key is None:
                 write_call(storage, request.script)
@@ -140,7 +140,8 @@ def _terms(request: RunRequest) -> Terms:
         "masks": request.masks is not None,
         "institution_pattern": request.institution_pattern is not None,
     }
-    return Terms(settings, named, request.redo, where_of(request.settings.filters))
+    patient_key = key_check(request.patient_key) if request.patient_key is not None else None
+    return Terms(settings, named, request.redo, where_of(request.settings.filters), patient_key)
 
 
 def _add_names(request: RunRequest, storage: Storage, tasks: Sequence[SlideTask]) -> None:

@@ -64,6 +64,7 @@ class RunRequest:
 class RunSummary:
     """What a call did: `rows` of its slides that are not ok, counts by status, tiles made now, and warnings.
 
+    `tiles` counts those of all its slides, made now or before.
     `magnifications` are those that were asked for.
     `tiles_filtered` are those that were not made now because of a filter.
     """
@@ -73,6 +74,7 @@ class RunSummary:
     done_before: int = 0
     seconds: float = 0.0
     statuses: Counter[str] = field(default_factory=Counter)
+    tiles: int = 0
     tiles_made: Counter[str] = field(default_factory=Counter)
     tiles_filtered: int = 0
     bytes_made: int = 0
@@ -88,6 +90,7 @@ class RunSummary:
     def add(self, row: SlideRow, *, now: bool) -> None:
         """Count one slide, done now or before."""
         self.statuses[row["status"]] += 1
+        self.tiles += sum(tile_counts(row).values())
         if row["status"] != "ok":
             self.rows.append(row)
         elif row.get("warning"):

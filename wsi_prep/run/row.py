@@ -88,11 +88,15 @@ def verdict(row: SlideRow, plan: TilePlan, settings: PlanSettings, lost: str, no
         return {"status": "empty", "error": lost}
     if (row["tiles_filtered"] or 0) > len(plan):
         row["warning"] = warned(row["warning"], lost)
+    finest, there = plan.grid.base.name, {m.name for m in plan.grid.magnifications}
+    wanted = there.intersection(settings.magnifications)
+    missing = [name for name in settings.magnifications if name not in there]
+    chosen = len(set(settings.magnifications)) < len(MAGNIFICATIONS)  # all of them means what the slide has
+    if wanted and missing and chosen:
+        row["warning"] = warned(row["warning"], f"{' '.join(missing)} cannot be made: the slide's finest is {finest}")
     if len(plan):
         return {"status": "ok"}
-    wanted = set(settings.magnifications) & {m.name for m in plan.grid.magnifications}
     if not wanted:
-        finest = plan.grid.base.name
         reason = f"none of {' '.join(settings.magnifications)} can be made: the slide's finest is {finest}"
         return {"status": SlideExcluded.status, "error_type": "TooCoarse", "error": reason}
     if not row["tissue_mm2"]:

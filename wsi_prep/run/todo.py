@@ -26,6 +26,7 @@ _LOOKED_AT = (
     *("file_folder", "manifest"),
     *("institution", "institution_source", "tissue", "stain", "stain_confidence", "stain_source"),
     *("stain_pixels", "stain_pixels_confidence"),
+    *("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"),
 )
 """The columns of earlier rows that a run needs; of millions of slides all would not fit."""
 
@@ -164,8 +165,6 @@ def not_done(request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, 
             todo.append(task)
             continue
         described: SlideRow = {**row, **manifest_columns(task, row)}
-        if request.patient_key is None:  # a key that is forgotten undoes nothing
-            described["patient_key"] = row["patient_key"]
         if described != row:
             described_anew.append(described)
         summary.done_before += 1

@@ -68,6 +68,8 @@ def make_case(seed: int, folder: Path, bases: tuple[str, ...] = BASES, *, plain:
     if reader != "auto":
         case.refusals += [r"OpenSlide", *[r"mpp|scale"] * any(" first, in tiles" in told for told in case.told)]
     case.settings = PrepareSettings(PlanSettings(tuple(mags.split())), reader=reader)
+    if mags != _MAGS[0] and any(_too_coarse(picture, mags) for picture in (case.truth, *case.scenes)):
+        case.warnings.append(r"cannot be made: the slide's finest is")
     if not plain and (mags, reader) != (_MAGS[0], "auto"):
         case.told.append(f"mags {mags}, reader {reader}")
     if not plain and chance(rng, 0.3):
@@ -75,6 +77,12 @@ def make_case(seed: int, folder: Path, bases: tuple[str, ...] = BASES, *, plain:
     case.given = case.path if chance(rng, 0.5) and case.path.is_file() else folder
     case.name = case.path.name
     return case
+
+
+def _too_coarse(picture, mags):
+    """Whether one of the magnifications would have to be upsampled, whose scale is 10 um/px over its number."""
+    finest = max(int(name.removesuffix("x")) for name in mags.split())
+    return max(picture.mpp_x, picture.mpp_y) > 1.05 * 10 / finest
 
 
 class _Sound:

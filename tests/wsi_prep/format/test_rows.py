@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 
 from tests.support.real_tiles import prepared
-from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, SlideRow, TileRow, tile_counts
+from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, SlideRow, TileRow, tile_counts, told
 from wsi_prep.run.task import PrepareSettings
+from wsi_prep.tiles.plan import PlanSettings
 
 KNOWN_OF_EVERY_SLIDE = {"slide_id", "status"}
 
@@ -47,3 +48,21 @@ def test_rows_of_a_slides_work_are_of_these_types(nompp_slide, tmp_path, assume_
 
 def test_what_a_row_does_not_count_is_no_tile():
     assert tile_counts({"slide_id": "a", "tiles_20x": 3, "tiles_5x": None}) == {"40x": 0, "20x": 3, "10x": 0, "5x": 0}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("40x", "10x", "5x"), "40x cannot be made: the slide's finest is 20x"),
+        (("20x", "5x"), None),
+        (("40x", "20x", "10x", "5x"), None),  # the default, which means all that the slide has
+    ],
+)
+def test_a_magnification_that_was_asked_for_and_is_missing_is_told(nompp_slide, tmp_path, asked, said):
+    row, _ = prepared(nompp_slide, tmp_path, PrepareSettings(plan=PlanSettings(asked), assume_mpp=0.5))
+    assert row["status"] == "ok"
+    assert {f"tiles_{name}": row[f"tiles_{name}"] > 0 for name in asked} == {
+        f"tiles_{name}": name != "40x" for name in asked
+    }
+    about = [text for text in told(row["warning"]) if "made" in text]
+    assert about == ([said] if said else [])

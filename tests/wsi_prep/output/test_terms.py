@@ -3,14 +3,16 @@
 import shutil
 from functools import partial
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.shards import main
 from sample_slides.make import make_synthetic, nompp_tiff
 from tests.support.command_words import changed_call
 from wsi_prep.errors import OtherConfiguration
-from wsi_prep.output.folder import held_output, read_run
+from wsi_prep.output.folder import begin, held_output, read_run, write_run
 from wsi_prep.output.terms import Terms
+from wsi_prep.slides.private import keyed_patient
 from wsi_prep.storage.base import LOCK
 from wsi_prep.storage.local import LocalStorage
 
@@ -26,8 +28,8 @@ def made(tmp_path_factory):
     (here / "slides").mkdir()
     (here / "masks").mkdir()
     make_synthetic(here / "slides/one.tiff", partial(nompp_tiff, width=600, height=700))
-    (here / "manifest.csv").write_text("slide,stain\none.tiff,HE\n")
-    for name in ("key", "other"):
+    (here / "manifest.csv").write_text("slide,stain,patient\none.tiff,HE,p1\ntwo.tiff,HE,p1\n")
+    for name in ("key", "other", "patients"):
         (here / name).write_text(f"a secret that is long enough: {name}")
     assert call(here) == 0
     assert len((here / "names.csv").read_text().splitlines()) == 2
@@ -43,6 +45,7 @@ def call(here, *more, without=()):
         "--private": (),
         "--id-key": (here / "key",),
         "--names": (here / "names.csv",),
+        "--patient-key": (here / "patients",),
     }
     given = [text for name, values in options.items() if name not in without for text in (name, *values)]
     fixed = [
@@ -60,6 +63,13 @@ def call(here, *more, without=()):
     return main(changed_call([*fixed, *given], more))
 
 
+def copied(made, here):
+    for name in ("slides", "out", "masks"):
+        shutil.copytree(made / name, here / name)
+    for name in ("names.csv", "key", "manifest.csv", "patients"):
+        shutil.copy(made / name, here / name)
+
+
 def contents(here):
     """Every file of OUT, and NAMES, by path; the lock, which says who looked last, aside."""
     files = [path for path in (here / "out").rglob("*") if path.is_file() and path.name != LOCK]
@@ -72,6 +82,9 @@ def contents(here):
         (["--id-key", "{here}/other"], [], "made with another ID_KEY"),
         ([], ["--private", "--id-key", "--names"], "made with PRIVATE=1"),
         ([], ["--manifest"], "made with a manifest"),
+        ([], ["--patient-key"], "made with PATIENT_KEY; give it again, with the same secret"),
+        (["--redo"], ["--patient-key"], "made with PATIENT_KEY; give it again"),
+        (["--patient-key", "{here}/other"], [], "made with another PATIENT_KEY; name that one"),
         ([], ["--masks"], "made with masks"),
         ([], ["--institution-pattern"], "made with an institution pattern"),
         (["--quality", "70"], [], "made with other settings"),
@@ -91,6 +104,32 @@ def test_a_refused_call_changes_nothing(made, capsys, more, without, says):
     assert (made / "manifest.csv").read_text().startswith("slide,stain")
 
 
+def test_patients_of_a_folder_that_has_no_mark_of_their_key_keep_it(made, tmp_path, capsys):
+    copied(made, tmp_path)
+    storage = LocalStorage(tmp_path / "out")
+    run = read_run(storage)
+    assert run.pop("patient_key")
+    write_run(storage, run)  # as earlier versions wrote it
+    before = contents(tmp_path)
+    assert call(tmp_path, without=["--patient-key"]) == 2
+    assert "made with PATIENT_KEY; give it again, with the same secret" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert call(tmp_path) == 0
+    secret = (tmp_path / "patients").read_bytes()
+    rows = pq.read_table(tmp_path / "out/catalog/slides").select(["patient_key"]).to_pylist()
+    assert {row["patient_key"] for row in rows} == {keyed_patient(secret, "p1")}
+    assert secret not in (tmp_path / "out/run.json").read_bytes()
+
+
+def test_a_key_that_no_patient_needed_may_be_left_out(tmp_path):
+    storage = LocalStorage(tmp_path)
+    keyed, bare = (Terms({}, {}, redo=False, patient_key=mark) for mark in ("mark", None))
+    for terms in (keyed, bare, keyed):
+        with held_output(storage, terms, "token"):
+            begin(storage, terms, patients=False)
+    assert "patient_key" not in read_run(storage)
+
+
 def test_a_call_while_another_run_works_changes_nothing(made, capsys):
     before = contents(made) | {made / "out" / LOCK: b"of the other run"}
     with LocalStorage(made / "out").locked("of the other run", take_over=False):
@@ -100,10 +139,7 @@ def test_a_call_while_another_run_works_changes_nothing(made, capsys):
 
 
 def test_a_tombstone_that_cannot_be_read_is_found_before_anything_is_written(made, tmp_path, capsys):
-    for name in ("slides", "out", "masks"):
-        shutil.copytree(made / name, tmp_path / name)
-    for name in ("names.csv", "key", "manifest.csv"):
-        shutil.copy(made / name, tmp_path / name)
+    copied(made, tmp_path)
     (tmp_path / "out/forgotten.json").write_text("{")
     before = contents(tmp_path)
     assert call(tmp_path) == 2

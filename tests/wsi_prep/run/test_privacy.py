@@ -262,7 +262,7 @@ def test_private_output_holds_no_name_even_of_what_fails_or_warns(planted, priva
     assert found({row["slide_id"] for row in rows}, data) == {row["slide_id"] for row in rows}
     assert not re.search(rb"S19-0|004472[1-6]|0099999|DOE[ _]JANE| DOE\.|MRN-5|long enough", data)
     capsys.readouterr()
-    assert private(planted) == 3
+    assert private(planted, "--patient-key", planted / "key") == 3
     assert [r["seconds"] for r in slide_rows(private_out) if r["status"] == "ok"] == [
         r["seconds"] for r in rows if r["status"] == "ok"
     ]

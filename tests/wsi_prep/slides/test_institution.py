@@ -131,8 +131,10 @@ def test_where_slides_come_from_is_written_anew_without_their_tiles(tmp_path, no
         "patient_key": keyed_patient(secret, "P17"),
     }
     assert after["TCGA-A6-6780-01Z-00-DX1.tiff"] == tcga | {"patient_key": keyed_patient(secret, "TCGA-A6-6780")}
-    assert call(*pattern[:2]) == after
+    assert main([*common, *pattern[:2]]) == 2
+    assert "was made with PATIENT_KEY; give it again" in capsys.readouterr().err
+    assert call(*pattern) == after
     assert main([*common, *pattern[2:]]) == 2
     assert "was made with an institution pattern; name it again with INSTITUTION_PATTERN=" in capsys.readouterr().err
-    call("--institution-pattern", "^(?P<institution>x+)/")
+    call("--institution-pattern", "^(?P<institution>x+)/", *pattern[2:])
     assert "INSTITUTION_PATTERN does not fit 1 of 2 slides" in capsys.readouterr().out

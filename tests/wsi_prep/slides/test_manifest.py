@@ -2,10 +2,12 @@ import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wsi_prep.errors import BadManifest
 from wsi_prep.slides.find.manifest import ManifestRow, read_manifest
-from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.slides.find.sources import SlideSource, find_slides
 
 
 @pytest.fixture
@@ -135,3 +137,17 @@ def test_as_much_as_is_allowed_is_kept(slides, manifest):
     read = manifest(f"slide,{','.join(names)}\n2.svs,{','.join(['x' * 200] * 32)}\n")
     (row,) = read.match(list(slides.values())).rows.values()
     assert json.loads(row.more) == dict.fromkeys(names, "x" * 200)
+
+
+@given(st.sets(st.integers(0, 12)), st.sets(st.integers(0, 12)))
+def test_slides_without_a_row_are_counted_and_some_are_named(tmp_path_factory, there, named):
+    folder = tmp_path_factory.mktemp("m")
+    (folder / "m.csv").write_text("".join(f"{line}\n" for line in ["slide", *(f"{n}.svs" for n in sorted(named))]))
+    sources = [SlideSource(f"{n}-id", f"/s/{n}.svs", f"{n}.svs", (f"/s/{n}.svs",), "") for n in sorted(there)]
+    matched, bare = read_manifest(str(folder / "m.csv")).match(sources), sorted(there - named)
+    for private, ending in ((False, "{}.svs"), (True, "{}-id")):
+        said = [note for note in matched.notes(private=private) if "no row in the manifest" in note]
+        names = [ending.format(n) for n in bare]
+        shown = ", ".join((sorted(names) if private else names)[:5]) + (f" and {len(bare) - 5} more" * (len(bare) > 5))
+        have = "1 slide has" if len(bare) == 1 else f"{len(bare)} slides have"
+        assert said == ([f"{have} no row in the manifest: {shown}"] if bare else [])

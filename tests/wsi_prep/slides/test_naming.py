@@ -146,11 +146,13 @@ def test_what_is_meant_is_asked_and_not_taken(tmp_path):
     not_read = "(it is there, but .qptiff is not read: convert it to a tiled TIFF)"
     assert matched.notes(private=False) == [
         "the manifest names 4 slides that were not found: slide1 (did you mean slide1.svs?), "
-        f"größe 2.ome.tif (did you mean Größe 2.ome.tif?), x.qptiff {not_read}, gone.svs"
+        f"größe 2.ome.tif (did you mean Größe 2.ome.tif?), x.qptiff {not_read}, gone.svs",
+        "2 slides have no row in the manifest: Größe 2.ome.tif, slide1.svs",
     ]
     but = "(a slide's name but for case or ending)"
     assert matched.notes(private=True) == [
-        f"the manifest names 4 slides that were not found: line 2 {but}, line 3 {but}, line 4 {not_read}, line 5"
+        f"the manifest names 4 slides that were not found: line 2 {but}, line 3 {but}, line 4 {not_read}, line 5",
+        "2 slides have no row in the manifest: " + ", ".join(sorted(source.slide_id for source in found.sources)),
     ]
     masks, notes = find_masks(str(tmp_path / "masks"), None, found.sources)
     assert masks == {}

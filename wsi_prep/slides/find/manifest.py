@@ -47,9 +47,10 @@ EMPTY_ROW = ManifestRow()
 
 @dataclass(frozen=True)
 class Matched:
-    """Manifest rows by slide_id, and the manifest's entries that fit no slide found.
+    """Manifest rows by slide_id, the manifest's entries that fit no slide found, and slides that it does not name.
 
-    Of these, their lines too, and what else can be said of each: `hints` with names, `bare_hints` without.
+    Of these entries, their lines too, and what else can be said of each: `hints` with names, `bare_hints` without.
+    Of these slides, `unnamed` has the names, and `unnamed_ids` the ids.
     """
 
     rows: dict[str, ManifestRow]
@@ -57,16 +58,31 @@ class Matched:
     unknown_lines: tuple[int, ...] = ()
     hints: tuple[str, ...] = ()
     bare_hints: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
+    unnamed_ids: tuple[str, ...] = ()
 
     def notes(self, *, private: bool) -> list[str]:
-        """What a user should know of the entries that fit no slide, in a line; `private`: without names."""
-        if not self.unknown:
-            return []
-        names = [f"line {line}" for line in self.unknown_lines] if private else self.unknown
-        hints = self.bare_hints if private else self.hints
-        entries = [f"{name}{hint}" for name, hint in zip(names, hints, strict=True)][:_SHOWN]
-        shown = ", ".join(entries) + (", ..." if len(names) > _SHOWN else "")
-        return [f"the manifest names {counted(len(names), 'slide that was', 'slides that were')} not found: {shown}"]
+        """What a user should know of entries and slides that fit none, a line for each kind; `private`: no names."""
+        notes = []
+        if self.unknown:
+            names = [f"line {line}" for line in self.unknown_lines] if private else self.unknown
+            entries = [f"{name}{hint}" for name, hint in zip(names, self._hints(private), strict=True)]
+            count = counted(len(names), "slide that was", "slides that were")
+            notes.append(f"the manifest names {count} not found: {_some(entries)}")
+        if self.unnamed:
+            count = counted(len(self.unnamed), "slide has", "slides have")
+            shown = _some(sorted(self.unnamed_ids) if private else self.unnamed)
+            notes.append(f"{count} no row in the manifest: {shown}")
+        return notes
+
+    def _hints(self, private: bool) -> tuple[str, ...]:
+        return self.bare_hints if private else self.hints
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of these, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,16 @@ class Manifest:
         rows = {slide_id: entry.row for slide_id, entry in chosen.items()}
         cells, lines = tuple(entry.cell for entry in unknown), tuple(entry.line for entry in unknown)
         hints = _hints(unknown, sources, left_out)
-        return Matched(rows, cells, lines, tuple(hint for hint, _ in hints), tuple(hint for _, hint in hints))
+        bare = [source for source in sources if source.slide_id not in rows]
+        return Matched(
+            rows,
+            cells,
+            lines,
+            tuple(hint for hint, _ in hints),
+            tuple(hint for _, hint in hints),
+            tuple(source.name for source in bare),
+            tuple(source.slide_id for source in bare),
+        )
 
     def _choose(self, chosen: dict[str, _Entry], slide_id: str, entry: _Entry) -> None:
         before = chosen.get(slide_id)
