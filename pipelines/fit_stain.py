@@ -13,10 +13,10 @@ from pipelines.calls.training import FitStainCall
 from pipelines.command import EXIT_OK, EXIT_WRONG_CALL, Terminal, run_command
 from wsi_prep.errors import WsiPrepError, counted
 from wsi_prep.stain.fit.cohort import Cohort, read_slides, read_tiles
-from wsi_prep.stain.fit.examples import Example, changed, recoloured
-from wsi_prep.stain.fit.fit import HeldOut, fit, fit_temperature, hold_out_cases, with_temperature
+from wsi_prep.stain.fit.examples import Example, as_it_is, changed, dyed
+from wsi_prep.stain.fit.fit import HeldOut, fit, fit_temperature, hold_out, with_temperature
 from wsi_prep.stain.fit.report import by_recipe, reliability, section
-from wsi_prep.stain.network import MODEL_FILE
+from wsi_prep.stain.model import MODEL_FILE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,46 +28,55 @@ def _work(call: FitStainCall, terminal: Terminal) -> int:
     cv2.setNumThreads(1)
     to = call.to or MODEL_FILE
     try:
-        cohort = sum((read_tiles(file) for file in call.tiles), Cohort((), (), ()))
-        cohort += read_slides(call.slides) if call.slides else Cohort((), (), ())
+        parts = [*(read_tiles(file) for file in call.tiles), *(read_slides(folder) for folder in call.slides)]
+        cohort = sum(parts, Cohort())
+        terminal.say(
+            f"{counted(len(cohort.pictures), 'picture')}, {counted(len(cohort.tiles), 'tile')}; "
+            f"dyes {call.examples} pictures"
+        )
+        in_dyes = dyed(cohort.bases, call.examples, call.seed) if cohort.bases else []
+        examples = in_dyes + changed(cohort.pictures, call.examples, call.seed + 1)
+        temperature, lines = judge(cohort, examples, in_dyes)
+        if call.unseen:
+            lines += ["### Stains that were not fitted to", "", *by_recipe(unseen(examples, call.unseen))]
+        if not call.evaluate:
+            with_temperature(fit(examples), temperature).save(to)
     except WsiPrepError as error:
         terminal.warn(str(error))
         return EXIT_WRONG_CALL
-    terminal.say(
-        f"{counted(len(cohort.tissues), 'slide')}, {counted(len(cohort.tiles), 'tile')}; dyes {call.examples} pictures"
-    )
-    dyed = recoloured(cohort.tissues, call.examples, call.seed)
-    examples = dyed + changed(cohort.tissues, call.examples // 2, call.seed + 1) + cohort.as_they_are()
-    temperature, lines = judge(cohort, examples, dyed, call.seed)
-    if call.unseen:
-        lines += ["### Stains that were not fitted to", "", *by_recipe(unseen(examples, call.unseen, call.seed))]
-    with_temperature(fit(examples, call.seed), temperature).save(to)
     for line in lines:
         terminal.say(line)
-    terminal.say(f"temperature {temperature:.2f}; weights: {to}")
+    terminal.say(f"temperature {temperature:.2f}; weights: {'not written' if call.evaluate else to}")
     return EXIT_OK
 
 
-def judge(cohort: Cohort, examples: list[Example], dyed: list[Example], seed: int) -> tuple[float, list[str]]:
-    """The temperature that calibrates slides and tiles, and lines of Markdown on slides, tiles and dyed pictures.
+def judge(cohort: Cohort, examples: list[Example], in_dyes: list[Example]) -> tuple[float, list[str]]:
+    """The temperature that calibrates slides, and lines of Markdown on slides, crops, tiles and dyed pictures.
 
-    Each is judged without its own case.
+    Each is judged without its own case; slides also without their own laboratory.
     """
-    judged = hold_out_cases(examples, [*cohort.slides, *cohort.tiles, *dyed], seed)
-    place = np.arange(len(judged.truth))
-    to_tiles = len(cohort.slides) + len(cohort.tiles)
-    slides = judged.only(place < len(cohort.slides))
-    lines = [*section("Slides", slides, name_wrong=True), *reliability(slides)]
-    if cohort.tiles:
-        tiles = judged.only((place >= len(cohort.slides)) & (place < to_tiles))
-        lines += [*section("Tiles", tiles, name_wrong=False), *reliability(tiles)]
-    return fit_temperature(judged.only(place < to_tiles)), [*lines, *by_recipe(judged.only(place >= to_tiles))]
+    slides = [shown for picture in cohort.pictures if picture.whole and (shown := as_it_is(picture))]
+    crops = [shown for picture in cohort.pictures if not picture.whole and (shown := as_it_is(picture))]
+    judged = hold_out(examples, [*slides, *crops, *cohort.tiles, *in_dyes])
+    kind = np.repeat(np.arange(4), [len(slides), len(crops), len(cohort.tiles), len(in_dyes)])
+    lines: list[str] = []
+    calibrating = judged.only(kind == 0) if slides else judged.only(kind == 1)
+    if slides:
+        lines += [*section("Slides", calibrating, name_wrong=True), *reliability(calibrating)]
+        abroad = hold_out(examples, slides, by_laboratory=True)
+        lines += section("Slides, without their laboratory", abroad, name_wrong=True)
+    for number, title in ((1, "Crops of a slide together"), (2, "Single tiles")):
+        if (kind == number).any():
+            lines += section(title, judged.only(kind == number), name_wrong=False)
+    if in_dyes:
+        lines += ["### Dyed pictures", "", *by_recipe(judged.only(kind == 3))]
+    return fit_temperature(calibrating), lines
 
 
-def unseen(examples: list[Example], names: Sequence[str], seed: int) -> HeldOut:
+def unseen(examples: list[Example], names: Sequence[str]) -> HeldOut:
     """Dyed pictures of the stains of these names, each stain judged by a classifier that was fitted to all others."""
     by_name = [replace(example, case=example.name) for example in examples]
-    return hold_out_cases(by_name, [example for example in by_name if example.name in names], seed)
+    return hold_out(by_name, [example for example in by_name if example.name in names])
 
 
 if __name__ == "__main__":

@@ -201,14 +201,17 @@ class FitStainCall:
     tiles: Annotated[tuple[Path, ...], Option('"tiles.parquet ..."')] = ()
     """Tables of image, group, mpp, slide, stain."""
 
-    slides: Annotated[Path | None, Option("folder")] = None
-    """Slides beside a manifest.csv that gives their stain and patient."""
+    slides: Annotated[tuple[Path, ...], Option('"folder ..."')] = ()
+    """Folders of slides, or of pictures of slides, beside a manifest.csv: slide, mpp, stain, patient."""
 
     to: Annotated[Path | None, Option("file")] = None
     """The weights; without it, those of the package."""
 
-    examples: int = 7000
-    """Pictures in other dyes."""
+    examples: int = 6000
+    """Pictures in other dyes, and as many in their own."""
+
+    evaluate: bool = False
+    """Tell how well it does, and write no weights."""
 
     unseen: Annotated[tuple[str, ...], Option('"stain ..."', words=True)] = ()
     """Recipes to judge as stains that were never seen."""

@@ -116,6 +116,6 @@ def test_the_licence_is_apache_2_to_the_letter(wheel):
 
 def test_a_wheel_is_usable_without_the_checkout(built, tmp_path):
     shutil.unpack_archive(next(built.glob("*.whl")), tmp_path, "zip")
-    code = "from wsi_prep.stain import network; print(network.__file__); network.read_stain_model(network.MODEL_FILE)"
+    code = "from wsi_prep.stain import model; print(model.__file__); model.read_stain_model(model.MODEL_FILE)"
     said = run_in(tmp_path, code)
-    assert (said.returncode, said.stdout.strip()) == (0, str(tmp_path / "wsi_prep/stain/network.py")), said.stderr
+    assert (said.returncode, said.stdout.strip()) == (0, str(tmp_path / "wsi_prep/stain/model.py")), said.stderr

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsi_prep.format.records import SlideRow, told, warned
 from wsi_prep.stain.features import stain_features
-from wsi_prep.stain.network import CLASSES, packaged_model
+from wsi_prep.stain.model import CLASSES, packaged_model
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.picture import brightest, darkest
 
@@ -96,10 +96,17 @@ def tissue_features(
     thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: BackgroundModel | None = None
 ) -> NDArray[np.float32] | None:
     """What `classify_stain` judges by: `stain_features` of the tissue; None where it is too little."""
+    return stain_features(tissue_densities(thumbnail, tissue, glass))
+
+
+def tissue_densities(
+    thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glass: BackgroundModel | None = None
+) -> NDArray[np.float32]:
+    """(n, 3) float32 optical densities of at most some 20,000 pixels of tissue, row by row."""
     glass = glass or _glass_beside(thumbnail, tissue)
     step = _step(tissue)
     density = glass.density(np.ascontiguousarray(thumbnail[::step, ::step]))
-    return stain_features(density[tissue[::step, ::step]])
+    return density[tissue[::step, ::step]]
 
 
 def classify_glow(thumbnail: NDArray[np.uint8]) -> StainCall:

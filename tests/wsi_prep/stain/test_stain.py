@@ -29,7 +29,7 @@ from wsi_prep.stain.classify import (
     stain_columns,
 )
 from wsi_prep.stain.features import COUNT, FEATURE_VERSION, stain_features
-from wsi_prep.stain.network import MODEL_FILE, MOST_UNUSUAL, StainModel, packaged_model, read_stain_model
+from wsi_prep.stain.model import MODEL_FILE, MOST_UNUSUAL, StainModel, packaged_model, read_stain_model
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import MASK_MPP, check_bright_field, detect_tissue
 
@@ -239,7 +239,7 @@ def test_order_of_pixels_and_white_pixels_do_not_count():
 
 def test_the_weights_are_for_these_features():
     with safe_open(MODEL_FILE, framework="numpy") as weights:
-        assert weights.metadata()["features"] == str(FEATURE_VERSION)
+        assert weights.metadata() == {"made_for": f"version {FEATURE_VERSION} of the features and HE IHC SPECIAL"}
     # numbers that were so when version 1 was fitted to; where they change, the version must, and the weights
     hues = np.linspace(0, 1, 2000, dtype=np.float32)[:, None]
     density = 0.1 + 0.5 * hues * np.array(EOSIN, np.float32) + 0.4 * (1 - hues) * np.array(HAEMATOXYLIN, np.float32)
@@ -249,16 +249,13 @@ def test_the_weights_are_for_these_features():
     assert [found.sum(), np.abs(found).sum(), found[-1]] == pytest.approx([-490.915, 541.075, 18.102], rel=1e-3)
 
 
-def test_the_network_is_what_its_formula_says():
+def test_the_classifier_is_what_its_formula_says():
     model = packaged_model()
     features = np.random.default_rng(0).normal(model.mean, 3 * model.scale).astype(np.float32)
-    outputs = model.out_bias.astype(float).copy()
-    for unit in range(len(model.into_bias)):
-        total = float(model.into_bias[unit])
-        for i in range(COUNT):
-            unusual = float((features[i] - model.mean[i]) / model.scale[i])
-            total += min(max(unusual, -MOST_UNUSUAL), MOST_UNUSUAL) * float(model.into[i, unit])
-        outputs += max(total, 0.0) * model.out[unit]
+    outputs = model.bias.astype(float).copy()
+    for i in range(COUNT):
+        unusual = float((features[i] - model.mean[i]) / model.scale[i])
+        outputs += min(max(unusual, -MOST_UNUSUAL), MOST_UNUSUAL) * model.slope[i]
     raised = np.exp(outputs / model.temperature)
     assert model.probabilities(features) == pytest.approx(raised / raised.sum(), abs=1e-4)
 
@@ -268,9 +265,9 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, monkeypatch):
     model.save(tmp_path / "same.safetensors")
     again = read_stain_model(tmp_path / "same.safetensors")
     assert isinstance(again, StainModel)
-    assert np.array_equal(again.into, model.into)
-    assert again.temperature == model.temperature
-    monkeypatch.setattr("wsi_prep.stain.network.FEATURE_VERSION", FEATURE_VERSION + 1)
+    assert np.array_equal(again.slope, model.slope)
+    assert again.temperature == pytest.approx(model.temperature, rel=1e-6)
+    monkeypatch.setattr("wsi_prep.stain.model.FEATURE_VERSION", FEATURE_VERSION + 1)
     with pytest.raises(BadStainModel, match="is for version 1 of the features") as wrong:
         read_stain_model(tmp_path / "same.safetensors")
     assert "\n" not in str(wrong.value)

@@ -1,9 +1,9 @@
-"""Real tissue whose stain is known: tables of labelled tiles, and slides with a manifest."""
+"""Real tissue whose stain is known: tables of labelled tiles, and folders of slides or pictures with a manifest."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +16,44 @@ from wsi_prep.errors import NotBrightField, UsageError
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.slides.readers.select import open_slide
 from wsi_prep.slides.scale import resolve_scale
-from wsi_prep.stain.classify import tissue_features
-from wsi_prep.stain.fit.examples import REAL, Example, Tissue, mosaic
-from wsi_prep.stain.fit.recolour import MAP_MPP, Map, stain_vectors, tissue_maps
+from wsi_prep.stain.classify import tissue_densities
+from wsi_prep.stain.fit.examples import Base, Example, Picture, as_it_is, laboratory_of, mosaic
+from wsi_prep.stain.fit.recolour import MAP_MPP, stain_vectors, tissue_maps
+from wsi_prep.stain.model import CLASSES
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import MASK_MPP, check_bright_field, detect_tissue
 from wsi_prep.untrusted.csv_lines import read_csv
 
-TILE_MPP = 1.0
-"""um per pixel at which tiles are kept."""
-
-_SLIDE_PIECE_PX, _MOST_PIECES, _LEAST_PIECES, _LEAST_MAP_PX = 31, 400, 4, 32
-
-_COPIES = 6
+_LEAST_PIECES, _LEAST_MAP_PX, _ROWS_OF_A_PICTURE = 4, 32, 10
+_NONE = np.empty((0, 3), np.float32)
+_PICTURES = (".jpg", ".jpeg", ".png")
+_SHARPER = 0.9
+"""Pictures whose pixels are smaller than so much of MASK_MPP are reduced to it."""
 
 # slides that are cut from the cases of the labelled tiles, by the manifest's patient
 _SAME_CASE = {
     "atlas-celiac": "celiac-disease",
     "atlas-crohn": "crohn-colonoscopic-biopsy",
     "atlas-glycogenosis": "glycogenstorage",
-    "atlas-bs13": "BS13",
+    "atlas-bs13": "bs13",
     "atlas-melanosis": "melanosiscoli",
-    "atlas-bs25": "BS25",
+    "atlas-bs25": "bs25",
 }
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """What there is: `tissues` to make pictures of, and the `tiles` and `slides` as they are, to be judged by.
+    """What there is: `pictures` to fit to and to judge by, `bases` to dye, single `tiles` to judge by alone.
 
     Every one names its case; what is of one case is held out together.
     """
 
-    tissues: tuple[Tissue, ...]
-    tiles: tuple[Example, ...]
-    slides: tuple[Example, ...]
-
-    def as_they_are(self) -> list[Example]:
-        """The slides that may be fitted to, unchanged; each several times, as there are far more changed pictures."""
-        fitted_to = {tissue.case for tissue in self.tissues}
-        return [replace(slide, name=REAL) for slide in self.slides if slide.case in fitted_to] * _COPIES
+    pictures: tuple[Picture, ...] = ()
+    bases: tuple[Base, ...] = ()
+    tiles: tuple[Example, ...] = ()
 
     def __add__(self, other: Cohort) -> Cohort:
-        return Cohort(self.tissues + other.tissues, self.tiles + other.tiles, self.slides + other.slides)
+        return Cohort(self.pictures + other.pictures, self.bases + other.bases, self.tiles + other.tiles)
 
 
 def class_of(stain: str) -> str:
@@ -69,58 +64,100 @@ def class_of(stain: str) -> str:
 def read_tiles(file: Path) -> Cohort:
     """A Parquet table of columns image, group (the case), mpp, and slide and stain if there are any, else all is H&E.
 
-    Where there is a column split, its test rows are judged by and the others fitted to; else every row is both, each
-    case by a classifier that was fitted without it.
+    The tiles of a slide together are one picture. Rows without a group are one case, and every ten of them a picture;
+    a column `source` names their laboratory.
     """
     table = pq.read_table(file)
     if missing := {"image", "group", "mpp"} - set(table.column_names):
         raise UsageError(f"{file} lacks the columns {', '.join(sorted(missing))}")
     by_slide: dict[tuple[str, str, str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in table.to_pylist():
-        key = (row["group"], row.get("slide") or row["group"], row.get("stain") or "HE", row.get("split") or "")
-        by_slide[key].append(row)
-    cohort = Cohort((), (), ())
-    for (case, slide, stain, split), rows in by_slide.items():
-        if len(rows) < _LEAST_PIECES:
-            continue
-        pictures = [_decoded(row["image"]) for row in rows]
-        name, kind, mpp = f"{case} {slide}", class_of(stain), rows[0]["mpp"]
-        fine = _shrunk(pictures, TILE_MPP / mpp)
-        if split != "test":
-            cohort += Cohort((_tissue(case, kind, fine),), (), ())
-        if split in ("", "test"):
-            tiles = _examples(list(fine), kind, case, name) if "stain" in table.column_names else ()
-            coarse = _shrunk(pictures, MASK_MPP / mpp)
-            cohort += Cohort((), tiles, _examples([mosaic(coarse)], kind, case, name))
+    for number, row in enumerate(table.to_pylist()):
+        case = (row["group"] or file.stem).lower()
+        slide = row.get("slide") or (case if row["group"] else f"{number // _ROWS_OF_A_PICTURE}")
+        laboratory = (row.get("source") or laboratory_of(case)).lower()
+        by_slide[case, slide, row.get("stain") or "HE", laboratory].append(row)
+    cohort = Cohort()
+    for (case, slide, stain, laboratory), rows in by_slide.items():
+        if len(rows) >= _LEAST_PIECES:
+            about = Picture(f"{case} {slide}", case, laboratory, class_of(stain), _NONE)
+            cohort += _slide_of_tiles(rows, about, single="stain" in table.column_names)
     return cohort
+
+
+def _slide_of_tiles(rows: list[dict[str, Any]], about: Picture, *, single: bool) -> Cohort:
+    """What the tiles of one slide are good for; `single`: to judge each by itself, too."""
+    pictures, mpp = [_decoded(row["image"]) for row in rows], rows[0]["mpp"]
+    coarse = list(_shrunk(pictures, MASK_MPP / mpp))
+    tiles = [_with(about, picture) for picture in coarse] if single else []
+    shown = tuple(example for tile in tiles if (example := as_it_is(tile)))
+    bases: tuple[Base, ...] = ()
+    if about.stain == "HE" and (maps := _maps(_shrunk(pictures, MAP_MPP / mpp))) is not None:
+        bases = (Base(about.case, about.laboratory, maps),)
+    return Cohort((_with(about, mosaic(np.array(coarse)), whole=False),), bases, shown)
+
+
+def _with(about: Picture, pixels: NDArray[np.uint8], whole: bool = True) -> Picture:
+    """The picture of these pixels, all of them tissue."""
+    pixels = np.ascontiguousarray(pixels)
+    densities = tissue_densities(pixels, np.ones(pixels.shape[:2], bool))
+    return Picture(about.name, about.case, about.laboratory, about.stain, densities, whole)
+
+
+def _maps(pictures: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+    """(n, side, side, 2) nuclei and the rest of H&E at MAP_MPP, against the glass that all of it shows together."""
+    if pictures.shape[1] < _LEAST_MAP_PX:
+        return None
+    shown = BackgroundModel.of(np.ascontiguousarray(mosaic(pictures)))
+    glass = BackgroundModel(shown.colour, np.zeros(6), shown.sampled, shown.stride)
+    densities = np.array([glass.density(np.ascontiguousarray(picture)) for picture in pictures])
+    vectors = stain_vectors(densities.reshape(-1, 3))
+    return None if vectors is None else np.stack(tissue_maps(densities, vectors), axis=-1)
 
 
 def read_slides(folder: Path) -> Cohort:
-    """The slides that `manifest.csv` in the folder gives a stain to, as the slide stage sees them."""
+    """The slides or pictures that `manifest.csv` in the folder gives a stain to, as the slide stage sees them.
+
+    Columns: slide or file, mpp or um_per_px, class or stain, patient or case.
+    """
     header, rows = read_csv(str(folder / "manifest.csv"), (folder / "manifest.csv").read_bytes())
-    cohort = Cohort((), (), ())
+    if missing := [" or ".join(names) for names in _COLUMNS if not set(names) & set(header)]:
+        raise UsageError(f"{folder / 'manifest.csv'} lacks the columns {', '.join(missing)}")
+    found = []
     for _, cells in rows:
         row = dict(zip(header, cells, strict=True))
-        if not row["stain"]:
+        name, mpp, stain, patient = (next((row[n] for n in names if row.get(n)), "") for names in _COLUMNS)
+        if not stain:
             continue
-        thumbnail = _thumbnail(folder / row["slide"], float(row["mpp"]) if row["mpp"] else None)
-        try:
-            check_bright_field(thumbnail.pixels)
-        except NotBrightField:
-            continue
-        case = _SAME_CASE.get(row["patient"], row["patient"])
-        glass = BackgroundModel.of(thumbnail.pixels)
-        mask = detect_tissue(thumbnail.pixels, thumbnail.mpp, glass=glass)
-        features = tissue_features(thumbnail.pixels, mask, glass)
-        if features is None:
-            continue
-        pieces = _pieces(glass.density(thumbnail.pixels), mask)
-        tissue = (Tissue(case, row["stain"], thumbnail.mpp, pieces),) if len(pieces) else ()
-        cohort += Cohort(tissue, (), (Example(features, row["stain"], case, row["slide"]),))
-    return cohort
+        case = _SAME_CASE.get(patient, patient).lower()
+        if stain not in CLASSES:
+            raise UsageError(f"{folder / 'manifest.csv'}: {name} is {stain}, where {', '.join(CLASSES)} are understood")
+        densities = _slide_densities(_thumbnail(folder / name, float(mpp) if mpp else None))
+        if densities is not None:
+            found.append(Picture(name, case, laboratory_of(case), stain, densities))
+    return Cohort(tuple(found))
+
+
+_COLUMNS = (("slide", "file"), ("mpp", "um_per_px"), ("class", "stain"), ("case", "patient"))
+
+
+def _slide_densities(thumbnail: Thumbnail) -> NDArray[np.float32] | None:
+    """(n, 3) of the slide's tissue; None where it is no bright field."""
+    try:
+        check_bright_field(thumbnail.pixels)
+    except NotBrightField:
+        return None
+    glass = BackgroundModel.of(thumbnail.pixels)
+    mask = detect_tissue(thumbnail.pixels, thumbnail.mpp, glass=glass)
+    return tissue_densities(thumbnail.pixels, np.asarray(mask, bool), glass)
 
 
 def _thumbnail(file: Path, mpp: float | None) -> Thumbnail:
+    if file.suffix.lower() in _PICTURES:
+        pixels, mpp = _decoded(file.read_bytes()), mpp or MASK_MPP
+        factor = MASK_MPP / mpp if mpp < _SHARPER * MASK_MPP else 1.0
+        size = (round(pixels.shape[1] / factor), round(pixels.shape[0] / factor))
+        reduced = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        return Thumbnail(reduced, mpp * factor, factor, factor)
     reader = open_slide(str(file), "auto")
     try:
         scale = resolve_scale(reader.info, mpp, None)
@@ -129,18 +166,10 @@ def _thumbnail(file: Path, mpp: float | None) -> Thumbnail:
         reader.close()
 
 
-def _pieces(density: Map, mask: NDArray[np.bool_]) -> Map:
-    """(n, side, side, 3) squares that are mostly tissue, of an (h, w, 3) picture; not more than 400."""
-    side = _SLIDE_PIECE_PX
-    corners = [(y, x) for y in range(0, len(mask) - side + 1, side) for x in range(0, mask.shape[1] - side + 1, side)]
-    kept = [(y, x) for y, x in corners if mask[y : y + side, x : x + side].mean() > 0.5]
-    kept = kept[:: max(1, len(kept) // _MOST_PIECES)]
-    return np.array([density[y : y + side, x : x + side] for y, x in kept], np.float32)
-
-
 def _decoded(image: bytes) -> NDArray[np.uint8]:
     decoded = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
-    assert decoded is not None
+    if decoded is None:
+        raise UsageError("a picture cannot be decoded: give JPEG or PNG")
     return np.ascontiguousarray(decoded[..., ::-1], np.uint8)
 
 
@@ -148,22 +177,3 @@ def _shrunk(pictures: list[NDArray[np.uint8]], factor: float) -> NDArray[np.uint
     """(n, side, side, 3) of equal pictures reduced by the factor."""
     side = round(len(pictures[0]) / factor)
     return np.array([cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA) for picture in pictures])
-
-
-def _tissue(case: str, stain: str, pictures: NDArray[np.uint8]) -> Tissue:
-    """The tissue of tiles at TILE_MPP, against the glass that all of them show together; taken apart if H&E."""
-    shown = BackgroundModel.of(np.ascontiguousarray(mosaic(pictures)))
-    glass = BackgroundModel(shown.colour, np.zeros(6), shown.sampled, shown.stride)
-    densities = np.array([glass.density(np.ascontiguousarray(picture)) for picture in pictures])
-    side = round(densities.shape[1] * TILE_MPP / MAP_MPP)
-    coarse = np.array([cv2.resize(density, (side, side), interpolation=cv2.INTER_AREA) for density in densities])
-    vectors = stain_vectors(coarse.reshape(-1, 3)) if stain == "HE" and side >= _LEAST_MAP_PX else None
-    maps = np.stack(tissue_maps(coarse, vectors), axis=-1) if vectors is not None else None
-    return Tissue(case, stain, TILE_MPP, densities, maps)
-
-
-def _examples(pictures: list[NDArray[np.uint8]], stain: str, case: str, name: str) -> tuple[Example, ...]:
-    """Whole pictures as they are, but for those that show next to no tissue."""
-    whole = [np.ascontiguousarray(picture) for picture in pictures]
-    seen = [tissue_features(picture, np.ones(picture.shape[:2], bool)) for picture in whole]
-    return tuple(Example(features, stain, case, name) for features in seen if features is not None)

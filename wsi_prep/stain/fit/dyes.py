@@ -24,7 +24,7 @@ def _published(matrix: object, row: int) -> Vector:
 # Johnston and of Landini's collection; the others follow from the dye's absorption peak
 DYES: dict[str, tuple[Vector, ...]] = {
     "haematoxylin": (_published(color.rgb_from_hed, 0), (0.49, 0.77, 0.41), (0.55, 0.75, 0.35), (0.75, 0.62, 0.22)),
-    "counterstain": (_published(color.rgb_from_hed, 0), (0.75, 0.62, 0.22), (0.80, 0.52, 0.30)),
+    "counterstain": (_published(color.rgb_from_hed, 0), (0.75, 0.62, 0.22), (0.62, 0.64, 0.45), (0.66, 0.58, 0.48)),
     "eosin": (_published(color.rgb_from_hed, 1), (0.09, 0.95, 0.28), (0.05, 0.84, 0.54), (0.22, 0.95, 0.25)),
     "dab": (_published(color.rgb_from_hed, 2), (0.35, 0.58, 0.73)),
     "aec": (_published(color.rgb_from_hax, 1),),
@@ -37,7 +37,7 @@ DYES: dict[str, tuple[Vector, ...]] = {
     "methylene blue": (_published(color.rgb_from_bex, 0), (0.80, 0.58, 0.15)),
     "azocarmine": (_published(color.rgb_from_bro, 1),),
     "orange g": (_published(color.rgb_from_bro, 2), (0.05, 0.25, 0.97)),
-    "light green": (_published(color.rgb_from_fgx, 1), (0.80, 0.25, 0.50)),
+    "light green": (_published(color.rgb_from_fgx, 1), (0.80, 0.25, 0.50), (0.78, 0.48, 0.40)),
     "azure": ((0.75, 0.62, 0.20), (0.65, 0.74, 0.18)),
     "congo red": ((0.08, 0.70, 0.70), (0.06, 0.82, 0.55)),
     "nuclear fast red": ((0.20, 0.90, 0.38), (0.25, 0.85, 0.46)),
@@ -48,7 +48,7 @@ DYES: dict[str, tuple[Vector, ...]] = {
     "luxol blue": ((0.90, 0.40, 0.15),),
     "cresyl violet": ((0.60, 0.78, 0.15), (0.50, 0.84, 0.20)),
     "silver": ((0.57, 0.58, 0.59), (0.50, 0.58, 0.65), (0.60, 0.58, 0.55)),
-    "silver ground": ((0.35, 0.52, 0.78), (0.20, 0.45, 0.87), (0.45, 0.58, 0.68)),
+    "silver ground": ((0.35, 0.52, 0.78), (0.20, 0.45, 0.87), (0.12, 0.42, 0.90), (0.45, 0.58, 0.68)),
     "green chromogen": ((0.85, 0.35, 0.40), (0.75, 0.30, 0.60)),
     "teal chromogen": ((0.92, 0.35, 0.16),),
     "purple chromogen": ((0.45, 0.87, 0.20), (0.35, 0.92, 0.20)),
@@ -106,19 +106,21 @@ def _he() -> list[Recipe]:
 
 
 def _ihc() -> list[Recipe]:
-    recipes = [Recipe("no positive cell", "IHC", 1.2, (_PALE_NUCLEI, _GROUND, _PIGMENT))]
-    chromogens = {"dab": 3.0, "aec": 0.6, "fast red": 0.5, "green chromogen": 0.4, "teal chromogen": 0.2}
-    chromogens |= {"purple chromogen": 0.25, "indigo chromogen": 0.25, "yellow chromogen": 0.2}
+    recipes = [Recipe("no positive cell", "IHC", 1.8, (_PALE_NUCLEI, _GROUND, _PIGMENT))]
+    chromogens = {"dab": 4.0, "aec": 0.6, "fast red": 0.8, "green chromogen": 0.08, "teal chromogen": 0.06}
+    chromogens |= {"purple chromogen": 0.1, "indigo chromogen": 0.06, "yellow chromogen": 0.06}
     for dye, weight in chromogens.items():
         for where in ("positive nuclei", "patches", "cells", "fibres"):
             few = 0.002 if dye == "dab" else 0.01
             positive = Layer(dye, where, (0.3, 1.6), (few, 0.7))
-            haze = Layer(dye, "cytoplasm", (0.0, 0.12), chance=0.5)
+            haze = Layer(dye, "tissue", (0.0, 0.2), chance=0.7)
             recipes.append(Recipe(dye, "IHC", weight / 4, (_PALE_NUCLEI, _GROUND, positive, haze)))
     green = Layer("methyl green", "nuclei", (0.15, 0.7))
-    recipes.append(Recipe("dab, methyl green", "IHC", 0.15, (green, Layer("dab", "patches", (0.3, 1.5), (0.01, 0.6)))))
+    recipes.append(Recipe("dab, methyl green", "IHC", 0.04, (green, Layer("dab", "patches", (0.3, 1.5), (0.01, 0.6)))))
     both = (Layer("dab", "positive nuclei", (0.3, 1.4), (0.01, 0.5)), Layer("fast red", "patches", (0.3, 1.2)))
     recipes.append(Recipe("dab and fast red", "IHC", 0.25, (_PALE_NUCLEI, _GROUND, *both)))
+    everywhere = Layer("dab", "tissue", (0.15, 1.2))
+    recipes.append(Recipe("dab", "IHC", 0.5, (_PALE_NUCLEI, everywhere, Layer("dab", "patches", (0.2, 1.2)))))
     return recipes
 
 
@@ -165,20 +167,22 @@ def _silver() -> list[Recipe]:
     fibres = Layer("silver", "fibres", (0.5, 1.6), (0.03, 0.35))
     spots = Layer("silver", "cells", (0.5, 1.6), (0.002, 0.1))
     ground = Layer("silver ground", "tissue", (0.08, 0.5))
-    jones = (_NUCLEI, Layer("eosin", "cytoplasm", (0.1, 0.5)))
+    jones = (_NUCLEI, Layer("eosin", "cytoplasm", (0.05, 0.5)))
+    black = Layer("silver", "tissue", (0.05, 0.5), chance=0.7)
+    gold = (Layer("silver ground", "tissue", (0.3, 1.4)), spots)
     return [
         Recipe("silver, bare", "SPECIAL", 0.6, (ground, fibres, Layer("silver", "nuclei", (0.0, 0.4)))),
         Recipe("silver, red nuclei", "SPECIAL", 0.4, (_RED_NUCLEI, ground, fibres)),
-        Recipe("silver, green ground", "SPECIAL", 0.5, (Layer("light green", "tissue", (0.15, 0.7)), spots)),
-        Recipe("silver, gold ground", "SPECIAL", 0.3, (Layer("silver ground", "tissue", (0.3, 0.9)), spots)),
-        Recipe("Jones", "SPECIAL", 0.3, (*jones, Layer("silver", "fibres", (0.6, 1.6), (0.1, 0.4)))),
+        Recipe("silver, green ground", "SPECIAL", 0.5, (Layer("light green", "tissue", (0.1, 0.8)), black, spots)),
+        Recipe("silver, gold ground", "SPECIAL", 0.3, gold),
+        Recipe("Jones", "SPECIAL", 0.6, (*jones, black, Layer("silver", "fibres", (0.4, 1.6), (0.1, 0.5)))),
     ]
 
 
 def _blue() -> list[Recipe]:
     mucin = Layer("alcian blue", "patches", (0.25, 1.2), (0.02, 0.6))
     giemsa = (Layer("azure", "nuclei", (0.4, 1.4)), Layer("azure", "cytoplasm", (0.1, 0.6)))
-    methylene = (Layer("methylene blue", "nuclei", (0.4, 1.3)), Layer("methylene blue", "cytoplasm", (0.2, 0.8)))
+    methylene = (Layer("methylene blue", "nuclei", (0.2, 1.3)), Layer("methylene blue", "cytoplasm", (0.1, 0.8)))
     iron = Layer("prussian blue", "cells", (0.3, 1.2), (0.002, 0.2))
     pink = Layer("nuclear fast red", "cytoplasm", (0.05, 0.4))
     myelin = Layer("luxol blue", "collagen", (0.2, 0.9), (0.2, 0.8))
@@ -195,15 +199,27 @@ def _blue() -> list[Recipe]:
     ]
 
 
+def _cytology() -> list[Recipe]:
+    """Cells rather than tissue: much nucleus, and cytoplasm of several colours in Papanicolaou's stain."""
+    green = Layer("light green", "muscle", (0.05, 0.4))
+    orange = (Layer("orange g", "collagen", (0.0, 0.3), chance=0.6), Layer("eosin", "patches", (0.0, 0.4), chance=0.6))
+    purple = (Layer("azure", "nuclei", (0.4, 1.4)), Layer("cresyl violet", "cytoplasm", (0.05, 0.5)))
+    return [
+        Recipe("Papanicolaou", "SPECIAL", 0.8, (Layer("counterstain", "nuclei", (0.3, 1.3)), green, *orange)),
+        Recipe("May-Gruenwald-Giemsa", "SPECIAL", 0.5, (*purple, Layer("eosin", "patches", (0.0, 0.4), chance=0.6))),
+    ]
+
+
 def _red() -> list[Recipe]:
     amyloid = Layer("congo red", "patches", (0.2, 1.0), (0.01, 0.5))
     mucin = Layer("fuchsin", "patches", (0.3, 1.2), (0.01, 0.3))
+    yellow = Layer("picric acid", "tissue", (0.1, 0.9))
     fat = Layer("congo red", "cells", (0.4, 1.4), (0.02, 0.5))
     return [
         Recipe("Congo red", "SPECIAL", 0.7, (_NUCLEI, Layer("congo red", "cytoplasm", (0.03, 0.35)), amyloid)),
-        Recipe("mucicarmine", "SPECIAL", 0.3, (_NUCLEI, Layer("picric acid", "cytoplasm", (0.1, 0.5)), mucin)),
+        Recipe("mucicarmine", "SPECIAL", 0.4, (_NUCLEI, yellow, mucin)),
         Recipe("oil red", "SPECIAL", 0.2, (_PALE_NUCLEI, _GROUND, fat)),
     ]
 
 
-RECIPES = (*_he(), *_ihc(), *_schiff(), *_connective(), *_silver(), *_blue(), *_red())
+RECIPES = (*_he(), *_ihc(), *_schiff(), *_connective(), *_silver(), *_blue(), *_cytology(), *_red())

@@ -1,88 +1,92 @@
-"""Fitting the stain classifier, with whole cases held out to judge it."""
+"""Fitting the stain classifier, with whole cases or laboratories held out to judge it."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier
+from sklearn.linear_model import LogisticRegression
 
-from wsi_prep.stain.fit.examples import REAL, Example
-from wsi_prep.stain.network import CLASSES, MOST_UNUSUAL, StainModel, softmax
+from wsi_prep.errors import UsageError
+from wsi_prep.stain.fit.examples import Example
+from wsi_prep.stain.model import CLASSES, MOST_UNUSUAL, StainModel, softmax
 
-_NETWORKS, _HIDDEN = 3, 32
-_DECAY, _EPOCHS, _BATCH = 0.1, 20, 128
-_WEIGHTS = {REAL: 3.0, "no positive cell": 3.0, "H&E, blue": 0.2}
-"""What some pictures count, where others count 1: real dyes and blue IHC more, very blue H&E less."""
+_STRENGTH = 90.0
+"""How little the weights are held back (C of scikit-learn, where all examples together weigh 1)."""
+
+_FOLDS = 20
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Pictures that a classifier saw of which no case was fitted to.
 
-    `truth` (n,) places in CLASSES, `logits` (n, 3) before any temperature, `cases` and `names` (n,).
+    `truth` (n,) places in CLASSES, `logits` (n, 3) before any temperature, `cases`, `laboratories` and `names` (n,).
     """
 
     truth: NDArray[np.int64]
     logits: NDArray[np.float64]
     cases: NDArray[np.str_]
+    laboratories: NDArray[np.str_]
     names: NDArray[np.str_]
 
     def only(self, kept: NDArray[np.bool_]) -> HeldOut:
         """Those that are `kept`, (n,)."""
-        return HeldOut(self.truth[kept], self.logits[kept], self.cases[kept], self.names[kept])
+        origins = self.cases[kept], self.laboratories[kept], self.names[kept]
+        return HeldOut(self.truth[kept], self.logits[kept], *origins)
 
 
-def fit(examples: Sequence[Example], seed: int = 0) -> StainModel:
-    """The classifier fitted to the examples: the mean of several networks, as one; its temperature is 1."""
+def fit(examples: Sequence[Example]) -> StainModel:
+    """Multinomial logistic regression over the examples, in which each class weighs the same; its temperature is 1.
+
+    Raises UsageError where a class has no example.
+    """
     features = np.array([example.features for example in examples], np.float64)
     mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
     usual = np.clip((features - mean) / scale, -MOST_UNUSUAL, MOST_UNUSUAL)
-    networks = [_network(usual, examples, seed + number) for number in range(_NETWORKS)]
-    tensors = {
-        "into": np.concatenate([network.coefs_[0] for network in networks], axis=1),
-        "into_bias": np.concatenate([network.intercepts_[0] for network in networks]),
-        "out": np.concatenate([network.coefs_[1] for network in networks]) / _NETWORKS,
-        "out_bias": np.mean([network.intercepts_[1] for network in networks], axis=0),
-    }
-    return StainModel(**{k: v.astype(np.float32) for k, v in {"mean": mean, "scale": scale, **tensors}.items()})
+    stains = np.array([CLASSES.index(example.stain) for example in examples])
+    counts = np.bincount(stains, minlength=len(CLASSES))
+    if not counts.all():
+        raise UsageError(f"there is too little tissue to fit to: HE, IHC and SPECIAL have {counts.tolist()} pictures")
+    weight = 1.0 / (len(CLASSES) * counts[stains])
+    fitted = LogisticRegression(C=_STRENGTH, max_iter=500).fit(usual, stains, sample_weight=weight)
+    tensors = (mean, scale, fitted.coef_.T, fitted.intercept_)
+    return StainModel(*(tensor.astype(np.float32) for tensor in tensors))
 
 
-def _network(features: NDArray[np.float64], examples: Sequence[Example], seed: int) -> MLPClassifier:
-    network = MLPClassifier(
-        (_HIDDEN,), alpha=_DECAY, batch_size=min(_BATCH, len(features)), max_iter=_EPOCHS, random_state=seed
-    )
-    stains = np.array([example.stain for example in examples])
-    weight = np.array([_WEIGHTS.get(example.name, 1.0) for example in examples])
-    for stain in CLASSES:  # each counts the same in all
-        weight[stains == stain] *= len(weight) / (len(CLASSES) * weight[stains == stain].sum())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a set number of rounds is meant
-        network.fit(features, stains, sample_weight=weight)
-    assert tuple(network.classes_) == CLASSES
-    return network
+def hold_out(fitted_to: Sequence[Example], judged: Sequence[Example], *, by_laboratory: bool = False) -> HeldOut:
+    """Every judged picture by a classifier that was fitted without its case, or laboratory, in the order given.
 
-
-def hold_out_cases(fitted_to: Sequence[Example], judged: Sequence[Example], seed: int = 0) -> HeldOut:
-    """Every judged picture by a classifier that was fitted without its case, in the order given.
-
-    A case that nothing was fitted to is judged by the classifier of all.
+    Several cases are held out at once, in at most 20 parts.
     """
+    part = _parts([*fitted_to, *judged], by_laboratory)
     logits = np.empty((len(judged), len(CLASSES)))
-    cases = np.array([example.case for example in judged])
-    known = {example.case for example in fitted_to}
-    groups = [(case,) for case in sorted(set(cases) & known)] + [tuple(sorted(set(cases) - known))]
-    for group in filter(None, groups):
-        model = fit([example for example in fitted_to if example.case not in group], seed)
-        held = np.isin(cases, group)
+    own = np.array([part[_held_together(example, by_laboratory)] for example in judged])
+    for number in sorted(set(own.tolist())):
+        model = fit([e for e in fitted_to if part[_held_together(e, by_laboratory)] != number])
+        held = own == number
         logits[held] = model.logits(np.array([e.features for e, h in zip(judged, held, strict=True) if h]))
-    truth = np.array([CLASSES.index(example.stain) for example in judged])
-    return HeldOut(truth, logits, cases, np.array([example.name for example in judged]))
+    return HeldOut(
+        np.array([CLASSES.index(example.stain) for example in judged]),
+        logits,
+        np.array([example.case for example in judged]),
+        np.array([example.laboratory for example in judged]),
+        np.array([example.name for example in judged]),
+    )
+
+
+def _held_together(example: Example, by_laboratory: bool) -> str:
+    return example.laboratory if by_laboratory else example.case
+
+
+def _parts(examples: Sequence[Example], by_laboratory: bool) -> dict[str, int]:
+    """The part in which each case (laboratory) is held out; those of other stains than H&E are few: spread first."""
+    rare = {_held_together(e, by_laboratory) for e in examples if e.stain != "HE"}
+    common = {_held_together(e, by_laboratory) for e in examples} - rare
+    return {name: place % _FOLDS for names in (rare, common) for place, name in enumerate(sorted(names))}
 
 
 def fit_temperature(judged: HeldOut) -> float:
@@ -94,7 +98,7 @@ def fit_temperature(judged: HeldOut) -> float:
         true = probabilities[np.arange(len(judged.truth)), judged.truth]
         return float(-(weight * np.log(np.maximum(true, 1e-12))).sum())
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-2.0, 3.0), method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=(-4.0, 3.0), method="bounded").x))
 
 
 def calibrated(judged: HeldOut) -> NDArray[np.float64]:

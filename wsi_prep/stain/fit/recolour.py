@@ -19,7 +19,10 @@ _LEAST_DENSITY = 0.15
 _HUE_SPREAD, _VECTOR_SPREAD = 0.10, 0.02
 """Spread of a dye's vector between laboratories and scanners: of its logarithm, and beside it."""
 
-_MOST_CROSSTALK = 0.4
+_MOST_CROSSTALK, _NO_CROSSTALK = 0.5, 0.15
+_PEN_SHARE = 0.12
+_PENS = ((1.2, 0.5, 0.7), (1.3, 1.0, 0.3), (1.0, 1.0, 1.0), (0.1, 1.0, 1.0), (1.0, 0.3, 0.4))
+"""Densities of green, blue, black, red and bright green ink."""
 
 
 def stain_vectors(density: Map) -> NDArray[np.float64] | None:
@@ -108,7 +111,7 @@ def dye_vector(dye: str, crosstalk: float, rng: np.random.Generator) -> NDArray[
     A scanner whose channels overlap, by `crosstalk` of 0 to 1, sees a greyer dye.
     """
     published = np.array(DYES[dye])
-    mixed = rng.dirichlet(np.ones(len(published))) @ published
+    mixed = rng.dirichlet(np.full(len(published), 0.6)) @ published
     varied = mixed * np.exp(rng.normal(0, _HUE_SPREAD, 3)) + np.abs(rng.normal(0, _VECTOR_SPREAD, 3))
     seen = (1 - crosstalk) * varied + crosstalk * varied.mean()
     return np.asarray(seen / np.linalg.norm(seen), dtype=np.float32)
@@ -118,8 +121,8 @@ def dye(structures: Structures, recipe: Recipe, rng: np.random.Generator) -> Map
     """(h, w, 3) float32 optical densities of the tissue stained by the recipe, as one laboratory does it."""
     density = np.zeros((*structures.nuclei.shape, 3), np.float32)
     vectors: dict[str, NDArray[np.float32]] = {}
-    crosstalk = float(rng.uniform(0, _MOST_CROSSTALK))
-    strength = float(np.exp(rng.normal(0, 0.25)))
+    crosstalk = max(0.0, float(rng.uniform(-_NO_CROSSTALK, _MOST_CROSSTALK)))
+    strength = float(np.exp(rng.normal(-0.3, 0.4)))
     collagen_share = float(rng.uniform(0.1, 0.7))
     for layer in recipe.layers:
         if rng.random() >= layer.chance:
@@ -138,11 +141,31 @@ def _draw_share(layer: Layer, rng: np.random.Generator) -> float:
     return float(np.exp(rng.uniform(low, high)))
 
 
-def restain(density: Map, rng: np.random.Generator) -> Map:
-    """(h, w, 3) densities of real tissue as another laboratory might have stained it: stronger, and a little mixed."""
-    mixing = np.diag(np.exp(rng.normal(0, 0.07, 3))) + rng.normal(0, 0.03, (3, 3))
-    mixed = density * np.float32(np.exp(rng.normal(0, 0.3))) @ mixing.T.astype(np.float32)
-    return np.asarray(np.maximum(mixed, 0.0), dtype=np.float32)
+def varied(densities: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """(m, 3) of (n, 3) densities of real tissue, as another laboratory and scanner might have made them.
+
+    A part of the slide; its dyes stronger, paler, mixed or greyer, the camera's gamma, the glass a little off, noise,
+    and at times a pen's ink over a part.
+    """
+    if rng.random() < 0.5:
+        kept = int(len(densities) * rng.uniform(0.25, 0.7))
+        first = int(rng.integers(0, len(densities) - kept + 1))
+        densities = densities[first : first + kept]
+    few = rng.permutation(len(densities))[: int(rng.uniform(800, 3000))]
+    density = densities[few].astype(np.float64)
+    if rng.random() < 0.5:
+        power = np.exp(rng.normal(0, 0.15))
+        density = density**power * 0.4 ** (1 - power)
+    mixing = np.diag(np.exp(rng.normal(0, 0.1, 3))) + rng.normal(0, 0.036, (3, 3))
+    grey = rng.uniform(-0.18, 0.3)
+    mixing = mixing @ ((1 - grey) * np.eye(3) + grey / 3)
+    density = density @ mixing.T * np.exp(rng.normal(0, 0.3)) + rng.normal(0, 0.015, 3)
+    density += rng.normal(0, rng.uniform(0.002, 0.015), density.shape)
+    if rng.random() < _PEN_SHARE:
+        inked = int(len(density) * rng.uniform(0.02, 0.45))
+        ink = np.array(_PENS[rng.integers(len(_PENS))]) * rng.uniform(0.5, 1.5)
+        density[:inked] = ink * np.exp(rng.normal(0, 0.3, (inked, 1))) + 0.3 * density[:inked]
+    return np.asarray(np.maximum(density, 0.0), dtype=np.float32)
 
 
 def scan(density: Map, factor: int, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""The classifier of stains: a small network over `stain_features`, whose weights come with the package."""
+"""The classifier of stains: a linear one over `stain_features`, whose weights come with the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL_FILE = Path(__file__).with_name("stain.safetensors")
 """The weights that `pipelines.fit_stain` wrote."""
 
 CLASSES = ("HE", "IHC", "SPECIAL")
-"""What the network tells apart, in the order of its outputs."""
+"""What the classifier tells apart, in the order of its outputs."""
 
 MOST_UNUSUAL = 5.0
 """Standard deviations beyond which a feature counts no further, so that no single odd number decides."""
@@ -26,25 +26,22 @@ MOST_UNUSUAL = 5.0
 
 @dataclass(frozen=True)
 class StainModel:
-    """One hidden layer of rectified units; float32, n the number of hidden units.
+    """Multinomial logistic regression; float32.
 
-    `mean`, `scale`: (COUNT,) of the features; `into` (COUNT, n), `into_bias` (n,), `out` (n, 3), `out_bias` (3,).
-    `temperature` divides the outputs, so that probabilities are as often right as they say (Guo et al., ICML 2017).
+    `mean`, `scale`: (COUNT,) of the features; `slope` (COUNT, 3), `bias` (3,). `temperature` divides the outputs, so
+    that probabilities are as often right as they say (Guo et al., ICML 2017).
     """
 
     mean: NDArray[np.float32]
     scale: NDArray[np.float32]
-    into: NDArray[np.float32]
-    into_bias: NDArray[np.float32]
-    out: NDArray[np.float32]
-    out_bias: NDArray[np.float32]
+    slope: NDArray[np.float32]
+    bias: NDArray[np.float32]
     temperature: float = 1.0
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """(..., 3) outputs before the temperature, of (..., COUNT) features."""
         usual = np.clip((features - self.mean) / self.scale, -MOST_UNUSUAL, MOST_UNUSUAL)
-        hidden = np.maximum(usual @ self.into + self.into_bias, 0.0)
-        return np.asarray(hidden @ self.out + self.out_bias, dtype=np.float64)
+        return np.asarray(usual @ self.slope + self.bias, dtype=np.float64)
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """(..., 3) probabilities of CLASSES."""
@@ -53,11 +50,15 @@ class StainModel:
     def save(self, file: Path) -> None:
         """Write the weights, and which features they are for."""
         tensors = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _TENSORS}
-        about = {"features": str(FEATURE_VERSION), "classes": " ".join(CLASSES), "temperature": repr(self.temperature)}
-        file.write_bytes(save(tensors, about))
+        # one entry: of several, safetensors writes any first, and the file would differ from time to time
+        file.write_bytes(save(tensors, {"made_for": _made_for()}))
 
 
-_TENSORS = ("mean", "scale", "into", "into_bias", "out", "out_bias")
+_TENSORS = ("mean", "scale", "slope", "bias", "temperature")
+
+
+def _made_for() -> str:
+    return f"version {FEATURE_VERSION} of the features and {' '.join(CLASSES)}"
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -74,14 +75,16 @@ def read_stain_model(file: Path) -> StainModel:
             tensors = {name: weights.get_tensor(name) for name in _TENSORS}
     except (OSError, SafetensorError) as error:
         raise BadStainModel(f"{file} holds no weights for stains ({error}); make fit-stain writes them") from error
-    if about.get("features") != str(FEATURE_VERSION) or about.get("classes") != " ".join(CLASSES):
+    if about.get("made_for") != _made_for():
         raise BadStainModel(
-            f"{file} is for version {about.get('features')} of the features and {about.get('classes')}, "
-            f"where the code has {FEATURE_VERSION} and {' '.join(CLASSES)}; make fit-stain writes it again"
+            f"{file} is for {about.get('made_for', 'something else')}, where the code has {_made_for()}; "
+            "make fit-stain writes it again"
         )
-    if tensors["mean"].shape != (COUNT,):
-        raise BadStainModel(f"{file} is for {len(tensors['mean'])} features, where the code has {COUNT}")
-    return StainModel(**tensors, temperature=float(about["temperature"]))
+    shapes = {"mean": (COUNT,), "scale": (COUNT,), "slope": (COUNT, len(CLASSES)), "bias": (len(CLASSES),)}
+    for name, shape in {**shapes, "temperature": (1,)}.items():
+        if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
+            raise BadStainModel(f"{file} has no {name} of {shape} numbers; make fit-stain writes it again")
+    return StainModel(**{**tensors, "temperature": float(tensors["temperature"][0])})
 
 
 @functools.cache
