@@ -16,16 +16,14 @@ from numpy.typing import NDArray
 from tests.benchmarks.measure import machine
 from wsi_prep.format.jpeg import JpegSettings, decode_tile, encode_tile
 from wsi_prep.tiles.focus import focus
-from wsi_prep.tiles.quality import MEASURES, Measurer, measure_tile
+from wsi_prep.tiles.quality import Measurer
 
 Tile = NDArray[np.uint8]
-INKS = {"green": (36, 115, 63), "blue": (30, 50, 160), "red": (200, 30, 50), "black": (25, 25, 30)}
 _LEVELS = ("40x", "20x", "10x", "5x")
-_FOUND = 0.02
 
 
 def main() -> None:
-    """Print three Markdown tables."""
+    """Print two Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--shards", type=Path, required=True, help="a folder that make shards has made")
     parser.add_argument("--tiles", type=int, default=60, help="most tiles of a slide at a magnification")
@@ -34,7 +32,6 @@ def main() -> None:
     print(f"{machine()}; {time.strftime('%Y-%m-%d')}; make bench BENCH=quality\n")
     tiles = read_tiles(given.shards, given.tiles)
     show_focus(tiles)
-    show_pens(tiles)
     show_cost([tile for some in tiles.values() for tile in some[:3]])
 
 
@@ -83,27 +80,6 @@ def show_focus(tiles: dict[tuple[str, str], list[Tile]]) -> None:
             values = np.array([focus(np.ascontiguousarray(spoil(t))) for t in some])
             cells.append(f"{np.median(values):.3f}, lower for {(values < as_is[level]).mean():.0%}")
         print(f"| {name} | {' | '.join(cells)} |")
-
-
-def show_pens(tiles: dict[tuple[str, str], list[Tile]]) -> None:
-    """The most pen on tiles as they are, and on which share of them a stroke over their middle half is found."""
-    where = MEASURES.index("pen")
-    by_file = collections.defaultdict(list)
-    for (file, _), some in tiles.items():
-        by_file[file] += some
-    print(f"\n| slide | tiles | most pen | {' | '.join(f'{ink} found' for ink in INKS)} |")
-    print("|---|---|---|---|---|---|---|")
-    for file, some in sorted(by_file.items()):
-        most = max(measure_tile(tile)[where] for tile in some)
-        found = []
-        for ink in INKS.values():
-            pens = []
-            for tile in some:
-                marked = tile.copy()
-                marked[:, 98:294] = (marked[:, 98:294] * (np.array(ink) / 255)).astype(np.uint8)
-                pens.append(measure_tile(marked)[where])
-            found.append(f"{(np.array(pens) > _FOUND).mean():.0%}")
-        print(f"| {file} | {len(some)} | {most:.4f} | {' | '.join(found)} |")
 
 
 def show_cost(tiles: list[Tile]) -> None:
