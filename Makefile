@@ -60,7 +60,7 @@ $(VENV)/.shards: $(PINS)
 $(VENV)/.train: $(PINS)
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@$(PYTHON) -m venv $(VENV)
-	@echo "setting up $(VENV) for training"
+	@echo "setting up $(VENV) for training: PyTorch is downloaded, which takes some minutes"
 	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@$(BIN)/python -m pipelines.make --requires train | $(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement /dev/stdin
 	@touch $@

@@ -42,7 +42,7 @@ def _work(call: EmbedCall, terminal: Terminal) -> int:
         )
     terminal.warn_of([f"cannot be read: {name}: {reason}" for name, reason in done.unreadable.items()])
     for note in _notes(done, call.to):
-        terminal.say(f"note: {note}")
+        terminal.note(f"note: {note}")
     terminal.say(_what_was_done(done, call.to, time.monotonic() - began, device.type))
     return EXIT_NOT_ALL if done.unreadable else EXIT_OK
 

@@ -43,7 +43,7 @@ def _work(call: ForgetCall, terminal: Terminal) -> int:
         terminal.warn(f"nobody was found, nothing was done; {_why_nobody(found, by_patient=call.patient is not None)}")
         return EXIT_NOT_ALL
     if call.dry:
-        terminal.say("nothing was deleted: DRY=1")
+        terminal.note("nothing was deleted: DRY=1")
         return EXIT_OK
     slides = sum(len(each.rows) for each in found)
     if not agreed(f"permanently delete {counted(slides, 'slide')} of {counted(len(found), 'output')}", call.yes):
@@ -99,7 +99,7 @@ def _why_nobody(found: list[DeletionPlan], *, by_patient: bool) -> str:
 def _told(terminal: Terminal, found: DeletionPlan) -> None:
     more = f", {counted(found.names, 'line')} of NAMES" if found.names else ""
     more += f", {counted(found.warnings, 'warning')} of run.json" if found.warnings else ""
-    terminal.say(f"forgotten in {found.out}: {_counts(found)}{more}")
+    terminal.note(f"forgotten in {found.out}: {_counts(found)}{more}")
 
 
 def _counts(found: DeletionPlan) -> str:

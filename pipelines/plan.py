@@ -74,10 +74,10 @@ def show(terminal: Terminal, found: Estimate, currency: str = "") -> None:
         columns = ("tiles", "core_hours", "storage_tb", "objects", "cost")
         parts.add_row(name, *(number(part[column].estimate) for column in columns))
     terminal.out.print(parts)
-    terminal.say("assumed; change these with SLIDE_GB=1.2 and so on:")
+    terminal.note("assumed; change these with SLIDE_GB=1.2 and so on:")
     for each in parse_from_object(Assumptions).params:
         said = f"mean size of a slide's file, in GB; {found.slide_gb_from}" if each.arg_name == "slide_gb" else ""
-        terminal.say(
+        terminal.note(
             f"  {each.arg_name.upper()}={getattr(found.assumptions, each.arg_name):g}: {said or each.description}"
         )
     terminal.say("  core-hours of a slide are shared out to its magnifications by tiles")

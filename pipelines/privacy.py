@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines.calls.slides import PrivacyCall
 from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, output_named, run_command
+from pipelines.spoken import in_callers_words
 from wsi_prep.curation.disclosure import Disclosure, disclose
 from wsi_prep.errors import BadOption, counted
 from wsi_prep.storage.atomic import write_atomically
@@ -55,7 +56,7 @@ def show(terminal: Terminal, found: Disclosure, to: Path | None = None) -> None:
         say(f"  {stray}")
     if len(found.strays) > _STRAYS:
         say(f"  and {len(found.strays) - _STRAYS:,} more{_where_all(to)}")
-    say(_decision(found))
+    terminal.note(_decision(found))
 
 
 def _lines(where: str, texts: Counter[str], to: Path | None) -> list[str]:
@@ -72,7 +73,7 @@ def _lines(where: str, texts: Counter[str], to: Path | None) -> list[str]:
 
 
 def _where_all(to: Path | None) -> str:
-    return f", all in {to}" if to is not None else "; TO=file.csv lists all"
+    return f", all in {to}" if to is not None else in_callers_words("; TO=file.csv lists all", "privacy")
 
 
 def _shown(text: str, count: int) -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pipelines.calls.slides import QueryCall
 from pipelines.command import EXIT_OK, EXIT_WRONG_CALL, Terminal, printable, require_apart, run_command
+from pipelines.spoken import in_callers_words
 from wsi_prep.errors import counted
 from wsi_prep.output.query import head, open_catalog, write
 from wsi_prep.untrusted.sql import bounded_memory
@@ -65,6 +66,7 @@ def show(console: Console, rows: pa.Table, count: int) -> None:
             lines = (f"{name:<{widest}}  {cell}" for name, cell in zip(names, row, strict=True))
             console.print("\n".join(lines) + "\n", markup=False, soft_wrap=True)
     more = f"the first {len(rows):,} of {count:,} rows; TO=file.csv or file.parquet takes all"
+    more = in_callers_words(more, "query")
     console.print(more if count > len(rows) else counted(count, "row"), markup=False, soft_wrap=True)
 
 

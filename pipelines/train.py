@@ -84,7 +84,7 @@ class _Shown(Reporter):
         self._progress = Progress(*columns, console=terminal.out, disable=not live, transient=True)
 
     def note(self, text: str) -> None:
-        self._terminal.say(f"note: {text}")
+        self._terminal.note(f"note: {text}")
 
     def started(self, trainer: Trainer, step: int) -> None:
         self._steps = trainer.recipe.schedule.steps

@@ -74,8 +74,8 @@ def show(terminal: Terminal, found: Verified) -> None:
     if found.beside:
         some = ", ".join(found.beside[:_EXAMPLES]) + (", ..." if len(found.beside) > _EXAMPLES else "")
         others = counted(len(found.beside), "file or folder", "files or folders")
-        terminal.say(f"not checked: {others} in OUT that make shards did not write ({some})")
-    terminal.say(_verdict(found))
+        terminal.note(f"not checked: {others} in OUT that make shards did not write ({some})")
+    terminal.note(_verdict(found))
 
 
 def _verdict(found: Verified) -> str:

@@ -16,7 +16,7 @@ _INDEX = Option("folder", local=True)
 
 @dataclass(frozen=True, kw_only=True)
 class PeekCall(OfTiles, OfShards):
-    """Draw what the trainer will see: tiles by magnification and stratum, then their crops.
+    """Draw a contact sheet of what the trainer will see: tiles by magnification and stratum, then their crops.
 
     Exit codes: 0 the picture is written; 2 the call is wrong; 3 it is written, but some tiles cannot be read.
     """

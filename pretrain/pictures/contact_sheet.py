@@ -17,6 +17,7 @@ from pretrain.data.sampler import Draw, Sampler
 from pretrain.pictures.canvas import GAP, INK, LINE, MARGIN, PALE, blank, flow, font, heading, line, shrunk, stack
 from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
 from pretrain.views.crops import CropSettings, CropWindows, crop, plan_crops
+from wsi_prep.errors import counted
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 
 _ACROSS = 10  # tiles of a stratum
@@ -75,7 +76,8 @@ def _readable(sampler: Sampler, stratum: int, bad: list[str]) -> Iterator[tuple[
 
 def _stratum(sampler: Sampler, stratum: int, row: dict[str, Any], bad: list[str]) -> list[Image.Image]:
     names = " / ".join(str(row[level]) for level in sampler.settings.strata) or "all tiles"
-    count = f"{row['tiles']:,} tiles of {row['slides']:,} slides, {row['target']:.2%} of the draws"
+    of = f"{counted(row['tiles'], 'tile')} of {counted(row['slides'], 'slide')}"
+    count = f"{of}, {row['target']:.2%} of the draws"
     read = zip(range(_ACROSS), _readable(sampler, stratum, bad), strict=False)
     small = [shrunk(pixels, _SMALL_PX) for _, (_, pixels) in read]
     return [line(f"{names}   {count}", _WIDTH), *(flow(small, _WIDTH) or [blank(_WIDTH, _SMALL_PX + GAP)])]

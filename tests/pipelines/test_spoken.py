@@ -8,6 +8,7 @@ from pipelines.query import main as query
 from pipelines.shards import main as shards
 from pipelines.spoken import by_mixmag, in_callers_words
 from pipelines.targets import COMMANDS
+from tests.support.shard_folders import add_slide
 
 
 @pytest.mark.parametrize(
@@ -58,12 +59,16 @@ def test_every_option_has_both_its_names(name):
 
 
 def test_a_refusal_tells_each_caller_what_to_type(tmp_path, capsys):
-    (tmp_path / "slides").mkdir()
+    slide = add_slide(tmp_path / "made", 1, {"5x": 1})
     call = ["--slides", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--names", "x.csv"]
     assert shards(call) == 2
     assert capsys.readouterr().err == "shards: ID_KEY and NAMES are for PRIVATE=1; add it, or omit them\n"
     assert mixmag(["shards", *call]) == 2
     assert capsys.readouterr().err == "shards: --id-key and --names are for --private; add it, or omit them\n"
+    assert mixmag(["forget", "--slide", slide, "--shards", str(tmp_path / "made"), "--dry"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing was deleted: --dry"
+    assert mixmag(["verify", "--shards", str(tmp_path / "made"), "--workers", "1"]) == 3
+    assert "--repair removes what is damaged, and mixmag shards then makes it again" in capsys.readouterr().out
     question = ["--shards", str(tmp_path / "none"), "--sql", "SELECT 1"]
     assert query(question) == 2
     before = capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants, get_session
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from pretrain.compute.tensor_files import open_tensors
@@ -22,6 +25,8 @@ from timm.layers.mlp import SwiGLUPacked  # isort: skip
 PREFIX = "local-dir:"
 _LARGEST, _DEEPEST, _LONGEST_LIST, _LARGEST_PX = 65_536, 1000, 64, 4096
 _LEAST_STD = 1e-4
+_REACHED_WITHIN = 5.0
+"""Seconds for the hub to answer at all."""
 _GATED: dict[str, Any] = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
 _LOADING = "Error(s) in loading state_dict for "
 _TOLD: tuple[tuple[re.Pattern[str], dict[str, Any]], ...] = (
@@ -45,12 +50,35 @@ def timm_model(name: str) -> nn.Module:
     if name.startswith(PREFIX):
         _check_timm_folder(Path(name.removeprefix(PREFIX)))
     try:
-        return _made(name).eval()
+        with contextlib.nullcontext() if name.startswith(PREFIX) else _offline_where_unreachable():
+            return _made(name).eval()
+    except LocalEntryNotFoundError as error:
+        raise BadWeights(
+            f"{name} has not been downloaded here, and {constants.ENDPOINT} cannot be reached; download its folder "
+            f"elsewhere and name it as {PREFIX}FOLDER, or name the folder of a run of yours"
+        ) from error
     except _OtherTensors as error:
         raise BadWeights(f"{name} holds weights of another model than its config.json says ({error})") from error
     except Exception as error:  # of timm, the hub and the network, each with errors of its own
         reason = first_line(error)
         raise BadWeights(f"{name} is no folder, and timm cannot make it: {reason}") from error
+
+
+@contextlib.contextmanager
+def _offline_where_unreachable() -> Iterator[None]:
+    """Around what asks the hub: where it does not answer, only what was downloaded before is used, at once.
+
+    The hub's own client would ask for each file again and again, for a minute or more.
+    """
+    before = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_REACHED_WITHIN)
+    except Exception:  # of the client that the hub's library has, of the network, or that it is offline
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 class _OtherTensors(Exception):

@@ -2,11 +2,14 @@
 
 import io
 import json
+import re
+import socket
 
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -16,6 +19,7 @@ from pretrain.features.embedder import Inference, of_backbone, width_at
 from pretrain.features.kept_features import FeatureRecord
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.train.runs import load_embedder
+from tests.support.paths import ROOT
 from tests.support.released_weights import folder_of, released
 from tests.support.shard_folders import add_slide
 from wsi_prep.format.magnifications import TILE_PX
@@ -205,3 +209,55 @@ def test_features_of_our_own_models_that_were_made_before_count_as_made():
     assert embedder.digest == "8d9f3573ffc78d6ecd8113a6adb56eed"
     record = FeatureRecord(embedder.digest, 392, None, "float32", embedder.what)
     assert record.digest == "1b424ef0e536567fe94b8e2e386bbfca"
+
+
+def unreachable(patch):
+    """A hub that nobody listens for; in between, the port was ours."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        patch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224.augreg_in21k", "hf-hub:nobody/nothing"])
+def test_without_a_network_a_model_to_download_is_refused_at_once(shards, name, tmp_path, monkeypatch, capfd):
+    unreachable(monkeypatch)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    before = constants.HF_HUB_OFFLINE
+    assert embed(shards, name, tmp_path / "to") == 2
+    said = capfd.readouterr().err
+    assert f"{name} has not been downloaded here, and {constants.ENDPOINT} cannot be reached" in said
+    assert "local-dir:FOLDER" in said
+    assert "Retrying" not in said
+    assert said.count("\n") == 1
+    assert before == constants.HF_HUB_OFFLINE
+
+
+def test_without_a_network_a_folder_is_still_taken(shards, tmp_path, monkeypatch):
+    unreachable(monkeypatch)
+    name, _ = local(tmp_path / "model", VIT, img_size=64, **SIZES)
+    assert embed(shards, name, tmp_path / "to", "--px", "64") == 0
+    assert features(tmp_path / "to").shape == (3, 64)  # class token and mean patch token
+
+
+def test_features_meet_their_patients_as_the_page_says(tmp_path, monkeypatch, capsys):
+    for number, patient in ((1, "p"), (2, "q"), (3, "p")):
+        add_slide(tmp_path / "shards", number, {"20x": number}, picture, patient_key=patient, file=f"{number}.svs")
+    (tmp_path / "slides.csv").write_text("slide,patient\n1.svs,Ann\n2.svs,Bob\n3.svs,Ann\n")
+    name, _ = local(tmp_path / "model", VIT, img_size=64, **SIZES)
+    assert embed(tmp_path / "shards", name, tmp_path / "features", "--px", "64") == 0
+    page = (ROOT / "docs/training.md").read_text()
+    (block,) = (code for code in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "features/parquet" in code)
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(block, scope)  # noqa: S102 - our own document
+    table = ds.dataset(tmp_path / "features/parquet").to_table().to_pylist()
+    owners = {
+        row["slide_id"]: row["file"] for row in ds.dataset(tmp_path / "shards/catalog/slides").to_table().to_pylist()
+    }
+    of = {"p": ("1.svs", "3.svs"), "q": ("2.svs",)}
+    assert set(scope["means"]) == set(of)
+    for patient, files in of.items():
+        mine = np.array([row["features"] for row in table if owners[row["slide_id"]] in files])
+        assert len(mine) == {"p": 4, "q": 2}[patient]
+        np.testing.assert_allclose(scope["means"][patient], mine.mean(0), rtol=1e-5)
+    assert dict(scope["names"]) == {"p": "Ann", "q": "Bob"}

@@ -30,6 +30,13 @@ def test_pictures_are_left_out_and_companions_are_none(tmp_path):
     assert [s.name for s in find_slides(str(tmp_path))] == ["a.svs", "gone.vms", "m.mrxs", "v.vms"]
 
 
+def test_masks_beside_their_slides_are_no_pictures_that_were_left_out(tmp_path):
+    touch(tmp_path, "a.svs", "a.mask.png", "b.ome.tif", "b.mask.png", "c.mask.png", "x/a.mask.png", "a.masks.png")
+    for slides in (tmp_path, tmp_path / "**" / "*"):
+        assert left_out(slides) == ["a.mask.png", "a.masks.png", "c.mask.png"]
+    assert str(tmp_path / "x/a.mask.png") in look_for_slides(str(tmp_path)).left_out
+
+
 def test_no_ending_is_both_a_slides_and_left_out():
     assert not PICTURE_ENDINGS & set(SLIDE_ENDINGS)
     assert not any(map(is_left_out, ("a.svs", "a.dat", "a.ini", "a.txt", "a.xml", "a.csv", "a.json", "a", ".a.jpg")))

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from wsi_prep.errors import counted
-from wsi_prep.slides.urls import name_of
+from wsi_prep.format.layout import bare_name
+from wsi_prep.slides.urls import bare_url, name_of
 
 SLIDE_ENDINGS = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm"),
@@ -52,6 +53,13 @@ def why_left_out(path: str) -> str:
     if ending(path) in _PACKED:
         return f"it is there, but {ending(path)} files are not opened: unpack it"
     return f"it is there, but {_kind(path)} is not read: convert it to a tiled TIFF"
+
+
+def without_masks(pictures: Iterable[str], slides: Iterable[str]) -> tuple[str, ...]:
+    """The pictures without those that are masks of slides beside them: `a.mask.png` beside `a.svs`."""
+    places = [(bare_url(slide).rpartition("/")[0], bare_name(name_of(slide))) for slide in slides]
+    masks = {f"{folder}/{name}.mask.png" for folder, name in places}
+    return tuple(picture for picture in pictures if bare_url(picture) not in masks)
 
 
 def left_out_note(paths: Iterable[str]) -> list[str]:

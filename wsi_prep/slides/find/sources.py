@@ -20,7 +20,7 @@ from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, U
 from wsi_prep.format.layout import former_slide_id, make_slide_id
 from wsi_prep.slides.dicom import DicomHeader, dicom_header
 from wsi_prep.slides.fetch.remote import file_system, files_in, is_elsewhere
-from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, only_left_out
+from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, only_left_out, without_masks
 from wsi_prep.slides.find.lists import named_in, read_list
 from wsi_prep.slides.find.naming import KnownNames, as_stored, did_you_mean, one_form
 from wsi_prep.slides.private import keyed_slide_id
@@ -93,7 +93,7 @@ def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | 
         raise NoSlides(f"SLIDES {where} does not exist; name a folder, a slide, a glob or a .csv list")
     if not groups:
         raise NoSlides(f"{nothing}{only_left_out(pictures)}")
-    return Found(_sources(groups, id_root, id_key), tuple(pictures))
+    return Found(_sources(groups, id_root, id_key), without_masks(pictures, [group.path for group in groups]))
 
 
 def paths_below(sources: Sequence[SlideSource], slides: str, id_root: str | None = None) -> list[str]:
