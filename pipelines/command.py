@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -36,13 +36,13 @@ _OURS = frozenset(
 class Terminal:
     """Where a command speaks: `say` what it found on standard output, `warn` of what went wrong on standard error.
 
-    Nothing in a line can steer the terminal.
+    Nothing in a line can steer the terminal. The work goes on where nobody reads it any more.
     """
 
     def __init__(self, name: str, width: int | None = None) -> None:
         self.name = name
-        self.out = Console(highlight=False, width=width)
-        self.err = Console(stderr=True, highlight=False)
+        self.out = _console(sys.stdout, width)
+        self.err = _console(sys.stderr, stderr=True)
 
     def say(self, line: str) -> None:
         """One line, not broken."""
@@ -57,12 +57,60 @@ class Terminal:
         """As `say`, of what a message tells the user to do: in the words of who called."""
         self.say(in_callers_words(line, self.name))
 
+    def shown(self) -> bool:
+        """Whether all lines were written that somebody could want; a line says why where they were not."""
+        error = getattr(self.out.file, "error", None)
+        if error is not None:
+            self.warn(f"standard output cannot be written ({error.strerror}); some lines are not shown")
+        return error is None
+
     def warn_of(self, lines: Sequence[str], most: int = 20) -> None:
         """So many of these lines, and how many more there are."""
         for line in lines[:most]:
             self.warn(line)
         if len(lines) > most:
             self.warn(f"and {len(lines) - most:,} more")
+
+
+class _Lasting:
+    """A stream that may close before the work is done: from then on, what is written to it is dropped.
+
+    `error` is why, where it is none of a reader who left, as `| head` does.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """All of it, or nothing."""
+        with self._or_dropped():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """What was written."""
+        with self._or_dropped():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _or_dropped(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                self.error = error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # what Python still holds for it must not fail at exit
+            os.close(nowhere)
+
+
+def _console(stream: TextIO | None, width: int | None = None, *, stderr: bool = False) -> Console:
+    lasting = None if stream is None else cast("IO[str]", _Lasting(stream))
+    return Console(file=lasting, stderr=stderr, width=width, highlight=False)
 
 
 def run_command(
@@ -79,7 +127,8 @@ def run_command(
     given: C | None = None
     try:
         given = read_call(call, words)
-        return EXIT_OK if given is None else work(given, terminal)
+        code = EXIT_OK if given is None else work(given, terminal)
+        return code if terminal.shown() or code != EXIT_OK else EXIT_NOT_ALL
     except UsageError as error:
         terminal.warn(str(error))
     except OSError as error:

@@ -159,7 +159,10 @@ def _no_slides_of_others(out: str) -> None:
 def _train(target: Target, said: Mapping[str, str]) -> Commands:
     """Training, on the sample slides where no shards are named and none are there."""
     before: Commands = []
-    if "SHARDS" not in said and "OUT" not in said and not Path("shards/run.json").exists():
+    usual = "virchow2g_mini" if target.name == "distill" else "debug"
+    run = Path(said.get("RUN") or Path("runs") / said.get("RECIPE", usual))
+    named = "SHARDS" in said or "OUT" in said or (run / "run.json").exists()
+    if not named and not Path("shards/run.json").exists():
         _only_samples(target, said, "SHARDS")
         before = _sample_shards("shards", [])
     return [*before, *_plain(target, said)]

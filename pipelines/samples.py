@@ -22,7 +22,7 @@ def _work(call: SamplesCall, terminal: Terminal) -> int:
             raise BadOption(f"{name} is no sample slide; they are {', '.join(NAMES)}")
     folder: Path = call.to or FOLDER
     try:
-        make_missing(folder, call.only or NAMES)
+        make_missing(folder, call.only or NAMES, terminal.say)
         write_manifest(folder)
     except WsiPrepError as error:
         terminal.warn(str(error))

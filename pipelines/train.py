@@ -22,15 +22,13 @@ from pipelines.processes import torchrun, wants_processes
 from pretrain.compute import distributed
 from pretrain.data.index import default_folder
 from pretrain.errors import CheckpointFailed, NonFinite, TooManyBadTiles
-from pretrain.train.call import Reporter, RunCall, RunResult, run, settle_recipe
+from pretrain.train.call import Reporter, RunCall, RunResult, run, settle_data, settle_recipe
+from pretrain.train.checkpoint import latest_step
 from pretrain.train.loop import Trainer
 from pretrain.train.recipe.recipes import debug, recipe
 from wsi_prep.errors import UsageError, counted
 
 EXIT_STOPPED, EXIT_SAVED = 3, 75
-
-
-INTERRUPTED = "interrupted; repeat the command to continue from the last checkpoint"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work(call: PretrainCall, terminal: Terminal) -> int:
         return train(call, terminal, "pipelines.train", words)
 
-    return run_command(PretrainCall, work, words, INTERRUPTED)
+    return run_command(PretrainCall, work, words)
 
 
 def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str]) -> int:
@@ -53,13 +51,21 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     wanted = recipe(call.recipe) if call.recipe else None
     chosen = settle_recipe(folder, wanted, call.set, debug)
     index = call.index or default_folder()
-    wishes = RunCall(folder, call.shards, call.where, index, call.stop_at, call.probe, call.time_limit)
+    shards, where, note = settle_data(folder, call.shards, call.where)
+    wishes = RunCall(folder, shards, where, index, call.stop_at, call.probe, call.time_limit)
     try:
         with distributed.world(chosen.compute.device) as world:
             terminal.out.quiet = not world.first
-            with contextlib.ExitStack() as bar:
-                of_index = bar.enter_context(progress(terminal.out, "index"))
-                ended = run(wishes, chosen, world, _Shown(terminal, bar), of_index)
+            if note:
+                terminal.say(f"note: {note}")
+            try:
+                with contextlib.ExitStack() as bar:
+                    of_index = bar.enter_context(progress(terminal.out, "index"))
+                    ended = run(wishes, chosen, world, _Shown(terminal, bar), of_index)
+            except KeyboardInterrupt:
+                if world.first:
+                    terminal.warn(f"interrupted; {_saved(folder)}")
+                return EXIT_INTERRUPTED
     except UsageError:
         raise
     except (NonFinite, TooManyBadTiles, CheckpointFailed) as error:
@@ -111,6 +117,11 @@ class _Shown(Reporter):
     def stepped(self, step: int) -> None:
         self._progress.update(self._task, completed=step, description=self._short(step))
 
+    def stopping(self, number: int) -> None:
+        self._progress.stop()
+        again = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        self._terminal.warn(f"stopping after this step, then saving; {again} again ends without saving")
+
     def _short(self, step: int) -> str:
         """The last numbers in few words, for a bar at this step."""
         if not self._last:
@@ -131,6 +142,14 @@ def _show_end(terminal: Terminal, folder: Path, ended: RunResult) -> None:
     for score in ended.scores.values():
         terminal.say(f"{score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}")
     terminal.say(f"look at {folder}: pictures, curves.png, metrics.jsonl, tensorboard, drawn.json")
+
+
+def _saved(folder: Path) -> str:
+    """What there is to go on from."""
+    step = latest_step(folder / "checkpoints")
+    if step is None:
+        return "no step is saved: repeat the command to begin again"
+    return f"step {step} is saved: repeat the command to continue from it"
 
 
 def _clock(seconds: float) -> str:

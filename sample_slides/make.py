@@ -81,21 +81,21 @@ def make_cmu(slide: Path) -> None:
         aside.replace(slide)
 
 
-def make_missing(folder: Path, names: Sequence[str]) -> None:
+def make_missing(folder: Path, names: Sequence[str], say: Callable[[str], object] = print) -> None:
     """Make those of `names` that `folder` lacks, a line for each; WsiPrepError where one must not be used."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         slide = folder / name
         if is_cmu(slide) if name == CMU else slide.is_file() and mask_path(slide).is_file():
             continue
-        print(f"{'fetching' if name == CMU else 'making'} {slide}", flush=True)
+        say(f"{'fetching' if name == CMU else 'making'} {slide}")
         if name != CMU:
             make_synthetic(slide, SYNTHETIC[name])
             continue
         try:
             make_cmu(slide)
         except NotFetched as error:
-            print(f"{CMU} is left out: {error}", flush=True)
+            say(f"{CMU} is left out: {error}")
 
 
 def write_manifest(folder: Path) -> None:

@@ -45,8 +45,11 @@ class PretrainCall(OfTiles, OfShards):
     """Pretrain a ViT on shards, or continue the run in RUN.
 
     Exit codes: 0 done, or STOP_AT reached; 2 the call is wrong; 3 numbers, tiles or a checkpoint went bad; 75 stopped
-    by SIGTERM and saved, repeat the call to continue; 130 the same by Ctrl-C.
+    by SIGTERM and saved, repeat the call to continue; 130 the same by Ctrl-C, unless a second one came before it saved.
     """
+
+    shards: Annotated[tuple[str, ...], Option('"folder ..."')] = ()
+    """Folders or URLs that hold shards; without it, those of the run in RUN, or the folder shards for a new run."""
 
     recipe: str | None = None
     """The recipe's name, of those that `recipe` shows; without it the run's own, or debug for a new run."""

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from wsi_prep.untrusted.sql import CONDITION_SECONDS
 
 RUN_VERSION = 1
 _DATA = ("shards", "where", "tiles", "slides")
+_SHOWN = 5
 _COLLAPSED_SPREAD, _FLAT_TARGETS = 1e-4, 0.999
 
 
@@ -91,6 +93,9 @@ class Reporter:
     def stepped(self, step: int) -> None:
         """After every step; `step` is the next one's number."""
 
+    def stopping(self, number: int) -> None:
+        """Told in a thread, as soon as the signal comes: the run ends after the step, or at once by a second one."""
+
 
 def settle_recipe(folder: Path, wanted: Recipe | None, changes: Sequence[str], default: Callable[[], Recipe]) -> Recipe:
     """The recipe that the RUN folder goes on with, or begins with.
@@ -107,6 +112,32 @@ def settle_recipe(folder: Path, wanted: Recipe | None, changes: Sequence[str], d
             f"{folder} was started with another recipe ({'; '.join(differing[:5])}); name another RUN or that recipe"
         )
     return asked
+
+
+def settle_data(folder: Path, shards: tuple[str, ...], where: str | None) -> tuple[tuple[str, ...], str | None, str]:
+    """Shards and filter of a call, and a note on them: the RUN folder's own where it names no `shards`.
+
+    Those of a new run are in the folder "shards". Raises BadRun where the run's own are not there to be taken.
+    """
+    if shards:
+        return shards, where, ""
+    file, before = folder / "run.json", {}
+    if file.exists():
+        before = _before(file_below(folder, file.name)[0])
+    elif (folder / "recipe.json").exists():
+        raise BadRun(f"RUN={folder} needs SHARDS: it has no run.json that names those it was trained on")
+    else:
+        return ("shards",), where, ""
+    own, own_where = before.get("shards"), before.get("where")
+    if not isinstance(own, list) or not own or not all(isinstance(each, str) for each in own):
+        raise BadRun(f"RUN={folder} needs SHARDS: its run.json names none")
+    named = " ".join(own[:_SHOWN]) + (f" and {len(own) - _SHOWN:,} more" if len(own) > _SHOWN else "")
+    missing = [each for each in own if not (Path(each) / "catalog/slides").is_dir()]
+    if missing:  # nor is a URL asked that somebody else may have written there
+        raise BadRun(f"RUN={folder} needs SHARDS: it had {named}, and {missing[0]} is no folder of shards here")
+    chosen = where if where is not None or not isinstance(own_where, str) else own_where
+    filtered = f", where {chosen}" if chosen is not None else ""
+    return tuple(own), chosen, f"SHARDS is not named; the run continues with its own: {named}{filtered}"
 
 
 def run(
@@ -137,8 +168,10 @@ def run(
         for line in [*notes, *_write_run(call, index, trainer, notes)]:
             reporter.note(line)
     watcher = _Watcher(call, trainer, reporter, tasks)
-    outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)
-    watcher.close()
+    try:
+        outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)
+    finally:
+        watcher.close()
     drawn, bad = trainer.drawn(), trainer.bad_tiles()
     if world.first:
         if bad:
@@ -205,6 +238,7 @@ class _Watcher:
         self._last_step, self._settled = schedule.steps, schedule.warmup * schedule.steps
         self._log: MetricsLog | None = None
         self._said: set[str] = set()
+        self._to_show: list[Callable[[], None]] = []
         self.last: dict[str, float] = {}
         self.scores: dict[str, Score] = {}
 
@@ -232,19 +266,32 @@ class _Watcher:
         collapsed = health(values, prototypes) if step >= self._settled else []
         for text in set(collapsed) - self._said:
             self._said.add(text)
-            self._reporter.note(f"step {step}: {text}")
-        self._reporter.numbers(step, values)
+            self._to_show.append(partial(self._reporter.note, f"step {step}: {text}"))
+        self._to_show.append(partial(self._reporter.numbers, step, values))
 
     def stepped(self, step: int) -> None:
         """See train.Watcher."""
+        self._show()
         self._look(step)
         if self._log is not None:
             self._reporter.stepped(step)
 
+    def stopping(self, number: int) -> None:
+        """See train.Watcher."""
+        if self._log is not None:
+            self._reporter.stopping(number)
+
     def close(self) -> None:
-        """Finish the files."""
+        """Finish the files, and show what is not shown yet."""
         if self._log is not None:
             self._log.close()
+        self._show()
+
+    def _show(self) -> None:
+        """What has come since the last step: late, so that the step is saved even where showing it does not end."""
+        shown, self._to_show = self._to_show, []
+        for show in shown:
+            show()
 
     def _look(self, step: int) -> None:
         """Draw and probe where it is time to; every process gives its share of the weights."""

@@ -7,14 +7,12 @@ are read a step later.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -37,6 +35,7 @@ from pretrain.train.metrics import Deferred
 from pretrain.train.recipe.flops import step_flops
 from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.runs import load_teacher
+from pretrain.train.signals import Signals
 from pretrain.views.views import make_views
 from wsi_prep.errors import BadOption
 from wsi_prep.storage.atomic import write_json
@@ -57,6 +56,9 @@ class Watcher(Protocol):
 
     def stepped(self, step: int) -> None:
         """After every step; `step` is the next one's number."""
+
+    def stopping(self, number: int) -> None:
+        """Told in a thread, as soon as the signal comes that ends the run after the step."""
 
 
 def _require_room(recipe: Recipe, shares: int) -> None:
@@ -127,7 +129,7 @@ class Trainer:
     def run(self, start: int, stop: int, watcher: Watcher) -> Outcome:
         """Steps `start` up to `stop`, with a checkpoint at the end. Raises NonFinite and TooManyBadTiles."""
         watcher.started(start)
-        with self.loader, _Signals() as signals:
+        with self.loader, Signals(watcher.stopping) as signals:
             try:
                 step = self._steps(start, stop, watcher, signals)
                 self._tell(watcher, everything=True, last=True)
@@ -136,7 +138,7 @@ class Trainer:
                 self.checkpoints.settle(wait=True)
         return Outcome(step, signals.caught if step < stop else 0)
 
-    def _steps(self, start: int, stop: int, watcher: Watcher, signals: _Signals) -> int:
+    def _steps(self, start: int, stop: int, watcher: Watcher, signals: Signals) -> int:
         """The loop; returns the next step."""
         step = start
         self._clock.start()
@@ -335,37 +337,6 @@ class _Clock:
         }
         self.start()
         return self._last
-
-
-class _Signals:
-    """SIGTERM and SIGINT end the run after the step; with several processes, after the step that all know of it.
-
-    A second one does what it always does.
-    """
-
-    def __init__(self) -> None:
-        self.caught = 0
-        self._flag = distributed.Flag()
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._catch)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def agreed(self) -> bool:
-        if self._flag.said(bool(self.caught)):
-            self.caught = self.caught or signal.SIGTERM
-            return True
-        return False
-
-    def _catch(self, number: int, _frame: FrameType | None) -> None:
-        self.caught = number
-        signal.signal(number, self._before[number])
 
 
 def _resident_gb() -> float:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -285,12 +283,8 @@ def _started(options: ClusterOptions) -> Iterator[tuple[SpecCluster, Security]]:
     own = _security(options.tls)
     closed = Closed(dashboard=options.dashboard) if own is None else Closed(own, options.dashboard)
     with dask.config.set(closed.settings):
-        if options.slurm is None:
-            with _interrupts_ignored():
-                started = local_cluster(options.workers or _cores(), closed)
-        else:
-            started = _slurm(options.slurm, closed)
-        with started as running:
+        slurm, workers = options.slurm, options.workers or _cores()
+        with local_cluster(workers, closed) if slurm is None else _slurm(slurm, closed) as running:
             yield running, closed.security
 
 
@@ -300,19 +294,6 @@ def _slurm(config: SlurmConfig, closed: Closed) -> contextlib.AbstractContextMan
     except ImportError as error:
         raise BadOption("CLUSTER=slurm needs the package dask-jobqueue; install the extra [shards]") from error
     return slurm_cluster(config, closed)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes started here ignore Ctrl-C for good: the client alone answers it, and ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _cores() -> int:

@@ -8,18 +8,25 @@ a folder of this user alone, because Dask imports and unpickles what it finds th
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
+import os
 import secrets
+import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import dask
 from distributed import Nanny, Scheduler, Security, SpecCluster
+from distributed.utils import LoopRunner
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
+from tornado.ioloop import IOLoop
 from tornado.routing import Router
 
 from wsi_prep.errors import BadOption
@@ -100,19 +107,66 @@ class _Below(Router):
         return self._pages.find_handler(request, **options) if hmac.compare_digest(asked, self._path) else None
 
 
-def local_cluster(workers: int, closed: Closed) -> SpecCluster:
-    """So many processes of one thread, each under a nanny that starts it again, with equal shares of the memory."""
+@contextlib.contextmanager
+def local_cluster(workers: int, closed: Closed) -> Iterator[SpecCluster]:
+    """So many processes of one thread, each under a nanny that starts it again, with equal shares of the memory.
+
+    They ignore Ctrl-C: the caller alone answers it, at any moment, and ends them.
+    """
     shared = {"host": LOOPBACK, "protocol": "tls://", "security": closed.security}
     worker = {
         "cls": Nanny,
         "options": {**shared, "nthreads": 1, "memory_limit": 1.0 / workers, "silence_logs": "CRITICAL"},
     }
-    return SpecCluster(
-        workers=dict.fromkeys(range(workers), worker),
-        scheduler={"cls": ClosedScheduler, "options": {**shared, **closed.scheduler_options}},
-        security=closed.security,
-        silence_logs="CRITICAL",
-    )
+    with (
+        _loop_without_interrupts() as loop,
+        _Cluster(
+            workers=dict.fromkeys(range(workers), worker),
+            scheduler={"cls": ClosedScheduler, "options": {**shared, **closed.scheduler_options}},
+            security=closed.security,
+            silence_logs="CRITICAL",
+            loop=loop,
+        ) as cluster,
+    ):
+        yield cluster
+
+
+class _Cluster(SpecCluster):  # type: ignore[misc]
+    """One that is gone at once where Ctrl-C comes while it starts."""
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except KeyboardInterrupt:
+            self.shutdown_on_close = False  # or Dask tries it again at exit
+            with contextlib.suppress(Exception):  # half started; what is left ends with this process
+                self.sync(self._end_workers)
+                self.close()
+            raise
+
+    async def _end_workers(self) -> None:
+        """Kill them: one that is not up yet hears nothing else. Nobody needs to read that they did not come up."""
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        for nanny in self._created:
+            if nanny.pid:
+                os.kill(nanny.pid, signal.SIGKILL)
+        await asyncio.gather(*(nanny.close() for nanny in self._created), return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _loop_without_interrupts() -> Iterator[IOLoop]:
+    """Dask's loop in a thread that blocks SIGINT, as all threads and processes do that are started from it."""
+    resource_tracker.ensure_running()  # it unblocks SIGINT in the thread that starts it
+    runner = LoopRunner()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
 
 
 def _scratch() -> str:

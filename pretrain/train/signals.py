@@ -1,0 +1,63 @@
+"""SIGTERM and Ctrl-C, by which a person or a scheduler ends a run that is to be saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from pretrain.compute import distributed
+
+
+class Signals:
+    """SIGTERM and SIGINT end the run after the step; with several processes, after the step that all know of it.
+
+    `heard` is told the first one's number at once, in a thread, however long the step takes. A second one does what it
+    always does.
+    """
+
+    def __init__(self, heard: Callable[[int], None]) -> None:
+        self.caught = 0
+        self._heard = heard
+        self._flag = distributed.Flag()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        self._numbers, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        self._woken_before = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._listener = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._listener.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._woken_before)
+        os.close(self._wake)
+        self._listener.join()
+        os.close(self._numbers)
+
+    def agreed(self) -> bool:
+        """Whether the run is to end here; every process must ask."""
+        if self._flag.said(bool(self.caught)):
+            self.caught = self.caught or signal.SIGTERM
+            return True
+        return False
+
+    def _catch(self, number: int, _frame: FrameType | None) -> None:
+        self.caught = number
+        signal.signal(number, self._before[number])
+
+    def _listen(self) -> None:
+        """Python writes each signal's number to the pipe as it comes, long before it calls `_catch`."""
+        said = False
+        while number := os.read(self._numbers, 1):
+            if number[0] in (signal.SIGTERM, signal.SIGINT) and not said:
+                said = True
+                self._heard(number[0])
