@@ -46,9 +46,8 @@ def main() -> None:
     drawn = np.random.default_rng(0).choice(means, (_DRAWS, len(means))).mean(axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     worst = min(min(shares) for shares in by_case.values())
-    print(
-        f"mean IoU {means.mean():.3f} (95 % {low:.3f} to {high:.3f}, bootstrap over {len(means)} cases), lowest {worst:.3f}"
-    )
+    interval = f"95 % {low:.3f} to {high:.3f}, bootstrap over {len(means)} cases"
+    print(f"mean IoU {means.mean():.3f} ({interval}), lowest {worst:.3f}")
     print(f"{seconds / pixels * 1e6:.3f} s for a million pixels, glass and tissue")
 
 
