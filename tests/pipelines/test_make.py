@@ -200,6 +200,9 @@ def test_sample_slides_are_for_a_call_that_names_none(tmp_path, monkeypatch):
         commands("shards", OUT="s3://bucket/x")
     with pytest.raises(WrongCall, match="name SHARDS too: PROBE"):
         commands("pretrain", PROBE="x.parquet")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/run.json").write_text("{}")  # which names its shards: no sample slides are made
+    assert commands("pretrain", RUN="own") == [["pipelines.train", "--run=own"]]
     (tmp_path / "shards/run.json").write_text("{}")
     run = ["pipelines.train", "--where=a < 1"]
     assert commands("pretrain", WHERE="a < 1") == [run]
