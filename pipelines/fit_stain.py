@@ -14,7 +14,7 @@ from pipelines.command import EXIT_OK, EXIT_WRONG_CALL, Terminal, run_command
 from wsi_prep.errors import WsiPrepError, counted
 from wsi_prep.stain.fit.cohort import Cohort, read_slides, read_tiles
 from wsi_prep.stain.fit.examples import Example, as_it_is, changed, dyed
-from wsi_prep.stain.fit.fit import HeldOut, fit, fit_temperature, hold_out, with_temperature
+from wsi_prep.stain.fit.fit import HeldOut, calibrate, fit, fit_temperature, hold_out
 from wsi_prep.stain.fit.report import by_recipe, reliability, section
 from wsi_prep.stain.model import MODEL_FILE
 
@@ -36,22 +36,25 @@ def _work(call: FitStainCall, terminal: Terminal) -> int:
         )
         in_dyes = dyed(cohort.bases, call.examples, call.seed) if cohort.bases else []
         examples = in_dyes + changed(cohort.pictures, call.examples, call.seed + 1)
-        temperature, lines = judge(cohort, examples, in_dyes)
+        calibrating, lines = judge(cohort, examples, in_dyes)
         if call.unseen:
             lines += ["### Stains that were not fitted to", "", *by_recipe(unseen(examples, call.unseen))]
         if not call.evaluate:
-            with_temperature(fit(examples), temperature).save(to)
+            calibrate(fit(examples), calibrating).save(to)
     except WsiPrepError as error:
         terminal.warn(str(error))
         return EXIT_WRONG_CALL
     for line in lines:
         terminal.say(line)
-    terminal.say(f"temperature {temperature:.2f}; weights: {'not written' if call.evaluate else to}")
+    terminal.say(
+        f"temperature {fit_temperature(calibrating):.2f}; farthest held-out picture {calibrating.distances.max():.2f}; "
+        f"weights: {'not written' if call.evaluate else to}"
+    )
     return EXIT_OK
 
 
-def judge(cohort: Cohort, examples: list[Example], in_dyes: list[Example]) -> tuple[float, list[str]]:
-    """The temperature that calibrates slides, and lines of Markdown on slides, crops, tiles and dyed pictures.
+def judge(cohort: Cohort, examples: list[Example], in_dyes: list[Example]) -> tuple[HeldOut, list[str]]:
+    """The held-out slides to calibrate by, and lines of Markdown on slides, crops, tiles and dyed pictures.
 
     Each is judged without its own case; slides also without their own laboratory.
     """
@@ -70,7 +73,7 @@ def judge(cohort: Cohort, examples: list[Example], in_dyes: list[Example]) -> tu
             lines += section(title, judged.only(kind == number), name_wrong=False)
     if in_dyes:
         lines += ["### Dyed pictures", "", *by_recipe(judged.only(kind == 3))]
-    return fit_temperature(calibrating), lines
+    return calibrating, lines
 
 
 def unseen(examples: list[Example], names: Sequence[str]) -> HeldOut:

@@ -18,8 +18,8 @@ from wsi_prep.tissue.picture import brightest, darkest
 SURE = 0.6
 """Confidence below which a stain is UNKNOWN: more than every third such guess is wrong."""
 
-DISAGREES = 0.9
-"""Confidence from which pixels that say another stain than the manifest are worth a warning."""
+DISAGREES = 0.98
+"""Confidence from which pixels that say another stain than the manifest are worth a warning: docs/stain.md has why."""
 
 _LOOKED_AT_PX = 20_000
 _SURELY_COLOURED, _COLOURLESS = 8.0, 3.0
@@ -47,14 +47,18 @@ def classify_stain(
 ) -> StainCall:
     """The stain of a slide, or of a tile, from an (h, w, 3) uint8 RGB picture and its (h, w) tissue mask.
 
-    Some 20,000 pixels of tissue are looked at. `glass`: the picture's, where it is known. docs/stain.md has how often
+    A picture without colour, or unlike all that the classifier was fitted to, is UNKNOWN with a confidence of 0. Some
+    20,000 pixels of tissue are looked at. `glass`: the picture's, where it is known. docs/stain.md has how often
     this is right, and what it was fitted to.
     """
     glass = glass or _glass_beside(thumbnail, tissue)
     features = tissue_features(thumbnail, tissue, glass)
     if features is None or colour_warning(thumbnail, tissue, glass):
         return StainCall("UNKNOWN", 0.0)
-    probabilities = packaged_model().probabilities(features)
+    model = packaged_model()
+    if model.distance(features) > model.farthest:
+        return StainCall("UNKNOWN", 0.0)
+    probabilities = model.probabilities(features)
     best = int(probabilities.argmax())
     confidence = float(probabilities[best])
     return StainCall(CLASSES[best] if confidence >= SURE else "UNKNOWN", confidence)

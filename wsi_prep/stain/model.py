@@ -26,22 +26,31 @@ MOST_UNUSUAL = 5.0
 
 @dataclass(frozen=True)
 class StainModel:
-    """Multinomial logistic regression; float32.
+    """Multinomial logistic regression, and how far a picture is from all that it was fitted to; float32.
 
-    `mean`, `scale`: (COUNT,) of the features; `slope` (COUNT, 3), `bias` (3,). `temperature` divides the outputs, so
-    that probabilities are as often right as they say (Guo et al., ICML 2017).
+    `mean`, `scale`: (COUNT,) of the features; `slope` (COUNT, 3), `bias` (3,). `whitening` (COUNT, COUNT) makes usual
+    features uncorrelated and of spread 1. `temperature` divides the outputs, so that probabilities are as often right
+    as they say (Guo et al., ICML 2017). `farthest`: the distance beyond which a picture is like nothing known.
     """
 
     mean: NDArray[np.float32]
     scale: NDArray[np.float32]
     slope: NDArray[np.float32]
     bias: NDArray[np.float32]
+    whitening: NDArray[np.float32]
     temperature: float = 1.0
+    farthest: float = float("inf")
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """(..., 3) outputs before the temperature, of (..., COUNT) features."""
-        usual = np.clip((features - self.mean) / self.scale, -MOST_UNUSUAL, MOST_UNUSUAL)
-        return np.asarray(usual @ self.slope + self.bias, dtype=np.float64)
+        return np.asarray(self._usual(features) @ self.slope + self.bias, dtype=np.float64)
+
+    def distance(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(...) Mahalanobis distance of (..., COUNT) features from those fitted to, by the root of their number."""
+        return np.asarray(np.sqrt(((self._usual(features) @ self.whitening) ** 2).mean(axis=-1)), dtype=np.float64)
+
+    def _usual(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(np.clip((features - self.mean) / self.scale, -MOST_UNUSUAL, MOST_UNUSUAL), dtype=np.float32)
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """(..., 3) probabilities of CLASSES."""
@@ -54,7 +63,7 @@ class StainModel:
         file.write_bytes(save(tensors, {"made_for": _made_for()}))
 
 
-_TENSORS = ("mean", "scale", "slope", "bias", "temperature")
+_TENSORS = ("mean", "scale", "slope", "bias", "whitening", "temperature", "farthest")
 
 
 def _made_for() -> str:
@@ -81,10 +90,11 @@ def read_stain_model(file: Path) -> StainModel:
             "make fit-stain writes it again"
         )
     shapes = {"mean": (COUNT,), "scale": (COUNT,), "slope": (COUNT, len(CLASSES)), "bias": (len(CLASSES),)}
-    for name, shape in {**shapes, "temperature": (1,)}.items():
+    for name, shape in {**shapes, "whitening": (COUNT, COUNT), "temperature": (1,), "farthest": (1,)}.items():
         if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
             raise BadStainModel(f"{file} has no {name} of {shape} numbers; make fit-stain writes it again")
-    return StainModel(**{**tensors, "temperature": float(tensors["temperature"][0])})
+    numbers = {name: float(tensors[name][0]) for name in ("temperature", "farthest")}
+    return StainModel(**{**tensors, **numbers})
 
 
 @functools.cache

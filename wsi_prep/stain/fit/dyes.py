@@ -98,7 +98,7 @@ def _he() -> list[Recipe]:
     few = (Layer("haematoxylin", "positive nuclei", (0.35, 1.3), (0.05, 0.6)), *plain[1:])
     blue = (_NUCLEI, Layer("haematoxylin", "cytoplasm", (0.15, 0.6)), Layer("eosin", "cytoplasm", (0.15, 0.7)))
     return [
-        Recipe("H&E, blue", "HE", 0.4, (*blue, _BLOOD)),
+        Recipe("H&E, blue", "HE", 0.15, (*blue, _BLOOD)),
         Recipe("H&E, few nuclei", "HE", 0.4, (*few, _BLOOD)),
         Recipe("H&E", "HE", 1.0, (*plain, Layer("eosin", "nuclei", (0.0, 0.35)), mucin, _PIGMENT, _BLOOD)),
         Recipe("HES", "HE", 0.12, (*plain, Layer("orange g", "collagen", (0.1, 0.5), (0.2, 0.6)), _BLOOD)),
@@ -106,13 +106,17 @@ def _he() -> list[Recipe]:
 
 
 def _ihc() -> list[Recipe]:
-    recipes = [Recipe("no positive cell", "IHC", 1.8, (_PALE_NUCLEI, _GROUND, _PIGMENT))]
+    blue = (Layer("haematoxylin", "nuclei", (0.2, 1.1)), Layer("haematoxylin", "cytoplasm", (0.02, 0.25)))
+    recipes = [
+        Recipe("no positive cell", "IHC", 1.2, (_PALE_NUCLEI, _GROUND, _PIGMENT)),
+        Recipe("no positive cell", "IHC", 0.4, blue),
+    ]
     chromogens = {"dab": 4.0, "aec": 0.6, "fast red": 0.8, "green chromogen": 0.08, "teal chromogen": 0.06}
     chromogens |= {"purple chromogen": 0.1, "indigo chromogen": 0.06, "yellow chromogen": 0.06}
     for dye, weight in chromogens.items():
         for where in ("positive nuclei", "patches", "cells", "fibres"):
             few = 0.002 if dye == "dab" else 0.01
-            positive = Layer(dye, where, (0.3, 1.6), (few, 0.7))
+            positive = Layer(dye, where, (0.15, 1.6), (few, 0.7))
             haze = Layer(dye, "tissue", (0.0, 0.2), chance=0.7)
             recipes.append(Recipe(dye, "IHC", weight / 4, (_PALE_NUCLEI, _GROUND, positive, haze)))
     green = Layer("methyl green", "nuclei", (0.15, 0.7))
@@ -131,8 +135,8 @@ def _schiff() -> list[Recipe]:
     bright = Layer("schiff", "patches", (0.2, 1.2), (0.02, 0.4))
     membranes = Layer("schiff", "fibres", (0.2, 0.9), (0.05, 0.3))
     return [
-        Recipe("PAS", "SPECIAL", 2.0, (_NUCLEI, *schiff(0.2, 1.2), bright)),
-        Recipe("PAS, pale", "SPECIAL", 1.0, (_PALE_NUCLEI, *schiff(0.06, 0.3), bright, membranes)),
+        Recipe("PAS", "SPECIAL", 4.0, (_NUCLEI, *schiff(0.2, 1.2), bright)),
+        Recipe("PAS, pale", "SPECIAL", 1.5, (_PALE_NUCLEI, *schiff(0.06, 0.3), bright, membranes)),
         Recipe("PAS, membranes", "SPECIAL", 0.5, (_PALE_NUCLEI, *schiff(0.06, 0.3), membranes)),
         Recipe(
             "Alcian blue and PAS",

@@ -18,17 +18,24 @@ _STRENGTH = 90.0
 """How little the weights are held back (C of scikit-learn, where all examples together weigh 1)."""
 
 _FOLDS = 20
+_LEAST_SPREAD = 0.02
+"""Variance below which a direction of the features is taken for noise."""
+
+_BEYOND = 1.25
+"""How much farther than every held-out slide a picture is that is like nothing known."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Pictures that a classifier saw of which no case was fitted to.
 
-    `truth` (n,) places in CLASSES, `logits` (n, 3) before any temperature, `cases`, `laboratories` and `names` (n,).
+    `truth` (n,) places in CLASSES, `logits` (n, 3) before any temperature, `distances` (n,) from what was fitted to,
+    `cases`, `laboratories` and `names` (n,).
     """
 
     truth: NDArray[np.int64]
     logits: NDArray[np.float64]
+    distances: NDArray[np.float64]
     cases: NDArray[np.str_]
     laboratories: NDArray[np.str_]
     names: NDArray[np.str_]
@@ -36,7 +43,7 @@ class HeldOut:
     def only(self, kept: NDArray[np.bool_]) -> HeldOut:
         """Those that are `kept`, (n,)."""
         origins = self.cases[kept], self.laboratories[kept], self.names[kept]
-        return HeldOut(self.truth[kept], self.logits[kept], *origins)
+        return HeldOut(self.truth[kept], self.logits[kept], self.distances[kept], *origins)
 
 
 def fit(examples: Sequence[Example]) -> StainModel:
@@ -53,8 +60,11 @@ def fit(examples: Sequence[Example]) -> StainModel:
         raise UsageError(f"there is too little tissue to fit to: HE, IHC and SPECIAL have {counts.tolist()} pictures")
     weight = 1.0 / (len(CLASSES) * counts[stains])
     fitted = LogisticRegression(C=_STRENGTH, max_iter=500).fit(usual, stains, sample_weight=weight)
-    tensors = (mean, scale, fitted.coef_.T, fitted.intercept_)
-    return StainModel(*(tensor.astype(np.float32) for tensor in tensors))
+    spread, axes = np.linalg.eigh((usual * weight[:, None]).T @ usual)
+    whitening = axes / np.sqrt(spread + _LEAST_SPREAD)
+    numbers = {"mean": mean, "scale": scale, "slope": fitted.coef_.T, "bias": fitted.intercept_, "whitening": whitening}
+    tensors = {name: np.asarray(tensor, dtype=np.float32) for name, tensor in numbers.items()}
+    return StainModel(tensors["mean"], tensors["scale"], tensors["slope"], tensors["bias"], tensors["whitening"])
 
 
 def hold_out(fitted_to: Sequence[Example], judged: Sequence[Example], *, by_laboratory: bool = False) -> HeldOut:
@@ -63,15 +73,17 @@ def hold_out(fitted_to: Sequence[Example], judged: Sequence[Example], *, by_labo
     Several cases are held out at once, in at most 20 parts.
     """
     part = _parts([*fitted_to, *judged], by_laboratory)
-    logits = np.empty((len(judged), len(CLASSES)))
+    logits, distances = np.empty((len(judged), len(CLASSES))), np.empty(len(judged))
     own = np.array([part[_held_together(example, by_laboratory)] for example in judged])
     for number in sorted(set(own.tolist())):
         model = fit([e for e in fitted_to if part[_held_together(e, by_laboratory)] != number])
         held = own == number
-        logits[held] = model.logits(np.array([e.features for e, h in zip(judged, held, strict=True) if h]))
+        features = np.array([e.features for e, h in zip(judged, held, strict=True) if h])
+        logits[held], distances[held] = model.logits(features), model.distance(features)
     return HeldOut(
         np.array([CLASSES.index(example.stain) for example in judged]),
         logits,
+        distances,
         np.array([example.case for example in judged]),
         np.array([example.laboratory for example in judged]),
         np.array([example.name for example in judged]),
@@ -120,6 +132,6 @@ def even_weights(judged: HeldOut) -> NDArray[np.float64]:
     return np.asarray(weight / weight.sum())
 
 
-def with_temperature(model: StainModel, temperature: float) -> StainModel:
-    """The model, calibrated."""
-    return replace(model, temperature=temperature)
+def calibrate(model: StainModel, judged: HeldOut) -> StainModel:
+    """The model with the temperature, and the distance of what is like nothing known, of held-out pictures."""
+    return replace(model, temperature=fit_temperature(judged), farthest=_BEYOND * float(judged.distances.max()))
