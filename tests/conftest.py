@@ -5,6 +5,7 @@ import subprocess
 from functools import partial
 from unittest.mock import patch
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the tests run beside each other, one process a core
@@ -15,6 +16,9 @@ from sample_slides.make import CMU, he_svs, make_synthetic, nompp_tiff
 from sample_slides.scene import make_scene
 from sample_slides.texture import he_stain
 from tests.support.paths import REAL, ROOT
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("untimed")
 
 MARKED_BY = {
     "slow": {"he_slide", "painted", "coordinate_slide", "real_slides", "cmu_slide"},

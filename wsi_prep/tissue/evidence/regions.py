@@ -49,7 +49,8 @@ def with_holes_filled(
         inside = labels[rows, cols] == hole
         square = np.ones((2 * _RING_PX + 1, 2 * _RING_PX + 1), np.uint8)
         ring = (cv2.dilate(inside.astype(np.uint8), square) > 0) & ~inside
-        fill[hole] = dense[rows, cols][ring].mean() < 0.5
+        around = dense[rows, cols][ring]
+        fill[hole] = around.size > 0 and 2 * np.count_nonzero(around) < around.size
     filled: NDArray[np.bool_] = mask | fill[labels]
     return filled
 
