@@ -1,7 +1,10 @@
 """What strikes the eye in a picture, whether two show the same, and tiles that were looked at before they are cut."""
 
+import shutil
+
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,5 +46,23 @@ def test_a_tile_that_was_looked_at_is_cut_as_it_is_and_kept_no_longer(he_slide):
         reader.expect(0, *whole)
     np.testing.assert_array_equal(looked.read(0, *whole), fresh.read(0, *whole))
     assert looked.cached_bytes == fresh.cached_bytes == 0
+    looked.close()
+    fresh.close()
+
+
+def test_tiles_that_share_their_data_are_each_cut_whole(he_slide, tmp_path):
+    """Writers store equal tiles once; one of them may lie at the edge, where the picture ends within it."""
+    slide = shutil.copy(he_slide, tmp_path / "shared.svs")
+    with tifffile.TiffFile(slide, mode="r+b") as tiff:
+        page = tiff.pages[0]
+        edge = -(-page.imagewidth // page.tilewidth) - 1
+        assert page.imagewidth % page.tilewidth
+        for name, values in (("TileOffsets", page.dataoffsets), ("TileByteCounts", page.databytecounts)):
+            page.tags[name].overwrite([values[edge], *values[1:]])
+        side = page.tilewidth
+    looked, fresh = TiffReader(str(slide)), TiffReader(str(slide))
+    looked.read(0, edge * side, 0, looked.info.width0 - edge * side, side)
+    looked.expect(0, 0, 0, side, side)
+    np.testing.assert_array_equal(looked.read(0, 0, 0, side, side), fresh.read(0, 0, 0, side, side))
     looked.close()
     fresh.close()

@@ -6,6 +6,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+_DENSE_SHARE = 0.3
+"""Of a fragment, how much has to be dense for it to count as no faint one."""
+
+_RING_PX, _MOST_HOLES = 4, 2_000
+"""How wide a ring around a hole is looked at, and at how many holes, each of which costs time: later ones stay open."""
+
 
 def hysteresis(seed: NDArray[np.bool_], reach: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The connected parts of `reach` that hold a `seed`."""
@@ -53,6 +59,3 @@ def with_holes_filled(
         fill[hole] = around.size > 0 and 2 * np.count_nonzero(around) < around.size
     filled: NDArray[np.bool_] = mask | fill[labels]
     return filled
-
-
-_DENSE_SHARE, _RING_PX, _MOST_HOLES = 0.3, 4, 2_000

@@ -73,6 +73,11 @@ class Picture:
         """Width and height in px."""
         return self.width, self.height
 
+    def key(self, index: int) -> tuple[int, int]:
+        """What tells a tile from all others of the file: where its page begins, and its index there."""
+        page, first = self.planes[0]
+        return page.offset, first + index
+
     def spans(self, index: int) -> list[Span]:
         """Where the data of a tile are, a span for each plane."""
         return [(page.dataoffsets[first + index], page.databytecounts[first + index]) for page, first in self.planes]

@@ -148,7 +148,7 @@ class TiffReader:
                     continue
                 _paste(out, tile, *picture.corner(index), x_level, y_level)
                 if level == 0:
-                    self._sampled.keep(picture.spans(index)[0], tile)
+                    self._sampled.keep(picture.key(index), tile)
                 if again:
                     shared.append((index, tile))
             return shared
@@ -194,7 +194,7 @@ class TiffReader:
         try:
             stored = [i for i in _tiles_touched(picture, rectangle, None) if not picture.is_missing(i)]
             for index, data in self._fetched(picture, stored).items():
-                self._sampled.keep(picture.spans(index)[0], tile := self._decode(picture, index, data, None))
+                self._sampled.keep(picture.key(index), tile := self._decode(picture, index, data, None))
                 _paste(out, tile, *picture.corner(index), x, y)
         except DamagedSlide:
             return None
@@ -241,7 +241,7 @@ class TiffReader:
     ) -> NDArray[np.uint8]:
         """The tile, clipped to the picture; in `out`, if that is given and it is a JPEG of all three colours."""
         x_tile, y_tile = picture.corner(index)
-        if (sampled := self._sampled.take(picture.spans(index)[0])) is not None:
+        if (sampled := self._sampled.take(picture.key(index))) is not None:
             return sampled
         if len(data) == 1:
             tile = self._decode_piece(picture.page, index, data[0], (x_tile, y_tile), out)
