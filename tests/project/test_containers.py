@@ -80,8 +80,6 @@ def test_its_commands_are_shell(image):
 
 
 def test_what_it_starts_is_a_command_of_the_package(image):
-    if "scripts" not in ABOUT:
-        pytest.skip("the package has no console command yet")
     assert image.start in ABOUT["scripts"]
 
 
