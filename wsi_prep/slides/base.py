@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_prep.slides.images import Planes
+
 WHITE = (255, 255, 255)
 
 
@@ -130,6 +132,16 @@ class SlideReader(Protocol):
         parts that will be used: a reader may leave the rest as background. Raises DamagedSlide where the file's own
         pixels cannot be decoded.
         """
+        ...
+
+    def planar_quality(self, level: int) -> int | None:
+        """The JPEG quality (libjpeg's, 1 to 100) of a level that is stored as planes of YCbCr; None of any other."""
+        ...
+
+    def read_planes(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> Planes:
+        """As `read`, but as planes of YCbCr, which a level that has a `planar_quality` stores. Corners must be even."""
         ...
 
     def expect(

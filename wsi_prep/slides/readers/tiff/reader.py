@@ -14,23 +14,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from tiffslide import TiffSlide
 
 from wsi_prep.compute.threads import ThreadPool
 from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide, counted
-from wsi_prep.format.jpeg import is_ycc
 from wsi_prep.slides.base import WHITE, SlideInfo, blank
 from wsi_prep.slides.fetch.ranges import ExpectedRanges, Ranges, open_ranges, seekable
 from wsi_prep.slides.fetch.remote import local_path
+from wsi_prep.slides.images import Planes
 from wsi_prep.slides.private import reason
 from wsi_prep.slides.pyramid.levels import finer_level, from_finer
-from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX, coded_size, require_few_directories
+from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX, require_few_directories
+from wsi_prep.slides.readers.tiff.decode import Tile, TileDecoder, paste, planar_quality
 from wsi_prep.slides.readers.tiff.facts import describe
 from wsi_prep.slides.readers.tiff.ome import read_images
-from wsi_prep.slides.readers.tiff.pictures import JPEG, RGB, Picture, UnsupportedLayout
+from wsi_prep.slides.readers.tiff.pictures import Picture, UnsupportedLayout
 from wsi_prep.slides.readers.tiff.sampled import SampledTiles
 from wsi_prep.slides.readers.tiff.slide import Read, find_pyramid
 from wsi_prep.slides.urls import name_of
@@ -59,6 +59,8 @@ class TiffReader:
         self._pool = pool or ThreadPool()
         self._bytes = open_ranges(path)
         self._sampled = SampledTiles()
+        self._decoder = TileDecoder(path)
+        self._planar: dict[tuple[int, int], int | None] = {}
         try:
             self._slide = _open_tiffslide(path, self._bytes)
             self._coming = ExpectedRanges(self._bytes)
@@ -70,7 +72,7 @@ class TiffReader:
         except Exception as error:  # a directory of nonsense fails anywhere in tifffile's lazy properties
             self._let_go()
             raise UnsupportedLayout(f"its TIFF directory is damaged ({reason(error, path)})") from error
-        self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int, bool], Tile] = OrderedDict()
         self._cached = 0
         self._background = blank(0, 0, self._info.background)
         self.lost: set[int] = set()
@@ -106,48 +108,76 @@ class TiffReader:
         """Memory held by decoded tiles that a neighbouring rectangle will want again."""
         return self._cached
 
+    def planar_quality(self, level: int) -> int | None:
+        """See `SlideReader.planar_quality`."""
+        return self._planar_quality(self._levels[level])
+
     def read(
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
     ) -> NDArray[np.uint8]:
         """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB; see `SlideReader.read`."""
-        picture = self._levels[level]
-        rectangle = (x_level, y_level, width, height)
+        rectangle = x_level, y_level, width, height
+        wanted, fully = self._wanted(level, rectangle, boxes)
+        out = np.empty((height, width, 3), np.uint8) if fully else blank(height, width, self._info.background)
+        self._read(level, rectangle, wanted, out)
+        return out
+
+    def read_planes(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> Planes:
+        """See `SlideReader.read_planes`."""
+        rectangle = x_level, y_level, width, height
+        wanted, fully = self._wanted(level, rectangle, boxes)
+        out = Planes.empty(height, width)
+        if not fully:
+            out.fill_with(self._info.background)
+        self._read(level, rectangle, wanted, out)
+        return out
+
+    def _wanted(
+        self, level: int, rectangle: tuple[int, int, int, int], boxes: NDArray[np.int64] | None
+    ) -> tuple[list[int], bool]:
+        """Indices of the tiles under `boxes`, and whether these leave nothing of the rectangle without a tile."""
+        picture, (x, y, width, height) = self._levels[level], rectangle
         wanted = _tiles_touched(picture, rectangle, boxes)
-        stored = [i for i in wanted if (level, i) not in self._cache and not picture.is_missing(i)]
+        inside = min(x, y) >= 0 and x + width <= picture.width and y + height <= picture.height
+        return wanted, inside and (boxes is None or len(wanted) == len(_tiles_touched(picture, rectangle, None)))
+
+    def _read(self, level: int, rectangle: tuple[int, int, int, int], wanted: Sequence[int], out: Tile) -> None:
+        """Paste these tiles of one level into `out`, which is a rectangle of it."""
+        picture, (x, y) = self._levels[level], rectangle[:2]
+        planar = isinstance(out, Planes)
+        stored = [i for i in wanted if (level, i, planar) not in self._cache and not picture.is_missing(i)]
         found = self._fetched(picture, stored)
-        inside = min(x_level, y_level) >= 0 and x_level + width <= picture.width
-        if inside and y_level + height <= picture.height:  # tiles cover all of it
-            out = np.empty((height, width, 3), np.uint8)
-            for index in set(_tiles_touched(picture, rectangle, None)).difference(wanted):
-                _paste(out, self._bare(picture), *picture.corner(index), x_level, y_level)
-        else:
-            out = blank(height, width, self._info.background)
         absent: list[tuple[int, _Missing]] = []
         for index in (i for i in wanted if i not in found):
-            tile = self._cache.get((level, index), None)
+            tile = self._cache.get((level, index, planar), None)
             if tile is None and level > 0:
                 absent.append((index, None))
                 continue
-            _paste(out, self._bare(picture) if tile is None else tile, *picture.corner(index), x_level, y_level)
+            paste(out, self._bare(picture) if tile is None else tile, *picture.corner(index), x, y)
             if tile is not None and not picture.reaches_beyond(index, rectangle):
-                self._drop((level, index))
+                self._drop((level, index, planar))
 
-        def decode(indices: Sequence[int]) -> list[tuple[int, NDArray[np.uint8] | DamagedSlide]]:
+        def decode(indices: Sequence[int]) -> list[tuple[int, Tile | DamagedSlide]]:
             """Decode and paste these tiles; returns those that a neighbouring rectangle will want again."""
-            scratch = np.empty((picture.tile_height, picture.tile_width, 3), np.uint8)
-            shared: list[tuple[int, NDArray[np.uint8] | DamagedSlide]] = []
+            scratch = None if planar else np.empty((picture.tile_height, picture.tile_width, 3), np.uint8)
+            shared: list[tuple[int, Tile | DamagedSlide]] = []
             for index in indices:
                 again = picture.reaches_beyond(index, rectangle)
                 # decoded to memory that is still in the processor's cache when it is copied
                 try:
-                    tile = self._decode(picture, index, found[index], None if again else scratch)
+                    if planar:
+                        tile: Tile = self._decoder.decode_planes(picture, index, found[index][0])
+                    else:
+                        tile = self._decode(picture, index, found[index], None if again else scratch)
                 except DamagedSlide as error:
                     if level == 0:
                         raise
                     shared.append((index, error))
                     continue
-                _paste(out, tile, *picture.corner(index), x_level, y_level)
-                if level == 0:
+                paste(out, tile, *picture.corner(index), x, y)
+                if level == 0 and not isinstance(tile, Planes):
                     self._sampled.keep(picture.key(index), tile)
                 if again:
                     shared.append((index, tile))
@@ -157,12 +187,11 @@ class TiffReader:
             if isinstance(done, DamagedSlide):
                 absent.append((index, done))
             else:
-                self._put(level, index, done)
+                self._put((level, index, planar), done)
         for index, why in absent:
-            _paste(out, self._made_of_finer(level, index, why), *picture.corner(index), x_level, y_level)
+            paste(out, self._made_of_finer(level, index, why), *picture.corner(index), x, y)
         while self._cached > CACHE_BYTES:
             self._drop(next(iter(self._cache)))
-        return out
 
     def expect(
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
@@ -171,7 +200,12 @@ class TiffReader:
         self._sampled.end()
         picture = self._levels[level]
         wanted = _tiles_touched(picture, (x_level, y_level, width, height), boxes)
-        stored = [i for i in wanted if (level, i) not in self._cache and not picture.is_missing(i)]
+        held = (False, True)
+        stored = [
+            i
+            for i in wanted
+            if not picture.is_missing(i) and not any((level, i, planar) in self._cache for planar in held)
+        ]
         self._coming.expect([span for i in stored for span in picture.spans(i)])
 
     def close(self) -> None:
@@ -195,10 +229,19 @@ class TiffReader:
             stored = [i for i in _tiles_touched(picture, rectangle, None) if not picture.is_missing(i)]
             for index, data in self._fetched(picture, stored).items():
                 self._sampled.keep(picture.key(index), tile := self._decode(picture, index, data, None))
-                _paste(out, tile, *picture.corner(index), x, y)
+                paste(out, tile, *picture.corner(index), x, y)
         except DamagedSlide:
             return None
         return out
+
+    def _planar_quality(self, picture: Picture) -> int | None:
+        """The same of a picture, as the first tile that the file has says."""
+        key = picture.key(0)
+        if key not in self._planar:
+            first = next((i for i in range(picture.count) if not picture.is_missing(i)), None)
+            data = b"" if first is None else self._fetched(picture, [first])[first][0]
+            self._planar[key] = planar_quality(picture, data)
+        return self._planar[key]
 
     def _fetched(self, picture: Picture, indices: Sequence[int]) -> dict[int, list[bytes]]:
         """The compressed data of tiles, a piece for each plane."""
@@ -239,45 +282,15 @@ class TiffReader:
     def _decode(
         self, picture: Picture, index: int, data: Sequence[bytes], out: NDArray[np.uint8] | None
     ) -> NDArray[np.uint8]:
-        """The tile, clipped to the picture; in `out`, if that is given and it is a JPEG of all three colours."""
-        x_tile, y_tile = picture.corner(index)
-        if (sampled := self._sampled.take(picture.key(index))) is not None:
-            return sampled
-        if len(data) == 1:
-            tile = self._decode_piece(picture.page, index, data[0], (x_tile, y_tile), out)
-        else:
-            pieces = [
-                self._decode_piece(page, first + index, piece, (x_tile, y_tile), None)[..., 0]
-                for (page, first), piece in zip(picture.planes, data, strict=True)
-            ]
-            tile = np.stack(pieces, axis=-1)
-        return tile[: picture.height - y_tile, : picture.width - x_tile]
+        """The tile as RGB, clipped to the picture; in `out`, where that is possible."""
+        sampled = self._sampled.take(picture.key(index))
+        return self._decoder.decode(picture, index, data, out) if sampled is None else sampled
 
-    def _decode_piece(
-        self, page: Any, index: int, data: bytes, corner: tuple[int, int], out: NDArray[np.uint8] | None
-    ) -> NDArray[np.uint8]:
-        """(h, w, samples) of a tile of one page; raises DamagedSlide where it does not decode."""
-        where = f"the tile at x {corner[0]}, y {corner[1]} of the level {page.imagewidth} px wide"
-        if page.compression == JPEG and not (data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") > 0):
-            raise DamagedSlide(f"{where} is not a complete JPEG; copy the slide again from its source")
-        height, width = coded_size(data)
-        if height * width > MOST_TILE_PX:
-            raise DamagedSlide(f"{where} says that it is {width} x {height} px; copy the slide again from its source")
-        try:
-            in_colour = page.compression == JPEG and page.samplesperpixel == 3 and page.planarconfig == 1
-            decoded = _decode_jpeg(page, data, out) if in_colour else None
-            if decoded is None:
-                decoded = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
-        except Exception as error:  # each codec has errors of its own
-            why = reason(error, self._path)
-            raise DamagedSlide(f"{where} cannot be decoded ({why}); copy the slide again") from error
-        return np.asarray(decoded, dtype=np.uint8)
-
-    def _put(self, level: int, index: int, tile: NDArray[np.uint8]) -> None:
-        self._cache[(level, index)] = tile
+    def _put(self, key: tuple[int, int, bool], tile: Tile) -> None:
+        self._cache[key] = tile
         self._cached += tile.nbytes
 
-    def _drop(self, key: tuple[int, int]) -> None:
+    def _drop(self, key: tuple[int, int, bool]) -> None:
         tile = self._cache.pop(key, None)
         if tile is not None:
             self._cached -= tile.nbytes
@@ -371,27 +384,3 @@ def _tiles_touched(
                 left // picture.tile_width : -(-right // picture.tile_width),
             ] = True
     return [int(i) for i in np.flatnonzero(wanted)]
-
-
-def _decode_jpeg(page: Any, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
-    """A JPEG tile as tifffile decodes it, without what that does around it; None where its size is not the page's."""
-    said = is_ycc(data)  # what the tile says counts before the TIFF's tag: Bio-Formats and others get the tag wrong
-    stored = "YCBCR" if said or (said is None and page.photometric != RGB) else "RGB"
-    try:
-        tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
-            data, tables=page.jpegtables, colorspace=stored, outcolorspace="RGB", out=out
-        )
-    except ValueError:  # it does not fit
-        return None
-    return tile if tile.shape == (page.tilelength, page.tilewidth, 3) else None
-
-
-def _paste(out: NDArray[np.uint8], tile: NDArray[np.uint8], x_tile: int, y_tile: int, x: int, y: int) -> None:
-    """Copy the part of `tile` (its corner at x_tile, y_tile) that lies in `out` (its corner at x, y)."""
-    height, width = out.shape[:2]
-    left, top = max(x_tile, x), max(y_tile, y)
-    right, bottom = min(x_tile + tile.shape[1], x + width), min(y_tile + tile.shape[0], y + height)
-    if right > left and bottom > top:
-        out[top - y : bottom - y, left - x : right - x] = tile[
-            top - y_tile : bottom - y_tile, left - x_tile : right - x_tile
-        ]
