@@ -114,6 +114,15 @@ class TrustedLevels:
                 return planes
         return Planes.of_rgb(self.read(level, *rectangle, boxes))  # which notes what is wrong with the level
 
+    @property
+    def most_shrink(self) -> int:
+        """See `SlideReader.most_shrink`."""
+        return self._reader.most_shrink
+
+    def read_shrunk(self, shrink: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """See `SlideReader.read_shrunk`."""
+        return self._reader.read_shrunk(shrink, x, y, width, height)
+
     def confirms(self, tissue: NDArray[np.bool_] | None = None) -> bool:
         """Whether samples of level 0 show what the thumbnail shows: all over the slide, or where (h, w) `tissue` is.
 

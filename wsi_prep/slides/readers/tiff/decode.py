@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import DamagedSlide
 from wsi_prep.format.jpeg import first_frame, ijg_quality, is_ycc, tables_and_sampling
-from wsi_prep.slides.images import Planes
+from wsi_prep.slides.images import Planes, reduce_by
 from wsi_prep.slides.private import reason
 from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX, coded_size
 from wsi_prep.slides.readers.tiff.pictures import JPEG, RGB, Picture
@@ -28,6 +28,12 @@ _FRAMES = (0xC0, 0xC1, 0xC2)
 
 _SAMPLINGS = (b"\x22\x11\x11", b"\x21\x11\x11", b"\x11\x11\x11")
 """The factors of the components of 4:2:0, 4:2:2 and 4:4:4, as a frame header has them."""
+
+
+TileKey = tuple[int, int]
+"""Where its page begins in the file, and the tile's index there. Not where its data lie: tiles may share those."""
+
+_MOST_BYTES = 16 * 2**20
 
 
 class TileDecoder:
@@ -74,6 +80,28 @@ class TileDecoder:
         planes = Planes.of(*map(_samples, frame.planes))
         inside = x + size[1] <= picture.width and y + size[0] <= picture.height
         return planes if inside else planes.window(0, 0, picture.width - x, picture.height - y)
+
+    def decode_shrunk(self, picture: Picture, index: int, data: bytes, shrink: int) -> NDArray[np.uint8]:
+        """The tile of a picture that has a `planar_quality`, reduced by 2, 4 or 8 as it is decoded, RGB.
+
+        libjpeg makes each block of 8 x 8 px of the first coefficients alone. Raises DamagedSlide as `decode_planes`.
+        """
+        import simplejpeg  # noqa: PLC0415 - few other files need it
+
+        page, (x, y) = picture.page, picture.corner(index)
+        height, width = picture.tile_height // shrink, picture.tile_width // shrink
+        rows, cols = -(-(picture.height - y) // shrink), -(-(picture.width - x) // shrink)
+        if page.photometric == RGB and not is_ycc(data):
+            return reduce_by(self._piece(page, index, data, (x, y), None), shrink)[:rows, :cols]
+        self._require_jpeg(page, data, (x, y))
+        try:
+            whole = data if page.jpegtables is None else page.jpegtables[:-2] + data[2:]
+            tile = simplejpeg.decode_jpeg(whole, min_height=height, min_width=width)
+        except ValueError as error:
+            raise DamagedSlide(f"{_where(page, (x, y))} is not a complete JPEG; copy the slide again") from error
+        if tile.shape != (height, width, 3):
+            return reduce_by(self._piece(page, index, data, (x, y), None), shrink)[:rows, :cols]
+        return np.asarray(tile[:rows, :cols], np.uint8)
 
     def _context(self) -> Any:
         """The decoder of this thread. It refuses a JPEG that ends early, of which libjpeg makes the rest grey."""
@@ -178,3 +206,29 @@ def _copy(out: NDArray[np.uint8], tile: NDArray[np.uint8], x: int, y: int) -> No
     right, bottom = min(x + tile.shape[1], out.shape[1]), min(y + tile.shape[0], out.shape[0])
     if right > left and bottom > top:
         out[top:bottom, left:right] = tile[top - y : bottom - y, left - x : right - x]
+
+
+class SampledTiles:
+    """Decoded tiles, clipped to their picture; each is given out once."""
+
+    def __init__(self) -> None:
+        self._tiles: dict[TileKey, NDArray[np.uint8]] = {}
+        self._bytes = 0
+        self._ended = False
+
+    def keep(self, key: TileKey, tile: NDArray[np.uint8]) -> None:
+        """Keep a copy of a tile, as long as there is room and the looks have not ended."""
+        if not self._ended and key not in self._tiles and self._bytes + tile.nbytes <= _MOST_BYTES:
+            self._tiles[key] = tile.copy()
+            self._bytes += tile.nbytes
+
+    def take(self, key: TileKey) -> NDArray[np.uint8] | None:
+        """That tile, if it was kept; it is kept no longer."""
+        tile = self._tiles.pop(key, None)
+        if tile is not None:
+            self._bytes -= tile.nbytes
+        return tile
+
+    def end(self) -> None:
+        """From here on each tile is cut once."""
+        self._ended = True

@@ -6,40 +6,27 @@ reader does not take, it refuses with `UnsupportedLayout`, and OpenSlide is aske
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tiffslide import TiffSlide
 
 from wsi_prep.compute.threads import ThreadPool
-from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide, counted
+from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, counted
 from wsi_prep.slides.base import WHITE, SlideInfo, blank
-from wsi_prep.slides.fetch.ranges import ExpectedRanges, Ranges, open_ranges, seekable
-from wsi_prep.slides.fetch.remote import local_path
+from wsi_prep.slides.fetch.ranges import ExpectedRanges, open_ranges
 from wsi_prep.slides.images import Planes
 from wsi_prep.slides.private import reason
 from wsi_prep.slides.pyramid.levels import finer_level, from_finer
-from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX, require_few_directories
-from wsi_prep.slides.readers.tiff.decode import Tile, TileDecoder, paste, planar_quality
-from wsi_prep.slides.readers.tiff.facts import describe
-from wsi_prep.slides.readers.tiff.ome import read_images
+from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX
+from wsi_prep.slides.readers.tiff.decode import SampledTiles, Tile, TileDecoder, paste, planar_quality
+from wsi_prep.slides.readers.tiff.opening import open_tiffslide, understand
 from wsi_prep.slides.readers.tiff.pictures import Picture, UnsupportedLayout
-from wsi_prep.slides.readers.tiff.sampled import SampledTiles
-from wsi_prep.slides.readers.tiff.slide import Read, find_pyramid
-from wsi_prep.slides.urls import name_of
 
 CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
-
-_TRESTLE = "MedScan"
-"""How the software tag of Trestle's slides begins, whose tiles overlap."""
 
 _Missing = DamagedSlide | None
 """Why a tile of a reduced level is not there: it does not decode, or the file leaves it out."""
@@ -62,9 +49,9 @@ class TiffReader:
         self._decoder = TileDecoder(path)
         self._planar: dict[tuple[int, int], int | None] = {}
         try:
-            self._slide = _open_tiffslide(path, self._bytes)
+            self._slide = open_tiffslide(path, self._bytes)
             self._coming = ExpectedRanges(self._bytes)
-            self._info, self._levels = _understand(self._slide, self._look)
+            self._info, self._levels = understand(self._slide, self._look)
             self._require_whole()
         except (SlideError, StoreFailed):
             self._let_go()
@@ -132,6 +119,30 @@ class TiffReader:
         if not fully:
             out.fill_with(self._info.background)
         self._read(level, rectangle, wanted, out)
+        return out
+
+    @property
+    def most_shrink(self) -> int:
+        """8 where level 0 is JPEG of YCbCr, whose tiles begin at multiples of 8."""
+        picture = self._levels[0]
+        even = picture.tile_width % 8 == picture.tile_height % 8 == 0
+        return 8 if even and self._planar_quality(picture) is not None else 1
+
+    def read_shrunk(self, shrink: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """See `SlideReader.read_shrunk`."""
+        picture, out = self._levels[0], blank(height, width, self._info.background)
+        wanted = _tiles_touched(picture, (x * shrink, y * shrink, width * shrink, height * shrink), None)
+        stored = [i for i in wanted if not picture.is_missing(i)]
+        found = self._fetched(picture, stored)
+
+        def decode(indices: Sequence[int]) -> list[None]:
+            for index in indices:
+                tile = self._decoder.decode_shrunk(picture, index, found[index][0], shrink)
+                x_tile, y_tile = picture.corner(index)
+                paste(out, tile, x_tile // shrink, y_tile // shrink, x, y)
+            return []
+
+        self._pool.share(decode, stored)
         return out
 
     def _wanted(
@@ -303,70 +314,6 @@ class TiffReader:
             raise DamagedSlide(
                 f"the file is truncated: its tiles reach to byte {end:,}, it has {size:,}; copy the slide again"
             )
-
-
-def _open_tiffslide(path: str, ranges: Ranges) -> Any:
-    local = local_path(path)
-    source = local if local is not None else seekable(ranges)
-    options: dict[str, Any] = {"_multifile": False}  # the files that an OME-TIFF names may be anybody's
-    if local is None:
-        options["name"] = name_of(path)
-    try:
-        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
-        with contextlib.ExitStack() as if_refused:
-            slide = TiffSlide(source, tifffile_options=options)
-            if_refused.callback(slide.close)
-            require_few_directories(slide.ts_tifffile)
-            if_refused.pop_all()
-    except (StoreFailed, UnreadableSlide):
-        raise
-    except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
-        raise UnsupportedLayout(f"not a TIFF slide ({reason(error, path)})") from error
-    return slide
-
-
-def is_ome_tiff(path: str) -> bool:
-    """Whether a local file says of itself that it is an OME-TIFF."""
-    try:
-        with (
-            contextlib.closing(open_ranges(path)) as ranges,
-            contextlib.closing(_open_tiffslide(path, ranges)) as slide,
-        ):
-            return bool(slide.ts_tifffile.is_ome)
-    except UnsupportedLayout:
-        return False
-
-
-def _understand(slide: Any, read: Read) -> tuple[SlideInfo, tuple[Picture, ...]]:
-    """The slide's facts and levels; UnreadableSlide for an OME-TIFF that cannot be read: nobody else knows them."""
-    tiff = slide.ts_tifffile
-    if not (tiff.is_svs or tiff.is_ome or _is_generic(tiff)):
-        raise UnsupportedLayout("a vendor's TIFF that is left to OpenSlide")
-    try:
-        pyramid = find_pyramid(tiff, read_images(tiff.ome_metadata) if tiff.is_ome else None, read)
-        return describe(tiff, _properties(slide), pyramid), pyramid.levels
-    except StoreFailed:
-        raise
-    except Exception as error:
-        if tiff.is_ome:
-            why = error if isinstance(error, SlideError) else f"its TIFF directory is damaged ({type(error).__name__})"
-            raise UnreadableSlide(f"an OME-TIFF that cannot be read as a slide: {why}") from error
-        raise
-
-
-def _properties(slide: Any) -> Mapping[str, object]:
-    """What tiffslide reads of the vendor's tags; nothing of formats that it does not understand."""
-    with warnings.catch_warnings(), contextlib.suppress(Exception):
-        warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
-        properties: Mapping[str, object] = slide.properties
-        return properties
-    return {}
-
-
-def _is_generic(tiff: Any) -> bool:
-    if str(tiff.pages[0].software).startswith(_TRESTLE):
-        return False
-    return not any((tiff.is_ndpi, tiff.is_scn, tiff.is_bif, tiff.is_philips, tiff.is_qpi, tiff.is_stk, tiff.is_lsm))
 
 
 def _tiles_touched(
