@@ -57,7 +57,8 @@ def build_request(call: ShardsCall) -> RunRequest:
     magnifications = tuple(m.name for m in parse_magnifications(call.mags))
     settings = PrepareSettings(
         plan=PlanSettings(magnifications, call.tissue, parse_max_tiles(call.max_tiles)),
-        jpeg=JpegSettings(call.quality, call.subsampling),
+        jpeg=JpegSettings(JpegSettings.quality if call.quality is None else call.quality, call.subsampling),
+        own_quality=call.quality is None,
         filters=parse_filters(call.filter),
         reader=call.reader,
         assume_mpp=call.assume_mpp,

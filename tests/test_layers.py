@@ -47,7 +47,7 @@ SHARED_WITH_TRAINING = (
 # Each heavy library and the only files that may import it.
 ONLY_IN = {
     "openslide": {"wsi_prep/slides/readers/openslide_reader.py"},
-    "tiffslide": {"wsi_prep/slides/readers/tiff/reader.py"},
+    "tiffslide": {"wsi_prep/slides/readers/tiff/opening.py"},
     "tifffile": {"wsi_prep/slides/readers/tiff/reader.py", "wsi_prep/slides/readers/aperio.py"},
     "zarr": {"wsi_prep/format/codec.py"},
     "dask": {"wsi_prep/compute/jobs.py", "wsi_prep/compute/cluster/"},

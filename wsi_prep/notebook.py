@@ -99,7 +99,7 @@ class Slide:
         """Each tile of a plan: its number there, and (392, 392, 3) uint8 RGB. Each source pixel is decoded once."""
         for group in read_groups(self._reader, plan):
             for number, tile in enumerate(group.tiles):
-                yield tile, group.pixels(number).copy()
+                yield tile, group.tile(number).rgb().copy()
 
     @functools.cached_property
     def _found(self) -> FoundTissue:

@@ -46,8 +46,8 @@ class ShardsCall:
     filter: Annotated[str, Option('"focus@40x>=0.2 pen<=0.02"', words=True)] = ""
     """Leave out tiles that do not meet these conditions, as in "focus@40x>=0.2 focus@20x:IHC>=0.25 pen<=0.02"."""
 
-    quality: int = 90
-    """JPEG quality of the tiles."""
+    quality: int | None = None
+    """JPEG quality of all tiles. Without it 90, or the slide's own where its tiles are kept at their scale."""
 
     subsampling: str = "420"
     """JPEG chroma subsampling: 420, 422 or 444."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def _add_slide(catalog: Catalog, out: Path, number: int, jpegs: dict[str, list[b
     slide_id = f"bench{number:05d}-{number:010x}"
     store = f"stores/{slide_id}.zarr"
     counts = {name: len(tiles) for name, tiles in jpegs.items()}
-    writer = StoreWriter(out / store, JpegSettings(), attributes={})
+    writer = StoreWriter(out / store, defaultdict(JpegSettings), attributes={})
     rows = []
     for name, tiles in jpegs.items():
         for jpeg in tiles:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tests.benchmarks.measure import machine
 from wsi_prep.format.jpeg import JpegSettings, decode_tile, encode_tile
+from wsi_prep.slides.images import Rgb
 from wsi_prep.tiles.focus import focus
 from wsi_prep.tiles.quality import Measurer
 
@@ -70,14 +71,14 @@ def show_focus(tiles: dict[tuple[str, str], list[Tile]]) -> None:
     ways["noise of 3"] = lambda tile: noisy(tile, 3)
     ways["JPEG 75"] = lambda tile: decode_tile(encode_tile(tile, JpegSettings(75)))
     by_level = {level: [t for (_, at), some in tiles.items() if at == level for t in some] for level in _LEVELS}
-    as_is = {level: np.array([focus(t) for t in some]) for level, some in by_level.items()}
+    as_is = {level: np.array([focus(Rgb(t).brightness()) for t in some]) for level, some in by_level.items()}
     print(f"| focus, median | {' | '.join(f'{level}, {len(some)} tiles' for level, some in by_level.items())} |")
     print("|---|---|---|---|---|")
     print(f"| as it is | {' | '.join(f'{np.median(values):.3f}' for values in as_is.values())} |")
     for name, spoil in ways.items():
         cells = []
         for level, some in by_level.items():
-            values = np.array([focus(np.ascontiguousarray(spoil(t))) for t in some])
+            values = np.array([focus(Rgb(np.ascontiguousarray(spoil(t))).brightness()) for t in some])
             cells.append(f"{np.median(values):.3f}, lower for {(values < as_is[level]).mean():.0%}")
         print(f"| {name} | {' | '.join(cells)} |")
 

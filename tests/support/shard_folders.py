@@ -1,5 +1,6 @@
 """Shard folders for tests of the trainer: real stores and a real catalog, with tiles that say which one they are."""
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def add_slide(out: Path, number: int, counts: dict[str, int], picture=flat, **sl
     store = out / "stores" / f"{slide_id}.zarr"
     store.parent.mkdir(exist_ok=True)
     rows = []
-    writer = StoreWriter(store, JpegSettings(), attributes={})
+    writer = StoreWriter(store, defaultdict(JpegSettings), attributes={})
     for name, count in counts.items():
         for index in range(count):
             at = writer.append(name, encode_tile(picture(number, name, index), JpegSettings()))

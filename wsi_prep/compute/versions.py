@@ -17,6 +17,8 @@ OUTPUT_PACKAGES = (
     "tiffslide",
     "tifffile",
     "imagecodecs",
+    "av",
+    "simplejpeg",
     "opencv-python",
     "scikit-image",
     "numpy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import imagecodecs
@@ -69,6 +70,34 @@ def tables_and_sampling(jpeg: bytes) -> tuple[bytes, ...]:
     return tuple(found)
 
 
+def ijg_quality(jpeg: bytes) -> int | None:
+    """The quality, 1 to 100, at which libjpeg writes the quantisation tables of this JPEG; None where at none.
+
+    `jpeg` may be the abbreviated stream of tables alone that a TIFF has of all of its tiles.
+    """
+    return _qualities().get(_tables(jpeg))
+
+
+@functools.cache
+def _qualities() -> dict[tuple[tuple[int, bytes], ...], int]:
+    """The quality of each pair of tables that the encoder knows; of 1 and 2, which have the same, the higher."""
+    any_tile = np.zeros((16, 16, 3), np.uint8)
+    return {_tables(encode_tile(any_tile, JpegSettings(quality))): quality for quality in range(1, 101)}
+
+
+def _tables(jpeg: bytes) -> tuple[tuple[int, bytes], ...]:
+    """Number and values of each 8-bit quantisation table, in order; ITU-T T.81, B.2.4.1."""
+    found: dict[int, bytes] = {}
+    at = 2
+    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] != _START_OF_SCAN:
+        end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if jpeg[at + 1] == _TABLES:
+            for table in range(at + 4, end, 65):
+                found[jpeg[table]] = jpeg[table + 1 : min(table + 65, end)]
+        at = end
+    return tuple(sorted(found.items()))
+
+
 def is_ycc(jpeg: bytes) -> bool | None:
     """Whether a JPEG says of itself that it is stored as YCbCr or as RGB; None where it does not.
 
@@ -98,6 +127,13 @@ def encode_tile(pixels: NDArray[np.uint8], settings: JpegSettings) -> bytes:
             np.ascontiguousarray(pixels), level=settings.quality, colorspace="RGB", subsampling=settings.subsampling
         )
     )
+
+
+def encode_planes(luma: NDArray[np.uint8], blue: NDArray[np.uint8], red: NDArray[np.uint8], quality: int) -> bytes:
+    """Full-range YCbCr, `luma` (h, w) and both planes of colour (h / 2, w / 2), as one baseline JPEG of 4:2:0."""
+    import simplejpeg  # noqa: PLC0415 - training needs it not
+
+    return bytes(simplejpeg.encode_jpeg_yuv_planes(luma, blue, red, quality))
 
 
 def decode_tile(jpeg: bytes, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ STAINS = ("HE", "IHC", "SPECIAL", "FLUORESCENCE", "UNKNOWN")
 """What a slide's stain can be called."""
 
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Changes when a reader of older output would be misled."""
 
 TILES_PER_SHARD = 2048

@@ -208,7 +208,7 @@ def _make_tiles(bench: _Bench, reader: SlideReader, scale: Scale, found: FoundTi
     give_back_freed_memory()  # of a large slide's mask and what it was made of
     bench.clock.enter("tiles")
     filters = tuple(each for each in settings.filters if each.is_for(row["stain"]))
-    store, how = stage.folder / "store.zarr", TileSettings(settings.jpeg, filters)
+    store, how = stage.folder / "store.zarr", TileSettings(settings.jpeg, filters, settings.own_quality)
     plan, tiles, failures, digests = write_tiles(store, slide_id, reader, wanted, how, bench.pool)
     stage.digests.update(digests)
     bench.clock.enter("tissue")

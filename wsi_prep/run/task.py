@@ -28,7 +28,8 @@ DEFAULT_TIME_LIMIT = 3600.0
 class PrepareSettings:
     """Every setting that a slide's tiles depend on.
 
-    A tile is made when it passes all `filters`; `assume_mpp` is for slides of which nothing states one.
+    A tile is made when it passes all `filters`; `assume_mpp` is for slides of which nothing states one. `own_quality`:
+    see `TileSettings`.
     """
 
     plan: PlanSettings = field(default_factory=PlanSettings)
@@ -37,6 +38,7 @@ class PrepareSettings:
     filters: tuple[TileFilter, ...] = ()
     reader: str = "auto"
     assume_mpp: float | None = None
+    own_quality: bool = True
 
     def __post_init__(self) -> None:
         if self.reader not in READERS:

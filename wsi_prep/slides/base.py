@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_prep.slides.images import Planes
+
 WHITE = (255, 255, 255)
 
 
@@ -129,6 +131,28 @@ class SlideReader(Protocol):
         transparent, has the background colour. `boxes`, (n, 4) of x, y, width, height in the same frame, names the
         parts that will be used: a reader may leave the rest as background. Raises DamagedSlide where the file's own
         pixels cannot be decoded.
+        """
+        ...
+
+    def planar_quality(self, level: int) -> int | None:
+        """The JPEG quality (libjpeg's, 1 to 100) of a level that is stored as planes of YCbCr; None of any other."""
+        ...
+
+    def read_planes(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> Planes:
+        """As `read`, but as planes of YCbCr, which a level that has a `planar_quality` stores. Corners must be even."""
+        ...
+
+    @property
+    def most_shrink(self) -> int:
+        """By how much `read_shrunk` can reduce level 0 as it decodes it: 8, or 1 for not at all."""
+        ...
+
+    def read_shrunk(self, shrink: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """A rectangle of level 0 reduced by 2, 4 or 8, near its area mean, for a fraction of the time of `read`.
+
+        (height, width, 3) uint8 RGB; all in px of the reduced picture, whose last column and row may be parts.
         """
         ...
 

@@ -17,18 +17,18 @@ ROW_STEP = 13
 _REACH = 4
 
 
-def focus(tile: NDArray[np.uint8]) -> float:
-    """Sharpness of an (h, w, 3) uint8 RGB tile, 0 to 1, no unit; higher is sharper.
+def focus(luma: NDArray[np.uint8]) -> float:
+    """Sharpness of a tile by its brightness, (h, w) uint8, 0 to 1, no unit; higher is sharper.
 
-    The energy of second differences between pixels 2 apart over that of pixels 4 apart, along and across, all channels:
-    contrast cancels out, and so does a pale stain. What blur or enlarging takes away is mostly detail of 2 px, so the
+    The energy of second differences between pixels 2 apart over that of pixels 4 apart, along and across: contrast
+    cancels out, and so does a pale stain. What blur or enlarging takes away is mostly detail of 2 px, so the
     share falls; 1/16 is the end, where both differences see a parabola. White noise adds the same to both, and
     Immerkaer's mask (Comput Vis Image Underst 64, 1996), which sees hardly anything but noise, says how much to take
     off. The same tissue has less detail a pixel at 40x than at 5x: compare within one magnification.
     """
     sums = np.zeros(3)
-    _loop()(tile, ROW_STEP, sums)
-    pixels = len(range(_REACH, tile.shape[0] - _REACH, ROW_STEP)) * (tile.shape[1] - 2 * _REACH)
+    _loop()(luma, ROW_STEP, sums)
+    pixels = len(range(_REACH, luma.shape[0] - _REACH, ROW_STEP)) * (luma.shape[1] - 2 * _REACH)
     fine, coarse, mask = sums.tolist()
     noise = mask / 3  # of a variance v, each mask has 36 v, and a pair of second differences 12 v
     fine = max(fine - noise, 0.0)
@@ -40,19 +40,19 @@ def _loop() -> Callable[..., None]:
     """The loop over every `step`-th row: adds up squared differences 2 apart, 4 apart, and of the noise mask."""
 
     def loop(pixels: Any, step: int, sums: Any) -> None:  # pragma: no cover - compiled
-        height, width = pixels.shape[0], 3 * pixels.shape[1]
-        count = width - 24
-        curved = np.empty(count + 6, np.float32)
-        # a pixel to the right is 3 places on; each view begins at its own offset, so that all run along together
+        height, width = pixels.shape
+        count = width - 8
+        curved = np.empty(count + 2, np.float32)
+        # each view begins at its own offset, so that all run along together
         for i in range(4, height - 4, step):
-            row = pixels[i].reshape(width)
-            above, below = pixels[i - 1].reshape(width)[9:], pixels[i + 1].reshape(width)[9:]
-            above2, below2 = pixels[i - 2].reshape(width)[12:], pixels[i + 2].reshape(width)[12:]
-            above4, below4 = pixels[i - 4].reshape(width)[12:], pixels[i + 4].reshape(width)[12:]
-            left2, left1, centre, right2, right4 = row[6:], row[9:], row[12:], row[18:], row[24:]
-            for j in range(count + 6):
+            row = pixels[i]
+            above, below = pixels[i - 1][3:], pixels[i + 1][3:]
+            above2, below2 = pixels[i - 2][4:], pixels[i + 2][4:]
+            above4, below4 = pixels[i - 4][4:], pixels[i + 4][4:]
+            left2, left1, centre, right2, right4 = row[2:], row[3:], row[4:], row[6:], row[8:]
+            for j in range(count + 2):
                 curved[j] = np.float32(2) * np.float32(left1[j]) - np.float32(above[j]) - np.float32(below[j])
-            curved1, curved2 = curved[3:], curved[6:]
+            curved1, curved2 = curved[1:], curved[2:]
             fine = coarse = mask = np.float32(0)
             for j in range(count):
                 twice = np.float32(2) * np.float32(centre[j])

@@ -1,4 +1,4 @@
-"""A plan's tiles as pixels, each source pixel decoded once.
+"""A plan's tiles as pixels, each source pixel decoded once: as RGB, or as the planes that the file stores.
 
 A slide is walked by the cells of its coarsest grid. Of each cell the part that kept tiles cover is read at the finest
 magnification wanted there; the coarser ones are halved from it, or all are resampled where the native scale is off.
@@ -15,34 +15,55 @@ from numpy.typing import NDArray
 
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX, to_level0
 from wsi_prep.slides.base import SlideInfo, SlideReader
-from wsi_prep.slides.pyramid.resample import area_resample, halve, reduce_by
+from wsi_prep.slides.images import Image, Rgb
+from wsi_prep.slides.pyramid.resample import area_resample
 from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.plan import TilePlan
 
 _WHOLE = 1e-9
+_BAND_PX = 2 * TILE_PX
+"""Two tiles, so that planes of colour can be halved three times as well."""
 
 
 @dataclass(frozen=True)
 class TileGroup:
     """Tiles of one magnification of a cell, cut out of one image.
 
-    `tiles`: their places in the plan. `image`: (h, w, 3) uint8 RGB; `corner`: (n, 2) x, y of each tile's upper left
-    pixel in it. `quarter`: the image halved twice, if that is at hand.
+    `tiles`: their places in the plan. `image` holds them; `corner`: (n, 2) x, y of each tile's upper left pixel in it.
+    `quarter`: the image at a quarter of its sides, (h / 4, w / 4, 3) uint8 RGB, if that is at hand.
     """
 
     tiles: range
-    image: NDArray[np.uint8]
+    image: Image
     corner: NDArray[np.int64]
     quarter: NDArray[np.uint8] | None
 
-    def pixels(self, number: int) -> NDArray[np.uint8]:
-        """The (392, 392, 3) pixels of the group's tile `number`, a view."""
+    def tile(self, number: int) -> Image:
+        """The 392 x 392 px of the group's tile `number`, a view."""
         x, y = self.corner[number].tolist()
-        return self.image[y : y + TILE_PX, x : x + TILE_PX]
+        return self.image.window(x, y, TILE_PX, TILE_PX)
 
 
-def read_groups(reader: SlideReader, plan: TilePlan) -> Iterator[TileGroup]:
-    """All tiles of `plan`, in its order. The reader is told of each cell while the one before it is read."""
+def own_quality(reader: SlideReader, plan: TilePlan) -> tuple[bool, int] | None:
+    """Whether the finest tiles of `plan` are cut from planes of YCbCr unscaled, and the JPEG quality of these planes.
+
+    None where the tiles are cut from anything else, or do not fit its pixels.
+    """
+    grid = plan.grid
+    finest = min(grid.factor(MAGNIFICATIONS[mag]) for mag in np.unique(plan.mag).tolist())
+    level, downsample = _best_level(reader.info, grid, finest)
+    steps = {grid.step_x0 * finest / downsample, grid.step_y0 * finest / downsample}
+    quality = reader.planar_quality(level)
+    if quality is None or len(steps) > 1 or not min(steps).is_integer():
+        return None
+    return min(steps) == 1, quality
+
+
+def read_groups(reader: SlideReader, plan: TilePlan, *, planar: bool = False) -> Iterator[TileGroup]:
+    """All tiles of `plan`, in its order. The reader is told of each cell while the one before it is read.
+
+    `planar`: as planes of YCbCr, where the tiles of a cell fit the pixels of a level that stores such.
+    """
     cells = [None, *plan.cells(), None]
     for tiles, coming in pairwise(cells):
         if coming is not None:
@@ -51,7 +72,7 @@ def read_groups(reader: SlideReader, plan: TilePlan) -> Iterator[TileGroup]:
             asked = _Request.of(reader, plan.grid, _Tiles(int(factors.min()), corner, side), begin, end)
             reader.expect(asked.level, *asked.rectangle, asked.boxes)
         if tiles is not None:
-            yield from _read_cell(reader, plan, tiles)
+            yield from _read_cell(reader, plan, tiles, planar=planar)
 
 
 def _in_base_px(plan: TilePlan, tiles: slice) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -62,13 +83,13 @@ def _in_base_px(plan: TilePlan, tiles: slice) -> tuple[NDArray[np.int64], NDArra
     return factors, np.stack([plan.col[tiles] * side, plan.row[tiles] * side], axis=1), side
 
 
-def _read_cell(reader: SlideReader, plan: TilePlan, tiles: slice) -> Iterator[TileGroup]:
+def _read_cell(reader: SlideReader, plan: TilePlan, tiles: slice, *, planar: bool) -> Iterator[TileGroup]:
     grid = plan.grid
     factors, corner, side = _in_base_px(plan, tiles)
     finest = int(factors.min())
     step_x, step_y = grid.step_x0 * finest, grid.step_y0 * finest
     if step_x == step_y == round(step_x):
-        groups = _halved(reader, grid, factors, corner, side)
+        groups = _halved(reader, grid, _Tiles(finest, corner, side), factors, planar=planar)
     else:
         groups = _resampled(reader, grid, factors, corner, side)
     for factor, which, image, at, quarter in groups:
@@ -76,44 +97,43 @@ def _read_cell(reader: SlideReader, plan: TilePlan, tiles: slice) -> Iterator[Ti
         yield TileGroup(places, image, at // factor, quarter)
 
 
-_Groups = Iterator[tuple[int, NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8] | None]]
-"""Factor, numbers of the cell's tiles, their image, their corners in it in base px, and the image halved twice."""
+_Groups = Iterator[tuple[int, NDArray[np.int64], Image, NDArray[np.int64], NDArray[np.uint8] | None]]
+"""Factor, numbers of the cell's tiles, their image, their corners in it in base px, and the image at a quarter."""
 
 
-def _halved(
-    reader: SlideReader, grid: Grid, factors: NDArray[np.int64], corner: NDArray[np.int64], side: NDArray[np.int64]
-) -> _Groups:
+def _halved(reader: SlideReader, grid: Grid, tiles: _Tiles, factors: NDArray[np.int64], *, planar: bool) -> _Groups:
     """Where the level's pixels divide evenly: each band of finest tiles is read, given away, and halved down.
 
-    A band fits the processor's cache, where the whole cell does not.
+    A band, of two rows of tiles, fits the processor's cache, where the whole cell does not.
     """
-    finest, coarsest = int(factors.min()), int(factors.max())
+    finest, corner, side, coarsest = tiles.finest, tiles.corner, tiles.side, int(factors.max())
     first, last = corner.min(axis=0), (corner + side[:, None]).max(axis=0)
-    images = {
-        factor: np.empty((*((last - first) // factor)[::-1], 3), np.uint8)
-        for factor in (finest * 2**n for n in range(1, 4))
-        if factor <= coarsest
-    }
-    band_height = TILE_PX * finest if reader.keeps_edges else int(last[1] - first[1])
+    height, width = ((last - first)[::-1] // finest).tolist()
+    images: dict[int, Image] = {}
+    band_height = _BAND_PX * finest if reader.keeps_edges else int(last[1] - first[1])
     for top in range(int(first[1]), int(last[1]), band_height):
-        band = (top, top + band_height)
+        band = (top, min(top + band_height, int(last[1])))
         touched = (corner[:, 1] < band[1]) & (corner[:, 1] + side > band[0])
         if not touched.any():
             continue  # nothing here is part of any tile
         some = _Tiles(finest, corner[touched], side[touched])
-        source = _read_source(reader, grid, some, (first[0], last[0]), band)
-        image = source.image(finest)
+        image = _read_source(reader, grid, some, (first[0], last[0]), band, planar=planar).image(finest)
+        if not images:
+            steps = {finest * 2**n: 2**n for n in range(1, 4) if finest * 2**n <= coarsest}
+            images = {factor: image.room(height // n, width // n) for factor, n in steps.items()}
         pyramid = [image]
         for factor in (2 * finest, 4 * finest, *(f for f in images if f == 8 * finest)):
-            at, rows = (top - int(first[1])) // factor, len(pyramid[-1]) // 2
-            pyramid.append(halve(pyramid[-1], images[factor][at : at + rows] if factor in images else None))
+            at, rows = (top - int(first[1])) // factor, pyramid[-1].height // 2
+            into = images[factor].window(0, at, width * finest // factor, rows) if factor in images else None
+            pyramid.append(pyramid[-1].reduced(2, into))
         which = np.flatnonzero((factors == finest) & touched)
         if len(which):
-            yield finest, which, image, corner[which] - (first[0], top), pyramid[2]
+            yield finest, which, image, corner[which] - (first[0], top), pyramid[2].rgb(pyramid[1])
     for factor, image in images.items():
         which = np.flatnonzero(factors == factor)
         if len(which):
-            yield factor, which, image, corner[which] - first, images.get(4 * factor)
+            quarter = images[4 * factor].rgb(images[2 * factor]) if 4 * factor in images else None
+            yield factor, which, image, corner[which] - first, quarter
 
 
 def _resampled(
@@ -147,7 +167,7 @@ class _Source:
     px.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Image
     left: int
     top: int
     downsample: int
@@ -155,17 +175,20 @@ class _Source:
     corner: tuple[int, int]
     size: tuple[int, int]
 
-    def image(self, factor: int) -> NDArray[np.uint8]:
-        """The rectangle at `factor` base px a pixel, (h, w, 3) uint8, each pixel the mean of what it covers."""
+    def image(self, factor: int) -> Image:
+        """The rectangle at `factor` base px a pixel, each pixel the mean of what it covers."""
         step_x, step_y = (step * factor for step in self.step)
         exact = tuple(round(size * step) for size, step in zip(self.size, self.step, strict=True))
-        if step_x == step_y == round(step_x) and self.pixels.shape[1::-1] == exact:
-            return reduce_by(self.pixels, round(step_x))
+        if not isinstance(self.pixels, Rgb):
+            return self.pixels.reduced(round(step_x))
+        if step_x == step_y == round(step_x) and self.pixels.pixels.shape[1::-1] == exact:
+            return self.pixels.reduced(round(step_x))
         starts = [
             _pixel_starts(self.corner[axis] // factor, self.size[axis] // factor, step, self.downsample)
             for axis, step in enumerate((step_x, step_y))
         ]
-        return area_resample(self.pixels, starts[0] - self.left, starts[1] - self.top, step_x, step_y)
+        source = self.pixels.pixels
+        return Rgb(area_resample(source, starts[0] - self.left, starts[1] - self.top, step_x, step_y))
 
 
 @dataclass(frozen=True)
@@ -201,12 +224,22 @@ class _Request:
 
 
 def _read_source(
-    reader: SlideReader, grid: Grid, tiles: _Tiles, across: tuple[int, int], down: tuple[int, int]
+    reader: SlideReader,
+    grid: Grid,
+    tiles: _Tiles,
+    across: tuple[int, int],
+    down: tuple[int, int],
+    *,
+    planar: bool = False,
 ) -> _Source:
-    """The rectangle `across` (x from, to) and `down` (y from, to) in base px."""
+    """The rectangle `across` (x from, to) and `down` (y from, to) in base px; as stored planes, where wanted."""
     begin, end = np.array([across[0], down[0]]), np.array([across[1], down[1]])
     asked = _Request.of(reader, grid, tiles, begin, end)
-    pixels = reader.read(asked.level, *asked.rectangle, asked.boxes)
+    pixels: Image
+    if planar and reader.planar_quality(asked.level) is not None:
+        pixels = reader.read_planes(asked.level, *asked.rectangle, asked.boxes)
+    else:
+        pixels = Rgb(reader.read(asked.level, *asked.rectangle, asked.boxes))
     left, top = asked.rectangle[:2]
     size = end - begin
     at = (int(begin[0]), int(begin[1]))

@@ -6,12 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.compute.compiled import compile_loop
 from wsi_prep.format.magnifications import TILE_PX
+from wsi_prep.slides.images import Image, Rgb
 from wsi_prep.stain.densities import density_table, unmixing
 from wsi_prep.tiles.focus import focus
 
@@ -28,14 +28,14 @@ def measure_tile(tile: NDArray[np.uint8]) -> tuple[float, ...]:
     focus: see `wsi_prep.tiles.focus`. pen: 0, as only the whole slide shows what is ink. The others are of the tile at
     a quarter of its side, see `colours`.
     """
-    return Measurer(np.zeros((1, 2), np.int64)).measure(0, tile)
+    return Measurer(np.zeros((1, 2), np.int64)).measure(0, Rgb(tile))
 
 
 class Measurer:
     """Measures tiles whose upper left pixels in one image are `corner` (n, 2) x, y.
 
-    `quarter`: that image halved twice, where somebody has it. `pen`: (n,) shares of them that are ink, by the slide's
-    overview (`wsi_prep.tissue.ink`); 0 without it.
+    `quarter`: that image at a quarter of its sides, RGB, where somebody has it. `pen`: (n,) shares of them that are
+    ink, by the slide's overview (`wsi_prep.tissue.ink`); 0 without it.
     """
 
     def __init__(
@@ -47,18 +47,15 @@ class Measurer:
         self._pen = np.zeros(len(corner), np.float32) if pen is None else pen
         self._corner = corner // _REDUCED
         self._quarter = None if quarter is None or (corner % _REDUCED).any() else np.ascontiguousarray(quarter)
-        self._half, self._small = (np.empty((s, s, 3), np.uint8) for s in (2 * _SMALL_PX, _SMALL_PX))
 
-    def measure(self, number: int, tile: NDArray[np.uint8]) -> tuple[float, ...]:
-        """The MEASURES of the image's tile `number`, whose pixels are (392, 392, 3) uint8."""
-        pen = float(self._pen[number])
+    def measure(self, number: int, tile: Image) -> tuple[float, ...]:
+        """The MEASURES of the image's tile `number`, of 392 x 392 px."""
+        sharp, pen = focus(tile.brightness()), float(self._pen[number])
         if self._quarter is not None:
             x, y = self._corner[number].tolist()
-            return focus(tile), pen, *_colours(self._quarter, x, y, _SMALL_PX)
-        # by two exact halvings, for which OpenCV has a fast path
-        cv2.resize(tile, self._half.shape[:2], dst=self._half, interpolation=cv2.INTER_AREA)
-        cv2.resize(self._half, self._small.shape[:2], dst=self._small, interpolation=cv2.INTER_AREA)
-        return focus(tile), pen, *_colours(self._small, 0, 0, _SMALL_PX)
+            return sharp, pen, *_colours(self._quarter, x, y, _SMALL_PX)
+        half = tile.reduced(2)  # by two exact halvings, for which OpenCV has a fast path
+        return sharp, pen, *_colours(half.reduced(2).rgb(half), 0, 0, _SMALL_PX)
 
 
 def colours(picture: NDArray[np.uint8]) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ seeking to the offset that the catalog gives. Source: Zarr v3 specification, sha
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +40,14 @@ class TileLocation:
 class StoreWriter:
     """Writes a store into `folder`, which must not exist. Complete, and on the disk, only after `close`.
 
+    `jpeg` says of each magnification how its tiles are compressed.
+
     An array is made of each magnification that a tile comes for; a store that gets none leaves no folder. Use as a
     context manager: an error on the way closes the files and leaves the folder to whoever sweeps. After `close`,
     `digests` has one of each file by its path in the store.
     """
 
-    def __init__(self, folder: Path, jpeg: JpegSettings, attributes: dict[str, object]) -> None:
+    def __init__(self, folder: Path, jpeg: Mapping[str, JpegSettings], attributes: dict[str, object]) -> None:
         if folder.exists():
             raise FileExistsError(f"{folder} is there already")
         self._folder, self._jpeg, self._attributes = folder, jpeg, attributes
@@ -62,8 +65,8 @@ class StoreWriter:
         """Finish every array, and say what is in them."""
         if not self._arrays:
             return
-        for array in self._arrays.values():
-            array.close(self._jpeg, self._attributes)
+        for name, array in self._arrays.items():
+            array.close(self._jpeg[name], self._attributes)
         group = group_metadata(self._attributes)
         self._disk.write(self._folder / "zarr.json", group)
         self.digests["zarr.json"] = sha256(group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from wsi_prep.compute.ahead import prefetch
 from wsi_prep.compute.threads import ThreadPool
-from wsi_prep.format.jpeg import JpegSettings, encode_tile
+from wsi_prep.format.jpeg import JpegSettings, encode_planes, encode_tile
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 from wsi_prep.format.records import TILE_SCHEMA
 from wsi_prep.format.zarr_metadata import store_attributes
 from wsi_prep.slides.base import SlideReader
+from wsi_prep.slides.images import Image, Planes
 from wsi_prep.tiles.filters import TileFilter
-from wsi_prep.tiles.pixels import TileGroup, read_groups
+from wsi_prep.tiles.pixels import TileGroup, own_quality, read_groups
 from wsi_prep.tiles.plan import TilePlan
 from wsi_prep.tiles.quality import MEASURES, Measurer
 from wsi_prep.tiles.store import StoreWriter, TileLocation
@@ -28,10 +29,18 @@ from wsi_prep.tiles.store import StoreWriter, TileLocation
 
 @dataclass(frozen=True)
 class TileSettings:
-    """How tiles are compressed, and which `filters` each has to pass."""
+    """How tiles are compressed, and which `filters` each has to pass.
+
+    `own_quality`: where the slide stores JPEGs of YCbCr, its tiles are of their quality instead of that in `jpeg`.
+    """
 
     jpeg: JpegSettings
     filters: tuple[TileFilter, ...] = ()
+    own_quality: bool = False
+
+
+_REDUCED_QUALITY = 91
+"""Of tiles that are reduced from planes: whose encoder rounds more, so that at 90 they would be a little less near."""
 
 
 def write_tiles(
@@ -47,16 +56,17 @@ def write_tiles(
     The pool measures and encodes side by side. Returns the plan of these tiles, their rows in TILE_SCHEMA,
     how many tiles of `plan` fail each filter, and the digests of the store's files.
     """
+    planar, jpeg = _compression(reader, plan, settings)
     locations: list[TileLocation] = []
     measures = np.empty((len(plan), len(MEASURES)), np.float32)
     kept = np.zeros(len(plan), bool)
     with (
-        contextlib.closing(prefetch(read_groups(reader, plan))) as groups,
-        StoreWriter(store, settings.jpeg, store_attributes(slide_id, plan.grid.mpp_by_magnification)) as writer,
+        contextlib.closing(prefetch(read_groups(reader, plan, planar=planar))) as groups,
+        StoreWriter(store, jpeg, store_attributes(slide_id, plan.grid.mpp_by_magnification)) as writer,
     ):
         for group in groups:
             name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
-            make = functools.partial(_make, group, plan.pen[group.tiles], name, settings)
+            make = functools.partial(_make, group, plan.pen[group.tiles], name, settings.filters, jpeg[name])
             for index, (measured, data) in zip(group.tiles, pool.share(make, range(len(group.tiles))), strict=True):
                 measures[index] = measured
                 if data is not None:
@@ -67,19 +77,47 @@ def write_tiles(
     return plan, _rows(slide_id, plan, measures[kept], locations), failures, writer.digests
 
 
+def _compression(reader: SlideReader, plan: TilePlan, settings: TileSettings) -> tuple[bool, dict[str, JpegSettings]]:
+    """Whether tiles are cut as planes, and how those of each magnification are compressed.
+
+    Planes are for slides of a quality up to the usual one: tiles that are not scaled keep it, and are nearer to the
+    slide at fewer bytes, since their blocks are its blocks.
+    """
+    usual = settings.jpeg
+    own = own_quality(reader, plan) if settings.own_quality and usual.subsampling == "420" and len(plan) else None
+    if own is None or own[1] > usual.quality:
+        return False, {m.name: usual for m in MAGNIFICATIONS}
+    is_native, quality = own
+    jpeg = {m.name: replace(usual, quality=_REDUCED_QUALITY) for m in MAGNIFICATIONS}
+    if is_native:
+        jpeg[MAGNIFICATIONS[int(plan.mag.min())].name] = replace(usual, quality=quality)
+    return True, jpeg
+
+
 def _make(
-    group: TileGroup, pen: NDArray[np.float32], magnification: str, settings: TileSettings, numbers: Sequence[int]
+    group: TileGroup,
+    pen: NDArray[np.float32],
+    magnification: str,
+    filters: tuple[TileFilter, ...],
+    jpeg: JpegSettings,
+    numbers: Sequence[int],
 ) -> list[tuple[NDArray[np.float32], bytes | None]]:
     """The MEASURES of the group's tiles with these numbers, and the JPEG of each that passes all filters."""
     measurer = Measurer(group.corner, group.quarter, pen)
-    tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)  # read from the large image once, then close at hand
+    tile = group.image.room(TILE_PX, TILE_PX)  # read from the large image once, then close at hand
     made = []
     for number in numbers:
-        np.copyto(tile, group.pixels(number))
+        tile.fill(group.tile(number))
         measured = np.array(measurer.measure(number, tile), np.float32)  # as the catalog will have them
-        passes = all(condition.passes(measured.tolist(), magnification) for condition in settings.filters)
-        made.append((measured, encode_tile(tile, settings.jpeg) if passes else None))
+        passes = all(condition.passes(measured.tolist(), magnification) for condition in filters)
+        made.append((measured, _encode(tile, jpeg) if passes else None))
     return made
+
+
+def _encode(tile: Image, settings: JpegSettings) -> bytes:
+    if isinstance(tile, Planes):
+        return encode_planes(tile.luma, tile.blue, tile.red, settings.quality)
+    return encode_tile(tile.rgb(), settings)
 
 
 def _rows(slide_id: str, plan: TilePlan, measures: NDArray[np.float32], locations: list[TileLocation]) -> pa.Table:

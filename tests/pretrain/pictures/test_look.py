@@ -1,5 +1,6 @@
 """The picture of what the teacher sees: its components, its neighbours, and what it does not disturb."""
 
+from collections import defaultdict
 from functools import partial
 
 import numpy as np
@@ -40,7 +41,7 @@ def add_tiles(out, number, tiles):
     catalog.create()
     store = out / "stores" / f"{slide_id}.zarr"
     store.parent.mkdir(exist_ok=True)
-    writer = StoreWriter(store, JpegSettings(), attributes={})
+    writer = StoreWriter(store, defaultdict(JpegSettings), attributes={})
     rows = []
     for pixels in tiles:
         at = writer.append("20x", encode_tile(pixels, JpegSettings()))

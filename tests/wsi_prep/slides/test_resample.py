@@ -3,7 +3,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wsi_prep.slides.pyramid.resample import area_resample, halve, reduce_by
+from wsi_prep.slides.images import reduce_by
+from wsi_prep.slides.pyramid.resample import area_resample
 
 
 def slow_area_mean(source, start_x, start_y, step_x, step_y):
@@ -55,13 +56,13 @@ def test_strips_join_without_a_seam():
 def test_halving_is_the_rounded_mean_of_four():
     image = np.random.default_rng(1).integers(0, 256, (392, 784, 3), dtype=np.uint8)
     mean = image.reshape(196, 2, 392, 2, 3).mean((1, 3))
-    assert np.abs(halve(image) - mean).max() <= 0.5
+    assert np.abs(reduce_by(image, 2) - mean).max() <= 0.5
     assert reduce_by(image, 1) is image
 
 
 def test_sides_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="no multiple of 2"):
-        halve(np.zeros((3, 4, 3), np.uint8))
+        reduce_by(np.zeros((3, 4, 3), np.uint8), 2)
 
 
 def test_a_grid_that_leaves_the_source_is_refused():

@@ -11,26 +11,32 @@ from skimage.data import immunohistochemistry
 from sample_slides.make import ihc_svs, make_synthetic
 from tests.support.real_tiles import tiles_of
 from wsi_prep.format.jpeg import JpegSettings, decode_tile, encode_tile
-from wsi_prep.tiles.focus import ROW_STEP, focus
+from wsi_prep.slides.images import Rgb
+from wsi_prep.tiles.focus import ROW_STEP
+from wsi_prep.tiles.focus import focus as focus_of_brightness
 
 REAL = ("celiac-duodenum_HE_40x.svs", "net-duodenum_SYN-IHC_40x.svs", "crohn-colon_HE_40x.tiff")
 ENLARGED_BY = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}
 
 
+def focus(tile):
+    return focus_of_brightness(Rgb(tile).brightness())
+
+
 def slow_focus(tile):
     """By whole convolutions, in float64."""
+    tile = Rgb(tile).brightness().astype(float)
     energy = np.zeros(3)
     noise = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])
     rows = slice(4, tile.shape[0] - 4, ROW_STEP), slice(4, -4)
-    for channel in np.moveaxis(tile.astype(float), 2, 0):
-        for at, distance in enumerate((2, 4)):
-            mask = np.zeros(2 * distance + 1)
-            mask[[0, distance, -1]] = -1, 2, -1
-            for both in (mask[None], mask[:, None]):
-                energy[at] += (convolve(channel, both)[rows] ** 2).sum()
-        energy[2] += (convolve(channel, noise)[rows] ** 2).sum()
+    for at, distance in enumerate((2, 4)):
+        mask = np.zeros(2 * distance + 1)
+        mask[[0, distance, -1]] = -1, 2, -1
+        for both in (mask[None], mask[:, None]):
+            energy[at] += (convolve(tile, both)[rows] ** 2).sum()
+    energy[2] += (convolve(tile, noise)[rows] ** 2).sum()
     fine = max(energy[0] - energy[2] / 3, 0)
-    return fine / (max(energy[1] - energy[2] / 3, fine) + tile[rows].size / 3)
+    return fine / (max(energy[1] - energy[2] / 3, fine) + tile[rows].size)
 
 
 def blurred(tile, sigma):

@@ -11,6 +11,7 @@ from sample_slides.coordinates import coordinate_slide as make_coordinate_slide
 from sample_slides.coordinates import expected
 from wsi_prep.format.jpeg import JpegSettings, decode_tile, encode_tile
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
+from wsi_prep.slides.images import Planes, Rgb
 from wsi_prep.slides.readers.select import open_slide
 from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.pixels import read_groups
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 def read_tiles(slide, plan):
     for group in read_groups(slide, plan):
-        yield from ((index, group.pixels(number).copy()) for number, index in enumerate(group.tiles))
+        yield from ((index, group.tile(number).rgb().copy()) for number, index in enumerate(group.tiles))
 
 
 def all_tiles(path, mpp, reader="auto", mpp_y=None, **settings):
@@ -100,17 +101,31 @@ def test_a_coarser_level_is_used_where_it_serves(tmp_path):
     assert worst_difference(plan, tiles) <= 1.5
 
 
-def test_a_parent_is_the_mean_of_its_children(he_slide):
-    plan, tiles = all_tiles(he_slide, 0.25)
+def stored_samples(tile):
+    """The arrays that a tile is made of: its planes, or its channels."""
+    return [tile.luma, tile.blue, tile.red] if isinstance(tile, Planes) else list(np.moveaxis(tile.pixels, 2, 0))
+
+
+@pytest.mark.parametrize(("reader", "kind"), [("tiff", Planes), ("openslide", Rgb)])
+def test_a_parent_is_the_mean_of_its_children(he_slide, reader, kind):
+    slide = open_slide(str(he_slide), reader)
+    grid = Grid.of_slide(slide.info.width0, slide.info.height0, 0.25, 0.25)
+    step = slide.info.width0 / 100, slide.info.height0 / 100
+    plan = plan_tiles(grid, np.ones((100, 100), bool), *step, PlanSettings(), "s")
     place = {(m, r, c): i for i, (m, r, c) in enumerate(zip(plan.mag, plan.row, plan.col, strict=True))}
+    tiles = {}
+    for group in read_groups(slide, plan):
+        assert isinstance(group.image, kind)
+        tiles |= {i: [s.copy() for s in stored_samples(group.tile(n))] for n, i in enumerate(group.tiles)}
     checked = 0
     for (mag, row, col), index in place.items():
         if mag == 0:
             continue
         children = [[tiles[place[(mag - 1, 2 * row + dy, 2 * col + dx)]] for dx in (0, 1)] for dy in (0, 1)]
-        joined = np.vstack([np.hstack(pair) for pair in children]).astype(float)
-        mean = joined.reshape(TILE_PX, 2, TILE_PX, 2, 3).mean((1, 3))
-        assert np.abs(tiles[index] - mean).max() <= 0.5
+        for which, parent in enumerate(tiles[index]):
+            joined = np.block([[child[which] for child in pair] for pair in children]).astype(float)
+            mean = joined.reshape(len(parent), 2, len(parent), 2).mean((1, 3))
+            assert np.abs(parent - mean).max() <= 0.5
         checked += 1
     assert checked == 8 * 4 + 4 * 2 + 2
 

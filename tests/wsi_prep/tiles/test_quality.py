@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from skimage.color import rgb2hed, rgb2hsv
 from skimage.data import immunohistochemistry
 
+from wsi_prep.slides.images import Rgb
 from wsi_prep.stain.classify import classify_stain
 from wsi_prep.stain.densities import stain_densities
 from wsi_prep.tiles.quality import MEASURES, Measurer, colours, measure_tile
@@ -109,4 +110,4 @@ def test_measures_are_the_same_whether_tiles_are_looked_at_together_or_alone(til
             tile = np.ascontiguousarray(image[y : y + 392, x : x + 392])
             sharp, _, *others = measure_tile(tile)
             expected = [sharp, pen[number], *others]
-            assert together.measure(number, tile) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+            assert together.measure(number, Rgb(tile)) == pytest.approx(expected, rel=1e-6, abs=1e-9)

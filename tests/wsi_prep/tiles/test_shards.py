@@ -1,5 +1,6 @@
 import json
 import zlib
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def tile(seed):
 def write(folder, counts, jpeg=None):
     jpeg = jpeg or JpegSettings()
     places = {}
-    with StoreWriter(folder, jpeg, {"slide_id": "s"}) as store:
+    with StoreWriter(folder, defaultdict(lambda: jpeg), {"slide_id": "s"}) as store:
         for name, count in counts.items():
             places[name] = [store.append(name, encode_tile(tile(i), jpeg)) for i in range(count)]
     return places
@@ -71,7 +72,7 @@ def test_a_store_that_got_no_tile_leaves_nothing(tmp_path):
 
 def test_a_store_that_was_not_finished_cannot_be_opened(tmp_path):
     def cut_short():
-        with StoreWriter(tmp_path / "s.zarr", JpegSettings(), {}) as store:
+        with StoreWriter(tmp_path / "s.zarr", defaultdict(JpegSettings), {}) as store:
             store.append("20x", encode_tile(tile(0), JpegSettings()))
             raise OSError("the disk is gone")
 

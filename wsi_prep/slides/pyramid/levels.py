@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.slides.base import Level, steps0
-from wsi_prep.slides.pyramid.resample import area_resample, reduce_by
+from wsi_prep.slides.images import reduce_by
+from wsi_prep.slides.pyramid.resample import area_resample
 
 _BLOCK_PX = 2048
 """Side of what is read of a finer level at once."""

@@ -6,30 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.compute.compiled import compile_loop
-
-
-def halve(image: NDArray[np.uint8], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """(h, w, 3) uint8 to (h / 2, w / 2, 3) uint8: the mean of each 2 x 2 block, rounded. h and w must be even."""
-    return reduce_by(image, 2, out)
-
-
-def reduce_by(image: NDArray[np.uint8], factor: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """(h, w, 3) uint8 to (h / factor, w / factor, 3): the mean of each block, rounded. Sides must be multiples.
-
-    Written into `out`, contiguous and of that shape, where it is given and `factor` is not 1.
-    """
-    height, width = image.shape[:2]
-    if height % factor or width % factor:
-        raise ValueError(f"{height} x {width} px is no multiple of {factor}")
-    if factor == 1:
-        return image
-    size = (width // factor, height // factor)
-    return np.asarray(cv2.resize(image, size, dst=out, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def area_resample(

@@ -80,16 +80,22 @@ def _level_for(reader: SlideReader, downsample: float) -> int:
 def _reduced(reader: SlideReader, level: int, factor: int) -> NDArray[np.uint8]:
     """The level reduced by an integer factor, block by block; a partial last row or column repeats its edge."""
     shape = reader.info.levels[level]
-    out = np.empty((-(-shape.height // factor), -(-shape.width // factor), 3), np.uint8)
-    block = max(1, _BLOCK_PX // factor) * factor
-    for y in range(0, shape.height, block):
-        for x in range(0, shape.width, block):
-            width, height = min(block, shape.width - x), min(block, shape.height - y)
-            piece = reader.read(level, x, y, width, height)
-            size = (-(-width // factor), -(-height // factor))
+    shrink = next((s for s in (8, 4, 2) if level == 0 and s <= reader.most_shrink and factor % s == 0), 1)
+    rest = factor // shrink
+    full = -(-shape.width // shrink), -(-shape.height // shrink)
+    out = np.empty((-(-full[1] // rest), -(-full[0] // rest), 3), np.uint8)
+    block = max(1, _BLOCK_PX // factor) * rest
+    for y in range(0, full[1], block):
+        for x in range(0, full[0], block):
+            width, height = min(block, full[0] - x), min(block, full[1] - y)
+            if shrink == 1:
+                piece = reader.read(level, x, y, width, height)
+            else:
+                piece = reader.read_shrunk(shrink, x, y, width, height)
+            size = (-(-width // rest), -(-height // rest))
             padded = cv2.copyMakeBorder(
-                piece, 0, size[1] * factor - height, 0, size[0] * factor - width, cv2.BORDER_REPLICATE
+                piece, 0, size[1] * rest - height, 0, size[0] * rest - width, cv2.BORDER_REPLICATE
             )
             small = cv2.resize(padded, size, interpolation=cv2.INTER_AREA)
-            out[y // factor : y // factor + size[1], x // factor : x // factor + size[0]] = small
+            out[y // rest : y // rest + size[1], x // rest : x // rest + size[0]] = small
     return out

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import DamagedSlide
 from wsi_prep.slides.base import SlideInfo, SlideReader
+from wsi_prep.slides.images import Planes
 from wsi_prep.slides.pyramid.compare import alike, resized, striking
 from wsi_prep.slides.pyramid.levels import Rectangle, finer_level, from_finer
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail
@@ -93,6 +94,34 @@ class TrustedLevels:
                     return pixels
                 self._give_up(level, _OTHER_PICTURE)
         return from_finer(self.read, self.info.levels, finer_level(level, self.lost), level, rectangle, boxes)
+
+    def planar_quality(self, level: int) -> int | None:
+        """See `SlideReader.planar_quality`; what is made of a finer level has none."""
+        return None if level in self.lost else self._reader.planar_quality(level)
+
+    def read_planes(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> Planes:
+        """See `SlideReader.read_planes`."""
+        rectangle = (x_level, y_level, width, height)
+        if level == 0:
+            return self._reader.read_planes(level, *rectangle, boxes)
+        with contextlib.suppress(DamagedSlide):
+            if level in self.lost:
+                raise DamagedSlide
+            planes = self._reader.read_planes(level, *rectangle, boxes)
+            if self._agrees(level, rectangle, planes.rgb(), boxes):
+                return planes
+        return Planes.of_rgb(self.read(level, *rectangle, boxes))  # which notes what is wrong with the level
+
+    @property
+    def most_shrink(self) -> int:
+        """See `SlideReader.most_shrink`."""
+        return self._reader.most_shrink
+
+    def read_shrunk(self, shrink: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """See `SlideReader.read_shrunk`."""
+        return self._reader.read_shrunk(shrink, x, y, width, height)
 
     def confirms(self, tissue: NDArray[np.bool_] | None = None) -> bool:
         """Whether samples of level 0 show what the thumbnail shows: all over the slide, or where (h, w) `tissue` is.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
 from wsi_prep.slides.base import Level, SlideInfo, blank, is_reduced, parse_colour
 from wsi_prep.slides.dicom import is_ycc_called_rgb
+from wsi_prep.slides.images import Planes, reduce_by
 from wsi_prep.slides.private import bare_text
 from wsi_prep.slides.readers.aperio import require_openslide_survives
 from wsi_prep.slides.readers.tags import parse_number, parse_objective, vendor_and_scanner
@@ -91,6 +92,25 @@ class OpenSlideReader:
             top, left = y - y_level, x - x_level
             out[top : top + height, left : left + width] = self._read(level, x, y, width, height)
         return out
+
+    def planar_quality(self, level: int) -> int | None:
+        """None: OpenSlide gives RGB."""
+        return None
+
+    def read_planes(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> Planes:
+        """The same as planes, made of RGB."""
+        return Planes.of_rgb(self.read(level, x_level, y_level, width, height, boxes))
+
+    @property
+    def most_shrink(self) -> int:
+        """1: OpenSlide decodes all of it."""
+        return 1
+
+    def read_shrunk(self, shrink: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """See `SlideReader.read_shrunk`."""
+        return reduce_by(self.read(0, x * shrink, y * shrink, width * shrink, height * shrink), shrink)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -73,6 +73,11 @@ class Picture:
         """Width and height in px."""
         return self.width, self.height
 
+    @property
+    def count(self) -> int:
+        """How many tiles it has."""
+        return self.across * -(-self.height // self.tile_height)
+
     def key(self, index: int) -> tuple[int, int]:
         """What tells a tile from all others of the file: where its page begins, and its index there."""
         page, first = self.planes[0]

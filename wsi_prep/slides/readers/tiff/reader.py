@@ -6,40 +6,27 @@ reader does not take, it refuses with `UnsupportedLayout`, and OpenSlide is aske
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from tiffslide import TiffSlide
 
 from wsi_prep.compute.threads import ThreadPool
-from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, UnreadableSlide, counted
-from wsi_prep.format.jpeg import is_ycc
+from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, counted
 from wsi_prep.slides.base import WHITE, SlideInfo, blank
-from wsi_prep.slides.fetch.ranges import ExpectedRanges, Ranges, open_ranges, seekable
-from wsi_prep.slides.fetch.remote import local_path
+from wsi_prep.slides.fetch.ranges import ExpectedRanges, open_ranges
+from wsi_prep.slides.images import Planes
 from wsi_prep.slides.private import reason
 from wsi_prep.slides.pyramid.levels import finer_level, from_finer
-from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX, coded_size, require_few_directories
-from wsi_prep.slides.readers.tiff.facts import describe
-from wsi_prep.slides.readers.tiff.ome import read_images
-from wsi_prep.slides.readers.tiff.pictures import JPEG, RGB, Picture, UnsupportedLayout
-from wsi_prep.slides.readers.tiff.sampled import SampledTiles
-from wsi_prep.slides.readers.tiff.slide import Read, find_pyramid
-from wsi_prep.slides.urls import name_of
+from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX
+from wsi_prep.slides.readers.tiff.decode import SampledTiles, Tile, TileDecoder, paste, planar_quality
+from wsi_prep.slides.readers.tiff.opening import open_tiffslide, understand
+from wsi_prep.slides.readers.tiff.pictures import Picture, UnsupportedLayout
 
 CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
-
-_TRESTLE = "MedScan"
-"""How the software tag of Trestle's slides begins, whose tiles overlap."""
 
 _Missing = DamagedSlide | None
 """Why a tile of a reduced level is not there: it does not decode, or the file leaves it out."""
@@ -59,10 +46,12 @@ class TiffReader:
         self._pool = pool or ThreadPool()
         self._bytes = open_ranges(path)
         self._sampled = SampledTiles()
+        self._decoder = TileDecoder(path)
+        self._planar: dict[tuple[int, int], int | None] = {}
         try:
-            self._slide = _open_tiffslide(path, self._bytes)
+            self._slide = open_tiffslide(path, self._bytes)
             self._coming = ExpectedRanges(self._bytes)
-            self._info, self._levels = _understand(self._slide, self._look)
+            self._info, self._levels = understand(self._slide, self._look)
             self._require_whole()
         except (SlideError, StoreFailed):
             self._let_go()
@@ -70,7 +59,7 @@ class TiffReader:
         except Exception as error:  # a directory of nonsense fails anywhere in tifffile's lazy properties
             self._let_go()
             raise UnsupportedLayout(f"its TIFF directory is damaged ({reason(error, path)})") from error
-        self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int, bool], Tile] = OrderedDict()
         self._cached = 0
         self._background = blank(0, 0, self._info.background)
         self.lost: set[int] = set()
@@ -106,48 +95,100 @@ class TiffReader:
         """Memory held by decoded tiles that a neighbouring rectangle will want again."""
         return self._cached
 
+    def planar_quality(self, level: int) -> int | None:
+        """See `SlideReader.planar_quality`."""
+        return self._planar_quality(self._levels[level])
+
     def read(
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
     ) -> NDArray[np.uint8]:
         """Pixels of a rectangle of one level, (height, width, 3) uint8 RGB; see `SlideReader.read`."""
-        picture = self._levels[level]
-        rectangle = (x_level, y_level, width, height)
-        wanted = _tiles_touched(picture, rectangle, boxes)
-        stored = [i for i in wanted if (level, i) not in self._cache and not picture.is_missing(i)]
+        rectangle = x_level, y_level, width, height
+        wanted, fully = self._wanted(level, rectangle, boxes)
+        out = np.empty((height, width, 3), np.uint8) if fully else blank(height, width, self._info.background)
+        self._read(level, rectangle, wanted, out)
+        return out
+
+    def read_planes(
+        self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
+    ) -> Planes:
+        """See `SlideReader.read_planes`."""
+        rectangle = x_level, y_level, width, height
+        wanted, fully = self._wanted(level, rectangle, boxes)
+        out = Planes.empty(height, width)
+        if not fully:
+            out.fill_with(self._info.background)
+        self._read(level, rectangle, wanted, out)
+        return out
+
+    @property
+    def most_shrink(self) -> int:
+        """8 where level 0 is JPEG of YCbCr, whose tiles begin at multiples of 8."""
+        picture = self._levels[0]
+        even = picture.tile_width % 8 == picture.tile_height % 8 == 0
+        return 8 if even and self._planar_quality(picture) is not None else 1
+
+    def read_shrunk(self, shrink: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """See `SlideReader.read_shrunk`."""
+        picture, out = self._levels[0], blank(height, width, self._info.background)
+        wanted = _tiles_touched(picture, (x * shrink, y * shrink, width * shrink, height * shrink), None)
+        stored = [i for i in wanted if not picture.is_missing(i)]
         found = self._fetched(picture, stored)
-        inside = min(x_level, y_level) >= 0 and x_level + width <= picture.width
-        if inside and y_level + height <= picture.height:  # tiles cover all of it
-            out = np.empty((height, width, 3), np.uint8)
-            for index in set(_tiles_touched(picture, rectangle, None)).difference(wanted):
-                _paste(out, self._bare(picture), *picture.corner(index), x_level, y_level)
-        else:
-            out = blank(height, width, self._info.background)
+
+        def decode(indices: Sequence[int]) -> list[None]:
+            for index in indices:
+                tile = self._decoder.decode_shrunk(picture, index, found[index][0], shrink)
+                x_tile, y_tile = picture.corner(index)
+                paste(out, tile, x_tile // shrink, y_tile // shrink, x, y)
+            return []
+
+        self._pool.share(decode, stored)
+        return out
+
+    def _wanted(
+        self, level: int, rectangle: tuple[int, int, int, int], boxes: NDArray[np.int64] | None
+    ) -> tuple[list[int], bool]:
+        """Indices of the tiles under `boxes`, and whether these leave nothing of the rectangle without a tile."""
+        picture, (x, y, width, height) = self._levels[level], rectangle
+        wanted = _tiles_touched(picture, rectangle, boxes)
+        inside = min(x, y) >= 0 and x + width <= picture.width and y + height <= picture.height
+        return wanted, inside and (boxes is None or len(wanted) == len(_tiles_touched(picture, rectangle, None)))
+
+    def _read(self, level: int, rectangle: tuple[int, int, int, int], wanted: Sequence[int], out: Tile) -> None:
+        """Paste these tiles of one level into `out`, which is a rectangle of it."""
+        picture, (x, y) = self._levels[level], rectangle[:2]
+        planar = isinstance(out, Planes)
+        stored = [i for i in wanted if (level, i, planar) not in self._cache and not picture.is_missing(i)]
+        found = self._fetched(picture, stored)
         absent: list[tuple[int, _Missing]] = []
         for index in (i for i in wanted if i not in found):
-            tile = self._cache.get((level, index), None)
+            tile = self._cache.get((level, index, planar), None)
             if tile is None and level > 0:
                 absent.append((index, None))
                 continue
-            _paste(out, self._bare(picture) if tile is None else tile, *picture.corner(index), x_level, y_level)
+            paste(out, self._bare(picture) if tile is None else tile, *picture.corner(index), x, y)
             if tile is not None and not picture.reaches_beyond(index, rectangle):
-                self._drop((level, index))
+                self._drop((level, index, planar))
 
-        def decode(indices: Sequence[int]) -> list[tuple[int, NDArray[np.uint8] | DamagedSlide]]:
+        def decode(indices: Sequence[int]) -> list[tuple[int, Tile | DamagedSlide]]:
             """Decode and paste these tiles; returns those that a neighbouring rectangle will want again."""
-            scratch = np.empty((picture.tile_height, picture.tile_width, 3), np.uint8)
-            shared: list[tuple[int, NDArray[np.uint8] | DamagedSlide]] = []
+            scratch = None if planar else np.empty((picture.tile_height, picture.tile_width, 3), np.uint8)
+            shared: list[tuple[int, Tile | DamagedSlide]] = []
             for index in indices:
                 again = picture.reaches_beyond(index, rectangle)
                 # decoded to memory that is still in the processor's cache when it is copied
                 try:
-                    tile = self._decode(picture, index, found[index], None if again else scratch)
+                    if planar:
+                        tile: Tile = self._decoder.decode_planes(picture, index, found[index][0])
+                    else:
+                        tile = self._decode(picture, index, found[index], None if again else scratch)
                 except DamagedSlide as error:
                     if level == 0:
                         raise
                     shared.append((index, error))
                     continue
-                _paste(out, tile, *picture.corner(index), x_level, y_level)
-                if level == 0:
+                paste(out, tile, *picture.corner(index), x, y)
+                if level == 0 and not isinstance(tile, Planes):
                     self._sampled.keep(picture.key(index), tile)
                 if again:
                     shared.append((index, tile))
@@ -157,12 +198,11 @@ class TiffReader:
             if isinstance(done, DamagedSlide):
                 absent.append((index, done))
             else:
-                self._put(level, index, done)
+                self._put((level, index, planar), done)
         for index, why in absent:
-            _paste(out, self._made_of_finer(level, index, why), *picture.corner(index), x_level, y_level)
+            paste(out, self._made_of_finer(level, index, why), *picture.corner(index), x, y)
         while self._cached > CACHE_BYTES:
             self._drop(next(iter(self._cache)))
-        return out
 
     def expect(
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
@@ -171,7 +211,12 @@ class TiffReader:
         self._sampled.end()
         picture = self._levels[level]
         wanted = _tiles_touched(picture, (x_level, y_level, width, height), boxes)
-        stored = [i for i in wanted if (level, i) not in self._cache and not picture.is_missing(i)]
+        held = (False, True)
+        stored = [
+            i
+            for i in wanted
+            if not picture.is_missing(i) and not any((level, i, planar) in self._cache for planar in held)
+        ]
         self._coming.expect([span for i in stored for span in picture.spans(i)])
 
     def close(self) -> None:
@@ -195,10 +240,19 @@ class TiffReader:
             stored = [i for i in _tiles_touched(picture, rectangle, None) if not picture.is_missing(i)]
             for index, data in self._fetched(picture, stored).items():
                 self._sampled.keep(picture.key(index), tile := self._decode(picture, index, data, None))
-                _paste(out, tile, *picture.corner(index), x, y)
+                paste(out, tile, *picture.corner(index), x, y)
         except DamagedSlide:
             return None
         return out
+
+    def _planar_quality(self, picture: Picture) -> int | None:
+        """The same of a picture, as the first tile that the file has says."""
+        key = picture.key(0)
+        if key not in self._planar:
+            first = next((i for i in range(picture.count) if not picture.is_missing(i)), None)
+            data = b"" if first is None else self._fetched(picture, [first])[first][0]
+            self._planar[key] = planar_quality(picture, data)
+        return self._planar[key]
 
     def _fetched(self, picture: Picture, indices: Sequence[int]) -> dict[int, list[bytes]]:
         """The compressed data of tiles, a piece for each plane."""
@@ -239,45 +293,15 @@ class TiffReader:
     def _decode(
         self, picture: Picture, index: int, data: Sequence[bytes], out: NDArray[np.uint8] | None
     ) -> NDArray[np.uint8]:
-        """The tile, clipped to the picture; in `out`, if that is given and it is a JPEG of all three colours."""
-        x_tile, y_tile = picture.corner(index)
-        if (sampled := self._sampled.take(picture.key(index))) is not None:
-            return sampled
-        if len(data) == 1:
-            tile = self._decode_piece(picture.page, index, data[0], (x_tile, y_tile), out)
-        else:
-            pieces = [
-                self._decode_piece(page, first + index, piece, (x_tile, y_tile), None)[..., 0]
-                for (page, first), piece in zip(picture.planes, data, strict=True)
-            ]
-            tile = np.stack(pieces, axis=-1)
-        return tile[: picture.height - y_tile, : picture.width - x_tile]
+        """The tile as RGB, clipped to the picture; in `out`, where that is possible."""
+        sampled = self._sampled.take(picture.key(index))
+        return self._decoder.decode(picture, index, data, out) if sampled is None else sampled
 
-    def _decode_piece(
-        self, page: Any, index: int, data: bytes, corner: tuple[int, int], out: NDArray[np.uint8] | None
-    ) -> NDArray[np.uint8]:
-        """(h, w, samples) of a tile of one page; raises DamagedSlide where it does not decode."""
-        where = f"the tile at x {corner[0]}, y {corner[1]} of the level {page.imagewidth} px wide"
-        if page.compression == JPEG and not (data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") > 0):
-            raise DamagedSlide(f"{where} is not a complete JPEG; copy the slide again from its source")
-        height, width = coded_size(data)
-        if height * width > MOST_TILE_PX:
-            raise DamagedSlide(f"{where} says that it is {width} x {height} px; copy the slide again from its source")
-        try:
-            in_colour = page.compression == JPEG and page.samplesperpixel == 3 and page.planarconfig == 1
-            decoded = _decode_jpeg(page, data, out) if in_colour else None
-            if decoded is None:
-                decoded = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
-        except Exception as error:  # each codec has errors of its own
-            why = reason(error, self._path)
-            raise DamagedSlide(f"{where} cannot be decoded ({why}); copy the slide again") from error
-        return np.asarray(decoded, dtype=np.uint8)
-
-    def _put(self, level: int, index: int, tile: NDArray[np.uint8]) -> None:
-        self._cache[(level, index)] = tile
+    def _put(self, key: tuple[int, int, bool], tile: Tile) -> None:
+        self._cache[key] = tile
         self._cached += tile.nbytes
 
-    def _drop(self, key: tuple[int, int]) -> None:
+    def _drop(self, key: tuple[int, int, bool]) -> None:
         tile = self._cache.pop(key, None)
         if tile is not None:
             self._cached -= tile.nbytes
@@ -290,70 +314,6 @@ class TiffReader:
             raise DamagedSlide(
                 f"the file is truncated: its tiles reach to byte {end:,}, it has {size:,}; copy the slide again"
             )
-
-
-def _open_tiffslide(path: str, ranges: Ranges) -> Any:
-    local = local_path(path)
-    source = local if local is not None else seekable(ranges)
-    options: dict[str, Any] = {"_multifile": False}  # the files that an OME-TIFF names may be anybody's
-    if local is None:
-        options["name"] = name_of(path)
-    try:
-        logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
-        with contextlib.ExitStack() as if_refused:
-            slide = TiffSlide(source, tifffile_options=options)
-            if_refused.callback(slide.close)
-            require_few_directories(slide.ts_tifffile)
-            if_refused.pop_all()
-    except (StoreFailed, UnreadableSlide):
-        raise
-    except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
-        raise UnsupportedLayout(f"not a TIFF slide ({reason(error, path)})") from error
-    return slide
-
-
-def is_ome_tiff(path: str) -> bool:
-    """Whether a local file says of itself that it is an OME-TIFF."""
-    try:
-        with (
-            contextlib.closing(open_ranges(path)) as ranges,
-            contextlib.closing(_open_tiffslide(path, ranges)) as slide,
-        ):
-            return bool(slide.ts_tifffile.is_ome)
-    except UnsupportedLayout:
-        return False
-
-
-def _understand(slide: Any, read: Read) -> tuple[SlideInfo, tuple[Picture, ...]]:
-    """The slide's facts and levels; UnreadableSlide for an OME-TIFF that cannot be read: nobody else knows them."""
-    tiff = slide.ts_tifffile
-    if not (tiff.is_svs or tiff.is_ome or _is_generic(tiff)):
-        raise UnsupportedLayout("a vendor's TIFF that is left to OpenSlide")
-    try:
-        pyramid = find_pyramid(tiff, read_images(tiff.ome_metadata) if tiff.is_ome else None, read)
-        return describe(tiff, _properties(slide), pyramid), pyramid.levels
-    except StoreFailed:
-        raise
-    except Exception as error:
-        if tiff.is_ome:
-            why = error if isinstance(error, SlideError) else f"its TIFF directory is damaged ({type(error).__name__})"
-            raise UnreadableSlide(f"an OME-TIFF that cannot be read as a slide: {why}") from error
-        raise
-
-
-def _properties(slide: Any) -> Mapping[str, object]:
-    """What tiffslide reads of the vendor's tags; nothing of formats that it does not understand."""
-    with warnings.catch_warnings(), contextlib.suppress(Exception):
-        warnings.simplefilter("ignore")  # tiffslide warns of metadata it reads only in part; we take few fields
-        properties: Mapping[str, object] = slide.properties
-        return properties
-    return {}
-
-
-def _is_generic(tiff: Any) -> bool:
-    if str(tiff.pages[0].software).startswith(_TRESTLE):
-        return False
-    return not any((tiff.is_ndpi, tiff.is_scn, tiff.is_bif, tiff.is_philips, tiff.is_qpi, tiff.is_stk, tiff.is_lsm))
 
 
 def _tiles_touched(
@@ -371,27 +331,3 @@ def _tiles_touched(
                 left // picture.tile_width : -(-right // picture.tile_width),
             ] = True
     return [int(i) for i in np.flatnonzero(wanted)]
-
-
-def _decode_jpeg(page: Any, data: bytes, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
-    """A JPEG tile as tifffile decodes it, without what that does around it; None where its size is not the page's."""
-    said = is_ycc(data)  # what the tile says counts before the TIFF's tag: Bio-Formats and others get the tag wrong
-    stored = "YCBCR" if said or (said is None and page.photometric != RGB) else "RGB"
-    try:
-        tile: NDArray[np.uint8] = imagecodecs.jpeg8_decode(
-            data, tables=page.jpegtables, colorspace=stored, outcolorspace="RGB", out=out
-        )
-    except ValueError:  # it does not fit
-        return None
-    return tile if tile.shape == (page.tilelength, page.tilewidth, 3) else None
-
-
-def _paste(out: NDArray[np.uint8], tile: NDArray[np.uint8], x_tile: int, y_tile: int, x: int, y: int) -> None:
-    """Copy the part of `tile` (its corner at x_tile, y_tile) that lies in `out` (its corner at x, y)."""
-    height, width = out.shape[:2]
-    left, top = max(x_tile, x), max(y_tile, y)
-    right, bottom = min(x_tile + tile.shape[1], x + width), min(y_tile + tile.shape[0], y + height)
-    if right > left and bottom > top:
-        out[top - y : bottom - y, left - x : right - x] = tile[
-            top - y_tile : bottom - y_tile, left - x_tile : right - x_tile
-        ]
