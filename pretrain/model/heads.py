@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,19 @@ class HeadSettings:
         return (inner if self.layers > 1 else width * self.bottleneck) + self.prototypes * self.bottleneck
 
 
+class Projection(NamedTuple):
+    """What a head says of some rows: the cosines of `vectors` (rows, b) with `prototypes` (K, b), both of length 1.
+
+    float32: bfloat16 is too coarse for a temperature of 0.04. The (rows, K) cosines are the largest matrix there is,
+    so they are made by whoever needs them, some rows at a time: see learning.targets.Cosines.
+    """
+
+    vectors: Tensor
+    prototypes: Tensor
+
+
 class Head(nn.Module):
-    """(..., D) features -> (..., K) cosines with the K prototypes, in -1 to 1."""
+    """(rows, D) features -> their projection, whose cosines with the K prototypes lie in -1 to 1."""
 
     def __init__(self, width: int, settings: HeadSettings) -> None:
         super().__init__()
@@ -52,8 +64,8 @@ class Head(nn.Module):
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(self.prototypes)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102 - see the class
-        x = functional.normalize(self.mlp(x).float(), dim=-1, eps=1e-6)
-        with torch.autocast(x.device.type, enabled=False):  # bfloat16 is too coarse for a temperature of 0.04
-            prototypes = functional.normalize(self.prototypes.float(), dim=-1)
-            return functional.linear(x, prototypes)
+    def forward(self, x: Tensor) -> Projection:  # noqa: D102 - see the class
+        vectors = functional.normalize(self.mlp(x).float(), dim=-1, eps=1e-6)
+        # last, so that the backward pass has their gradient before FSDP sums the head's over the processes
+        prototypes = functional.normalize(self.prototypes.float(), dim=-1)
+        return Projection(vectors, prototypes)

@@ -351,9 +351,9 @@ def objective_of(recipe: Recipe, seed: int, where: str = "cpu") -> Objective:
     `where`: the device that the student is made on; on "meta" it has no weights until self_distillation.begin. Raises
     BadRun and BadWeights where the teacher cannot be loaded.
     """
-    recompute = recipe.compute.recompute
+    recompute, most = recipe.compute.recompute, (recipe.compute.loss_mb << 20) // 4
     teacher = load_teacher(Path(recipe.teacher)) if recipe.teacher else None
     with torch.device(where):
         if teacher is None:
-            return SelfDistillation(recipe.objective, recipe.backbone, seed, recompute)
-        return Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute)
+            return SelfDistillation(recipe.objective, recipe.backbone, seed, recompute, most)
+        return Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute, most)

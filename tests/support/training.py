@@ -56,15 +56,15 @@ def run(shards, folder, *changes, curves=False, **options):
         return main(command(shards, folder, *changes, **options)[3:])
 
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__])
+FORKS = multiprocessing.get_context("forkserver")  # of processes that have imported torch already
+FORKS.set_forkserver_preload([__name__])
 
 
 def train_together(shards, folder, *changes, processes=2, **options):
     """The command in processes of one group, as torchrun starts them; what they import is imported once a session."""
     arguments, name = command(shards, folder, *changes, **options)[3:], uuid.uuid4().hex
     with patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):
-        ranks = [_FORKS.Process(target=_rank, args=(number, processes, name, arguments)) for number in range(processes)]
+        ranks = [FORKS.Process(target=_rank, args=(number, processes, name, arguments)) for number in range(processes)]
         for rank in ranks:
             rank.start()
     for rank in ranks:

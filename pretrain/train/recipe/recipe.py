@@ -37,7 +37,8 @@ class ComputeSettings:
     `accumulate`: a process's share of the batch is computed in so many parts, which also see only each other in
     Sinkhorn-Knopp and in the spreading term. `parallel`: whole copies (ddp) or shards (fsdp) of the model.
     `precision`: of products. `recompute`: activations computed again in the backward pass. `compile`: each block by
-    torch.compile. `threads`: of a process on the CPU, 0 for all cores.
+    torch.compile. `threads`: of a process on the CPU, 0 for all cores. `loss_mb`: the largest matrix of rows and
+    prototypes that the losses make, in 2^20 bytes; larger ones are computed in parts, exactly.
     """
 
     device: str = ""
@@ -47,6 +48,7 @@ class ComputeSettings:
     recompute: str = "none"
     compile: bool = False
     threads: int = 0
+    loss_mb: int = 256
 
     def __post_init__(self) -> None:
         for name, allowed in (("precision", PRECISIONS), ("parallel", PARALLEL), ("recompute", RECOMPUTE)):
@@ -54,6 +56,8 @@ class ComputeSettings:
                 raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
         if self.accumulate < 1 or not 0 <= self.threads <= MOST_THREADS:
             raise BadOption(f"accumulate must be at least 1, threads between 0 and {MOST_THREADS:,}")
+        if self.loss_mb < 1:
+            raise BadOption("loss_mb must be at least 1")
 
 
 @dataclass(frozen=True)
