@@ -37,7 +37,7 @@ class Network(nn.Module):
     def with_heads(backbone: BackboneSettings, head: HeadSettings, recompute: str = "none") -> Network:
         """A new one, with the projection heads of DINO and iBOT."""
         width = backbone.width
-        return Network(Backbone(backbone, recompute), Head(width, head), Head(width, head))
+        return Network(Backbone(backbone, recompute), Head(width, head), Head(width, head.of_patches))
 
     def forward(
         self,

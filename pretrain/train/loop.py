@@ -64,7 +64,8 @@ class Watcher(Protocol):
 def _require_room(recipe: Recipe, shares: int) -> None:
     """Raise BadOption where not even the weights of student and average fit into this machine."""
     backbone, head = recipe.backbone, recipe.objective.head
-    numbers = 2 * (backbone.parameters + 2 * head.parameters(backbone.width))
+    heads = sum(each.parameters(backbone.width) for each in (head, head.of_patches))
+    numbers = 2 * (backbone.parameters + heads)
     require_memory(4 * numbers / shares, f"the recipe's network ({numbers / 2e6:,.0f} M parameters)", BadOption)
 
 
@@ -180,7 +181,7 @@ class Trainer:
                 (losses.total / parts).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.parts.items():
                 sums[name] = sums[name] + value / parts if name in sums else value / parts
-        norm = clip_gradients(self._network.parameters(), recipe.optim.clip)
+        norm = clip_gradients(self._network, recipe.optim)
         seen = distributed.all_mean(sums) | {"gradient_norm": norm}
         bad = (~torch.isfinite(norm + seen["loss"])).float()
         take_step(self.optimizer, at, bad)

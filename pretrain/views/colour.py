@@ -36,7 +36,8 @@ class ColourSettings:
     """How far colours move and how often.
 
     `jitter`: probability of brightness, contrast, saturation (factors 1 - v to 1 + v) and hue (turns, -v to v).
-    `blur`: probability for the first global, the other global, and the local crops; `sigma` in px, drawn evenly.
+    `blur`: probability for the first global, the other global, and the local crops; by default what DINOv2's code does,
+    whose own p is the probability that a crop stays as it is. `sigma` in px, drawn evenly.
     `solarise`: probability for global crops but the first. `stain`: haematoxylin, eosin and DAB each become
     c (1 + a) + b with a, b even in -v to v (Tellez et al. 2018); 0 is off.
     """
@@ -48,7 +49,7 @@ class ColourSettings:
     hue: float = 0.1
     stain: float = 0.0
     grayscale: float = 0.2
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur: tuple[float, float, float] = (0.0, 0.9, 0.5)
     sigma: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.0
 

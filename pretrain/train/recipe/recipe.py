@@ -122,6 +122,16 @@ FREE = ("compute", "loader", "saving", "looking")
 """What may change when a run goes on: it decides how, not what, is computed."""
 
 
+BEFORE: Mapping[str, object] = {
+    "views.masking.blocks": 10,
+    "views.masking.least_block": 0,
+    "views.masking.scattered": True,
+    "optim.clip_apart": False,
+    "optim.decay_tokens": False,
+}
+"""How a run goes on whose recipe.json is older than these settings; of the newer ones not named here, by default."""
+
+
 def flat(recipe: Recipe) -> dict[str, object]:
     """Every value under its dotted name."""
     return dict(_walk(recipe, ""))
@@ -145,7 +155,7 @@ def save(recipe: Recipe, file: Path) -> None:
 def load(file: Path) -> Recipe:
     """What `save` wrote; BadOption if it is something else."""
     try:
-        values = read_json(file)
+        values = _completed(read_json(file))
         recipe: Recipe = build(Recipe, values, "")
     except OSError as error:
         raise BadOption(
@@ -154,6 +164,18 @@ def load(file: Path) -> Recipe:
     except ValueError as error:
         raise BadOption(f"{file} is no recipe of this version: {error}") from error
     return recipe
+
+
+def _completed(values: Any) -> Any:
+    """A saved recipe with what was done before the settings that it lacks."""
+    for name, value in BEFORE.items():
+        *way, last = name.split(".")
+        record = values
+        for step in way:
+            record = record.get(step) if isinstance(record, dict) else None
+        if isinstance(record, dict):
+            record.setdefault(last, value)
+    return values
 
 
 def _walk(record: Any, prefix: str) -> typing.Iterator[tuple[str, object]]:
