@@ -109,8 +109,8 @@ def settle_recipe(folder: Path, wanted: Recipe | None, changes: Sequence[str], d
     asked = changed(wanted or saved, list(changes))
     if differing := recipes.differences(asked, saved):
         raise BadRun(
-            f"{folder} was started with another recipe ({'; '.join(differing[:5])}); leave out RECIPE and SET to continue "
-            "it with its own values, or name another RUN"
+            f"{folder} was started with another recipe ({'; '.join(differing[:5])}); leave out RECIPE and SET to "
+            "continue it with its own values, or name another RUN"
         )
     return asked
 

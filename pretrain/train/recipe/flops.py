@@ -43,10 +43,10 @@ def step_flops(recipe: Recipe, teacher_settings: BackboneSettings | None = None)
     taught = teacher_settings or backbone
     teacher = crops.global_crops * (blocks_flops(taught, crops.global_px) + embed_flops(taught, crops.global_px))
     teacher += crops.global_crops * head_flops(taught.width, head) + masked * head_flops(taught.width, patch_head)
-    forwards = {"none": 3, "selective": 3, "full": 4}[recipe.compute.recompute]
+    again = {"full": blocks, "lean": sum(count * first_flops(backbone, px) for count, px in sizes)}
     return StepFlops(
         dense=3 * (blocks + heads) + 2 * embed + teacher,
-        executed=forwards * kept * blocks + 3 * heads + 2 * embed + teacher,
+        executed=kept * (3 * blocks + again.get(recipe.compute.recompute, 0)) + 3 * heads + 2 * embed + teacher,
     )
 
 
@@ -58,6 +58,13 @@ def blocks_flops(settings: BackboneSettings, px: int) -> float:
     linear = 2 * tokens * (4 * width * width + mlp)
     attention = 4 * tokens * tokens * width
     return float(settings.depth * (linear + attention))
+
+
+def first_flops(settings: BackboneSettings, px: int) -> float:
+    """Of a forward pass, the first layers of all MLPs: what `lean` recomputation repeats, if they are wide enough."""
+    width, tokens = settings.width, (px // settings.patch_px) ** 2 + 1 + settings.registers
+    hidden = int(width * settings.mlp_ratio)
+    return float(settings.depth * 2 * tokens * width * hidden) if hidden > 3 * width else 0.0
 
 
 def embed_flops(settings: BackboneSettings, px: int) -> float:
