@@ -122,4 +122,5 @@ class Centre(nn.Module):
         weight = vectors.new_ones(len(vectors)) if valid is None else valid
         own = cosines.prototypes @ (weight @ vectors)
         total = distributed.all_sum(torch.cat([own, weight.sum()[None]]))
-        self.centre.lerp_(total[:-1] / total[-1].clamp_min(1), 1 - self.momentum)
+        moved = self.centre.lerp(total[:-1] / total[-1].clamp_min(1), 1 - self.momentum)
+        self.centre.copy_(torch.where(moved.isfinite().all(), moved, self.centre))  # a step that is left out stays out

@@ -270,6 +270,11 @@ class _Watcher:
             self._to_show.append(partial(self._reporter.note, f"step {step}: {text}"))
         self._to_show.append(partial(self._reporter.numbers, step, values))
 
+    def left_out(self, text: str) -> None:
+        """See train.Watcher."""
+        if self._log is not None:
+            self._to_show.append(partial(self._reporter.note, text))
+
     def stepped(self, step: int) -> None:
         """See train.Watcher."""
         self._show()

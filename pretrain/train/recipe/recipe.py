@@ -38,7 +38,8 @@ class ComputeSettings:
     Sinkhorn-Knopp and in the spreading term. `parallel`: whole copies (ddp) or shards (fsdp) of the model.
     `precision`: of products. `recompute`: activations computed again in the backward pass. `compile`: each block by
     torch.compile. `threads`: of a process on the CPU, 0 for all cores. `loss_mb`: the largest matrix of rows and
-    prototypes that the losses make, in 2^20 bytes; larger ones are computed in parts, exactly.
+    prototypes that the losses make, in 2^20 bytes; larger ones are computed in parts, exactly. `skips`: how many steps
+    may be left out in any `skip_window` of them, where loss or gradient is not finite; one more ends the run.
     """
 
     device: str = ""
@@ -49,6 +50,8 @@ class ComputeSettings:
     compile: bool = False
     threads: int = 0
     loss_mb: int = 256
+    skips: int = 5
+    skip_window: int = 1000
 
     def __post_init__(self) -> None:
         for name, allowed in (("precision", PRECISIONS), ("parallel", PARALLEL), ("recompute", RECOMPUTE)):
@@ -56,8 +59,8 @@ class ComputeSettings:
                 raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
         if self.accumulate < 1 or not 0 <= self.threads <= MOST_THREADS:
             raise BadOption(f"accumulate must be at least 1, threads between 0 and {MOST_THREADS:,}")
-        if self.loss_mb < 1:
-            raise BadOption("loss_mb must be at least 1")
+        if min(self.loss_mb, self.skip_window) < 1 or self.skips < 0:
+            raise BadOption("loss_mb and skip_window must be at least 1, skips at least 0")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pretrain.compute.distributed import Writer, finish, load, own_share
-from tests.support.training import FORKS
+from tests.support.training import in_processes
 
 
 @given(st.lists(st.integers(0, 1000), max_size=30), st.integers(1, 9))
@@ -57,12 +57,7 @@ def _one_of_two(rank, folder):
 
 def test_two_processes_copy_and_write_half_each_and_read_all(tmp_path):
     (tmp_path / "step").mkdir()
-    both = [FORKS.Process(target=_one_of_two, args=(rank, tmp_path)) for rank in range(2)]
-    for each in both:
-        each.start()
-    for each in both:
-        each.join()
-    assert [each.exitcode for each in both] == [0, 0]
+    in_processes(_one_of_two, tmp_path)
     names = []
     for file in (tmp_path / "step").glob("*.safetensors"):
         with safe_open(file, "pt") as saved:

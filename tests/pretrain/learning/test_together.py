@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from pretrain.learning.targets import Centre, Cosines, sinkhorn_knopp
 from pretrain.model.heads import Projection
-from tests.support.training import FORKS
+from tests.support.training import in_processes
 
 ROWS, PROTOTYPES, TEMPERATURE = 20, 41, 0.05
 PADDED = (4, 15, 16, 17)  # more in one process than in the other
@@ -60,9 +60,4 @@ def _one_of_two(rank, folder):
 
 @pytest.mark.slow
 def test_two_processes_make_the_targets_of_one(tmp_path):
-    both = [FORKS.Process(target=_one_of_two, args=(rank, str(tmp_path))) for rank in range(2)]
-    for each in both:
-        each.start()
-    for each in both:
-        each.join()
-    assert [each.exitcode for each in both] == [0, 0]
+    in_processes(_one_of_two, str(tmp_path))
