@@ -5,6 +5,7 @@ Where a term looks across samples (KDE, KoLeo) it looks across the global batch:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ def ibot_loss(student: Projection, targets: Targets, weight: Tensor, temperature
 
 def _cross_entropy(student: Projection, weight: Tensor, comparison: _Comparison) -> Tensor:
     """Sum over rows b, crops s and teachers g of weight[b] times the cross-entropy of s with g's targets."""
+    if not len(weight):  # nothing is masked; ddp still waits for the head's gradients
+        return 0 * (student.vectors.sum() + student.prototypes.sum())
     with torch.autocast(weight.device.type, enabled=False):
         loss: Tensor = _CrossEntropy.apply(*student, weight, comparison)  # type: ignore[no-untyped-call]
     return loss
@@ -77,7 +80,7 @@ class _CrossEntropy(torch.autograd.Function):
                 others = [number for number in range(teachers) if not (apart and number == first)]
                 if not others:
                     continue
-                whole = told[others[0]] if len(others) == 1 else told[others].sum(0)
+                whole = functools.reduce(torch.add, [told[number] for number in others])
                 rows = of_crops[first:last, part].flatten(0, 1)
                 logits = (rows @ prototypes.T).div_(temperature).view(last - first, size, -1)
                 norm = logits.logsumexp(-1)

@@ -1,5 +1,7 @@
 """Losses over prototypes, by parts: the values and gradients of whole matrices, and no matrix that is whole."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from pretrain.compute.randomness import Places
 from pretrain.learning import schedules
-from pretrain.learning.losses import dino_loss, ibot_loss
+from pretrain.learning.losses import dino_loss, ibot_loss, kde_loss
 from pretrain.learning.self_distillation import ObjectiveSettings, SelfDistillation
 from pretrain.learning.targets import Centre, Cosines, sinkhorn_knopp
 from pretrain.model.backbone import BackboneSettings
@@ -173,6 +175,50 @@ def test_a_step_makes_no_matrix_of_all_rows_and_prototypes_and_is_the_same(views
     coarse = {"fp32": 1e-4, "bf16": 2e-2}  # what rounding makes of the last bit of bfloat16
     for name, gradient in gradients.items():
         assert (same[name] - gradient).norm() < coarse[precision] * gradient.norm(), name
+
+
+def plain_step(objective, views, at):
+    """A step of DINOv2's with whole matrices and what autograd makes of them, and KDE in KoLeo's place."""
+    with torch.no_grad():
+        told = objective.ema([views.global_crops], views.chosen)
+        valid = (views.weight > 0).float()
+        targets = plain_sinkhorn(cosines_of(told.cls), at.temperature)
+        of_patches = plain_sinkhorn(cosines_of(told.patches), at.temperature, valid)
+    seen = objective.student(views.groups, views.chosen, [views.mask, None])
+    dino = plain_dino(cosines_of(seen.cls), targets, views.tiles)
+    ibot = plain_ibot(cosines_of(seen.patches), of_patches, views.weight)
+    kde = sum(kde_loss(features, 5.0) for features in seen.features.chunk(2))
+    return dino + ibot + 0.05 * kde
+
+
+@pytest.mark.parametrize("most", [3 * PROTOTYPES, 10**9])
+def test_a_whole_step_is_dinov2s(views, most):
+    head = HeadSettings(PROTOTYPES, 32, 16, patch_bottleneck=8)
+    objective = SelfDistillation(ObjectiveSettings(head=head), BACKBONE, seed=1, most=most)
+    at = schedules.at(schedules.ScheduleSettings(), 0, 8)
+    found = []
+    for loss in (plain_step(objective, views, at), objective.losses(views, at).total):
+        objective.zero_grad()
+        loss.backward()
+        found.append((loss.item(), {name: p.grad.clone() for name, p in objective.student.named_parameters()}))
+    (plain, gradients), (value, same) = found
+    assert value == pytest.approx(plain, rel=1e-6)
+    for name, gradient in gradients.items():
+        assert (same[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("targets", ["sinkhorn", "centre"])
+def test_where_nothing_is_masked_the_loss_is_dinos_and_all_parameters_have_gradients(views, targets):
+    settings = ObjectiveSettings(head=HeadSettings(PROTOTYPES, 32, 16), targets=targets, spread="none")
+    objective = SelfDistillation(settings, BACKBONE, seed=1)
+    bare = replace(views, mask=torch.zeros_like(views.mask), chosen=views.chosen[:0], weight=views.weight[:0])
+    losses = objective.losses(bare, schedules.at(schedules.ScheduleSettings(), 0, 8))
+    losses.total.backward()
+    assert losses.total.item() == losses.parts["loss_dino"].item() > 0
+    assert losses.parts["loss_ibot"].item() == 0
+    for name, parameter in objective.student.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or "patch_head" in name or "mask_token" in name, name
 
 
 def test_memory_of_a_step_does_not_grow_with_the_rows(views):
