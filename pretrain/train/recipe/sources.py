@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from pretrain.data.sampler import SamplingSettings
 from pretrain.train.recipe.recipe import Recipe, flat
 
 PAPER = "Virchow2's paper"
@@ -77,7 +78,7 @@ def sourced(sources: Mapping[str, str]) -> Callable[[Callable[[], Recipe]], Call
 
 def sources_of(recipe: Recipe) -> dict[str, str]:
     """The source of every value of a recipe as its function makes it, under the value's dotted name."""
-    own, usual = _OF_RECIPES.get(recipe.name, {}), flat(Recipe("", type(recipe.sampling)(batch=recipe.sampling.batch)))
+    own, usual = _OF_RECIPES.get(recipe.name, {}), flat(Recipe("", SamplingSettings(recipe.sampling.batch)))
     return {
         name: _nearest(own, name) or (_nearest(DEFAULTS, name) if usual.get(name) == value else "") or OURS
         for name, value in flat(recipe).items()
