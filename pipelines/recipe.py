@@ -13,6 +13,9 @@ from pretrain.train.recipe.flops import step_flops
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import flat
 from pretrain.train.recipe.recipes import RECIPES, recipe
+from pretrain.train.recipe.sources import sources_of
+
+_COLUMN = 44
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,11 +24,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _work(call: RecipeCall, terminal: Terminal) -> int:
-    shown = changed(recipe(call.recipe), call.set)
+    made = recipe(call.recipe)
+    shown = changed(made, call.set)
     for line in (RECIPES[call.recipe].__doc__ or "").splitlines():
         terminal.say(f"# {line.strip()}")
+    before, sources = flat(made), sources_of(made)
     for name, value in flat(shown).items():
-        terminal.say(f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+        line = f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        source = sources[name] if before.get(name) == value else "SET"
+        terminal.say(f"{line:<{_COLUMN}}  # {source}" if name != "name" else line)
     with torch.device("meta"):
         millions = sum(p.numel() for p in make_vit(shown.backbone).parameters()) / 1e6
     flops = step_flops(shown)

@@ -38,4 +38,4 @@ class CheckpointFailed(WsiPrepError, OSError):
 
 
 class NonFinite(WsiPrepError, FloatingPointError):
-    """A loss or gradient is not finite; the update was skipped and the run stops."""
+    """A loss or gradient is not finite more often than allowed; the updates were skipped and the run stops."""

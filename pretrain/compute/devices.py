@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+_ALIGNED = 16  # bytes, of each array among several
 
 
 def best_device() -> torch.device:
@@ -18,6 +23,36 @@ def send(values: NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Ten
     """To the device, without waiting for it."""
     host = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def send_together(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[torch.Tensor]:
+    """Several small arrays as tensors on the device: one piece of pinned memory, one copy, and no waiting for it."""
+    host = [torch.from_numpy(np.asarray(array, order="C")) for array in arrays]
+    return unpack(pack(host, pinned=True).to(device, non_blocking=True), host) if device.type == "cuda" else host
+
+
+def pack(tensors: Sequence[torch.Tensor], pinned: bool) -> torch.Tensor:
+    """The bytes (uint8) of all, one after another, each from a multiple of 16 on."""
+    packed = torch.empty(sum(map(_room, tensors)), dtype=torch.uint8, pin_memory=pinned)
+    for own, tensor in zip(unpack(packed, tensors), tensors, strict=True):
+        own.copy_(tensor)
+    return packed
+
+
+def unpack(packed: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What `pack` has packed, of the types and shapes of these."""
+    pieces = torch.split(packed, [_room(tensor) for tensor in like])
+    return [own[: t.nbytes].view(t.dtype).view(t.shape) for own, t in zip(pieces, like, strict=True)]
+
+
+def _room(tensor: torch.Tensor) -> int:
+    return math.ceil(tensor.nbytes / _ALIGNED) * _ALIGNED
+
+
+def own_cores() -> int:
+    """How many of this machine's cores are for this process, one of those that torchrun has started on it."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, len(os.sched_getaffinity(0)) // max(1, int(here) if here.isdecimal() else 1))
 
 
 def slow_precision(device: torch.device, precision: str) -> list[str]:

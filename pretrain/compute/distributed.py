@@ -231,6 +231,19 @@ def fill(values: Tensor, given: Tensor) -> None:
     local(values).copy_(given)
 
 
+def own_share(tensors: dict[str, Tensor], process: int, processes: int) -> dict[str, Tensor]:
+    """What one of some processes writes: its shards, and a part of what all hold whole, of nearly equal size."""
+    own: dict[str, Tensor] = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+    loads = [0] * processes
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].nbytes, item[0])):
+        if not isinstance(tensor, DTensor):
+            least = loads.index(min(loads))
+            loads[least] += tensor.nbytes
+            if least == process:
+                own[name] = tensor
+    return own
+
+
 class Writer:
     """Writes tensors in the background. Its processes talk in a group of their own, apart from those of training."""
 
@@ -238,9 +251,9 @@ class Writer:
         self._group = dist.new_group(backend="gloo")
 
     def save(self, tensors: dict[str, Tensor], folder: Path) -> Future[object]:
-        """Begin to write, each process its share, as safetensors; all is copied before this returns."""
+        """Begin to write, each process its share, as safetensors; that share is copied before this returns."""
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        begun: Any = async_save(dict(tensors), storage_writer=writer, process_group=self._group)
+        begun: Any = async_save(own_share(tensors, rank(), size()), storage_writer=writer, process_group=self._group)
         return cast("Future[object]", begun)
 
 

@@ -7,7 +7,6 @@ nothing is copied between processes or forked (docs/benchmarks.md has both measu
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pretrain.compute.devices import own_cores
 from pretrain.data.index import Index, TileAddress
 from pretrain.data.sampler import Draw, DrawnCounts, Sampler
 from pretrain.errors import TooManyBadTiles
@@ -38,7 +38,8 @@ MOST_THREADS = 4096
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """`threads` decode (0: one a core), `ahead` batches are in work, `requests` reads are in flight in object stores.
+    """`threads` of a process decode (0: one for each core that is its share), `ahead` batches are in work, `requests`
+    reads are in flight in object stores.
 
     The run stops when more than `bad_share` of the tiles read are bad, once there are more than `bad_allowed` of them.
 
@@ -110,7 +111,7 @@ class Loader:
             raise BadOption(f"a batch of {sampler.settings.batch} does not divide by {world} processes")
         self._size = sampler.settings.batch // world
         self._free: list[torch.Tensor] = []
-        self._decoders = ThreadPoolExecutor(self._settings.threads or len(os.sched_getaffinity(0)), "decode")
+        self._decoders = ThreadPoolExecutor(self._settings.threads or own_cores(), "decode")
         self._readers = ThreadPoolExecutor(self._settings.requests, "read")
         self._own = threading.local()
         self.bad = BadTiles()

@@ -20,13 +20,13 @@ from pretrain.learning.self_distillation import (
     begin,
     dino_ibot_losses,
     feature_spread,
+    projection,
     spreading,
-    target_looks,
     update_ema,
 )
-from pretrain.learning.targets import sinkhorn_knopp
+from pretrain.learning.targets import MOST_NUMBERS, Cosines, sinkhorn_knopp
 from pretrain.model.backbone import Backbone, BackboneSettings
-from pretrain.model.heads import Head
+from pretrain.model.heads import Head, Projection
 from pretrain.model.network import Network, Seen
 from pretrain.views.views import Views
 from wsi_prep.errors import BadOption
@@ -42,8 +42,10 @@ class Distillation(nn.Module):
         teacher: Network,
         seed: int,
         recompute: str = "none",
+        most: int = MOST_NUMBERS,
     ) -> None:
         super().__init__()
+        self._most = most
         self.teacher_settings = teacher.backbone.settings
         _check(settings, backbone, teacher)
         self.settings = settings
@@ -80,7 +82,7 @@ class Distillation(nn.Module):
         seen: Seen = self.student(views.groups, views.chosen)
         compare = self._compare_heads if self._has_heads else self._compare_features
         of_cls, of_patches, parts = compare(views, told, seen, at.temperature)
-        features = seen.features.view(len(told.cls) // views.tiles, views.tiles, -1)
+        features = seen.features.view(-1, views.tiles, seen.features.shape[-1])
         spread = spreading(settings, features)
         total = settings.dino_weight * of_cls + settings.ibot_weight * of_patches + settings.spread_weight * spread
         parts |= {"loss": total, f"loss_{settings.spread}": spread, "feature_spread": feature_spread(seen.features)}
@@ -93,14 +95,19 @@ class Distillation(nn.Module):
     def _compare_heads(
         self, views: Views, told: Seen, seen: Seen, temperature: float
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        targets = sinkhorn_knopp(told.cls, temperature)
-        patch_targets = sinkhorn_knopp(told.patches, temperature, (views.weight > 0).float())
+        cls, patches = (Cosines(projection(said), self._most) for said in (told.cls, told.patches))
+        targets = sinkhorn_knopp(cls, temperature)
+        patch_targets = sinkhorn_knopp(patches, temperature, (views.weight > 0).float())
         dino, ibot = dino_ibot_losses(self.settings, views, seen, targets, patch_targets)
-        return dino, ibot, {"loss_dino": dino, "loss_ibot": ibot, **target_looks(targets)}
+        return dino, ibot, {"loss_dino": dino, "loss_ibot": ibot, **targets.looks()}
 
     def _compare_features(
         self, views: Views, told: Seen, seen: Seen, _temperature: float
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        assert not isinstance(seen.cls, Projection)
+        assert not isinstance(seen.patches, Projection)
+        assert not isinstance(told.cls, Projection)
+        assert not isinstance(told.patches, Projection)
         cls = 1 - functional.cosine_similarity(seen.cls[: len(told.cls)].float(), told.cls.float()).mean()
         each = 1 - functional.cosine_similarity(seen.patches.float(), told.patches.float())
         patches = (each * views.weight).sum() / views.weight.sum().clamp_min(1e-12)

@@ -25,7 +25,8 @@ KINDS = ("adamw", "stable_adamw")
 @dataclass(frozen=True)
 class OptimSettings:
     """`layer_decay`: each block's learning rate over that of the next. `patch_rate`: the patch embedding's share of its
-    layer's. `clip`: largest norm of the gradient, 0 for any.
+    layer's. `clip`: largest norm of the gradient of the backbone and of each head (`clip_apart`), or of all together; 0
+    for any. `decay_tokens`: whether tokens and positions decay as matrices do.
     """
 
     kind: str = "adamw"
@@ -34,6 +35,8 @@ class OptimSettings:
     layer_decay: float = 0.9
     patch_rate: float = 0.2
     clip: float = 3.0
+    clip_apart: bool = True
+    decay_tokens: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -100,7 +103,8 @@ def _group(name: str, parameter: Tensor, depth: int, settings: OptimSettings) ->
     share = settings.layer_decay ** (depth + 1 - layer)
     if "patch_embed" in name:
         share *= settings.patch_rate
-    decays = parameter.ndim > 1 and not re.search(r"\b(pos_embed|cls_token|reg_token)\b", name)
+    learned = re.search(r"\b(pos_embed|cls_token|reg_token|mask_token)\b", name)
+    decays = settings.decay_tokens if learned else parameter.ndim > 1
     return share, decays, name.endswith("prototypes")
 
 
@@ -166,8 +170,13 @@ class StableAdamW(torch.optim.Optimizer):
         return (total / self._sizes[counts]).sqrt()
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
-    """Scale gradients to a norm of at most `largest` (0: any); returns the norm before, one number on the device."""
-    held = [p for p in parameters if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(held, largest or math.inf, foreach=True)
-    return distributed.whole(norm)
+def clip_gradients(network: nn.Module, settings: OptimSettings) -> Tensor:
+    """Scale gradients as the settings say; returns the norm of all together before, one number on the device."""
+    parts = network.children() if settings.clip_apart else [network]
+    norms = []
+    for part in parts:
+        if held := [parameter for parameter in part.parameters() if parameter.grad is not None]:
+            norm = nn.utils.clip_grad_norm_(held, settings.clip or math.inf, foreach=True)
+            norms.append(distributed.whole(norm))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total

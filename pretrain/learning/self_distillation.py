@@ -17,9 +17,9 @@ from torch.nn import functional
 from pretrain.compute import distributed
 from pretrain.learning import losses
 from pretrain.learning.schedules import Scheduled
-from pretrain.learning.targets import Centre, sinkhorn_knopp
+from pretrain.learning.targets import MOST_NUMBERS, Centre, Cosines, Targets, sinkhorn_knopp
 from pretrain.model.backbone import BackboneSettings
-from pretrain.model.heads import HeadSettings
+from pretrain.model.heads import HeadSettings, Projection
 from pretrain.model.initial import initialise
 from pretrain.model.network import Network, Seen
 from pretrain.model.packing import keep_crops, plan_drop
@@ -94,21 +94,27 @@ class Objective(Protocol):
 class SelfDistillation(nn.Module):
     """DINOv2 with Virchow2's changes: the student learns what the teacher, its own moving mean, says of other crops.
 
-    Oquab et al. 2023 (arXiv 2304.07193), Zimmermann et al. 2024 (arXiv 2408.00738).
+    Oquab et al. 2023 (arXiv 2304.07193), Zimmermann et al. 2024 (arXiv 2408.00738). `most`: numbers of a matrix of
+    (rows, prototypes), see targets.
     """
 
     def __init__(
-        self, settings: ObjectiveSettings, backbone: BackboneSettings, seed: int, recompute: str = "none"
+        self,
+        settings: ObjectiveSettings,
+        backbone: BackboneSettings,
+        seed: int,
+        recompute: str = "none",
+        most: int = MOST_NUMBERS,
     ) -> None:
         super().__init__()
-        self.settings, self.drop_path = settings, backbone.drop_path
+        self.settings, self.drop_path, self._most = settings, backbone.drop_path, most
         network = Network.with_heads(backbone, settings.head, recompute)
         self.student: nn.Module = network
         self.ema = copy.deepcopy(network).requires_grad_(False)
         with torch.device("cpu"):  # wherever the rest is made
             self.cls_centre, self.patch_centre = (Centre(settings.head.prototypes) for _ in range(2))
         self.teacher_settings = backbone
-        self._pending: list[tuple[Centre, Tensor, Tensor | None]] = []
+        self._pending: list[tuple[Centre, Cosines, Tensor | None]] = []
         begin(network, self.ema, seed)
 
     @property
@@ -136,10 +142,10 @@ class SelfDistillation(nn.Module):
         patch_targets = self._targets(self.patch_centre, told.patches, valid, at.temperature)
         seen = self._study(views)
         dino, ibot = dino_ibot_losses(settings, views, seen, cls_targets, patch_targets)
-        spread = spreading(settings, seen.features.view(len(told.cls) // tiles, tiles, -1))
+        spread = spreading(settings, seen.features.view(-1, tiles, seen.features.shape[-1]))
         total = settings.dino_weight * dino + settings.ibot_weight * ibot + settings.spread_weight * spread
         parts = {"loss": total, "loss_dino": dino, "loss_ibot": ibot, f"loss_{settings.spread}": spread}
-        looks = target_looks(cls_targets) | {"feature_spread": feature_spread(told.features)}
+        looks = cls_targets.looks() | {"feature_spread": feature_spread(told.features)}
         return Losses(total, {name: value.detach() for name, value in (parts | looks).items()})
 
     @torch.no_grad()
@@ -170,22 +176,28 @@ class SelfDistillation(nn.Module):
         return seen
 
     @torch.no_grad()
-    def _targets(self, centre: Centre, cosines: Tensor, valid: Tensor | None, temperature: float) -> Tensor:
+    def _targets(self, centre: Centre, told: Projection | Tensor, valid: Tensor | None, temperature: float) -> Targets:
+        cosines = Cosines(projection(told), self._most)
         if self.settings.targets == "sinkhorn":
             return sinkhorn_knopp(cosines, temperature, valid)
         self._pending.append((centre, cosines, valid))
-        targets: Tensor = centre(cosines, temperature)
+        targets: Targets = centre(cosines, temperature)
         return targets
 
 
 def dino_ibot_losses(
-    settings: ObjectiveSettings, views: Views, seen: Seen, cls_targets: Tensor, patch_targets: Tensor
+    settings: ObjectiveSettings, views: Views, seen: Seen, cls_targets: Targets, patch_targets: Targets
 ) -> tuple[Tensor, Tensor]:
-    """The losses of DINO and iBOT, from the student's cosines and the teacher's probabilities."""
-    targets = cls_targets.view(-1, views.tiles, cls_targets.shape[-1])
-    by_crop = seen.cls.view(-1, views.tiles, seen.cls.shape[-1])
-    dino = losses.dino_loss(by_crop, targets, settings.student_temperature)
-    return dino, losses.ibot_loss(seen.patches, patch_targets, views.weight, settings.student_temperature)
+    """The losses of DINO and iBOT, from what the student says and the teacher's probabilities."""
+    temperature = settings.student_temperature
+    dino = losses.dino_loss(projection(seen.cls), cls_targets, views.tiles, temperature)
+    return dino, losses.ibot_loss(projection(seen.patches), patch_targets, views.weight, temperature)
+
+
+def projection(said: Projection | Tensor) -> Projection:
+    """What a head of DINO's or iBOT's has said."""
+    assert isinstance(said, Projection)
+    return said
 
 
 def spreading(settings: ObjectiveSettings, features: Tensor) -> Tensor:
@@ -213,15 +225,6 @@ def update_ema(ema: nn.Module, student: nn.Module, momentum: float) -> None:
     pairs = zip(ema.parameters(), student.parameters(), strict=True)
     mine, theirs = zip(*((distributed.local(a), distributed.local(s)) for a, s in pairs), strict=True)
     torch._foreach_lerp_(list(mine), list(theirs), 1 - momentum)
-
-
-@torch.no_grad()
-def target_looks(targets: Tensor) -> dict[str, Tensor]:
-    """Entropies of the teacher's targets (n, K): their mean, and that of their mean."""
-    return {
-        "target_entropy_nats": torch.special.entr(targets).sum(-1).mean(),
-        "target_use_nats": torch.special.entr(targets.mean(0)).sum(),
-    }
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pretrain.compute import distributed
 from pretrain.model.backbone import Backbone
-from pretrain.model.heads import Head
+from pretrain.model.heads import Head, prototype_bound
 
 from timm.layers.layer_scale import LayerScale  # isort: skip - backbone has made timm importable
 from timm.models.vision_transformer import VisionTransformer  # isort: skip
@@ -23,7 +23,7 @@ def initialise(module: nn.Module, seed: int, prefix: str = "") -> None:
     """Fill every parameter, in place, by its name (after `prefix`) and the seed; in shards or whole alike.
 
     As DINOv2 does: weights of linear layers and positions from a normal distribution of 0.02, biases 0; class and
-    register tokens of 1e-6; prototypes of 1; convolutions as torch makes them.
+    register tokens of 1e-6; prototypes and convolutions as torch makes its layers.
     """
     with torch.no_grad():
         for path, owner in module.named_modules():
@@ -48,7 +48,8 @@ def _values(owner: nn.Module, name: str, empty: Tensor, numbers: torch.Generator
         case VisionTransformer():
             values = empty.normal_(std=0.02 if name == "pos_embed" else 1e-6, generator=numbers)
         case Head():
-            values = empty.normal_(generator=numbers)  # prototypes
+            bound = prototype_bound(owner.prototypes.shape[1])
+            values = empty.uniform_(-bound, bound, generator=numbers)
         case Backbone():
             values = empty.zero_()  # the mask token
         case _:

@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.model.backbone import Backbone, BackboneSettings
-from pretrain.model.heads import Head, HeadSettings
+from pretrain.model.heads import Head, HeadSettings, Projection
 from pretrain.model.packing import Kept
 
 
 class Seen(NamedTuple):
     """What a network says of some crops.
 
-    `cls`: (crops, K) what the head makes of every crop's class token, group after group. `patches`: (M, K) the same of
-    the chosen patches of the first group. `features`: (B, D) class tokens of the first group, as the heads get them.
+    `cls`: what the head makes of every crop's class token, group after group. `patches`: the same of the M chosen
+    patches of the first group. Projections; of a network whose heads are none of DINO's, (crops, K) and (M, K) tensors.
+    `features`: (B, D) class tokens of the first group, as the heads get them.
     """
 
-    cls: Tensor
-    patches: Tensor
+    cls: Projection | Tensor
+    patches: Projection | Tensor
     features: Tensor
 
 
@@ -36,7 +37,7 @@ class Network(nn.Module):
     def with_heads(backbone: BackboneSettings, head: HeadSettings, recompute: str = "none") -> Network:
         """A new one, with the projection heads of DINO and iBOT."""
         width = backbone.width
-        return Network(Backbone(backbone, recompute), Head(width, head), Head(width, head))
+        return Network(Backbone(backbone, recompute), Head(width, head), Head(width, head.of_patches))
 
     def forward(
         self,

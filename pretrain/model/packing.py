@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import pretrain.model.torchvision_schemas  # noqa: F401 - before timm
-from pretrain.compute.devices import send
+from pretrain.compute.devices import send_together
 from pretrain.compute.randomness import Places, Purpose
 from pretrain.model.recompute import recomputed
 
@@ -122,16 +122,20 @@ def keep_crops(plan: NDArray[np.float64], packing: Packing, drop_path: float, de
     """
     if not drop_path:
         return None
-    shapes, rows, gains = [], [], []
-    first_crop = first_row = 0
-    for crops, tokens in packing.shapes:
+    chosen = []
+    first_crop = 0
+    for crops, _ in packing.shapes:
         kept = max(1, round(crops * (1 - drop_path)))
         numbers = plan[:, first_crop : first_crop + crops]
-        chosen = send(np.sort(np.argpartition(numbers, kept - 1, axis=1)[:, :kept], axis=1), device)
-        within = chosen[:, :, None] * tokens + torch.arange(tokens, device=device)
+        chosen.append(np.sort(np.argpartition(numbers, kept - 1, axis=1)[:, :kept], axis=1))
+        first_crop += crops
+    shapes, rows, gains = [], [], []
+    first_row = 0
+    for (crops, tokens), some in zip(packing.shapes, send_together(chosen, device), strict=True):
+        kept = some.shape[1]
+        within = some[:, :, None] * tokens + torch.arange(tokens, device=device)
         rows.append(first_row + within.flatten(1))
         gains.append(torch.full((kept * tokens, 1), crops / kept, device=device))
         shapes.append((kept, tokens))
-        first_crop += crops
         first_row += crops * tokens
     return Kept(Packing(tuple(shapes)), torch.cat(rows, dim=1), torch.cat(gains))

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-MODES = ("none", "selective", "full")
-"""`selective` keeps the results of matrix products and attention and computes the rest again; `full` keeps nothing."""
+MODES = ("none", "selective", "lean", "full")
+"""What the backward pass finds: with `selective`, the results of matrix products and attention; with `lean` these, but
+for products more than three times as wide as their input, which are of the MLP's first layer; with `full` nothing.
+"""
 
 _aten = torch.ops.aten
-_KEPT = {
-    _aten.mm.default,
-    _aten.addmm.default,
+_PRODUCTS = {_aten.mm.default, _aten.addmm.default}  # the weights come last, (inward, outward)
+_KEPT = _PRODUCTS | {
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
@@ -28,11 +29,22 @@ def recomputed(function: Callable[..., Tensor], mode: str, *arguments: object) -
     """The function of the arguments, with what `mode` says computed again in the backward pass."""
     if mode == "none":
         return function(*arguments)
-    contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
-    chosen: dict[str, Any] = {"context_fn": contexts} if mode == "selective" else {}
+    policies: dict[str, Callable[..., CheckpointPolicy]] = {"selective": _selective, "lean": _lean}
+    policy = policies.get(mode)
+    chosen: dict[str, Any] = (
+        {"context_fn": functools.partial(create_selective_checkpoint_contexts, policy)} if policy else {}
+    )
     again: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False, **chosen)
     return again
 
 
-def _policy(_context: object, operator: object, *_args: object, **_kwargs: object) -> CheckpointPolicy:
+def _selective(_context: object, operator: object, *_args: Any, **_kwargs: object) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operator in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _lean(context: object, operator: object, *args: Any, **kwargs: object) -> CheckpointPolicy:
+    if operator in _PRODUCTS:
+        inward, outward = args[-1].shape
+        if outward > 3 * inward:
+            return CheckpointPolicy.PREFER_RECOMPUTE
+    return _selective(context, operator, *args, **kwargs)

@@ -109,7 +109,8 @@ def settle_recipe(folder: Path, wanted: Recipe | None, changes: Sequence[str], d
     asked = changed(wanted or saved, list(changes))
     if differing := recipes.differences(asked, saved):
         raise BadRun(
-            f"{folder} was started with another recipe ({'; '.join(differing[:5])}); name another RUN or that recipe"
+            f"{folder} was started with another recipe ({'; '.join(differing[:5])}); leave out RECIPE and SET to "
+            "continue it with its own values, or name another RUN"
         )
     return asked
 
@@ -268,6 +269,11 @@ class _Watcher:
             self._said.add(text)
             self._to_show.append(partial(self._reporter.note, f"step {step}: {text}"))
         self._to_show.append(partial(self._reporter.numbers, step, values))
+
+    def left_out(self, text: str) -> None:
+        """See train.Watcher."""
+        if self._log is not None:
+            self._to_show.append(partial(self._reporter.note, text))
 
     def stepped(self, step: int) -> None:
         """See train.Watcher."""

@@ -8,7 +8,7 @@ are read a step later.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from pretrain.model.backbone import Backbone
 from pretrain.model.network import Network
 from pretrain.model.weights.load import Loaded, load_backbone
 from pretrain.train.checkpoint import Checkpoints
+from pretrain.train.left_out import LeftOut
 from pretrain.train.metrics import Deferred
 from pretrain.train.recipe.flops import step_flops
 from pretrain.train.recipe.recipe import Recipe
@@ -54,6 +55,9 @@ class Watcher(Protocol):
     def numbers(self, step: int, values: dict[str, float]) -> None:
         """Of a logged step."""
 
+    def left_out(self, text: str) -> None:
+        """A step was not finite and changed nothing: what there is to know of it."""
+
     def stepped(self, step: int) -> None:
         """After every step; `step` is the next one's number."""
 
@@ -64,7 +68,8 @@ class Watcher(Protocol):
 def _require_room(recipe: Recipe, shares: int) -> None:
     """Raise BadOption where not even the weights of student and average fit into this machine."""
     backbone, head = recipe.backbone, recipe.objective.head
-    numbers = 2 * (backbone.parameters + 2 * head.parameters(backbone.width))
+    heads = sum(each.parameters(backbone.width) for each in (head, head.of_patches))
+    numbers = 2 * (backbone.parameters + heads)
     require_memory(4 * numbers / shares, f"the recipe's network ({numbers / 2e6:,.0f} M parameters)", BadOption)
 
 
@@ -99,6 +104,7 @@ class Trainer:
         self.flops = step_flops(recipe, self.objective.teacher_settings)
         self._deferred = Deferred()
         self._recent: dict[int, Batch] = {}
+        self._left_out = LeftOut(recipe.compute.skips, recipe.compute.skip_window)
         self._clock = _Clock()
 
     @property
@@ -122,6 +128,7 @@ class Trainer:
         if step is None:
             return 0
         state = self.checkpoints.load(step, self._tensors())
+        self._left_out.restore(state.get("left_out"), step)
         if self.world.first:  # counts are summed over processes
             self.loader.drawn.restore(state["drawn"])
         return step
@@ -140,16 +147,19 @@ class Trainer:
 
     def _steps(self, start: int, stop: int, watcher: Watcher, signals: Signals) -> int:
         """The loop; returns the next step."""
-        step = start
+        step, due = start, False
         self._clock.start()
         batches = on_device(self.loader.batches(start, stop), self.world.device)
         for batch, tiles in self._clock.waiting(batches):
             self.step(batch, tiles)
             step = batch.step + 1
             self._tell(watcher)
-            if step % self.recipe.saving.every == 0 and step < stop:
-                self._tell(watcher, everything=True)  # nothing is saved before it is known to be finite
-                self._save(step)
+            due |= step % self.recipe.saving.every == 0
+            if due and step < stop:
+                self._tell(watcher, everything=True)
+                if not self._left_out.last_was(step - 1):  # nothing is saved before it is known to be finite
+                    self._save(step)
+                    due = False
             self.checkpoints.settle()
             with self._clock.stopped():
                 watcher.stepped(step)
@@ -180,7 +190,7 @@ class Trainer:
                 (losses.total / parts).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.parts.items():
                 sums[name] = sums[name] + value / parts if name in sums else value / parts
-        norm = clip_gradients(self._network.parameters(), recipe.optim.clip)
+        norm = clip_gradients(self._network, recipe.optim)
         seen = distributed.all_mean(sums) | {"gradient_norm": norm}
         bad = (~torch.isfinite(norm + seen["loss"])).float()
         take_step(self.optimizer, at, bad)
@@ -189,16 +199,25 @@ class Trainer:
         self._deferred.put(batch.step, seen | {"bad": bad})
         self._clock.stepped(len(tiles) * self.world.size)
 
-    def numbers_ready(self, everything: bool = False) -> Iterator[tuple[int, dict[str, float]]]:
-        """Losses and norms of past steps, all but the last one if not `everything`. Raises NonFinite."""
+    def numbers_ready(
+        self, everything: bool = False, left_out: Callable[[str], None] = lambda _: None
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """Losses and norms of past steps, all but the last one if not `everything`. Raises NonFinite.
+
+        `left_out` is told of each step whose numbers are not finite, while they are few.
+        """
         for step, values in self._deferred.take(everything):
             batch = self._recent.pop(step)
-            if values.pop("bad"):
-                raise NonFinite(self._report(batch, values))
-            yield step, values
+            if not values.pop("bad"):
+                yield step, values
+                continue
+            text = self._report(batch, values)
+            if self._left_out.add(step):
+                raise NonFinite(f"{text}; look at them, or begin again with a lower schedule.rate")
+            left_out(text)
 
     def _tell(self, watcher: Watcher, everything: bool = False, last: bool = False) -> None:
-        for step, values in self.numbers_ready(everything):
+        for step, values in self.numbers_ready(everything, watcher.left_out):
             if step % self.recipe.looking.log == 0 or last:
                 watcher.numbers(step, values | self._numbers(step))
 
@@ -215,6 +234,7 @@ class Trainer:
             "teacher_temperature": at.temperature,
             "tiles_seen": (step + 1) * recipe.sampling.batch,
             "bad_tiles": self.loader.bad.bad,
+            "steps_left_out": len(self._left_out.steps),
             **rates,
             "executed_tflop_per_s_and_device": per_process / rates["step_s"] / 1e12,
             "memory_peak_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else _resident_gb(),
@@ -228,13 +248,14 @@ class Trainer:
         file = self.run_folder / f"nonfinite-step-{batch.step:08d}-rank-{self.world.rank}.json"
         write_json(file, {**known, "tiles": [{"tile": at.name, "mpp": mpp} for at, mpp in pairs]})
         what = f"loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}"
+        allowed, so_far = self.recipe.compute, len(self._left_out.steps) + 1
         return (
-            f"step {batch.step}: {what}; this update was skipped, the batch's tiles are in {file}; look at them, or "
-            "begin again with a lower schedule.rate"
+            f"step {batch.step}: {what}; this update was skipped, number {so_far} in {allowed.skip_window:,} steps, of "
+            f"which {allowed.skips} may be (compute.skips); the batch's tiles are in {file}"
         )
 
     def _save(self, step: int) -> None:
-        state = {"recipe": self.recipe.name, "drawn": self.drawn()}
+        state = {"recipe": self.recipe.name, "drawn": self.drawn(), "left_out": self._left_out.steps}
         self.checkpoints.save(step, self._tensors(), state)
 
     def drawn(self) -> list[dict[str, object]]:
@@ -351,9 +372,9 @@ def objective_of(recipe: Recipe, seed: int, where: str = "cpu") -> Objective:
     `where`: the device that the student is made on; on "meta" it has no weights until self_distillation.begin. Raises
     BadRun and BadWeights where the teacher cannot be loaded.
     """
-    recompute = recipe.compute.recompute
+    recompute, most = recipe.compute.recompute, (recipe.compute.loss_mb << 20) // 4
     teacher = load_teacher(Path(recipe.teacher)) if recipe.teacher else None
     with torch.device(where):
         if teacher is None:
-            return SelfDistillation(recipe.objective, recipe.backbone, seed, recompute)
-        return Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute)
+            return SelfDistillation(recipe.objective, recipe.backbone, seed, recompute, most)
+        return Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute, most)

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretrain.compute.devices import send
+from pretrain.compute.devices import send_together
 from pretrain.compute.randomness import Places, Purpose
 from wsi_prep.errors import BadOption
 
 Operation = Callable[[Tensor, dict[str, Tensor]], Tensor]
+Which = Callable[[dict[str, NDArray[Any]]], NDArray[np.bool_]]
 
 
 _PURPOSE = {"global": Purpose.GLOBAL_COLOUR, "local": Purpose.LOCAL_COLOUR}
@@ -35,7 +36,8 @@ class ColourSettings:
     """How far colours move and how often.
 
     `jitter`: probability of brightness, contrast, saturation (factors 1 - v to 1 + v) and hue (turns, -v to v).
-    `blur`: probability for the first global, the other global, and the local crops; `sigma` in px, drawn evenly.
+    `blur`: probability for the first global, the other global, and the local crops; by default what DINOv2's code does,
+    whose own p is the probability that a crop stays as it is. `sigma` in px, drawn evenly.
     `solarise`: probability for global crops but the first. `stain`: haematoxylin, eosin and DAB each become
     c (1 + a) + b with a, b even in -v to v (Tellez et al. 2018); 0 is off.
     """
@@ -47,7 +49,7 @@ class ColourSettings:
     hue: float = 0.1
     stain: float = 0.0
     grayscale: float = 0.2
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur: tuple[float, float, float] = (0.0, 0.9, 0.5)
     sigma: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.0
 
@@ -118,15 +120,29 @@ def apply_colour(crops: Tensor, plan: ColourPlan) -> Tensor:
         return crops
     out = crops.float()
     numbers = {f.name: _rows(getattr(plan, f.name)) for f in fields(plan) if f.name != "reach"}
-    out = _on(
-        out, (numbers["brightness"] != 1) | (numbers["contrast"] != 1) | (numbers["saturation"] != 1), _jitter, numbers
-    )
-    out = _on(out, numbers["hue"] != 0, _hue, numbers)
-    out = _on(out, ((numbers["stain_gain"] != 1) | (numbers["stain_shift"] != 0)).any(1), _stain, numbers)
-    out = _on(out, numbers["grayscale"], lambda x, _: _grey(x).expand_as(x), numbers)
-    out = _on(out, numbers["sigma"] > 0, lambda x, chosen: _blur(x, chosen["sigma"], plan.reach), numbers)
-    out = _on(out, numbers["solarise"], lambda x, _: torch.where(x >= 128 / 255, 1 - x, x), numbers)
+    wanted = [(np.flatnonzero(which(numbers)), operation) for which, operation in _operations(plan.reach)]
+    table = np.concatenate([value.reshape(len(out), -1).astype(np.float32) for value in numbers.values()], axis=1)
+    sent, *places = send_together([table, *(rows for rows, _ in wanted)], crops.device)
+    widths = [value[0].size for value in numbers.values()]
+    for at, (rows, operation) in zip(places, wanted, strict=True):
+        if len(rows):
+            some = len(rows) < len(out)
+            columns = torch.split(sent.index_select(0, at) if some else sent, widths, dim=1)
+            chosen = dict(zip(numbers, (column[:, :, None, None] for column in columns), strict=True))
+            out = out.index_copy(0, at, operation(out.index_select(0, at), chosen)) if some else operation(out, chosen)
     return out.to(crops.dtype)
+
+
+def _operations(reach: int) -> list[tuple[Which, Operation]]:
+    """In their order: which crops want it, by the plan's numbers, and what is done."""
+    return [
+        (lambda n: (n["brightness"] != 1) | (n["contrast"] != 1) | (n["saturation"] != 1), _jitter),
+        (lambda n: n["hue"] != 0, _hue),
+        (lambda n: ((n["stain_gain"] != 1) | (n["stain_shift"] != 0)).any(1), _stain),
+        (lambda n: n["grayscale"], lambda x, _: _grey(x).expand_as(x)),
+        (lambda n: n["sigma"] > 0, lambda x, chosen: _blur(x, chosen["sigma"], reach)),
+        (lambda n: n["solarise"], lambda x, _: torch.where(x >= 128 / 255, 1 - x, x)),
+    ]
 
 
 def _jitter(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
@@ -155,8 +171,8 @@ def _hue(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
 
 def _stain(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
     """Ruifrok & Johnston 2001, in the units of scikit-image's rgb2hed, whose negative amounts are kept here."""
-    stains = torch.tensor(_STAINS, dtype=torch.float64)
-    apart, together = (send(m.float(), x.device) for m in (torch.linalg.inv(stains), stains))
+    stains = np.array(_STAINS)
+    apart, together = send_together([np.linalg.inv(stains).astype(np.float32), stains.astype(np.float32)], x.device)
     density = x.clamp_min(_LEAST).log() / math.log(_LEAST)
     amounts = torch.einsum("nchw,cs->nshw", density, apart)
     amounts = amounts * chosen["stain_gain"] + chosen["stain_shift"]
@@ -191,18 +207,3 @@ def _grey(x: Tensor) -> Tensor:
 def _rows(values: NDArray[Any]) -> NDArray[Any]:
     """(B, n, ...) as rows k * B + b."""
     return np.ascontiguousarray(values.swapaxes(0, 1).reshape(-1, *values.shape[2:]))
-
-
-def _on(x: Tensor, which: NDArray[np.bool_], operation: Operation, numbers: dict[str, NDArray[Any]]) -> Tensor:
-    """`x` with the operation done on the rows `which`."""
-    rows = np.flatnonzero(which)
-    if not len(rows):
-        return x
-    chosen = {}
-    for name, values in numbers.items():
-        host = torch.from_numpy(values[rows].astype(np.float32))
-        chosen[name] = send(host.view(len(rows), -1, 1, 1), x.device)
-    if len(rows) == len(x):
-        return operation(x, chosen)
-    at = send(torch.from_numpy(rows), x.device)
-    return x.index_copy(0, at, operation(x.index_select(0, at), chosen))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pretrain.compute.devices import send
+from pretrain.compute.devices import send_together
 from pretrain.compute.randomness import Places, Purpose
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
@@ -148,56 +149,58 @@ def crop(tiles: torch.Tensor, windows: CropWindows, dtype: torch.dtype = torch.f
     batch, crops = windows.x0.shape
     if not crops:
         return torch.empty((0, 3, px, px), dtype=dtype, device=tiles.device)
-    y = _Axis.of(windows.y0, windows.height, windows.flip_y, px)
-    x = _Axis.of(windows.x0, windows.width, windows.flip_x, px)
+    reach_y, of_y = _axis(windows.y0, windows.height, windows.flip_y, px)
+    reach_x, of_x = _axis(windows.x0, windows.width, windows.flip_x, px)
+    turned = windows.transposed.T.reshape(-1, 1, 1, 1)
+    *sent, transposed = send_together([*of_y, *of_x, turned], tiles.device)
+    y, x = _Axis(reach_y, *sent[:3]), _Axis(reach_x, *sent[3:])
     tile = torch.arange(batch, device=tiles.device).repeat(crops)
-    rows, columns = y.taps(tiles.device), x.taps(tiles.device)
+    rows, columns = y.taps(), x.taps()
     needed = tiles.permute(0, 2, 3, 1)[tile[:, None, None], rows[:, :, None], columns[:, None, :]]  # (N, Ky, Kx, 3)
     needed = needed.flatten(2).to(dtype)
-    down = torch.bmm(y.weights(tiles.device, 1 / 255).to(dtype), needed)  # (N, px, Kx * 3)
+    down = torch.bmm(y.weights(1 / 255).to(dtype), needed)  # (N, px, Kx * 3)
     down = down.view(crops * batch, px, x.reach, 3).transpose(2, 3).reshape(crops * batch, px * 3, x.reach)
-    out = torch.bmm(down, x.weights(tiles.device).to(dtype).transpose(1, 2)).view(-1, px, 3, px).transpose(1, 2)
+    out = torch.bmm(down, x.weights().to(dtype).transpose(1, 2)).view(-1, px, 3, px).transpose(1, 2)
     out = out.clamp(0, 1).contiguous()  # the bicubic overshoots at edges
-    if windows.transposed.any():
-        turned = send(windows.transposed.T.reshape(-1, 1, 1, 1), tiles.device)
-        out = torch.where(turned, out.transpose(2, 3), out)
-    return out
+    return torch.where(transposed, out.transpose(2, 3), out) if turned.any() else out
+
+
+def _axis(
+    start: NDArray[np.float64], size: NDArray[np.float64], flip: NDArray[np.bool_], px: int
+) -> tuple[int, list[NDArray[Any]]]:
+    """The numbers of an _Axis, of (B, n) windows."""
+    start, size, mirrored = start.T.ravel(), size.T.ravel(), flip.T.reshape(-1, 1)
+    step = size / px
+    blur = np.maximum(step, 1.0)
+    low = np.floor(start - _SUPPORT * blur)
+    reach = min(int(np.max(np.ceil(start + size + _SUPPORT * blur) - low)), TILE_PX)
+    first = np.clip(low, 0, TILE_PX - reach).astype(np.int64)
+    place = np.arange(px) + 0.5
+    place = np.where(mirrored, px - place, place)
+    centre = (start - first)[:, None] + place * step[:, None]
+    return reach, [first, centre.astype(np.float32), blur.astype(np.float32)]
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of N crops (crop-major): `first` needed pixel (N,), `reach` pixels from there, their weights.
+    """One axis of N crops (crop-major): `first` needed pixel (N,) int64, `reach` pixels from there, their weights.
 
     `centre` (N, px): where each output pixel lies, in px of the gathered ones. `blur` (N,): the kernel's width.
     """
 
-    first: NDArray[np.int64]
     reach: int
-    centre: NDArray[np.float32]
-    blur: NDArray[np.float32]
+    first: torch.Tensor
+    centre: torch.Tensor
+    blur: torch.Tensor
 
-    @staticmethod
-    def of(start: NDArray[np.float64], size: NDArray[np.float64], flip: NDArray[np.bool_], px: int) -> _Axis:
-        """From (B, n) windows."""
-        start, size, mirrored = start.T.ravel(), size.T.ravel(), flip.T.reshape(-1, 1)
-        step = size / px
-        blur = np.maximum(step, 1.0)
-        low = np.floor(start - _SUPPORT * blur)
-        reach = min(int(np.max(np.ceil(start + size + _SUPPORT * blur) - low)), TILE_PX)
-        first = np.clip(low, 0, TILE_PX - reach).astype(np.int64)
-        place = np.arange(px) + 0.5
-        place = np.where(mirrored, px - place, place)
-        centre = (start - first)[:, None] + place * step[:, None]
-        return _Axis(first, reach, centre.astype(np.float32), blur.astype(np.float32))
-
-    def taps(self, device: torch.device) -> torch.Tensor:
+    def taps(self) -> torch.Tensor:
         """(N, reach) int64: the pixels of the tile that are gathered."""
-        return send(self.first, device)[:, None] + torch.arange(self.reach, device=device)
+        return self.first[:, None] + torch.arange(self.reach, device=self.first.device)
 
-    def weights(self, device: torch.device, gain: float = 1.0) -> torch.Tensor:
+    def weights(self, gain: float = 1.0) -> torch.Tensor:
         """(N, px, reach) float32: each output pixel's weights, of sum `gain`."""
-        at = torch.arange(self.reach, device=device) + 0.5
-        t = (at - send(self.centre, device)[:, :, None]).abs() / send(self.blur, device)[:, None, None]
+        at = torch.arange(self.reach, device=self.first.device) + 0.5
+        t = (at - self.centre[:, :, None]).abs() / self.blur[:, None, None]
         near = ((_A + 2) * t - (_A + 3)) * t * t + 1
         far = _A * (((t - 5) * t + 8) * t - 4)
         weights = torch.where(t < 1, near, torch.where(t < _SUPPORT, far, 0.0))

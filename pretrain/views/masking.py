@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pretrain.compute.randomness import Places, Purpose, uniforms
 from wsi_prep.errors import BadOption
 
-_BLOCKS = 10  # rectangles tried a crop; what they leave out is filled up with single patches
+_MOST_BLOCKS = 1000
 _R2 = (0.7548776662466927, 0.5698402909980532)  # Roberts 2018: evenly spread in two dimensions at once
 _ROUND = 64  # the list of masked patches is padded to a multiple of this
 
@@ -23,13 +23,17 @@ _ROUND = 64  # the list of masked patches is padded to a multiple of this
 @dataclass(frozen=True)
 class MaskingSettings:
     """`share` of the global crops have between `least` and `most` of their patches hidden, in blocks whose height over
-    width lies within `aspect` and its inverse.
+    width lies within `aspect` and its inverse. `blocks` are tried for a crop, of at least `least_block` patches (0: 1).
+    The few patches that they leave out are added at the edge of what is hidden, or where they fall (`scattered`).
     """
 
     share: float = 0.5
     least: float = 0.1
     most: float = 0.5
     aspect: float = 0.3
+    blocks: int = 32
+    least_block: int = 4
+    scattered: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
@@ -38,6 +42,8 @@ class MaskingSettings:
             raise BadOption(f"masks of {self.least} to {self.most} of the patches are no range in 0 to below 1")
         if not 0 < self.aspect <= 1:
             raise BadOption(f"mask aspect {self.aspect} is not above 0 and at most 1")
+        if not 0 <= self.blocks <= _MOST_BLOCKS or self.least_block < 0:
+            raise BadOption(f"blocks {self.blocks} are not between 0 and {_MOST_BLOCKS:,}, or least_block is below 0")
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,12 @@ def plan_masks(settings: MaskingSettings, places: Places, crops: int, side: int)
     """Masks of `crops` crops of each tile at these places; a crop has side x side patches."""
     patches, batch = side * side, len(places.position)
     wanted = _wanted(settings, places, crops, patches).T.ravel()
-    width = 4 * _BLOCKS + patches
+    width = 4 * settings.blocks + patches
     numbers = places.uniforms(Purpose.MASK, crops * width)
     numbers = numbers.reshape(batch, crops, width).transpose(1, 0, 2).reshape(-1, width)
     mask = np.zeros((crops * batch, side, side), bool)
     for row in np.flatnonzero(wanted):
-        _hide(mask[row], int(wanted[row]), numbers[row], settings.aspect)
+        _hide(mask[row], int(wanted[row]), numbers[row], settings)
     flat = mask.reshape(crops * batch, patches)
     index = np.flatnonzero(flat)
     expected = crops * batch * patches * settings.share * (settings.least + settings.most) / 2
@@ -82,14 +88,14 @@ def _wanted(settings: MaskingSettings, places: Places, crops: int, patches: int)
     return np.where(chosen < settings.share, np.round(share * patches), 0).astype(np.int64)
 
 
-def _hide(mask: NDArray[np.bool_], wanted: int, numbers: NDArray[np.float64], aspect: float) -> None:
+def _hide(mask: NDArray[np.bool_], wanted: int, numbers: NDArray[np.float64], settings: MaskingSettings) -> None:
     """Hide exactly `wanted` patches of mask (side, side): rectangles while they fit, then single ones."""
     side = len(mask)
     left = wanted
-    for block in range(_BLOCKS):
+    for block in range(settings.blocks):
         area, ratio, y, x = numbers[4 * block : 4 * block + 4]
-        size = max(1.0, left * area)
-        stretch = aspect ** (2 * ratio - 1)
+        size = max(1.0, settings.least_block + (left - settings.least_block) * area)
+        stretch = settings.aspect ** (2 * ratio - 1)
         height, width = round(math.sqrt(size * stretch)), round(math.sqrt(size / stretch))
         if not (0 < height <= side and 0 < width <= side):
             continue
@@ -99,6 +105,18 @@ def _hide(mask: NDArray[np.bool_], wanted: int, numbers: NDArray[np.float64], as
         if new <= left:
             window[:] = True
             left -= new
-    free = np.flatnonzero(~mask.ravel())
-    order = np.argsort(numbers[4 * _BLOCKS :][free])
-    mask.reshape(-1)[free[order[:left]]] = True
+    order = numbers[4 * settings.blocks :].reshape(mask.shape)
+    if settings.scattered:
+        free = np.flatnonzero(~mask.ravel())
+        mask.reshape(-1)[free[np.argsort(order.ravel()[free])[:left]]] = True
+        return
+    for _ in range(left):
+        edge = ~mask & _beside(mask) if mask.any() else ~mask
+        mask.reshape(-1)[np.argmin(np.where(edge, order, np.inf))] = True
+
+
+def _beside(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where a patch of mask (side, side) is above, below or beside."""
+    wide = np.pad(mask, 1)
+    beside: NDArray[np.bool_] = wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
+    return beside

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pretrain.compute.devices import send
+from pretrain.compute.devices import send_together
 from pretrain.compute.randomness import Places
 from pretrain.model.normalise import normalise
 from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
@@ -71,5 +71,5 @@ def make_views(
         groups.append(normalise(cut))
     side = settings.crops.global_px // patch_px
     masks = plan_masks(settings.masking, places, settings.crops.global_crops, side)
-    mask, chosen, weight = (send(values, tiles.device) for values in (masks.mask, masks.index, masks.weight))
+    mask, chosen, weight = send_together([masks.mask, masks.index, masks.weight], tiles.device)
     return Views(places, groups[0], groups[1], mask, chosen, weight)

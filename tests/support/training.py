@@ -56,15 +56,14 @@ def run(shards, folder, *changes, curves=False, **options):
         return main(command(shards, folder, *changes, **options)[3:])
 
 
-_FORKS = multiprocessing.get_context("forkserver")
+_FORKS = multiprocessing.get_context("forkserver")  # of processes that have imported torch already
 _FORKS.set_forkserver_preload([__name__])
 
 
-def train_together(shards, folder, *changes, processes=2, **options):
-    """The command in processes of one group, as torchrun starts them; what they import is imported once a session."""
-    arguments, name = command(shards, folder, *changes, **options)[3:], uuid.uuid4().hex
+def in_processes(target, *arguments, processes=2):
+    """Call target(rank, *arguments) in processes of their own, and wait; all must end well."""
     with patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):
-        ranks = [_FORKS.Process(target=_rank, args=(number, processes, name, arguments)) for number in range(processes)]
+        ranks = [_FORKS.Process(target=target, args=(number, *arguments)) for number in range(processes)]
         for rank in ranks:
             rank.start()
     for rank in ranks:
@@ -72,7 +71,13 @@ def train_together(shards, folder, *changes, processes=2, **options):
     assert [rank.exitcode for rank in ranks] == [0] * processes
 
 
-def _rank(number, count, name, arguments):
+def train_together(shards, folder, *changes, processes=2, target=None, **options):
+    """The command in processes of one group, as torchrun starts them; what they import is imported once a session."""
+    arguments, name = command(shards, folder, *changes, **options)[3:], uuid.uuid4().hex
+    in_processes(target or as_rank, processes, name, arguments, processes=processes)
+
+
+def as_rank(number, count, name, arguments):
     of_torchrun = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ.update({key: str(value) for key, value in of_torchrun.items()})
     os.environ["TORCHELASTIC_RUN_ID"] = name

@@ -26,7 +26,8 @@ class StepFlops:
 def step_flops(recipe: Recipe, teacher_settings: BackboneSettings | None = None) -> StepFlops:
     """Of the student's passes forward and backward, 3 times a forward one, and the teacher's forward pass.
 
-    A teacher without heads is counted as if it had the student's, which is little.
+    A teacher without heads is counted as if it had the student's, which is little. So is what is not counted, the
+    teacher's cosines that Sinkhorn-Knopp makes again where they are too many to be kept.
     The patch embedding counts twice only: nobody asks for a gradient of the pixels.
     """
     backbone, crops, head = recipe.backbone, recipe.views.crops, recipe.objective.head
@@ -37,15 +38,15 @@ def step_flops(recipe: Recipe, teacher_settings: BackboneSettings | None = None)
     masking = recipe.views.masking
     patches = (crops.global_px // backbone.patch_px) ** 2
     masked = crops.global_crops * patches * masking.share * (masking.least + masking.most) / 2
-    vectors = crops.global_crops + crops.local_crops + masked
-    heads = vectors * head_flops(backbone.width, head)
+    width, patch_head = backbone.width, head.of_patches
+    heads = (crops.global_crops + crops.local_crops) * head_flops(width, head) + masked * head_flops(width, patch_head)
     taught = teacher_settings or backbone
     teacher = crops.global_crops * (blocks_flops(taught, crops.global_px) + embed_flops(taught, crops.global_px))
-    teacher += (crops.global_crops + masked) * head_flops(taught.width, head)
-    forwards = {"none": 3, "selective": 3, "full": 4}[recipe.compute.recompute]
+    teacher += crops.global_crops * head_flops(taught.width, head) + masked * head_flops(taught.width, patch_head)
+    again = {"full": blocks, "lean": sum(count * first_flops(backbone, px) for count, px in sizes)}
     return StepFlops(
         dense=3 * (blocks + heads) + 2 * embed + teacher,
-        executed=forwards * kept * blocks + 3 * heads + 2 * embed + teacher,
+        executed=kept * (3 * blocks + again.get(recipe.compute.recompute, 0)) + 3 * heads + 2 * embed + teacher,
     )
 
 
@@ -57,6 +58,13 @@ def blocks_flops(settings: BackboneSettings, px: int) -> float:
     linear = 2 * tokens * (4 * width * width + mlp)
     attention = 4 * tokens * tokens * width
     return float(settings.depth * (linear + attention))
+
+
+def first_flops(settings: BackboneSettings, px: int) -> float:
+    """Of a forward pass, the first layers of all MLPs: what `lean` recomputation repeats, if they are wide enough."""
+    width, tokens = settings.width, (px // settings.patch_px) ** 2 + 1 + settings.registers
+    hidden = int(width * settings.mlp_ratio)
+    return float(settings.depth * 2 * tokens * width * hidden) if hidden > 3 * width else 0.0
 
 
 def embed_flops(settings: BackboneSettings, px: int) -> float:

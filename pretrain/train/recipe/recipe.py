@@ -37,7 +37,9 @@ class ComputeSettings:
     `accumulate`: a process's share of the batch is computed in so many parts, which also see only each other in
     Sinkhorn-Knopp and in the spreading term. `parallel`: whole copies (ddp) or shards (fsdp) of the model.
     `precision`: of products. `recompute`: activations computed again in the backward pass. `compile`: each block by
-    torch.compile. `threads`: of a process on the CPU, 0 for all cores.
+    torch.compile. `threads`: of a process on the CPU, 0 for all cores. `loss_mb`: the largest matrix of rows and
+    prototypes that the losses make, in 2^20 bytes; larger ones are computed in parts, exactly. `skips`: how many steps
+    may be left out in any `skip_window` of them, where loss or gradient is not finite; one more ends the run.
     """
 
     device: str = ""
@@ -47,6 +49,9 @@ class ComputeSettings:
     recompute: str = "none"
     compile: bool = False
     threads: int = 0
+    loss_mb: int = 256
+    skips: int = 5
+    skip_window: int = 1000
 
     def __post_init__(self) -> None:
         for name, allowed in (("precision", PRECISIONS), ("parallel", PARALLEL), ("recompute", RECOMPUTE)):
@@ -54,6 +59,8 @@ class ComputeSettings:
                 raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
         if self.accumulate < 1 or not 0 <= self.threads <= MOST_THREADS:
             raise BadOption(f"accumulate must be at least 1, threads between 0 and {MOST_THREADS:,}")
+        if min(self.loss_mb, self.skip_window) < 1 or self.skips < 0:
+            raise BadOption("loss_mb and skip_window must be at least 1, skips at least 0")
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,16 @@ FREE = ("compute", "loader", "saving", "looking")
 """What may change when a run goes on: it decides how, not what, is computed."""
 
 
+BEFORE: Mapping[str, object] = {
+    "views.masking.blocks": 10,
+    "views.masking.least_block": 0,
+    "views.masking.scattered": True,
+    "optim.clip_apart": False,
+    "optim.decay_tokens": False,
+}
+"""How a run goes on whose recipe.json is older than these settings; of the newer ones not named here, by default."""
+
+
 def flat(recipe: Recipe) -> dict[str, object]:
     """Every value under its dotted name."""
     return dict(_walk(recipe, ""))
@@ -141,7 +158,7 @@ def save(recipe: Recipe, file: Path) -> None:
 def load(file: Path) -> Recipe:
     """What `save` wrote; BadOption if it is something else."""
     try:
-        values = read_json(file)
+        values = _completed(read_json(file))
         recipe: Recipe = build(Recipe, values, "")
     except OSError as error:
         raise BadOption(
@@ -150,6 +167,18 @@ def load(file: Path) -> Recipe:
     except ValueError as error:
         raise BadOption(f"{file} is no recipe of this version: {error}") from error
     return recipe
+
+
+def _completed(values: Any) -> Any:
+    """A saved recipe with what was done before the settings that it lacks."""
+    for name, value in BEFORE.items():
+        *way, last = name.split(".")
+        record = values
+        for step in way:
+            record = record.get(step) if isinstance(record, dict) else None
+        if isinstance(record, dict):
+            record.setdefault(last, value)
+    return values
 
 
 def _walk(record: Any, prefix: str) -> typing.Iterator[tuple[str, object]]:

@@ -1,7 +1,8 @@
-"""The recipes: functions that return a whole configuration. `make recipe RECIPE=virchow2` shows one.
+"""The recipes: functions that return a whole configuration. `make recipe RECIPE=virchow2` shows one, with sources.
 
 Paper facts are from Zimmermann et al. 2024 (arXiv 2408.00738). Where the paper is silent (learning rate, weight decay,
-momentum, length of training) the values are those of DINOv2 (Oquab et al. 2023, arXiv 2304.07193).
+momentum, length of training) the values are those of DINOv2 (Oquab et al. 2023, arXiv 2304.07193), for the large models
+those of its long training.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pretrain.model.backbone import BackboneSettings
 from pretrain.model.heads import HeadSettings
 from pretrain.train.checkpoint import SavingSettings
 from pretrain.train.recipe.recipe import ComputeSettings, LookingSettings, Recipe
+from pretrain.train.recipe.sources import AUGMENTATIONS, LONG, PAPER, SHORT, WEIGHTS, sourced
 from pretrain.views.colour import ColourSettings
 from pretrain.views.crops import CropSettings
 from pretrain.views.views import ViewSettings
@@ -72,6 +74,7 @@ def vit_s() -> Recipe:
     )
 
 
+@sourced({"views.crops.local_px": SHORT})
 def vit_b_ablation() -> Recipe:
     """ViT-B/16, the setting of the paper's ablation of ECT and KDE."""
     return Recipe(
@@ -84,39 +87,81 @@ def vit_b_ablation() -> Recipe:
     )
 
 
+_EPOCH = 1250  # steps, of DINOv2
+_LONG = ScheduleSettings(
+    steps=500 * _EPOCH,
+    rate=2e-4,
+    warmup=80 / 500,
+    decay=(0.04, 0.2),
+    momentum=(0.994, 1.0),
+    temperature_warmup=30 / 500,
+    frozen=1 / 500,
+)
+_LONG_SOURCES = {
+    "schedule": LONG,
+    "schedule.least_rate": SHORT,
+    "schedule.temperature": f"{PAPER}; {SHORT}",
+    "schedule.temperature_warmup": f"{SHORT}: 30 epochs",
+    "schedule.frozen": f"{SHORT}: 1 epoch",
+    "schedule.steps": f"{LONG}: 500 epochs",
+    "schedule.warmup": f"{LONG}: 80 epochs",
+    "sampling.batch": PAPER,
+    "backbone": PAPER,
+    "backbone.layer_scale": SHORT,
+    "backbone.drop_path": LONG,
+    "objective.head.prototypes": PAPER,
+    "objective.head.bottleneck": LONG,
+    "objective.head.patch_bottleneck": SHORT,
+    "optim.layer_decay": LONG,
+}
+_HEAD = HeadSettings(prototypes=131_072, bottleneck=384, patch_bottleneck=256)
+
+
+@sourced({**_LONG_SOURCES, "backbone.mlp_ratio": WEIGHTS, "views.colour.solarise": f"{PAPER}; {AUGMENTATIONS}"})
 def virchow2() -> Recipe:
-    """Virchow2: ViT-H/14 of 631 M, batch 4096, 131,072 prototypes."""
+    """Virchow2: ViT-H/14 of 631 M, batch 4096, 131,072 prototypes; DINOv2's long training."""
     return Recipe(
         name="virchow2",
         sampling=SamplingSettings(batch=4096),
-        schedule=ScheduleSettings(steps=500_000, momentum=(0.994, 1.0)),
+        schedule=_LONG,
+        views=ViewSettings(colour=ColourSettings(solarise=0.2)),
         backbone=BackboneSettings(
-            width=1280, depth=32, heads=16, mlp_ratio=5.3375, swiglu=True, registers=4, drop_path=0.3
+            width=1280, depth=32, heads=16, mlp_ratio=5.3375, swiglu=True, registers=4, drop_path=0.4
         ),
-        objective=ObjectiveSettings(head=HeadSettings(prototypes=131_072)),
-        compute=ComputeSettings(compile=True),
+        objective=ObjectiveSettings(head=_HEAD),
+        optim=OptimSettings(layer_decay=1.0),
+        compute=ComputeSettings(compile=True, recompute="selective"),
         saving=SavingSettings(every=1000),
         looking=LookingSettings(picture=2000, probe=2000),
     )
 
 
+@sourced(
+    {
+        **_LONG_SOURCES,
+        "backbone.mlp_ratio": f"ours, for the 1.85 B of {PAPER}",
+        "optim.kind": PAPER,
+        "optim.betas": PAPER,
+    }
+)
 def virchow2g() -> Recipe:
-    """Virchow2G: ViT-G/14 of 1.85 B with 8 registers and QK-norm, batch 3072, StableAdamW."""
+    """Virchow2G: ViT-G/14 of 1.85 B with 8 registers and QK-norm, batch 3072, StableAdamW; DINOv2's long training."""
     return Recipe(
         name="virchow2g",
         sampling=SamplingSettings(batch=3072),
-        schedule=ScheduleSettings(steps=500_000, momentum=(0.994, 1.0)),
+        schedule=_LONG,
         backbone=BackboneSettings(
             width=1664, depth=48, heads=16, mlp_ratio=6.5625, swiglu=True, registers=8, qk_norm=True, drop_path=0.4
         ),
-        objective=ObjectiveSettings(head=HeadSettings(prototypes=131_072)),
-        optim=OptimSettings(kind="stable_adamw", betas=(0.9, 0.95)),
+        objective=ObjectiveSettings(head=_HEAD),
+        optim=OptimSettings(kind="stable_adamw", betas=(0.9, 0.95), layer_decay=1.0),
         compute=ComputeSettings(compile=True, parallel="fsdp", recompute="selective"),
         saving=SavingSettings(every=1000),
         looking=LookingSettings(picture=2000, probe=2000),
     )
 
 
+@sourced({"sampling.batch": PAPER, "backbone": PAPER, "objective.head.prototypes": PAPER, "schedule.momentum": LONG})
 def virchow2g_mini() -> Recipe:
     """Virchow2G Mini: ViT-S/14 of 22 M, distilled: give the teacher as `teacher=`."""
     return Recipe(

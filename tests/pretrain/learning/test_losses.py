@@ -6,6 +6,8 @@ import torch
 from torch.nn.functional import cosine_similarity, softmax
 
 from pretrain.learning.losses import dino_loss, ibot_loss, kde_loss, koleo_loss
+from pretrain.learning.targets import Cosines, Targets
+from pretrain.model.heads import Projection
 
 TEMPERATURE, KAPPA = 0.1, 5.0
 
@@ -16,6 +18,26 @@ def random(*shape, seed=0):
 
 def cosines(*shape, seed=0):
     return torch.tanh(random(*shape, seed=seed))
+
+
+def seen(cosines):
+    """A projection with these (..., K) cosines, row after row."""
+    rows = cosines.flatten(0, -2)
+    return Projection(rows, torch.eye(rows.shape[-1], dtype=rows.dtype))
+
+
+def told(probabilities):
+    """Targets that are these (..., K) probabilities."""
+    rows = probabilities.flatten(0, -2)
+    return Targets(Cosines(seen(rows.log())), 1.0, rows.new_zeros(rows.shape[-1]))
+
+
+def dino(student, targets):
+    return dino_loss(seen(student), told(targets), student.shape[1], TEMPERATURE)
+
+
+def ibot(student, targets, weight):
+    return ibot_loss(seen(student), told(targets), weight, TEMPERATURE)
 
 
 def cross_entropy(target, logits):
@@ -75,13 +97,13 @@ def test_dino_is_the_mean_over_pairs_of_a_global_and_another_crop(crops, wide):
     student = cosines(crops, 4, 7)
     targets = softmax(random(wide, 4, 7, seed=1) * 3, dim=-1)
     expected = slow_dino(student.numpy(), targets.numpy(), TEMPERATURE)
-    assert dino_loss(student, targets, TEMPERATURE).item() == pytest.approx(expected, rel=1e-12)
+    assert dino(student, targets).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_dino_never_compares_a_crop_with_itself():
     student = cosines(2, 3, 5).requires_grad_()
     targets = softmax(random(1, 3, 5, seed=1), dim=-1)
-    dino_loss(student, targets, TEMPERATURE).backward()
+    dino(student, targets).backward()
     assert not student.grad[0].any()
     assert student.grad[1].any()
 
@@ -91,7 +113,7 @@ def test_ibot_is_the_weighted_cross_entropy():
     weight = torch.tensor([0.5, 0.25, 0.25, 0.1, 0.0, 0.0], dtype=torch.float64)
     rows = zip(weight.tolist(), targets.numpy(), student.numpy(), strict=True)
     expected = sum(w * cross_entropy(t, s / TEMPERATURE) for w, t, s in rows)
-    assert ibot_loss(student, targets, weight, TEMPERATURE).item() == pytest.approx(expected, rel=1e-12)
+    assert ibot(student, targets, weight).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_padding_of_ibot_changes_neither_loss_nor_gradient():
@@ -100,8 +122,8 @@ def test_padding_of_ibot_changes_neither_loss_nor_gradient():
     bare = student.clone().requires_grad_()
     padded = torch.cat([student, student[:1].expand(3, -1)]).requires_grad_()
     none = torch.zeros(3, dtype=torch.float64)
-    without = ibot_loss(bare, targets, weight, TEMPERATURE)
-    within = ibot_loss(padded, torch.cat([targets, torch.zeros(3, 9)]), torch.cat([weight, none]), TEMPERATURE)
+    without = ibot(bare, targets, weight)
+    within = ibot(padded, torch.cat([targets, targets[:3]]), torch.cat([weight, none]))
     without.backward()
     within.backward()
     assert within.item() == pytest.approx(without.item(), rel=1e-12)
@@ -112,10 +134,8 @@ def test_padding_of_ibot_changes_neither_loss_nor_gradient():
 def test_gradients_of_dino_and_ibot():
     targets = softmax(random(2, 3, 4, seed=1), dim=-1)
     weight = torch.tensor([0.5, 0.2, 0.0], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda s: dino_loss(s, targets, TEMPERATURE), cosines(4, 3, 4).requires_grad_())
-    assert torch.autograd.gradcheck(
-        lambda s: ibot_loss(s, targets[0], weight, TEMPERATURE), cosines(3, 4).requires_grad_()
-    )
+    assert torch.autograd.gradcheck(lambda s: dino(s, targets), cosines(4, 3, 4).requires_grad_())
+    assert torch.autograd.gradcheck(lambda s: ibot(s, targets[0], weight), cosines(3, 4).requires_grad_())
 
 
 @pytest.mark.parametrize(("loss", "slow"), SPREADS, ids=SPREAD_NAMES)

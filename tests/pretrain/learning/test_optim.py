@@ -124,20 +124,27 @@ def test_layers_move_by_their_share_of_the_rate(network, kind):
             assert moved.mean().item() / 0.01 == pytest.approx(2.0 ** round(math.log2(moved.mean() / 0.01)), rel=1e-3)
 
 
+@pytest.mark.parametrize("tokens", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_matrices_decay(network, kind):
-    """Without a gradient to update_ema, decay is all that moves a parameter."""
+def test_what_decays_is_what_decays_in_dinov2(network, kind, tokens):
+    """Its utils/param_groups.py: all but biases, norms and gains of layers. Runs begun before spare tokens as well."""
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(1.0)
-    optimizer = make_optimizer(network, DEPTH, OptimSettings(kind, layer_decay=1.0, patch_rate=1.0))
+    settings = OptimSettings(kind, layer_decay=1.0, patch_rate=1.0, decay_tokens=tokens)
+    optimizer = make_optimizer(network, DEPTH, settings)
     give_gradients(network, value=0.0)
-    take_step(optimizer, at(rate=0.01, decay=0.1), FINE)
-    still = ("bias", "norm1", "norm2", "vit.norm", "q_norm", "k_norm", "gamma", "_token", "pos_embed")
+    take_step(optimizer, at(rate=0.01, decay=0.1), FINE)  # without a gradient, decay is all that moves a parameter
+    still = ("bias", "norm", "gamma", *(() if tokens else ("_token", "pos_embed")))
+    moved = []
     for name, parameter in network.named_parameters():
         decayed = not any(word in name for word in still)
+        moved += [name] if decayed else []
         expected = 1 - 0.01 * 0.1 if decayed else 1.0
         assert torch.allclose(parameter, torch.tensor(expected), rtol=1e-7), name
+    learned = {"backbone.mask_token", "backbone.vit.cls_token", "backbone.vit.reg_token", "backbone.vit.pos_embed"}
+    assert learned & set(moved) == (learned if tokens else set())
+    assert {"cls_head.prototypes", "backbone.vit.patch_embed.proj.weight"} <= set(moved)
 
 
 def test_every_parameter_is_optimised_once(network):
@@ -213,22 +220,40 @@ def test_state_names_every_tensor_once(network, kind):
     assert all(after[f"{name}.exp_avg"].shape == p.shape for name, p in network.named_parameters())
 
 
+def with_gradients(**gradients):
+    """A module with a child for each name, whose one parameter has this gradient."""
+    module = nn.Module()
+    for name, values in gradients.items():
+        child = nn.Module()
+        child.weight = nn.Parameter(torch.zeros(len(values)))
+        child.weight.grad = torch.tensor(values)
+        child.idle = nn.Parameter(torch.zeros(3))
+        module.add_module(name, child)
+    return module
+
+
 @pytest.mark.parametrize(("largest", "norm_after"), [(3.0, 3.0), (50.0, 13.0), (0.0, 13.0)])
-def test_clipping_scales_to_the_norm(largest, norm_after):
-    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))]
-    parameters[0].grad = torch.tensor([5.0])
-    parameters[1].grad = torch.tensor([0.0, -12.0])
-    assert clip_gradients(parameters, largest).item() == pytest.approx(13)
-    gradients = torch.cat([p.grad for p in parameters[:2]])
+def test_clipping_scales_all_together_to_the_norm(largest, norm_after):
+    module = with_gradients(backbone=[5.0], head=[0.0, -12.0])
+    assert clip_gradients(module, OptimSettings(clip=largest, clip_apart=False)).item() == pytest.approx(13)
+    gradients = torch.cat([module.backbone.weight.grad, module.head.weight.grad])
     assert torch.allclose(gradients, torch.tensor([5.0, 0.0, -12.0]) * norm_after / 13, rtol=1e-5)
-    assert parameters[2].grad is None
+    assert module.head.idle.grad is None
 
 
-def test_a_gradient_that_is_not_finite_shows_in_the_norm():
+def test_a_head_that_is_loud_does_not_slow_down_the_backbone():
+    """By default, backbone and heads are clipped apart, as DINOv2 and DINOv3 do it."""
+    module = with_gradients(backbone=[0.0, 2.0], cls_head=[30.0, 40.0], patch_head=[4.0])
+    assert clip_gradients(module, OptimSettings()).item() == pytest.approx(math.sqrt(2**2 + 50**2 + 4**2))
+    for name, wanted in (("backbone", [0.0, 2.0]), ("cls_head", [1.8, 2.4]), ("patch_head", [3.0])):
+        assert torch.allclose(getattr(module, name).weight.grad, torch.tensor(wanted), rtol=1e-5), name
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_gradient_that_is_not_finite_shows_in_the_norm(apart):
     for value in (math.nan, math.inf):
-        parameter = nn.Parameter(torch.zeros(2))
-        parameter.grad = torch.tensor([1.0, value])
-        assert not torch.isfinite(clip_gradients([parameter], 3.0))
+        module = with_gradients(backbone=[1.0], head=[1.0, value])
+        assert not torch.isfinite(clip_gradients(module, OptimSettings(clip_apart=apart)))
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def learn(textures, steps, **settings):
     backbone = BackboneSettings(width=32, depth=2, heads=2, image_px=56, layer_scale=0.0)
     head = HeadSettings(prototypes=PROTOTYPES, hidden=64, bottleneck=16)
     objective = SelfDistillation(ObjectiveSettings(head=head, **settings), backbone, seed=0)
-    optimizer = make_optimizer(objective.student, 2, OptimSettings(layer_decay=1.0))
+    optim = OptimSettings(layer_decay=1.0)
+    optimizer = make_optimizer(objective.student, 2, optim)
     schedule = ScheduleSettings(steps, rate=0.06, momentum=(0.95, 1.0), temperature=(0.04, 0.04))
     views = ViewSettings(
         CropSettings(global_px=56, local_px=28, local_crops=2, flips=False),
@@ -47,7 +48,7 @@ def learn(textures, steps, **settings):
         at = schedules.at(schedule, step, TILES)
         losses = objective.losses(make_views(textures, views, Places(0, step, np.arange(TILES)), 14), at)
         losses.total.backward()
-        clip_gradients(objective.student.parameters(), 3.0)
+        clip_gradients(objective.student, optim)
         take_step(optimizer, at, NONE)
         optimizer.zero_grad()
         objective.update(at)

@@ -53,12 +53,16 @@ def test_weights_are_spread_as_dinov2s():
         ("backbone.vit.pos_embed", 0.02),
         ("backbone.vit.reg_token", 1e-6),
         ("patch_head.mlp.0.weight", 0.02),
-        ("patch_head.prototypes", 1.0),
     ):
         assert kstest(named[name].detach().flatten().numpy() / std, "norm").pvalue > 1e-4, name
-    bound = (3 * 14 * 14) ** -0.5
-    patch = named["backbone.vit.patch_embed.proj.weight"].detach().flatten().numpy()
-    assert kstest(patch, "uniform", args=(-bound, 2 * bound)).pvalue > 1e-4
+    for name, inputs, rms in (  # as torch makes a layer of so many inputs
+        ("backbone.vit.patch_embed.proj.weight", 3 * 14 * 14, 0.0238),
+        ("cls_head.prototypes", 384, 0.0295),
+        ("patch_head.prototypes", 256, 0.0361),
+    ):
+        values, bound = named[name].detach().flatten().numpy(), inputs**-0.5
+        assert kstest(values, "uniform", args=(-bound, 2 * bound)).pvalue > 1e-4, name
+        assert (values**2).mean() ** 0.5 == pytest.approx(rms, rel=0.01), name
     for name, value in named.items():
         if name.endswith("bias") and "patch_embed" not in name:
             assert not value.any(), name

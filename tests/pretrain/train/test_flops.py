@@ -75,6 +75,15 @@ def test_selective_recomputation_repeats_no_matrix_product():
     assert step_flops(small(recompute="selective")).executed == step_flops(small()).executed
 
 
+@pytest.mark.parametrize("backbone", [{}, {"swiglu": True, "mlp_ratio": 5.5}, {"mlp_ratio": 3.0}])
+def test_lean_recomputation_repeats_the_first_layer_of_wide_mlps(backbone):
+    recipes = [small(recompute=mode, **backbone) for mode in ("none", "lean")]
+    kept, repeated = (counted(recipe, SDPBackend.FLASH_ATTENTION) for recipe in recipes)
+    expected = step_flops(recipes[1]).executed - step_flops(recipes[0]).executed
+    assert repeated - kept == pytest.approx(expected)
+    assert (expected > 0) == (backbone.get("mlp_ratio", 4.0) > 3)
+
+
 def test_executed_falls_with_stochastic_depth_and_rises_with_recomputation():
     for recipe in (virchow2(), virchow2g()):
         by_drop = [

@@ -131,6 +131,23 @@ def test_a_saved_recipe_comes_back_equal(name, tmp_path):
     assert [type(value) for value in flat(back).values()] == [type(value) for value in flat(held).values()]
 
 
+def test_a_file_of_before_goes_on_as_before(tmp_path):
+    """Settings that are newer than a run take the value that it was computed with, not that of a new run."""
+    held = changed(debug(), ["optim.clip_apart=false", "optim.decay_tokens=false", "views.masking.scattered=true"])
+    held = changed(held, ["views.masking.blocks=10", "views.masking.least_block=0", "views.colour.blur=1,0.1,0.5"])
+    values = dataclasses.asdict(held)
+    for group, names in (
+        (values["optim"], ("clip_apart", "decay_tokens")),
+        (values["views"]["masking"], ("blocks", "least_block", "scattered")),
+        (values["objective"]["head"], ("patch_bottleneck",)),
+        (values["compute"], ("loss_mb",)),
+    ):
+        for name in names:
+            del group[name]
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    assert load(tmp_path / "recipe.json") == held
+
+
 def nested(values, path, value):
     head, *rest = path
     return {**values, head: nested(values[head], rest, value) if rest else value}
@@ -222,10 +239,24 @@ def test_what_the_command_shows_can_be_given_back_to_it(name, capsys):
     from pipelines.recipe import main
 
     assert main(["--recipe", name]) == 0
-    shown = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    shown = [line.partition("  # ")[0] for line in lines]
+    assert all(line.partition("  # ")[2] for line in lines[1:])
     settable = [line for line in shown if not line.startswith("name=")]
     assert len(settable) == len(shown) - 1 > 60
     assert changed(recipe(name), settable) == recipe(name)
+
+
+def test_the_command_says_where_values_come_from(capsys):
+    from pipelines.recipe import main
+
+    assert main(["--recipe", "virchow2g", "--set", "optim.clip=1"]) == 0
+    said = dict(line.split("#") for line in capsys.readouterr().out.splitlines() if "=" in line and "  # " in line)
+    said = {name.split("=")[0]: (name.split("=")[1].strip(), source.strip()) for name, source in said.items()}
+    assert said["schedule.rate"] == ("0.0002", "DINOv2 vitl14.yaml and vitg14.yaml")
+    assert said["optim.betas"] == ("0.9,0.95", "Virchow2's paper")
+    assert said["optim.clip"] == ("1.0", "SET")
+    assert said["loader.threads"] == ("0", "ours")
 
 
 def test_the_command_refuses_what_is_not_there(capsys):

@@ -239,5 +239,5 @@ def test_compiled_blocks_do_what_plain_ones_do(shards, tmp_path):
     from torch._inductor import config
 
     with config.patch(compile_threads=1):  # no other processes, which would each import torch
-        assert run(shards, tmp_path / "run", *few, "compute.compile=true", "compute.recompute=selective") == 0
+        assert run(shards, tmp_path / "run", *few, "compute.compile=true", "compute.recompute=lean") == 0
     close_to(tmp_path / "run", tmp_path / "plain")

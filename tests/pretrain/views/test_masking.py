@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import label
 
 from pretrain.compute.randomness import Places
 from pretrain.views.masking import MaskingSettings, plan_masks
@@ -17,7 +18,8 @@ DEFAULT = MaskingSettings()
 @st.composite
 def maskings(draw):
     least, most = sorted(draw(st.tuples(st.floats(0, 0.95), st.floats(0, 0.95))))
-    return MaskingSettings(draw(st.floats(0, 1)), least, most, draw(st.floats(0.05, 1)))
+    blocks = draw(st.integers(0, 40)), draw(st.integers(0, 9)), draw(st.booleans())
+    return MaskingSettings(draw(st.floats(0, 1)), least, most, draw(st.floats(0.05, 1)), *blocks)
 
 
 calls = st.fixed_dictionaries(
@@ -114,6 +116,36 @@ def masked_neighbours(mask):
     return around[mask].mean()
 
 
+def scaled_blocks(wanted, rng, side=16):
+    """A mask as DINOv2's code makes it (data/masking.py): blocks of 4 patches or more, until ten do not fit."""
+    mask = np.zeros((side, side), bool)
+    failed = 0
+    while failed < 10 and mask.sum() < wanted:
+        left = wanted - mask.sum()
+        size, stretch = rng.uniform(min(4, left), left), np.exp(rng.uniform(np.log(0.3), -np.log(0.3)))
+        height, width = round(np.sqrt(size * stretch)), round(np.sqrt(size / stretch))
+        failed += 1
+        if height < side and width < side:
+            y, x = rng.integers(side - height + 1), rng.integers(side - width + 1)
+            new = height * width - mask[y : y + height, x : x + width].sum()
+            if 0 < new <= left:
+                mask[y : y + height, x : x + width] = True
+                failed = 0
+    return mask
+
+
+def test_masks_are_as_unbroken_as_dinov2s():
+    rng = np.random.default_rng(0)
+    ours = plan_masks(MaskingSettings(1.0), Places(0, 0, np.arange(400)), 1, 16).mask.reshape(-1, 16, 16)
+    theirs = np.stack([scaled_blocks(int(256 * rng.uniform(0.1, 0.5)), rng) for _ in range(400)])
+    pieces = [np.mean([label(mask)[1] for mask in masks]) for masks in (ours, theirs)]
+    assert pieces[0] < 1.05 * pieces[1]
+    assert masked_neighbours(ours) > 0.98 * masked_neighbours(theirs)
+    before = MaskingSettings(1.0, blocks=10, least_block=0, scattered=True)  # of runs that were begun before
+    broken = plan_masks(before, Places(0, 0, np.arange(400)), 1, 16).mask.reshape(-1, 16, 16)
+    assert np.mean([label(mask)[1] for mask in broken]) > 1.3 * pieces[1]
+
+
 def test_masks_are_blocks():
     mask = plan_masks(DEFAULT, Places(0, 0, np.arange(64)), 2, 16).mask
     scattered = np.random.default_rng(0).permuted(mask, axis=1)
@@ -142,6 +174,9 @@ def test_nothing_is_masked_where_nothing_is_asked_for():
         ({"most": float("nan")}, "no range"),
         ({"aspect": 0.0}, "aspect"),
         ({"aspect": 1.5}, "aspect"),
+        ({"blocks": -1}, "blocks"),
+        ({"blocks": 10**9}, "blocks"),
+        ({"least_block": -1}, "least_block"),
     ],
 )
 def test_nonsense_is_refused(wrong, says):
