@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import BadOption, NotBrightField
 from wsi_prep.tissue.background_model import BackgroundModel
-from wsi_prep.tissue.evidence.regions import hysteresis, with_holes_filled, without_faint_fragments
+from wsi_prep.tissue.evidence.light import Light
+from wsi_prep.tissue.evidence.regions import Regions, hysteresis, with_holes_filled, without_faint_fragments
 from wsi_prep.tissue.evidence.texture import Texture
 from wsi_prep.tissue.ink import ink
-from wsi_prep.tissue.picture import bands, brightest, darkest, deviation, morphed
+from wsi_prep.tissue.picture import brightest, darkest, deviation, morphed
 
 MASK_MPP = 8.0
 """um per pixel of the mask."""
@@ -97,23 +98,14 @@ def detect_tissue(
     """
     settings = settings or TissueSettings()
     glass = glass or BackgroundModel.of(thumbnail)
-    density = glass.density(thumbnail)
-    unscanned = glass.unscanned(thumbnail)
-    if unscanned is not None:
-        density[unscanned] = 0.0  # black filling has no soft rim, as a black border has
+    unscanned = glass.unscanned(thumbnail)  # black filling has no soft rim, as a black border has
     artefact = ink(thumbnail, mpp, glass) if marks is None else marks.copy()
     if unscanned is not None:
         artefact |= unscanned
-    if artefact.any():
-        density[artefact] = 0.0
-    strongest = np.empty(artefact.shape, np.float32)
-    for rows in bands(len(density)):
-        red, green, blue = cv2.split(density[rows])
-        cv2.max(cv2.max(red, green), blue, dst=strongest[rows])
-    texture = Texture.of(density, strongest, glass, mpp)
-    del density  # of a large slide each of these has tens of MB
-    dense = _dense(strongest, glass, mpp, settings)
-    del strongest
+    light = Light.of(thumbnail, glass, artefact, mpp)
+    texture = Texture.of(light, glass)
+    dense = _dense(light.strongest, glass, mpp, settings)
+    del light  # of a large slide it has tens of MB
     artefact |= texture.films(artefact.shape)
     clean = _drop_debris((texture.tissue(dense) | dense) & ~artefact, thumbnail, glass, mpp, settings)
     closed = morphed(clean, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp) & ~artefact
@@ -143,20 +135,17 @@ def _drop_debris(
     mask: NDArray[np.bool_], thumbnail: NDArray[np.uint8], glass: BackgroundModel, mpp: float, settings: TissueSettings
 ) -> NDArray[np.bool_]:
     """Without specks, and without what is grey and smallish or thin: dust, bubbles, edges of a coverslip."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    area = stats[:, cv2.CC_STAT_AREA]
-    box = stats[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
+    regions = Regions.of(mask)
+    area, size = regions.area, regions.box[:, 2:] + 1 - regions.box[:, :2]
     keep = area * mpp**2 >= settings.least_speck_um2
-    thin = (box.min(axis=1) * mpp < 120) | (area < 0.1 * box.prod(axis=1))
+    thin = (size.min(axis=1) * mpp < 120) | (area < 0.1 * size.prod(axis=1))
     doubtful = keep & (thin | (area * mpp**2 < settings.least_grey_um2))
-    doubtful[0] = keep[0] = False
-    sums = np.zeros((count, 3))
-    for rows in bands(len(labels)) if doubtful.any() else ():
-        where = doubtful[labels[rows]]
-        density = glass.density_of_rows(thumbnail, rows)[where]
-        for channel in range(3):
-            sums[:, channel] += np.bincount(labels[rows][where], density[:, channel], minlength=count)
+    sums = np.zeros((len(area), 3))
+    if doubtful.any():
+        at = np.nonzero(regions.those(doubtful))
+        labels = regions.labels[at]
+        for channel, density in enumerate(glass.density_at(thumbnail, at).T):
+            sums[:, channel] = np.bincount(labels, density, len(area))
     strongest = sums.max(axis=1)
     grey = doubtful & (strongest - sums.min(axis=1) < _NEUTRAL * strongest)
-    kept: NDArray[np.bool_] = (keep & ~grey)[labels]
-    return kept
+    return regions.those(keep & ~grey)
