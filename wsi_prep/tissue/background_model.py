@@ -287,10 +287,10 @@ def _fit_surface(darkening: NDArray[np.float32], glass: NDArray[np.bool_]) -> ND
 
     The sums of the normal equations are moments, x to the a times y to the b, so rows are summed before columns.
     """
-    y, x = (np.linspace(-1.0, 1.0, size)[:, None] ** np.arange(5) for size in glass.shape)
+    y, x = (np.linspace(-1.0, 1.0, size) ** np.arange(5)[:, None] for size in glass.shape)
     weight = _weights(glass)
-    moments = y.T @ weight @ x
-    right = y.T @ (weight * darkening) @ x
+    # einsum, as a product of matrices would start threads, which on busy cores take a hundred times as long
+    moments, right = (np.einsum("ph,hw->pw", y, part) @ x.T for part in (weight, weight * darkening))
     normal = [[moments[yi + yj, xi + xj] for yj, xj in _POWERS] for yi, xi in _POWERS]
     prior = np.diag([0.0, *[(_LEVEL_NOISE / _TILT_PRIOR) ** 2] * 5])
     return np.asarray(np.linalg.solve(normal + prior, [right[yi, xi] for yi, xi in _POWERS]))
@@ -298,7 +298,10 @@ def _fit_surface(darkening: NDArray[np.float32], glass: NDArray[np.bool_]) -> ND
 
 def _weights(glass: NDArray[np.bool_]) -> NDArray[np.float32]:
     """(h, w): so that each of 8 x 8 parts of the picture weighs the same, however much of it is glass."""
-    down, across = (np.eye(8, dtype=np.float32)[np.arange(size) * 8 // size] for size in glass.shape)
-    counted = glass.astype(np.float32)
-    share = 1 / np.maximum(down.T @ counted @ across, 1)
-    return np.asarray(counted * (down @ share @ across.T), dtype=np.float32)
+    counts, parts = glass.astype(np.float32), []
+    for axis, size in enumerate(glass.shape):
+        _, first, part = np.unique(np.arange(size) * 8 // size, return_index=True, return_inverse=True)
+        counts = np.add.reduceat(counts, first, axis=axis)
+        parts.append(part)
+    share = (1 / np.maximum(counts, 1)).take(parts[0], axis=0).take(parts[1], axis=1)
+    return np.asarray(share * glass, dtype=np.float32)

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import BadOption, NotBrightField
 from wsi_prep.tissue.background_model import BackgroundModel
+from wsi_prep.tissue.evidence.certainty import certainty
+from wsi_prep.tissue.evidence.dense import Dense
 from wsi_prep.tissue.evidence.light import Light
-from wsi_prep.tissue.evidence.regions import Regions, hysteresis, with_holes_filled, without_faint_fragments
+from wsi_prep.tissue.evidence.regions import Regions, with_holes_filled, without_faint_fragments
 from wsi_prep.tissue.evidence.texture import Texture
 from wsi_prep.tissue.ink import ink
-from wsi_prep.tissue.picture import brightest, darkest, deviation, morphed
+from wsi_prep.tissue.picture import brightest, darkest, morphed
 
 MASK_MPP = 8.0
 """um per pixel of the mask."""
-
-_TEXTURE_UM = 50.0
 
 _IN_FAT, _FAINT = 6.0, 5.0
 """Times the least hole and fragment, of what fat may leave open, and of fragments that have nothing dense."""
@@ -58,6 +58,14 @@ class TissueSettings:
         for name in ("gap_um", "least_speck_um2", "least_hole_um2", "least_fragment_um2", "least_grey_um2"):
             if not 0 <= getattr(self, name) < 1e9:
                 raise BadOption(f"tissue {name} {getattr(self, name):g} is not between 0 and 1e9")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """`tissue`, (h, w) bool, and how `certain` that is, from 0 to 1; None where there is none."""
+
+    tissue: NDArray[np.bool_]
+    certain: float | None
 
 
 def check_bright_field(thumbnail: NDArray[np.uint8]) -> None:
@@ -96,6 +104,17 @@ def detect_tissue(
 
     `glass`: the picture's, and `marks`: its `ink`, where they are known.
     """
+    return outline_tissue(thumbnail, mpp, settings, glass, marks).tissue
+
+
+def outline_tissue(
+    thumbnail: NDArray[np.uint8],
+    mpp: float,
+    settings: TissueSettings | None = None,
+    glass: BackgroundModel | None = None,
+    marks: NDArray[np.bool_] | None = None,
+) -> Outline:
+    """The mask that `detect_tissue` gives of a picture, and how certain it is."""
     settings = settings or TissueSettings()
     glass = glass or BackgroundModel.of(thumbnail)
     unscanned = glass.unscanned(thumbnail)  # black filling has no soft rim, as a black border has
@@ -104,31 +123,16 @@ def detect_tissue(
         artefact |= unscanned
     light = Light.of(thumbnail, glass, artefact, mpp)
     texture = Texture.of(light, glass)
-    dense = _dense(light.strongest, glass, mpp, settings)
+    dense = Dense.of(light, glass, settings.seed_density, settings.edge_density)
     del light  # of a large slide it has tens of MB
     artefact |= texture.films(artefact.shape)
-    clean = _drop_debris((texture.tissue(dense) | dense) & ~artefact, thumbnail, glass, mpp, settings)
+    found = (texture.tissue(dense.mask) | dense.mask) & ~artefact
+    clean = _drop_debris(found, thumbnail, glass, mpp, settings)
     closed = morphed(clean, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp) & ~artefact
     holes, fragments = settings.least_hole_um2 / mpp**2, settings.least_fragment_um2 / mpp**2
-    filled = with_holes_filled(closed, dense, holes, _IN_FAT * holes)
-    return without_faint_fragments(filled, dense, fragments, _FAINT * fragments)
-
-
-def _dense(
-    strongest: NDArray[np.float32], glass: BackgroundModel, mpp: float, settings: TissueSettings
-) -> NDArray[np.bool_]:
-    """(h, w): what the `strongest` (h, w) density alone, or its variation, shows to be tissue."""
-    smooth = cv2.GaussianBlur(strongest, (0, 0), max(0.4, 10.0 / mpp))
-    evidence = deviation(strongest, max(3, round(_TEXTURE_UM / mpp) | 1))
-    evidence += smooth
-    noise = glass.noise_floor(evidence)
-    reach = max(settings.edge_density, noise)
-    certain, likely = evidence > max(settings.seed_density, 2 * noise), evidence > reach
-    del evidence
-    grown = hysteresis(certain, likely)
-    # texture is seen half its window beyond the edge: there, density alone decides
-    inner = morphed(grown, cv2.MORPH_ERODE, 0.5 * _TEXTURE_UM / mpp)
-    return np.asarray(inner | (grown & (smooth > 0.5 * reach)), dtype=np.bool_)
+    filled = with_holes_filled(closed, dense.mask, holes, _IN_FAT * holes)
+    tissue = without_faint_fragments(filled, dense.mask, fragments, _FAINT * fragments)
+    return Outline(tissue, certainty(tissue, artefact, dense, texture))
 
 
 def _drop_debris(

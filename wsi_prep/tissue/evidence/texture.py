@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.evidence.light import Light
-from wsi_prep.tissue.picture import deviation, morphed, reduced
+from wsi_prep.tissue.picture import deviation, morphed, reduced, shrunk
 
 _FINE_UM, _AROUND_UM = 24.0, 120.0
-_SHARE = 0.5
+ENOUGH = 0.5
 """Of the surroundings of a pixel, how much has fine texture where there is tissue; at a straight edge it is half."""
 
 _LEAST_TEXTURE, _SPREADS = 0.003, 6.0
@@ -41,13 +41,14 @@ class Texture:
     """Of each pixel's surroundings: the `share` that has fine texture, how strong that is `relative` to the density,
     how `coloured` (0 to 1) they are, and how `dense`.
 
-    (h/2, w/2) float32 each, or (h, w) where the picture is coarse; `mpp`: um of their pixels.
+    (h / step, w / step) float32 each; `mpp`: um of their pixels.
     """
 
     share: NDArray[np.float32]
     relative: NDArray[np.float32]
     coloured: NDArray[np.float32]
     dense: NDArray[np.float32]
+    step: int
     mpp: float
 
     @classmethod
@@ -71,12 +72,12 @@ class Texture:
         strength = cv2.blur(reduced(light.strongest, step), around)
         relative = np.asarray(cv2.blur(mean_fine, around), dtype=np.float32)
         relative /= np.maximum(strength, np.float32(1e-3))
-        return cls(share, relative, coloured, np.asarray(dense, dtype=np.float32), step * mpp)
+        return cls(share, relative, coloured, np.asarray(dense, dtype=np.float32), step, step * mpp)
 
     def tissue(self, dense: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(h, w): where the surroundings are textured, without what is but a rim of `dense` (h, w) tissue."""
-        textured = self.share > _SHARE
-        small = _shrunk(dense, textured.shape)
+        textured = self.share > ENOUGH
+        small = shrunk(dense, self.step)
         solid = morphed(small, cv2.MORPH_OPEN, _SOLID_UM / self.mpp)
         return _enlarged(morphed(textured & ~solid, cv2.MORPH_OPEN, _RIM_UM / self.mpp), dense.shape)
 
@@ -85,17 +86,12 @@ class Texture:
 
         Thin and smooth films take little light, of all colours alike. Of a slide without colour nothing is.
         """
-        tissue = (self.share > _SHARE) & (self.relative > _TEXTURED) & (self.dense > _COLOURED_FROM)
+        tissue = (self.share > ENOUGH) & (self.relative > _TEXTURED) & (self.dense > _COLOURED_FROM)
         usual = float(np.median(self.coloured[tissue])) if tissue.any() else 0.0
         grey = self.coloured < min(_GREY, _GREY_SHARE * usual)
         greyest = self.coloured < min(_GREYEST, _GREYEST_SHARE * usual)
         film = (self.dense > _SEEN) & ((grey & (self.relative < _SMOOTH)) | greyest)
         return _enlarged(morphed(film, cv2.MORPH_OPEN, _ALIKE_UM / self.mpp), shape)
-
-
-def _shrunk(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    small = cv2.resize(mask.astype(np.uint8) * 255, shape[1::-1], interpolation=cv2.INTER_AREA)
-    return np.asarray(small > 127, dtype=np.bool_)
 
 
 def _enlarged(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
