@@ -1,4 +1,4 @@
-"""How well tissue is found on overviews with reference masks: python -m tests.benchmarks.tissue FOLDER [--draw TO]."""
+"""`make evaluate-tissue PICTURES=folder`: how well tissue is found on overviews with reference masks."""
 
 from __future__ import annotations
 
@@ -42,12 +42,14 @@ def main() -> None:
     made harder, and what limits that are chosen without a case do on it.
     """
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="manifest.csv (file, case, um_per_px), pictures and masks/NAME.png")
+    parser.add_argument(
+        "--pictures", type=Path, required=True, help="manifest.csv (file, case, um_per_px), pictures and masks/NAME.png"
+    )
     parser.add_argument("--draw", type=Path, metavar="TO", help="write outlines here: reference red, found green")
     parser.add_argument("--quick", action="store_true", help="neither harder pictures nor other limits: half a minute")
     given = parser.parse_args()
     cv2.setNumThreads(1)
-    overviews = list(_read(given.folder))
+    overviews = list(_read(given.pictures))
     by_case: dict[str, list[float]] = defaultdict(list)
     seconds, pixels = 0.0, 0
     for overview in overviews:
