@@ -202,18 +202,24 @@ def _fuzz(target: Target, said: Mapping[str, str]) -> Commands:
     return _plain(target, {"SECONDS": "600"} | dict(said))
 
 
+def _evaluate_tissue(target: Target, said: Mapping[str, str]) -> Commands:
+    """Outlines against masks, then ink, on the same pictures."""
+    judged = _plain(target, said)  # which asks for PICTURES
+    return [*judged, _python("tests.benchmarks.ink", f"--pictures={said['PICTURES']}")]
+
+
 def _nothing(_target: Target, _said: Mapping[str, str]) -> Commands:
     return []
 
 
 def _help(_target: Target, _said: Mapping[str, str]) -> Commands:
-    width = min(shutil.get_terminal_size((120, 0)).columns, 140)
+    width, column = min(shutil.get_terminal_size((120, 0)).columns, 140), max(map(len, TARGETS)) + 1
     for target in TARGETS.values():
         names = [each for each in target.variables if each.name != "OUT" or target.name in ("shards", "bench")]
         shown = " ".join(variable.shown().replace(" ", "\0") for variable in names)
         text = f"{target.about}: {shown}" if shown else target.about
-        lines = textwrap.wrap(text, width - 12, break_long_words=False, break_on_hyphens=False)
-        print(f"{target.name:<12}" + f"\n{'':12}".join(lines).replace("\0", " "))
+        lines = textwrap.wrap(text, width - column, break_long_words=False, break_on_hyphens=False)
+        print(f"{target.name:<{column}}" + f"\n{'':{column}}".join(lines).replace("\0", " "))
     print(_HELP)
     return []
 
@@ -229,6 +235,7 @@ _PLANS: dict[str, Callable[[Target, Mapping[str, str]], Commands]] = {
     "test": _test,
     "test-fast": _test,
     "fuzz": _fuzz,
+    "evaluate-tissue": _evaluate_tissue,
     "clean": _nothing,
 }
 

@@ -121,6 +121,16 @@ _DEVELOPING = (
             Variable("ARGS", "", example='"--seed 0 --limit-mb 1500 --keep folder"'),
         ),
     ),
+    Target(
+        "evaluate-tissue",
+        "Compare outlines with reference masks, and look for ink, on your own overviews of slides",
+        "tests.benchmarks.tissue",
+        (
+            Variable("PICTURES", "--pictures", example="folder"),
+            Variable("ARGS", "", example='"--quick | --draw folder"'),
+        ),
+        ("PICTURES",),
+    ),
     Target("test", "Run every test, after ruff and mypy", "pytest", (_ARGS,)),
     Target("test-fast", "Run the tests that take seconds, after ruff and mypy: under 2 minutes", "pytest", (_ARGS,)),
     Target("check", "Run typos, ruff and mypy alone"),

@@ -1,6 +1,6 @@
-"""`python -m tests.benchmarks.ink OVERVIEWS`: ink that is found, and stain that is taken for it, on real overviews.
+"""`make evaluate-tissue PICTURES=folder`: ink that is found, and stain that is taken for it, on real overviews.
 
-OVERVIEWS: a folder of pictures of whole slides with manifest.csv (file, class, um_per_px) and, where known, masks/ (255
+PICTURES: a folder of pictures of whole slides with manifest.csv (file, class, um_per_px) and, where known, masks/ (255
 tissue, 0 ink or glass, 128 open). Strokes of real pens' colours are drawn on every slide that has no pen in its name.
 """
 
@@ -42,12 +42,12 @@ class Overview(NamedTuple):
 def main() -> None:
     """Print two Markdown tables, and a line for each slide that loses tissue or has real ink."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("overviews", type=Path)
+    parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--pens-a-slide", type=int, default=3)
     given = parser.parse_args()
     cv2.setNumThreads(1)
     lost, recall = collections.defaultdict(list), collections.defaultdict(list)
-    for number, slide in enumerate(read(given.overviews)):
+    for number, slide in enumerate(read(given.pictures)):
         found = ink(slide.picture, MASK_MPP, BackgroundModel.of(slide.picture))
         if "-pen_" in slide.file and slide.mask is not None:
             shares = found[slide.mask == 0].mean(), found[slide.mask == 255].mean()

@@ -3,6 +3,7 @@
 import re
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,15 @@ def test_the_fast_tests_leave_out_every_marker_and_all_others_none():
     assert fast[fast.index("-m") + 1] == f"not ({' or '.join(markers)})"
     assert fast[-1] == "-x"
     assert "-m" not in plan(call("test"), "test")[0][3:]
+
+
+def test_outlines_and_ink_are_judged_on_the_same_pictures():
+    given = call("evaluate-tissue", PICTURES="my overviews", ARGS="--quick")
+    outlines, ink = plan(given, "evaluate-tissue")
+    assert [command[2] for command in (outlines, ink)] == ["tests.benchmarks.tissue", "tests.benchmarks.ink"]
+    assert all(find_spec(command[2]) for command in (outlines, ink))
+    assert outlines[3:] == ["--pictures=my overviews", "--quick"]
+    assert ink[3:] == ["--pictures=my overviews"]
 
 
 def test_the_makefile_has_the_targets_of_the_table():

@@ -78,6 +78,7 @@ SLIDE_SCHEMA = pa.schema(
             pa.string(),
         ),  # the manifest's further columns, as JSON by name; null without, and in private output
         ("source_bytes", pa.int64()),  # of the slide's own files
+        ("tissue_certainty", pa.float32()),  # of the outline, 0 to 1; null where a mask was given, or none found
     ]
 )
 
@@ -133,6 +134,7 @@ class SlideRow(TypedDict, total=False):
     file_folder: str | None
     manifest: str | None
     source_bytes: int | None
+    tissue_certainty: float | None
 
 
 def shown_name(row: SlideRow) -> str:

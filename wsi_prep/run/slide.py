@@ -175,6 +175,7 @@ def _prepare_open(bench: _Bench, reader: TrustedLevels) -> pa.Table:
     )
     thumbnail, glass, tissue = found.thumbnail, found.glass, found.tissue
     row["tissue_mm2"] = float(tissue.sum()) * _mask_pixel_mm2(thumbnail, scale)
+    row["tissue_certainty"] = found.certain
     seen = classify_stain(thumbnail.pixels, tissue, glass)
     no_colour = colour_warning(thumbnail.pixels, tissue, glass)
     row["warning"] = warned(row["warning"], None if task.mask else glass.warning, no_colour)

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from wsi_prep.errors import BadOption, NotBrightField
 from wsi_prep.tissue.background_model import BackgroundModel
-from wsi_prep.tissue.evidence.regions import hysteresis, with_holes_filled, without_faint_fragments
+from wsi_prep.tissue.evidence.certainty import certainty
+from wsi_prep.tissue.evidence.dense import Dense
+from wsi_prep.tissue.evidence.light import Light
+from wsi_prep.tissue.evidence.regions import Regions, with_holes_filled, without_faint_fragments
 from wsi_prep.tissue.evidence.texture import Texture
 from wsi_prep.tissue.ink import ink
-from wsi_prep.tissue.picture import bands, brightest, darkest, deviation, morphed
+from wsi_prep.tissue.picture import brightest, darkest, morphed
 
 MASK_MPP = 8.0
 """um per pixel of the mask."""
-
-_TEXTURE_UM = 50.0
 
 _IN_FAT, _FAINT = 6.0, 5.0
 """Times the least hole and fragment, of what fat may leave open, and of fragments that have nothing dense."""
@@ -57,6 +58,14 @@ class TissueSettings:
         for name in ("gap_um", "least_speck_um2", "least_hole_um2", "least_fragment_um2", "least_grey_um2"):
             if not 0 <= getattr(self, name) < 1e9:
                 raise BadOption(f"tissue {name} {getattr(self, name):g} is not between 0 and 1e9")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """`tissue`, (h, w) bool, and how `certain` that is, from 0 to 1; None where there is none."""
+
+    tissue: NDArray[np.bool_]
+    certain: float | None
 
 
 def check_bright_field(thumbnail: NDArray[np.uint8]) -> None:
@@ -95,68 +104,52 @@ def detect_tissue(
 
     `glass`: the picture's, and `marks`: its `ink`, where they are known.
     """
+    return outline_tissue(thumbnail, mpp, settings, glass, marks).tissue
+
+
+def outline_tissue(
+    thumbnail: NDArray[np.uint8],
+    mpp: float,
+    settings: TissueSettings | None = None,
+    glass: BackgroundModel | None = None,
+    marks: NDArray[np.bool_] | None = None,
+) -> Outline:
+    """The mask that `detect_tissue` gives of a picture, and how certain it is."""
     settings = settings or TissueSettings()
     glass = glass or BackgroundModel.of(thumbnail)
-    density = glass.density(thumbnail)
-    unscanned = glass.unscanned(thumbnail)
-    if unscanned is not None:
-        density[unscanned] = 0.0  # black filling has no soft rim, as a black border has
+    unscanned = glass.unscanned(thumbnail)  # black filling has no soft rim, as a black border has
     artefact = ink(thumbnail, mpp, glass) if marks is None else marks.copy()
     if unscanned is not None:
         artefact |= unscanned
-    if artefact.any():
-        density[artefact] = 0.0
-    strongest = np.empty(artefact.shape, np.float32)
-    for rows in bands(len(density)):
-        red, green, blue = cv2.split(density[rows])
-        cv2.max(cv2.max(red, green), blue, dst=strongest[rows])
-    texture = Texture.of(density, strongest, glass, mpp)
-    del density  # of a large slide each of these has tens of MB
-    dense = _dense(strongest, glass, mpp, settings)
-    del strongest
+    light = Light.of(thumbnail, glass, artefact, mpp)
+    texture = Texture.of(light, glass)
+    dense = Dense.of(light, glass, settings.seed_density, settings.edge_density)
+    del light  # of a large slide it has tens of MB
     artefact |= texture.films(artefact.shape)
-    clean = _drop_debris((texture.tissue(dense) | dense) & ~artefact, thumbnail, glass, mpp, settings)
+    found = (texture.tissue(dense.mask) | dense.mask) & ~artefact
+    clean = _drop_debris(found, thumbnail, glass, mpp, settings)
     closed = morphed(clean, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp) & ~artefact
     holes, fragments = settings.least_hole_um2 / mpp**2, settings.least_fragment_um2 / mpp**2
-    filled = with_holes_filled(closed, dense, holes, _IN_FAT * holes)
-    return without_faint_fragments(filled, dense, fragments, _FAINT * fragments)
-
-
-def _dense(
-    strongest: NDArray[np.float32], glass: BackgroundModel, mpp: float, settings: TissueSettings
-) -> NDArray[np.bool_]:
-    """(h, w): what the `strongest` (h, w) density alone, or its variation, shows to be tissue."""
-    smooth = cv2.GaussianBlur(strongest, (0, 0), max(0.4, 10.0 / mpp))
-    evidence = deviation(strongest, max(3, round(_TEXTURE_UM / mpp) | 1))
-    evidence += smooth
-    noise = glass.noise_floor(evidence)
-    reach = max(settings.edge_density, noise)
-    certain, likely = evidence > max(settings.seed_density, 2 * noise), evidence > reach
-    del evidence
-    grown = hysteresis(certain, likely)
-    # texture is seen half its window beyond the edge: there, density alone decides
-    inner = morphed(grown, cv2.MORPH_ERODE, 0.5 * _TEXTURE_UM / mpp)
-    return np.asarray(inner | (grown & (smooth > 0.5 * reach)), dtype=np.bool_)
+    filled = with_holes_filled(closed, dense.mask, holes, _IN_FAT * holes)
+    tissue = without_faint_fragments(filled, dense.mask, fragments, _FAINT * fragments)
+    return Outline(tissue, certainty(tissue, artefact, dense, texture))
 
 
 def _drop_debris(
     mask: NDArray[np.bool_], thumbnail: NDArray[np.uint8], glass: BackgroundModel, mpp: float, settings: TissueSettings
 ) -> NDArray[np.bool_]:
     """Without specks, and without what is grey and smallish or thin: dust, bubbles, edges of a coverslip."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    area = stats[:, cv2.CC_STAT_AREA]
-    box = stats[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
+    regions = Regions.of(mask)
+    area, size = regions.area, regions.box[:, 2:] + 1 - regions.box[:, :2]
     keep = area * mpp**2 >= settings.least_speck_um2
-    thin = (box.min(axis=1) * mpp < 120) | (area < 0.1 * box.prod(axis=1))
+    thin = (size.min(axis=1) * mpp < 120) | (area < 0.1 * size.prod(axis=1))
     doubtful = keep & (thin | (area * mpp**2 < settings.least_grey_um2))
-    doubtful[0] = keep[0] = False
-    sums = np.zeros((count, 3))
-    for rows in bands(len(labels)) if doubtful.any() else ():
-        where = doubtful[labels[rows]]
-        density = glass.density_of_rows(thumbnail, rows)[where]
-        for channel in range(3):
-            sums[:, channel] += np.bincount(labels[rows][where], density[:, channel], minlength=count)
+    sums = np.zeros((len(area), 3))
+    if doubtful.any():
+        at = np.nonzero(regions.those(doubtful))
+        labels = regions.labels[at]
+        for channel, density in enumerate(glass.density_at(thumbnail, at).T):
+            sums[:, channel] = np.bincount(labels, density, len(area))
     strongest = sums.max(axis=1)
     grey = doubtful & (strongest - sums.min(axis=1) < _NEUTRAL * strongest)
-    kept: NDArray[np.bool_] = (keep & ~grey)[labels]
-    return kept
+    return regions.those(keep & ~grey)

@@ -12,18 +12,22 @@ from wsi_prep.slides.pyramid.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.slides.pyramid.trusted import TrustedLevels
 from wsi_prep.slides.scale import Scale
 from wsi_prep.tissue.background_model import BackgroundModel
-from wsi_prep.tissue.detect import MASK_MPP, TissueSettings, check_bright_field, detect_tissue
+from wsi_prep.tissue.detect import MASK_MPP, Outline, TissueSettings, check_bright_field, outline_tissue
 from wsi_prep.tissue.ink import ink
 
 
 @dataclass(frozen=True)
 class FoundTissue:
-    """`tissue` and `ink`, (h, w) bool, in the pixels of `thumbnail`; `glass` is what is no tissue there."""
+    """`tissue` and `ink`, (h, w) bool, in the pixels of `thumbnail`; `glass` is what is no tissue there.
+
+    `certain`: how far the outline can be relied on, from 0 to 1; None where a mask was given, or nothing found.
+    """
 
     thumbnail: Thumbnail
     glass: BackgroundModel
     tissue: NDArray[np.bool_]
     ink: NDArray[np.bool_]
+    certain: float | None
 
 
 def find_tissue(
@@ -45,6 +49,9 @@ def find_tissue(
         check(thumbnail)
         glass = BackgroundModel.of(thumbnail.pixels, filling=reader.info.filling)
         marks = ink(thumbnail.pixels, thumbnail.mpp, glass)
-        found = mask(thumbnail) if mask else detect_tissue(thumbnail.pixels, thumbnail.mpp, settings, glass, marks)
-        if reader.confirms(found):
-            return FoundTissue(thumbnail, glass, found, marks)
+        if mask:
+            found = Outline(mask(thumbnail), None)
+        else:
+            found = outline_tissue(thumbnail.pixels, thumbnail.mpp, settings, glass, marks)
+        if reader.confirms(found.tissue):
+            return FoundTissue(thumbnail, glass, found.tissue, marks, found.certain)

@@ -7,6 +7,7 @@ colour that the rest of the slide's tissue does not have. So a colour alone is n
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.tissue.background_model import BackgroundModel
-from wsi_prep.tissue.picture import deviation, largest, morphed
+from wsi_prep.tissue.evidence.regions import Regions
+from wsi_prep.tissue.picture import deviation, morphed
 
 _MPP = 16.0
 """um per pixel at which ink is looked for: strokes are wide."""
@@ -46,7 +48,7 @@ class _Kind(NamedTuple):
     """
 
     sure: NDArray[np.bool_]
-    reach: NDArray[np.bool_]
+    reach: Callable[[], NDArray[np.bool_]]
     layer: NDArray[np.float32]
     likeness: NDArray[np.float32]
     width_um: float = 130.0
@@ -63,13 +65,15 @@ def ink(picture: NDArray[np.uint8], mpp: float, glass: BackgroundModel) -> NDArr
     factor = max(1, round(_MPP / mpp))
     size = (max(1, width // factor), max(1, height // factor))
     small = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-    density = glass.density(small)
+    channels = glass.channels(small)
     unscanned = glass.unscanned(small)
     if unscanned is not None:
-        density[unscanned] = 0.0
-    found = np.zeros(density.shape[:2], bool)
-    for kind in _kinds(density):
-        found |= _strokes(kind, density, mpp * factor)
+        for channel in channels:
+            channel[unscanned] = 0.0
+    found = np.zeros(small.shape[:2], bool)
+    seen = cv2.max(cv2.max(channels[0], channels[1]), channels[2]) > _PALEST
+    for kind in _kinds(channels):
+        found |= _strokes(kind, channels, seen, mpp * factor)
     if not found.any():
         return np.zeros((height, width), bool)
     grown = _within(found, _RIM_UM / (mpp * factor)).astype(np.uint8) * 255
@@ -77,8 +81,8 @@ def ink(picture: NDArray[np.uint8], mpp: float, glass: BackgroundModel) -> NDArr
     return marked
 
 
-def _kinds(density: NDArray[np.float32]) -> list[_Kind]:
-    red, green, blue = cv2.split(density)
+def _kinds(channels: list[NDArray[np.float32]]) -> list[_Kind]:
+    red, green, blue = channels
     highest, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
     some = np.maximum(highest, 0.05)
     # most dyes take more green light than red; by how much less this slide's do so is its own
@@ -86,17 +90,20 @@ def _kinds(density: NDArray[np.float32]) -> list[_Kind]:
     sample = cold[::3, ::3][highest[::3, ::3] > 2 * _PALEST]
     least = min(0.06, _usually_below(sample) + 0.1) if len(sample) else 0.06
     green_pen = (green < 0.75 * red) & (green < 0.75 * blue)
-    hot = (red < 0.3 * green) & (blue > 0.8 * green) & (green > 0.5)
-    reach_hot = (red < 0.5 * green) & (blue > 0.7 * green) & (green > 0.15)
+    hot = (green > 0.5) & (red < 0.3 * green) & (blue > 0.8 * green)
     dense = (highest > 0.5) & (lowest > 0.1)
     dark = ((highest > 0.85) & (lowest > 0.3)) | (lowest > 0.5)
-    reach_dark = (highest > 0.6) & (lowest > 0.2)
     return [
-        _Kind(dense, dense, highest, highest, width_um=200.0, uneven=0.05),
-        _Kind(green_pen & (highest > 0.25), green_pen & (highest > 0.12), highest, cold, width_um=50.0, uneven=0.35),
-        _Kind((cold > least) & (red > 0.25), (cold > least - 0.1) & (red > 0.12), red, cold, on_top=True),
-        _Kind(hot, reach_hot, green, (blue - red) / some),
-        _Kind(dark, reach_dark, highest, highest),
+        _Kind(dense, lambda: dense, highest, highest, width_um=200.0, uneven=0.05),
+        _Kind(green_pen & (highest > 0.25), lambda: green_pen & (highest > 0.12), highest, cold, 50.0, 0.35),
+        _Kind((cold > least) & (red > 0.25), lambda: (cold > least - 0.1) & (red > 0.12), red, cold, on_top=True),
+        _Kind(
+            hot,
+            lambda: (red < 0.5 * green) & (blue > 0.7 * green) & (green > 0.15),
+            green,
+            (blue - red) / some,
+        ),
+        _Kind(dark, lambda: (highest > 0.6) & (lowest > 0.2), highest, highest),
     ]
 
 
@@ -106,8 +113,11 @@ def _usually_below(values: NDArray[np.float32]) -> float:
     return float(high + 1.5 * (high - low))
 
 
-def _strokes(kind: _Kind, density: NDArray[np.float32], um: float) -> NDArray[np.bool_]:
-    """The parts that are even, wide enough for a pen and unlike the rest of the slide, and what they reach."""
+def _strokes(kind: _Kind, channels: list[NDArray[np.float32]], seen: NDArray[np.bool_], um: float) -> NDArray[np.bool_]:
+    """The parts that are even, wide enough for a pen and unlike the rest of the slide, and what they reach.
+
+    `seen`: (h, w), where there is tissue or ink.
+    """
     if np.count_nonzero(kind.sure) < (kind.width_um / um) ** 2:
         return np.zeros_like(kind.sure)
     layer = np.minimum(kind.layer, _SATURATED)
@@ -116,23 +126,22 @@ def _strokes(kind: _Kind, density: NDArray[np.float32], um: float) -> NDArray[np
     if not wide.any():
         return wide
     near = _within(wide, _REACH_UM / um)
-    zone = (near & (kind.reach | wide)).astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(zone, connectivity=8)
-    inner, likeness = labels[wide], kind.likeness[wide]
-    size = np.bincount(inner, minlength=count)
-    mean = np.bincount(inner, likeness, count) / np.maximum(size, 1)
-    variance = np.bincount(inner, likeness**2, count) / np.maximum(size, 1) - mean**2
-    outside = (largest(density) > _PALEST) & ~near
-    rest = np.sort(kind.likeness[outside])
-    alike = len(rest) - np.searchsorted(rest, mean - np.maximum(np.sqrt(np.maximum(variance, 0)), _ALIKE))
-    stroke = (size > 0) & (alike <= min(_MOST_ALIKE * len(rest), _MOST_ELSEWHERE * len(inner)))
-    stroke &= size >= _LEAST_EVEN * np.bincount(labels[kind.sure], minlength=count)
-    for number in np.flatnonzero(stroke) if kind.on_top else ():
-        x, y, w, h = stats[number, :4]
+    regions = Regions.of(near & (kind.reach() | wide))
+    size = regions.count_of(wide)
+    stroke = (size > 0) & (size >= _LEAST_EVEN * regions.count_of(kind.sure & (regions.labels > 0)))
+    outside = seen & ~near
+    rest = np.sort(kind.likeness[outside]) if stroke.any() else np.empty(0, np.float32)
+    for number in np.flatnonzero(stroke):
+        top, left, bottom, right = regions.box[number]
         margin = math.ceil(_BESIDE_UM / um)
-        box = np.s_[max(0, y - margin) : y + h + margin, max(0, x - margin) : x + w + margin]
-        stroke[number] = _adds(density[box], labels[box] == number, outside[box], um)
-    found: NDArray[np.bool_] = stroke[labels]
+        box = np.s_[max(0, top - margin) : bottom + 1 + margin, max(0, left - margin) : right + 1 + margin]
+        zone = regions.labels[box] == number
+        own = kind.likeness[box][zone & wide[box]]
+        alike = len(rest) - np.searchsorted(rest, own.mean() - max(float(own.std()), _ALIKE))
+        stroke[number] = alike <= min(_MOST_ALIKE * len(rest), _MOST_ELSEWHERE * size.sum()) and (
+            not kind.on_top or _adds([channel[box] for channel in channels], zone, outside[box], um)
+        )
+    found = regions.those(stroke)
     # where a slide has hardly any of that colour otherwise, dots and tails of strokes are ink too
     dots = morphed(kind.sure & ~found, cv2.MORPH_OPEN, 1)
     if np.count_nonzero(dots) < min(_MOST_DOTS * np.count_nonzero(found), _MOST_RARE * len(rest)):
@@ -140,16 +149,21 @@ def _strokes(kind: _Kind, density: NDArray[np.float32], um: float) -> NDArray[np
     return found
 
 
-def _adds(density: NDArray[np.float32], zone: NDArray[np.bool_], tissue: NDArray[np.bool_], um: float) -> bool:
+def _adds(channels: list[NDArray[np.float32]], zone: NDArray[np.bool_], tissue: NDArray[np.bool_], um: float) -> bool:
     """Whether a zone takes no less light of any colour than the tissue beside it: ink lies on top of what is there."""
     beside = tissue & _within(zone, _BESIDE_UM / um)
     if np.count_nonzero(beside) < _LEAST_BESIDE * np.count_nonzero(zone):
         return True
     border = zone & _within(beside, _BESIDE_UM / um)
-    inside, outside = np.median(density[border], axis=0), np.median(density[beside], axis=0)
-    return bool((inside >= _ADDED * outside).all())
+    return all(np.median(each[border]) >= _ADDED * np.median(each[beside]) for each in channels)
 
 
 def _within(mask: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:
     """Where `mask` is no further than that; quicker than a dilation by a large disc."""
-    return np.asarray(cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3) <= radius_px)
+    near = np.zeros_like(mask)
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    margin = math.ceil(radius_px)
+    box = np.s_[max(0, top - margin) : top + height + margin, max(0, left - margin) : left + width + margin]
+    if width:
+        near[box] = cv2.distanceTransform((~mask[box]).view(np.uint8), cv2.DIST_L2, 3) <= radius_px
+    return near

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,18 @@ def darkest(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(h, w): the lowest of the three channels."""
     red, green, blue = cv2.split(picture)
     return np.asarray(cv2.min(cv2.min(red, green), blue), dtype=np.uint8)
+
+
+def reduced(picture: NDArray[Any], step: int) -> NDArray[Any]:
+    """Means of `step` x `step` pixels; an odd row or column at the end is of no weight."""
+    size = max(1, picture.shape[1] // step), max(1, picture.shape[0] // step)
+    even = picture[: size[1] * step, : size[0] * step]
+    return np.asarray(cv2.resize(even, size, interpolation=cv2.INTER_AREA)) if step > 1 else picture
+
+
+def shrunk(mask: NDArray[np.bool_], step: int) -> NDArray[np.bool_]:
+    """A mask reduced by `step`, as a picture is: where it has more than half of a pixel."""
+    return np.asarray(reduced(mask.view(np.uint8) * 255, step) > 127, dtype=np.bool_)
 
 
 def deviation(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:

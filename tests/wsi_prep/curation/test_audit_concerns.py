@@ -26,6 +26,7 @@ slides = st.fixed_dictionaries(
         "warning": st.sampled_from([None, "", "mpp 0.25 against 0.5"]),
         "stain": st.just("HE"),
         "stain_confidence": st.floats(0, 1, width=32) | odd,
+        "tissue_certainty": st.floats(0, 1, width=32) | odd,
         "tissue_mm2": st.floats(0, 500) | odd,
         "width": st.sampled_from([None, 0, 9_000, 60_000]),
         "height": st.sampled_from([9_000, 60_000]),
@@ -48,6 +49,9 @@ def kinds_of(slide, tiles):
     sure = slide["stain_confidence"]
     if status == "ok" and sure is not None and math.isfinite(sure) and sure < 0.8:
         found.add("stain")
+    outline = slide["tissue_certainty"]
+    if status in ("ok", "empty") and outline is not None and math.isfinite(outline) and outline < 0.8:
+        found.add("outline")
     sides = [slide[name] for name in ("width", "height", "mpp_x", "mpp_y")]
     if status in ("ok", "empty") and None not in sides and math.isfinite(slide["tissue_mm2"] or 0):
         scanned = math.prod(sides) / 1e6
@@ -106,6 +110,7 @@ def test_reasons_are_words_with_their_numbers(tmp_path):
     scanned = {"width": 100_000, "height": 80_000, "mpp_x": 0.25, "mpp_y": 0.25}
     add_slide(tmp_path, 1, {"40x": 4}, file="few.svs", tissue_mm2=2.0, **scanned)  # these tiles have no focus
     add_slide(tmp_path, 2, {"10x": 1}, file="unsure.svs", stain="IHC", stain_confidence=0.55)
+    add_slide(tmp_path, 3, {"10x": 1}, file="pale.svs", tissue_certainty=0.7)
     add_row(tmp_path, "torn", file="torn.svs", status="failed", error_type="DamagedSlide", error="no JPEG")
     add_row(tmp_path, "glass", file="glass.svs", status="empty", error="no tissue was found", warning="odd glass")
     audited, found = looked(tmp_path)
@@ -114,6 +119,7 @@ def test_reasons_are_words_with_their_numbers(tmp_path):
         "glass.svs": ("no tile: no tissue was found", "odd glass"),
         "few.svs": ("100 % of its 40x tiles are blurred", "only 0.400 % of 500 mm² is tissue"),
         "unsure.svs": ("the stain may not be IHC: confidence 0.550",),
+        "pale.svs": ("the outline of its tissue may be wrong: certainty 0.700",),
     }
     assert audited.slides[found.shown[0].slide].file == "torn.svs"
 

@@ -75,13 +75,14 @@ def detected(he_slide, tmp_path_factory):
     out = tmp_path_factory.mktemp("detected")
     row, tiles = prepared(he_slide, out)
     assert (row["status"], row["tissue_source"]) == ("ok", "detected")
+    assert 0.8 < row["tissue_certainty"] <= 1
     return row, tiles, geojson(out)
 
 
 def test_the_exported_mask_gives_the_same_slide(he_slide, detected, tmp_path):
     row, tiles, document = detected
     again, same = prepared(he_slide, tmp_path, document)
-    assert again["tissue_source"] == "mask"
+    assert (again["tissue_source"], again["tissue_certainty"]) == ("mask", None)
     assert again["tissue_mm2"] == row["tissue_mm2"]
     assert same == tiles
     assert geojson(tmp_path) == document

@@ -20,6 +20,9 @@ MOST, OF_A_KIND = 20, 5
 UNSURE = 0.8
 """Confidence in a stain, called from the pixels, below which it wants a look."""
 
+UNCERTAIN = 0.8
+"""Certainty of an outline of tissue below which it wants a look."""
+
 LARGE_MM2, LITTLE = 100.0, 0.01
 """Scanned area, in mm2, and the share of it below which tissue is little."""
 
@@ -44,6 +47,7 @@ RULES = {
     "failed": "it failed",
     "empty": "no tile was made",
     "stain": f"its stain has a confidence below {UNSURE:g}",
+    "outline": f"the outline of its tissue has a certainty below {UNCERTAIN:g}: small changes of the limits move it",
     "tissue": f"{LARGE_MM2:g} mm² or more were scanned, less than {100 * LITTLE:g} % of it tissue",
     "grey": f"{100 * GREY_SHARE:g} % or more of its tiles are grey (saturation below {GREY:g})",
     "ink": f"{100 * INK_SHARE:g} % or more are inked (pen above {INK:g})",
@@ -110,6 +114,9 @@ UNION ALL
 SELECT slide_id, 'stain', 1 - 0.5 * stain_confidence / {UNSURE}, stain_confidence, NULL, stain FROM slides
 WHERE status = 'ok' AND isfinite(stain_confidence) AND stain_confidence < {UNSURE}
 UNION ALL
+SELECT slide_id, 'outline', 1 - 0.5 * tissue_certainty / {UNCERTAIN}, tissue_certainty, NULL, NULL FROM slides
+WHERE status IN ('ok', 'empty') AND isfinite(tissue_certainty) AND tissue_certainty < {UNCERTAIN}
+UNION ALL
 SELECT slide_id, 'tissue', 1 - 0.5 * tissue_mm2 / ({_AREA}) / {LITTLE}, tissue_mm2 / ({_AREA}), {_AREA}, NULL
 FROM slides WHERE status IN ('ok', 'empty') AND isfinite(tissue_mm2) AND isfinite({_AREA}) AND {_AREA} >= {LARGE_MM2}
   AND tissue_mm2 / ({_AREA}) < {LITTLE}
@@ -148,12 +155,13 @@ def _words(kind: str, value: float | None, area: float | None, said: str | None)
     """One thing that is held against a slide, for people."""
     share = f"{significant(100 * value)} %" if value is not None else ""
     match kind:
-        case "failed":
-            return f"failed: {said}" if said else "failed"
-        case "empty":
-            return f"no tile: {said}" if said else "no tile"
+        case "failed" | "empty":
+            what = {"failed": "failed", "empty": "no tile"}[kind]
+            return f"{what}: {said}" if said else what
         case "stain":
             return f"the stain may not be {said}: confidence {significant(value)}"
+        case "outline":
+            return f"the outline of its tissue may be wrong: certainty {significant(value)}"
         case "tissue":
             return f"only {share} of {significant(area)} mm² is tissue"
         case "grey" | "ink" | "blur":

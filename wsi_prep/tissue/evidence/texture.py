@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.tissue.background_model import BackgroundModel
-from wsi_prep.tissue.picture import deviation, largest, morphed
+from wsi_prep.tissue.evidence.light import Light
+from wsi_prep.tissue.picture import deviation, morphed, reduced, shrunk
 
 _FINE_UM, _AROUND_UM = 24.0, 120.0
-_COARSE_MPP = 12.0
-_SHARE = 0.5
+ENOUGH = 0.5
 """Of the surroundings of a pixel, how much has fine texture where there is tissue; at a straight edge it is half."""
 
 _LEAST_TEXTURE, _SPREADS = 0.003, 6.0
@@ -42,43 +41,43 @@ class Texture:
     """Of each pixel's surroundings: the `share` that has fine texture, how strong that is `relative` to the density,
     how `coloured` (0 to 1) they are, and how `dense`.
 
-    (h/2, w/2) float32 each, or (h, w) where the picture is coarse; `mpp`: um of their pixels.
+    (h / step, w / step) float32 each; `mpp`: um of their pixels.
     """
 
     share: NDArray[np.float32]
     relative: NDArray[np.float32]
     coloured: NDArray[np.float32]
     dense: NDArray[np.float32]
+    step: int
     mpp: float
 
     @classmethod
-    def of(
-        cls, density: NDArray[np.float32], strongest: NDArray[np.float32], glass: BackgroundModel, mpp: float
-    ) -> Texture:
-        """The texture of (h, w, 3) `density`, whose `strongest` channel is (h, w), at `mpp` um a pixel."""
-        fine = deviation(strongest, max(3, round(_FINE_UM / mpp) | 1))
+    def of(cls, light: Light, glass: BackgroundModel) -> Texture:
+        """The texture of a picture that takes this light from this glass."""
+        mpp, step = light.mpp, light.step
+        fine = deviation(light.strongest, max(3, round(_FINE_UM / mpp) | 1))
         floor = max(_LEAST_TEXTURE, glass.noise_floor(fine, _SPREADS))
-        step = 2 if mpp < _COARSE_MPP else 1
-        around = (max(3, round(_AROUND_UM / step / mpp) | 1),) * 2
-        wide = (max(3, round(_RINGING_UM / mpp) | 1),) * 2
-        least = cv2.max(np.asarray(cv2.blur(fine, wide)) * np.float32(_RINGING), floor)
+        around, wide = ((max(3, round(um / step / mpp) | 1),) * 2 for um in (_AROUND_UM, _RINGING_UM))
+        mean_fine = reduced(fine, step)
+        least = cv2.max(np.asarray(cv2.blur(mean_fine, wide)) * np.float32(_RINGING), floor)
+        if step > 1:
+            least = cv2.resize(least, fine.shape[::-1], interpolation=cv2.INTER_LINEAR)
         above = cv2.compare(fine, least, cv2.CMP_GT)
-        share = np.asarray(cv2.boxFilter(_reduced(above, step), cv2.CV_32F, around), dtype=np.float32)
+        del least
+        share = np.asarray(cv2.boxFilter(reduced(above, step), cv2.CV_32F, around), dtype=np.float32)
         share /= 255
-        mean = cv2.blur(_reduced(density, step), around)
-        dense = largest(mean)
-        red, green, blue = cv2.split(mean)
-        lowest = cv2.min(cv2.min(red, green), blue)
+        red, green, blue = (cv2.blur(channel, around) for channel in light.channels)
+        dense, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
         coloured = (dense - lowest) / np.maximum(dense, np.float32(1e-3))
-        strength = cv2.blur(_reduced(strongest, step), around)
-        relative = np.asarray(cv2.blur(_reduced(fine, step), around), dtype=np.float32)
+        strength = cv2.blur(reduced(light.strongest, step), around)
+        relative = np.asarray(cv2.blur(mean_fine, around), dtype=np.float32)
         relative /= np.maximum(strength, np.float32(1e-3))
-        return cls(share, relative, coloured, dense, step * mpp)
+        return cls(share, relative, coloured, np.asarray(dense, dtype=np.float32), step, step * mpp)
 
     def tissue(self, dense: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(h, w): where the surroundings are textured, without what is but a rim of `dense` (h, w) tissue."""
-        textured = self.share > _SHARE
-        small = _shrunk(dense, textured.shape)
+        textured = self.share > ENOUGH
+        small = shrunk(dense, self.step)
         solid = morphed(small, cv2.MORPH_OPEN, _SOLID_UM / self.mpp)
         return _enlarged(morphed(textured & ~solid, cv2.MORPH_OPEN, _RIM_UM / self.mpp), dense.shape)
 
@@ -87,24 +86,12 @@ class Texture:
 
         Thin and smooth films take little light, of all colours alike. Of a slide without colour nothing is.
         """
-        tissue = (self.share > _SHARE) & (self.relative > _TEXTURED) & (self.dense > _COLOURED_FROM)
+        tissue = (self.share > ENOUGH) & (self.relative > _TEXTURED) & (self.dense > _COLOURED_FROM)
         usual = float(np.median(self.coloured[tissue])) if tissue.any() else 0.0
         grey = self.coloured < min(_GREY, _GREY_SHARE * usual)
         greyest = self.coloured < min(_GREYEST, _GREYEST_SHARE * usual)
         film = (self.dense > _SEEN) & ((grey & (self.relative < _SMOOTH)) | greyest)
         return _enlarged(morphed(film, cv2.MORPH_OPEN, _ALIKE_UM / self.mpp), shape)
-
-
-def _reduced(picture: NDArray[Any], step: int) -> NDArray[Any]:
-    """Means of `step` x `step` pixels; an odd row or column at the end is of no weight."""
-    size = max(1, picture.shape[1] // step), max(1, picture.shape[0] // step)
-    even = picture[: size[1] * step, : size[0] * step]
-    return np.asarray(cv2.resize(even, size, interpolation=cv2.INTER_AREA)) if step > 1 else picture
-
-
-def _shrunk(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    small = cv2.resize(mask.astype(np.uint8) * 255, shape[1::-1], interpolation=cv2.INTER_AREA)
-    return np.asarray(small > 127, dtype=np.bool_)
 
 
 def _enlarged(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
