@@ -67,7 +67,8 @@ def show_summary(terminal: Terminal, out: str, summary: RunSummary) -> None:
     """The end of a run: what was made, where it is, and each slide that is not ok with its reason."""
     if summary.done_before == summary.found and not summary.failed:
         done = counted(summary.found, "slide is", "slides are")
-        terminal.say(f"nothing to do: {done} already done in {out}: {_statuses(summary)}")
+        statuses = _statuses(summary)
+        terminal.say(f"nothing to do: {done} already done in {out}{statuses and ': '}{statuses}")
     else:
         _show_made(terminal, out, summary)
     _show_rows(terminal, summary.rows)
