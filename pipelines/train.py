@@ -120,8 +120,10 @@ class _Shown(Reporter):
 
     def stopping(self, number: int) -> None:
         self._progress.stop()
-        again = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        self._terminal.warn(f"stopping after this step, then saving; {again} again ends without saving")
+        again = "Ctrl-C again" if number == signal.SIGINT else "SIGTERM again"
+        if number == signal.SIGHUP:
+            again = "the terminal is gone (SIGHUP), SIGTERM"
+        self._terminal.warn(f"stopping after this step, then saving; {again} ends without saving")
 
     def _short(self, step: int) -> str:
         """The last numbers in few words, for a bar at this step."""
