@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import IO, Any, TextIO, TypeVar, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipelines.bars import Bar, ctrl_c_held, stop_bars
 from pipelines.calls.base import command_name
 from pipelines.options import read_call
 from pipelines.spoken import in_callers_words
@@ -138,7 +139,9 @@ def run_command(
         why = error.strerror or str(error)
         terminal.warn(f"{where} cannot be read or written ({why})" if where else why)
     except KeyboardInterrupt:
-        terminal.warn(interrupted)
+        with contextlib.suppress(KeyboardInterrupt), ctrl_c_held():
+            stop_bars()
+            terminal.warn(interrupted)
         return EXIT_INTERRUPTED
     return EXIT_WRONG_CALL
 
@@ -212,6 +215,6 @@ def progress(console: Console, what: str, *numbers: str, **fields: Any) -> Itera
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, **fields)
         yield lambda done, of=None, **changed: bar.update(task, completed=done, total=of, **changed)

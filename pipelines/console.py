@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipelines.bars import Bar
 from pipelines.command import Terminal
 from wsi_prep.errors import counted
 from wsi_prep.format.magnifications import MAGNIFICATIONS
@@ -21,7 +22,7 @@ class SlideProgress:
     def __init__(self, terminal: Terminal, *, link: bool = False) -> None:
         """With `link`, the dashboard's is shown even there."""
         self._terminal, self._link = terminal, link
-        self._bar = Progress(
+        self._bar = Bar(
             TextColumn("slides"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -66,7 +67,8 @@ def show_summary(terminal: Terminal, out: str, summary: RunSummary) -> None:
     """The end of a run: what was made, where it is, and each slide that is not ok with its reason."""
     if summary.done_before == summary.found and not summary.failed:
         done = counted(summary.found, "slide is", "slides are")
-        terminal.say(f"nothing to do: {done} already done in {out}: {_statuses(summary)}")
+        statuses = _statuses(summary)
+        terminal.say(f"nothing to do: {done} already done in {out}{statuses and ': '}{statuses}")
     else:
         _show_made(terminal, out, summary)
     _show_rows(terminal, summary.rows)

@@ -6,8 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TextColumn, TimeElapsedColumn
 
+from pipelines.bars import Bar
 from pipelines.calls.training import EmbedCall
 from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, require_apart, run_command
 from pretrain.compute.devices import best_device
@@ -31,7 +32,7 @@ def _work(call: EmbedCall, terminal: Terminal) -> int:
     cast = DTYPES[call.precision] if call.precision != "fp32" else None
     settings = EmbedSettings(Inference(device, call.batch, call.threads, cast), call.px)
     embedder = load_embedder(call.model)
-    with Progress(*columns, console=terminal.out, disable=not terminal.out.is_terminal) as bar:
+    with Bar(*columns, console=terminal.out, disable=not terminal.out.is_terminal) as bar:
         task = bar.add_task("", total=None)
         done = embed_shards(
             WantedTiles(call.shards, call.where, call.time_limit),

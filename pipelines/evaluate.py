@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pipelines.bars import Bar
 from pipelines.calls.training import EvaluateCall
 from pipelines.command import EXIT_OK, Terminal, run_command
 from pretrain.compute.devices import best_device
@@ -101,7 +102,7 @@ def _judged(
 ) -> list[EvaluationRow]:
     rows: list[EvaluationRow] = []
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("tiles, {task.fields[rate]}, left"), TimeRemainingColumn())
-    with Progress(
+    with Bar(
         TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal, transient=True
     ) as bar:
         for task in tasks:

@@ -18,6 +18,7 @@ from pipelines.command import (
 )
 from wsi_prep.curation.forget import DeletionPlan, forget, look_up
 from wsi_prep.errors import BadOption, counted
+from wsi_prep.format.records import shown_name
 from wsi_prep.slides.private import check_names_file, keyed_patient
 from wsi_prep.storage.select import local_folder
 
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _work(call: ForgetCall, terminal: Terminal) -> int:
     found = _look_up(call)
     for each in found:
-        _list(terminal, each)
+        _list(terminal, each, named=call.dry or not call.yes)
     if not any(each.rows or each.known_before for each in found):
         terminal.warn(f"nobody was found, nothing was done; {_why_nobody(found, by_patient=call.patient is not None)}")
         return EXIT_NOT_ALL
@@ -51,6 +52,8 @@ def _work(call: ForgetCall, terminal: Terminal) -> int:
     for each in found:
         forget(each, call.names, take_over=call.take_over)
         _told(terminal, each)
+    if call.names is None and any(each.private for each in found):
+        terminal.note("note: NAMES still holds their lines and paths: repeat the command with NAMES=file")
     terminal.say(" ".join(BEYOND.split()))
     return EXIT_OK
 
@@ -80,10 +83,12 @@ def _look_up(call: ForgetCall) -> list[DeletionPlan]:
     return [look_up(out, patient_key, call.slide) for out in outs]
 
 
-def _list(terminal: Terminal, found: DeletionPlan) -> None:
+def _list(terminal: Terminal, found: DeletionPlan, *, named: bool) -> None:
+    """With `named`, each with its file, to be known by: it is to be taken out of SLIDES, too."""
     terminal.say(f"{found.out}: {_counts(found)}, {found.bytes / 1e6:,.1f} MB")
     for row in found.rows[:_SHOWN]:
-        terminal.say(f"  {row['status']!s:<8}  {row['slide_id']}")
+        file = "" if row["file"] == row["slide_id"] or not named else f"  {shown_name(row)}"
+        terminal.say(f"  {row['status']!s:<8}  {row['slide_id']}{file}")
     if len(found.rows) > _SHOWN:
         terminal.say(f"  ... and {len(found.rows) - _SHOWN:,} more")
 

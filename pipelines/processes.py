@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -35,5 +36,7 @@ def torchrun(call: PretrainCall, run: Path, module: str, words: list[str]) -> li
     else:
         name = os.environ.get("SLURM_JOB_ID") or str(run)
         meeting = [f"--nnodes={call.nodes or 1}", f"--rdzv-endpoint={call.head}"]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup, which torchrun would undo
+        meeting.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")
     start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={call.gpus or 1}"]
     return [*start, "--rdzv-backend=c10d", *meeting, f"--rdzv-id={name}", "-m", module, *words]

@@ -8,8 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
+from pipelines.bars import Bar
 from pipelines.calls.training import PretrainCall
 from pipelines.command import (
     EXIT_INTERRUPTED,
@@ -87,7 +88,7 @@ class _Shown(Reporter):
         self._last: dict[str, float] = {}
         columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         live = terminal.out.is_terminal and not terminal.out.quiet
-        self._progress = Progress(*columns, console=terminal.out, disable=not live, transient=True)
+        self._progress = Bar(*columns, console=terminal.out, disable=not live, transient=True)
 
     def note(self, text: str) -> None:
         self._terminal.note(f"note: {text}")
@@ -119,8 +120,10 @@ class _Shown(Reporter):
 
     def stopping(self, number: int) -> None:
         self._progress.stop()
-        again = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        self._terminal.warn(f"stopping after this step, then saving; {again} again ends without saving")
+        again = "Ctrl-C again" if number == signal.SIGINT else "SIGTERM again"
+        if number == signal.SIGHUP:
+            again = "the terminal is gone (SIGHUP), SIGTERM"
+        self._terminal.warn(f"stopping after this step, then saving; {again} ends without saving")
 
     def _short(self, step: int) -> str:
         """The last numbers in few words, for a bar at this step."""

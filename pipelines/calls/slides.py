@@ -33,8 +33,8 @@ class PlanCall(Assumptions):
     Exit codes: 0 estimated; 2 the call is wrong.
     """
 
-    slides: Annotated[int, Option("number")]
-    """How many slides the cohort has."""
+    slides: Annotated[str, Option("number")]
+    """How many slides the cohort has, and not where they are."""
 
     sample: Annotated[str, Option("folder")] = "shards"
     """Shards of slides that were drawn from the cohort at random."""

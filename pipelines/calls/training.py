@@ -45,7 +45,8 @@ class PretrainCall(OfTiles, OfShards):
     """Pretrain a ViT on shards, or continue the run in RUN.
 
     Exit codes: 0 done, or STOP_AT reached; 2 the call is wrong; 3 numbers, tiles or a checkpoint went bad; 75 stopped
-    by SIGTERM and saved, repeat the call to continue; 130 the same by Ctrl-C, unless a second one came before it saved.
+    by SIGTERM or SIGHUP and saved, repeat the call to continue; 130 the same by Ctrl-C, unless a second one came before
+    it saved.
     """
 
     shards: Annotated[tuple[str, ...], Option('"folder ..."')] = ()

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, by which a person or a scheduler ends a run that is to be saved."""
+"""SIGTERM, Ctrl-C and SIGHUP, by which a person, a scheduler or a lost connection ends a run that is to be saved."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 
 from pretrain.compute import distributed
 
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 class Signals:
-    """SIGTERM and SIGINT end the run after the step; with several processes, after the step that all know of it.
+    """SIGTERM, SIGINT and SIGHUP end the run after the step; with several processes, when all know of it.
 
     `heard` is told the first one's number at once, in a thread, however long the step takes. A second one does what it
-    always does.
+    always does; but of SIGHUP a lost terminal sends several. Where it is ignored, as under nohup, it stays ignored.
     """
 
     def __init__(self, heard: Callable[[int], None]) -> None:
@@ -31,7 +33,9 @@ class Signals:
         self._woken_before = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         self._listener = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._listener.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ENDING:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._catch)
         return self
 
@@ -52,12 +56,13 @@ class Signals:
 
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         self.caught = number
-        signal.signal(number, self._before[number])
+        if number != signal.SIGHUP:
+            signal.signal(number, self._before[number])
 
     def _listen(self) -> None:
         """Python writes each signal's number to the pipe as it comes, long before it calls `_catch`."""
         said = False
         while number := os.read(self._numbers, 1):
-            if number[0] in (signal.SIGTERM, signal.SIGINT) and not said:
+            if number[0] in _ENDING and not said:
                 said = True
                 self._heard(number[0])

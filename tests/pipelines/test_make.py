@@ -1,6 +1,7 @@
 """What is typed to make is what happens: every variable arrives as it is, and what is not understood is refused."""
 
 import re
+import signal
 import sys
 import tomllib
 from importlib.util import find_spec
@@ -231,6 +232,13 @@ def test_processes_of_training(monkeypatch):
     ]
     assert Path(file.removeprefix("--rdzv-endpoint=")).parent.stat().st_mode & 0o777 == 0o700
     assert file.endswith(name.removeprefix("--rdzv-id="))
+    ignored = "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert ignored in started(gpus=2)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ignored not in near
     assert rest == ["-m", "pipelines.train", *run]
     far = started(nodes=4, gpus=8, head="h:1")
     meeting = ["--nproc-per-node=8", "--rdzv-backend=c10d", "--nnodes=4", "--rdzv-endpoint=h:1", "--rdzv-id=r"]

@@ -56,6 +56,13 @@ class Sample:
     def __len__(self) -> int:
         return len(self.of)
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The magnifications that the run was asked for; all where run.json does not say."""
+        plan = self.settings.get("plan")
+        names = plan.get("magnifications") if isinstance(plan, dict) else None
+        return tuple(name for name in NAMES if not isinstance(names, list) or name in names)
+
 
 @dataclass(frozen=True)
 class Interval:

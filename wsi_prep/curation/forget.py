@@ -21,7 +21,7 @@ from wsi_prep.slides.private import drop_names
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage
 
-_COLUMNS = ["slide_id", "file", "status", "patient_key", *(f"tiles_{m.name}" for m in MAGNIFICATIONS)]
+_COLUMNS = ["slide_id", "file", "file_folder", "status", "patient_key", *(f"tiles_{m.name}" for m in MAGNIFICATIONS)]
 
 
 @dataclass
@@ -29,7 +29,8 @@ class DeletionPlan:
     """What is, or was, deleted in one output: slides' rows, their files and bytes, and lines of the names file.
 
     `out` is a path or an object store's URL. `known_before`: the tombstone had all that was asked for, as after a call
-    that was killed. `without_patient`: slides of which nothing says whose they are.
+    that was killed. `without_patient`: slides of which nothing says whose they are. `private`: slides have keyed ids,
+    which a names file leads back from.
     """
 
     out: str
@@ -42,6 +43,7 @@ class DeletionPlan:
     bytes: int = 0
     names: int = 0
     warnings: int = 0
+    private: bool = False
 
     @property
     def tiles(self) -> int:
@@ -62,6 +64,7 @@ def look_up(out: str, patient_key: str | None, slide_ids: Collection[str]) -> De
     known = before.patients.issuperset(patients) and before.slides.issuperset(map(id_hash, slide_ids))
     bare = sum(row["patient_key"] is None and row["status"] == "ok" for row in rows)
     found = DeletionPlan(storage.where, patients, ids, mine, known, bare)
+    found.private = "private" in read_run(storage).get("settings", {})
     for path in (path for slide_id in ids for path in output_places(slide_id).values()):
         sizes = storage.sizes(path)
         found.files += len(sizes)

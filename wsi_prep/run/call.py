@@ -38,6 +38,7 @@ from wsi_prep.run.slide import prepare_slide
 from wsi_prep.run.task import SlideTask
 from wsi_prep.run.todo import (
     folders_of,
+    forgotten_note,
     known_before,
     leave_forgotten,
     manifest_rows,
@@ -46,6 +47,7 @@ from wsi_prep.run.todo import (
     origin_notes,
     origins_of,
     task_of,
+    without_forgotten,
 )
 from wsi_prep.slides.find.endings import left_out_note
 from wsi_prep.slides.find.manifest import EMPTY_ROW
@@ -108,15 +110,15 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
         _add_names(request, storage, tasks)
         catalog = begin(storage, terms, patients=any(task.patient_key for task in tasks))
         with writing(storage):
-            if request.script is not None and request.id_key is None:
-                write_call(storage, request.script)
-            if request.forgotten_lost:
-                remember(storage, read_tombstone(storage))
+            tombstone = read_tombstone(storage)
+            remember(storage, tombstone)
             tasks = known_before(storage, tasks, catalog)
-            tasks, forgotten = leave_forgotten(storage, tasks, catalog)
-            for row in forgotten:
-                summary.done_before += 1
-                summary.add(row, now=False)
+            tasks, forgotten = leave_forgotten(tombstone, tasks, catalog)
+            summary.found = len(tasks)
+            summary.warnings = [*without_forgotten(notes, forgotten), *forgotten_note(len(forgotten))]
+            script = request.script if without_forgotten([request.slides], forgotten) else None
+            if script is not None and request.id_key is None:
+                write_call(storage, script)
             tasks = not_done(request, tasks, catalog, summary)
         if tasks:
             _work(request, tasks, catalog, summary, watcher, log)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 from typing import cast
 
 from wsi_prep import __version__
 from wsi_prep.errors import SlideError, SlideExcluded
-from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 from wsi_prep.format.records import SLIDE_SCHEMA, SlideRow, warned
 from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.base import SlideInfo
@@ -17,6 +18,7 @@ from wsi_prep.slides.private import bare_text
 from wsi_prep.slides.urls import without_secrets
 from wsi_prep.stain.classify import StainCall, stain_columns
 from wsi_prep.storage.digests import NO_DIGESTS
+from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.plan import PlanSettings, TilePlan
 
 
@@ -99,9 +101,24 @@ def verdict(row: SlideRow, plan: TilePlan, settings: PlanSettings, lost: str, no
     if not wanted:
         reason = f"none of {' '.join(settings.magnifications)} can be made: the slide's finest is {finest}"
         return {"status": SlideExcluded.status, "error_type": "TooCoarse", "error": reason}
+    if small := _too_small(plan.grid, wanted):
+        return {"status": "empty", "error": small}
     if not row["tissue_mm2"]:
         return {"status": "empty", "error": no_tissue}
     return {"status": "empty", "error": f"no tile inside the slide has {settings.tissue_threshold:.0%} tissue"}
+
+
+def _too_small(grid: Grid, wanted: Collection[str]) -> str:
+    """That the scan is smaller than one tile of the finest of these magnifications, or an empty text."""
+    finest = next(mag for mag in grid.magnifications if mag.name in wanted)
+    if min(grid.shape(finest)) > 0:
+        return ""
+    side = TILE_PX * grid.mpp(finest)
+    width, height = (
+        side * side0 / span0
+        for side0, span0 in ((grid.width0, grid.span_x0(finest)), (grid.height0, grid.span_y0(finest)))
+    )
+    return f"the scan, {width:,.0f} x {height:,.0f} um, is smaller than one {finest.name} tile, {side:,.0f} um"
 
 
 def facts(info: SlideInfo) -> SlideRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,7 +12,7 @@ from wsi_prep.format.records import SlideRow
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, read_tombstone
 from wsi_prep.run.request import RunRequest, RunSummary
-from wsi_prep.run.row import blank_row, failure, manifest_columns
+from wsi_prep.run.row import manifest_columns
 from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.find.institution import UNKNOWN, Origin, find_origin
 from wsi_prep.slides.find.manifest import EMPTY_ROW, ManifestRow, read_manifest
@@ -32,32 +33,36 @@ _LOOKED_AT = (
 
 
 def leave_forgotten(
-    storage: Storage, tasks: Sequence[SlideTask], catalog: Catalog
-) -> tuple[list[SlideTask], list[SlideRow]]:
-    """The tasks that are not forgotten, and rows of those that are; a row that the catalog lacks is committed.
-
-    Such a row says that the slide is excluded, and nothing of what the manifest knows of it.
-    """
-    kept = not_forgotten(read_tombstone(storage), tasks)
+    tombstone: Tombstone, tasks: Sequence[SlideTask], catalog: Catalog
+) -> tuple[list[SlideTask], list[SlideTask]]:
+    """The tasks that are not forgotten, and those that are; the rows that earlier versions wrote of such slides go."""
+    kept = not_forgotten(tombstone, tasks)
     ids = {task.source.slide_id for task in kept}
-    rows = [_forgotten_row(task) for task in tasks if task.source.slide_id not in ids]
-    if rows:
+    forgotten = [task for task in tasks if task.source.slide_id not in ids]
+    if len(tombstone):
         known = {row["slide_id"] for row in catalog.slides(["slide_id", "error_type"]) if _is_forgotten(row)}
-        catalog.drop({row["slide_id"] for row in rows} - known)
-        for row in rows:
-            if row["slide_id"] not in known:
-                catalog.commit(row, catalog.no_tiles())
-    return kept, rows
+        gone = {task.source.slide_id for task in forgotten}
+        catalog.drop({slide_id for slide_id in known if slide_id in gone or tombstone.has(slide_id)})
+    return kept, forgotten
+
+
+def without_forgotten(texts: Sequence[str], forgotten: Sequence[SlideTask]) -> list[str]:
+    """The texts that name the file of none of these slides."""
+    names = "|".join(re.escape(task.source.name) for task in forgotten)
+    named = re.compile(rf"(?<!\w)(?:{names})(?!\w)")
+    return [text for text in texts if not (forgotten and named.search(text))]
+
+
+def forgotten_note(slides: int) -> list[str]:
+    """What a user should know of so many slides in SLIDES that are forgotten: their names are written nowhere."""
+    if not slides:
+        return []
+    files = counted(slides, "slide in SLIDES is", "slides in SLIDES are")
+    return [f"{files} forgotten: nothing is made or written of them; take their files out of SLIDES"]
 
 
 def _is_forgotten(row: SlideRow) -> bool:
     return bool(row["error_type"] == Forgotten.__name__)
-
-
-def _forgotten_row(task: SlideTask) -> SlideRow:
-    error = Forgotten("it was forgotten on request (forgotten.json); take it out of SLIDES")
-    bare = replace(task, manifest=EMPTY_ROW, patient_key=None, institution_source=UNKNOWN, file_folder=None)
-    return {**blank_row(bare), "fingerprint": "", **failure(error, task.source)}
 
 
 def not_forgotten(tombstone: Tombstone, tasks: Sequence[SlideTask]) -> list[SlideTask]:

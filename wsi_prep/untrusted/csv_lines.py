@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import re
+from typing import NamedTuple
 
 from wsi_prep.errors import BadManifest
 
+_SEPARATORS = ",;\t|"
+_NAMED = re.compile(r'"?sep=(.)"?[,;\t]*\r?', re.IGNORECASE)
+"""The first line by which Excel is told the separator."""
 
-def read_csv(where: str, data: bytes) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header (lower case) and (line number, cells) of a csv's bytes; blank lines are passed by.
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SAVE = "in Excel, save it as 'CSV UTF-8'"
 
-    Commas, semicolons and tabs are understood, and a byte order mark. Raises BadManifest for what is no UTF-8 text, and
-    for a cell of more than 131,072 letters.
+
+class CsvLines(NamedTuple):
+    """Header (lower case), (line number, cells) of each line that is not blank, and what separates cells."""
+
+    header: list[str]
+    rows: list[tuple[int, list[str]]]
+    separator: str
+
+
+def read_csv(where: str, data: bytes) -> CsvLines:
+    """A csv's bytes: UTF-8, or UTF-16 with its byte order mark, as spreadsheets write it.
+
+    Commas, semicolons, tabs and bars are understood, and a first line such as `sep=;`. Raises BadManifest for other
+    text, and for a cell of more than 131,072 letters.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadManifest(f"{where} is not UTF-8 text; save it as UTF-8") from error
-    delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    lines = _decoded(where, data).splitlines()
+    named = _NAMED.fullmatch(lines[0]) if lines else None
+    before = 1 if named else 0
+    first = lines[before] if len(lines) > before else ""
+    separator = named[1] if named and named[1] in _SEPARATORS else max(_SEPARATORS, key=first.count)
+    reader = csv.reader(lines[before:], delimiter=separator)
     try:
         header = [cell.strip().lower() for cell in next(reader, [])]
-        rows = ((reader.line_num, [cell.strip() for cell in cells]) for cells in reader)
-        return header, [(line, cells) for line, cells in rows if any(cells)]
+        rows = ((reader.line_num + before, [cell.strip() for cell in cells]) for cells in reader)
+        return CsvLines(header, [(line, cells) for line, cells in rows if any(cells)], separator)
     except csv.Error as error:
+        line = reader.line_num + before
         raise BadManifest(
-            f"{where}, line {reader.line_num}: a cell is too long ({error}); is a quotation mark missing or too many?"
+            f"{where}, line {line}: a cell is too long ({error}); is a quotation mark missing or too many?"
         ) from error
+
+
+def _decoded(where: str, data: bytes) -> str:
+    wide = data.startswith(_UTF_16)
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadManifest(f"{where} is not {'UTF-16' if wide else 'UTF-8'} text; {_SAVE}") from error
+    if "\0" in text[:1000]:
+        raise BadManifest(f"{where} is not UTF-8 text, and as UTF-16 it lacks its byte order mark; {_SAVE}")
+    return text

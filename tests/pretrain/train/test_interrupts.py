@@ -1,14 +1,16 @@
 """Ctrl-C as a terminal sends it, to a whole pipe line and twice; and a run that goes on with its own shards."""
 
 import os
+import queue
 import shutil
 import signal
 import subprocess
 
 import pytest
 
-from pipelines.train import main
+from pipelines.train import EXIT_SAVED, main
 from pretrain.train.checkpoint import latest_step
+from pretrain.train.signals import Signals
 from tests.support.dask_processes import wait_until
 from tests.support.paths import ROOT
 from tests.support.training import TINY, command, losses, make_shards, run
@@ -48,6 +50,35 @@ def test_ctrl_c_saves_the_step_where_tee_ends_before_the_run(shards, tmp_path):
     step = latest_step(tmp_path / "run/checkpoints")
     assert step > 10
     assert [number for number, *_ in losses(tmp_path / "run")] == list(range(step))
+
+
+def test_a_lost_terminal_saves_the_step(shards, tmp_path):
+    """Whose output cannot be written any more, and which sends SIGHUP by the shell and by the kernel."""
+    with begun(command(shards, tmp_path / "run", "schedule.steps=100000", "saving.every=100000")) as process:
+        until(process, "step      3")
+        process.stdout.close()
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGHUP)
+    assert process.returncode == EXIT_SAVED
+    assert [number for number, *_ in losses(tmp_path / "run")] == list(range(latest_step(tmp_path / "run/checkpoints")))
+
+
+def test_sighup_is_told_once_and_left_alone_where_it_is_ignored():
+    told = queue.Queue()
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with Signals(told.put) as signals:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+            assert (signals.caught, told.get()) == (signal.SIGHUP, signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Signals(told.put) as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.caught == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert told.empty()
 
 
 ENDLESS_STEP = """

@@ -1,6 +1,7 @@
 """What a cohort will take, against sums by hand and another library's bootstrap."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from tests.support.shard_folders import add_row, add_slide
 from wsi_prep.curation.assumptions import Assumptions
 from wsi_prep.curation.estimate import NAMES, REST, estimate, read_sample
 from wsi_prep.errors import BadCatalog, BadOption
+from wsi_prep.output.folder import write_run
+from wsi_prep.storage.select import open_storage
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +124,28 @@ def test_time_is_shown_in_hours_too_and_money_with_its_currency(sample, tmp_path
     assert all(" EUR " in line for line in money)
 
 
+def test_a_small_cohort_is_told_in_minutes_and_gb_and_magnifications_of_nobody_are_not(tmp_path, capsys):
+    for n in range(4):
+        add_slide(tmp_path, n, {"20x": 5}, seconds=36.0, bytes=2_000_000, files=3, source_bytes=500_000_000)
+    call = ["--slides", "100", "--sample", str(tmp_path), "--workers", "10", "--busy", "1"]
+    write_run(open_storage(tmp_path), {"settings": {"plan": {"magnifications": ["20x", "10x"]}}})
+    assert main(call) == 0
+    lines = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert ["work", "1 core-hours"] in lines
+    assert ["wall time", "6 minutes"] in lines
+    assert ["storage", "200 MB"] in lines
+    assert ["slides read", "50 GB"] in lines
+    assert [line[0] for line in lines if line[0] in (*NAMES, REST)] == ["20x", "10x", REST]
+    assert main(["--slides", "2,400", *call[2:]]) == 0
+    assert re.search(r"wall time +2.4 hours", capsys.readouterr().out)
+
+
 def test_wrong_calls_take_one_line(sample, tmp_path, capsys):
     (tmp_path / "none").mkdir()
     cases = [
         (["--slides", "0", "--sample", sample], "SLIDES 0 is not a number of slides"),
+        (["--slides", sample, "--sample", sample], f"SLIDES={sample} is not a number: here it is how many slides the "),
+        (["--slides", "-3", "--sample", sample], "SLIDES=-3 is not a number: here it is how many slides the cohort"),
         (["--slides", "9", "--sample", tmp_path / "none"], "holds no catalog/slides"),
         (["--slides", "9", "--sample", sample, "--busy", "1.5"], "busy in (0, 1]"),
         (["--slides", "9", "--sample", sample, "--slide-gb", "nan"], "slide_gb nan is not a number from 0 on"),
@@ -140,7 +161,16 @@ def test_wrong_calls_take_one_line(sample, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (0.01234, "0.0123"), (12.345, "12.3"), (999.9, "1,000"), (1234567, "1,230,000")]
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (12.345, "12.3"),
+        (999.9, "1,000"),
+        (1234567, "1,230,000"),
+        (2.72e-5, "< 0.001"),
+        (0.0099, "0.0099"),
+    ],
 )
 def test_numbers_have_three_digits(value, text):
     assert number(value) == text

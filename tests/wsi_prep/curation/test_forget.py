@@ -10,6 +10,7 @@ import zarr
 from pipelines.forget import main
 from pipelines.shards import main as make_shards
 from pipelines.verify import main as verify
+from tests.support.shard_folders import add_row
 from wsi_prep.output import catalog as catalog_module
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import read_run, write_run
@@ -76,6 +77,7 @@ def test_a_dry_call_lists_and_changes_nothing(folder, capsys):
     assert forget(folder, "--patient", "p7", "--shards", folder / "named", folder / "private", "--dry") == 0
     printed = capsys.readouterr().out
     assert printed.count("  ok        ") == 4
+    assert printed.count("  S19-0044721.tiff\n") == printed.count("  S19-0044722.tiff\n") == 1  # not in private output
     assert "nothing was deleted" in printed
     assert everything(folder) == before
 
@@ -101,12 +103,13 @@ def test_a_patient_is_gone_from_every_place_and_stays_away(folder, capsys):
 
     # found again, they are left out with their reason; without the key nobody could tell
     assert remake(folder / "slides", out, "--patient-key", folder / "key") == 0
-    assert "Forgotten: it was forgotten on request" in capsys.readouterr().out
+    said = "".join(capsys.readouterr())
+    assert "note: 2 slides in SLIDES are forgotten: nothing is made or written of them" in said
+    assert "S19-" not in said
+    assert b"S19-004472" not in everything(out)
     assert remake(folder / "slides", out) == 2
-    verdicts = {row["file"]: (row["status"], row["error_type"], row["patient_key"]) for row in rows(out)}
-    assert verdicts.pop("kept.tiff")[0] == "ok"
-    assert set(verdicts.values()) == {("excluded", "Forgotten", None)}
-    assert len(verdicts) == 2
+    assert [(row["file"], row["status"]) for row in rows(out)] == [("kept.tiff", "ok")]
+    assert json.loads((out / "run.json").read_text())["slides"] == {"ok": 1}
     assert verify(["--shards", str(out), "--workers", "1"]) == 0
 
 
@@ -117,24 +120,58 @@ def test_a_new_slide_of_a_forgotten_patient_is_left_out(folder):
     with (slides / "m.csv").open("a") as manifest:
         manifest.write("later.tiff,0.5,p8\n")
     assert remake(slides, out, "--patient-key", folder / "key") == 0
-    assert {row["file"]: row["error_type"] for row in rows(out)} == {
-        "S19-0044721.tiff": None,
-        "S19-0044722.tiff": None,
-        "kept.tiff": "Forgotten",
-        "later.tiff": "Forgotten",
-    }
+    assert {row["file"]: row["error_type"] for row in rows(out)} == {"S19-0044721.tiff": None, "S19-0044722.tiff": None}
+    assert b"later" not in everything(out)
+    assert b"kept" not in everything(out)
 
 
-def test_names_go_with_them_and_do_not_come_back(folder):
+def test_rows_of_forgotten_slides_that_earlier_versions_wrote_go(folder, capsys):
+    slides, out = folder / "slides", folder / "named"
+    gone = next(row["slide_id"] for row in rows(out) if row["file"] == "S19-0044721.tiff")
+    assert main(["--slide", gone, "--shards", str(out), "--yes"]) == 0
+    add_row(out, gone, status="excluded", error_type="Forgotten", file="S19-0044721.tiff")
+    assert remake(slides, out, "--patient-key", folder / "key") == 0
+    assert "note: 1 slide in SLIDES is forgotten: " in capsys.readouterr().out
+    assert b"S19-0044721" not in everything(out)
+
+
+def test_neither_a_note_nor_the_call_script_names_a_forgotten_slide(folder, capsys):
+    slides, out = folder / "slides", folder / "named"
+    assert forget(folder, "--patient", "p7", "--shards", out) == 0
+    (slides / "m.csv").write_text(
+        "slide,mpp,patient,stain\nS19-0044721.tiff,0.5,p7,\nS19-0044722.TIFF,0.5,p7,\nkept.tiff,0.5,p8,\n"
+    )
+    capsys.readouterr()
+    one = ["--slides", slides / "S19-0044721.tiff", "--out", out, "--manifest", slides / "m.csv", "--workers", "1"]
+    words = [*one, "--id-root", slides, "--patient-key", folder / "key"]
+    assert make_shards([str(word) for word in words]) == 0
+    assert "nothing to do: 0 slides are already done in" in capsys.readouterr().out
+    assert not (out / "call.sh").exists()
+    assert b"S19-0044721" not in everything(out)
+
+
+def test_names_go_with_them_and_do_not_come_back(folder, capsys):
     out, names = folder / "private", folder / "names.csv"
     assert names.read_text().count("S19-") == 2
     assert forget(folder, "--patient", "p7", "--shards", out, "--names", names) == 0
     assert names.read_text().count("\n") == 2
     assert "kept.tiff" in names.read_text()
+    assert "NAMES still holds" not in capsys.readouterr().out
     private = ("--patient-key", folder / "key", "--private", "--id-key", folder / "key", "--names", names)
     assert remake(folder / "slides", out, *private) == 0
     assert "S19-" not in names.read_text()
-    assert [row["status"] for row in rows(out)].count("excluded") == 2
+    assert [row["status"] for row in rows(out)] == ["ok"]
+
+
+def test_a_names_file_that_was_left_out_is_told_and_emptied_by_a_second_call(folder, capsys):
+    out, names = folder / "private", folder / "names.csv"
+    assert forget(folder, "--patient", "p7", "--shards", out) == 0
+    said = "note: NAMES still holds their lines and paths: repeat the command with NAMES=file\n"
+    assert said in capsys.readouterr().out
+    assert names.read_text().count("S19-") == 2
+    assert forget(folder, "--patient", "p7", "--shards", out, "--names", names) == 0
+    assert names.read_text().count("S19-") == 0
+    assert said not in capsys.readouterr().out
 
 
 def test_one_slide_can_be_forgotten_by_its_id(folder):

@@ -50,6 +50,59 @@ def test_spreadsheets_own_habits_are_understood(slides, manifest, text):
     assert manifest(text).match(list(slides.values())).rows == {slides["y/2.svs"].slide_id: ManifestRow(mpp=0.25)}
 
 
+@given(
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"]),
+    separator=st.sampled_from(",;\t|"),
+    named=st.booleans(),
+    ends=st.sampled_from(["\n", "\r\n"]),
+    mpp=st.integers(5, 4000).map(lambda thousandths: thousandths / 1000),
+    comma=st.booleans(),
+)
+def test_what_excel_writes_is_understood(tmp_path_factory, encoding, separator, named, ends, mpp, comma):
+    """Byte order mark, UTF-16, separator, a line that names it, line ends, and a decimal comma."""
+    path = tmp_path_factory.getbasetemp() / "excel.csv"
+    number = str(mpp).replace(".", ",") if comma and separator in ";\t" else str(mpp)
+    lines = [f"sep={separator}"] * named + [f"slide{separator}mpp", f"Größe 3 µm.svs{separator}{number}", ""]
+    mark = {"utf-16-le": "\ufeff", "utf-16-be": "\ufeff"}.get(encoding, "")
+    path.write_bytes((mark + ends.join(lines)).encode(encoding))
+    (entry,) = read_manifest(str(path)).entries
+    assert (entry.cell, entry.row.mpp, entry.line) == ("Größe 3 µm.svs", mpp, 2 + named)
+
+
+@pytest.mark.parametrize("data", ["slide;mpp\nGröße.svs;0,25\n".encode("cp1252"), "slide,mpp\n".encode("utf-16-le")])
+def test_other_text_is_to_be_saved_as_utf_8(tmp_path, data):
+    (tmp_path / "m.csv").write_bytes(data)
+    with pytest.raises(BadManifest, match=r"m\.csv is not UTF-8 text.*; in Excel, save it as 'CSV UTF-8'$"):
+        read_manifest(str(tmp_path / "m.csv"))
+
+
+def test_a_decimal_comma_between_commas_is_none(manifest):
+    with pytest.raises(BadManifest, match="line 2: mpp '0,25' is not a number"):
+        manifest('slide,mpp\n2.svs,"0,25"\n')
+
+
+def test_all_faults_are_told_at_once(slides, manifest):
+    text = "slide,mpp,stian,patient_id\n2.svs,abc,PHE,\nx/1.svs,0.5,,\n2.svs,0.5,,\n3.svs\n,0.5,,\n"
+    with pytest.raises(BadManifest) as error:
+        manifest(text)
+    said = str(error.value)
+    assert "manifest.csv has 6 faults: (1) column 'stian' is not known, did you mean 'stain'?" in said
+    for part in (
+        "(2) column 'patient_id' would be",
+        "(3) line 2: mpp 'abc' is not a number",
+        "(4) names 2.svs twice, in lines 2 and 4",
+        "(5) line 5 has 1 cells where the header has 4",
+        "(6) line 6 names no slide",
+    ):
+        assert part in said
+    with pytest.raises(BadManifest, match=r"has 2 faults: \(1\) line 2: mpp 'x' .*; \(2\) line 2: stain 'PHE' is"):
+        manifest("slide,mpp,stain\n2.svs,x,PHE\n")
+    with pytest.raises(BadManifest, match=r"has 12 faults: \(1\) .*\(10\) line 11: [^(]*; and 2 more$"):
+        manifest("slide,mpp\n" + "".join(f"{n}.svs,x\n" for n in range(12)))
+    with pytest.raises(BadManifest, match=r"has 2 faults: \(1\) line 2: 1.svs fits .*\(2\) names y/2.svs twice"):
+        manifest("slide\n1.svs\n2.svs\ny/2.svs\n").match(list(slides.values()))
+
+
 def test_implausible_numbers_are_kept_for_the_slides_own_error(slides, manifest):
     rows = manifest("slide,mpp\n2.svs,nan\nx/1.svs,0\n").match(list(slides.values())).rows
     assert math.isnan(rows[slides["y/2.svs"].slide_id].mpp)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS, to_level0
+from wsi_prep.run.row import verdict
 from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.plan import PlanSettings, plan_tiles
 
@@ -102,3 +103,19 @@ def test_an_empty_mask_gives_an_empty_plan():
 def test_bad_settings_are_refused_where_they_are_made(bad):
     with pytest.raises(BadOption):
         PlanSettings(**bad)
+
+
+@pytest.mark.parametrize(
+    ("sides", "mags", "tissue_mm2", "error"),
+    [
+        ((3000, 3136), ("5x",), 0.5, "the scan, 750 x 784 um, is smaller than one 5x tile, 784 um"),
+        ((3000, 9000), ("10x", "5x"), 0.0, "no tissue was found"),
+        ((1500, 9000), ("5x", "10x"), 0.5, "the scan, 375 x 2,250 um, is smaller than one 10x tile, 392 um"),
+        ((3136, 3136), ("5x",), 0.5, "no tile inside the slide has 65% tissue"),
+    ],
+)
+def test_a_scan_that_is_smaller_than_a_tile_is_told_so(sides, mags, tissue_mm2, error):
+    grid, settings = Grid.of_slide(*sides, 0.25, 0.25), PlanSettings(magnifications=mags)
+    plan = plan_tiles(grid, np.zeros((8, 8), bool), sides[0] / 8, sides[1] / 8, settings, "a")
+    row = {"tissue_mm2": tissue_mm2, "tiles_filtered": 0, "warning": None}
+    assert verdict(row, plan, settings, "", "no tissue was found") == {"status": "empty", "error": error}

@@ -5,15 +5,15 @@ from __future__ import annotations
 from wsi_prep.errors import BadManifest, StoreFailed
 from wsi_prep.slides.fetch.ranges import read_whole
 from wsi_prep.slides.urls import bare_url, without_secrets
-from wsi_prep.untrusted.csv_lines import read_csv
+from wsi_prep.untrusted.csv_lines import CsvLines, read_csv
 
 _INDEX_BYTES = 2**20
 _MOST_BYTES = 2**30
 """Of a list: three million slides take some hundred MB."""
 
 
-def read_list(path: str, option: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header and (line number, cells) of a csv, as `read_csv` has them; raises BadManifest, naming the `option`."""
+def read_list(path: str, option: str) -> CsvLines:
+    """The lines of a csv, as `read_csv` has them; raises BadManifest, naming the `option`."""
     try:
         data = read_whole(path, _MOST_BYTES)
     except StoreFailed:

@@ -24,7 +24,7 @@ _SHOWN = 5
 _MOST_MORE, _LONGEST_MORE, _LONGEST_NAME = 32, 200, 60
 """Further columns, and characters of their cells and names."""
 
-_TYPO = 0.8
+_TYPO, _MOST_FAULTS = 0.8, 10
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Manifest:
             for name in {source.name, name_of(source.path)}:
                 by_name[one_form(name)].append(source)
         chosen: dict[str, _Entry] = {}
-        unknown = []
+        unknown, faults = [], list[str]()
         for entry in self.entries:
             fits = [s for s in by_name.get(one_form(entry.parts[-1]), []) if _ends_with(s, entry.parts, one_form)]
             if len(fits) > 1:  # of names that differ in their form alone, the one that is written
@@ -128,11 +128,14 @@ class Manifest:
                 unknown.append(entry)
                 continue
             if len(fits) > 1:
-                raise BadManifest(
-                    f"{self.where}, line {entry.line}: {entry.cell} fits {len(fits)} slides "
-                    f"({', '.join(bare_url(s.path) for s in fits[:3])}); write part of the folder too"
-                )
-            self._choose(chosen, fits[0].slide_id, entry)
+                places = ", ".join(bare_url(s.path) for s in fits[:3])
+                several = f"{entry.cell} fits {len(fits)} slides ({places}); write part of the folder too"
+                faults.append(f", line {entry.line}: {several}")
+                continue
+            before = chosen.setdefault(fits[0].slide_id, entry)
+            if before is not entry:
+                faults.append(_twice(before, entry))
+        _raise_any(self.where, faults)
         rows = {slide_id: entry.row for slide_id, entry in chosen.items()}
         cells, lines = tuple(entry.cell for entry in unknown), tuple(entry.line for entry in unknown)
         hints = _hints(unknown, sources, left_out)
@@ -147,32 +150,44 @@ class Manifest:
             tuple(source.slide_id for source in bare),
         )
 
-    def _choose(self, chosen: dict[str, _Entry], slide_id: str, entry: _Entry) -> None:
-        before = chosen.get(slide_id)
-        if before is not None:
-            raise BadManifest(
-                f"{self.where} names {entry.cell} twice, in lines {before.line} and {entry.line}; keep one"
-            )
-        chosen[slide_id] = entry
-
 
 def read_manifest(path: str) -> Manifest:
-    """Read a manifest from a file or URL; raises BadManifest, naming the line, for anything that is not understood."""
-    header, rows = read_list(path, "MANIFEST")
+    """Read a manifest from a file or URL; raises BadManifest, naming all lines with what is not understood.
+
+    Where cells are separated by semicolons or tabs, a number may have a decimal comma.
+    """
+    header, rows, separator = read_list(path, "MANIFEST")
     path = bare_url(path)
-    more = _further_columns(path, header)
+    faults: list[str] = []
+    more = _further_columns(path, header, faults)
     entries: dict[str, _Entry] = {}
     for line, cells in rows:
-        entry = _entry(path, line, header, cells)
-        if entry.cell in entries:
-            lines = f"lines {entries[entry.cell].line} and {entry.line}"
-            raise BadManifest(f"{path} names {entry.cell} twice, in {lines}; keep one")
-        entries[entry.cell] = entry
+        entry = _entry(line, header, cells, faults, decimal_comma=separator in ";\t")
+        if entry is not None:
+            before = entries.setdefault(entry.cell, entry)
+            if before is not entry:
+                faults.append(_twice(before, entry))
+    _raise_any(path, faults)
     return Manifest(path, tuple(entries.values()), more)
 
 
-def _further_columns(path: str, names: list[str]) -> tuple[str, ...]:
-    """Columns beside our own; raises BadManifest for a header that cannot be meant so."""
+def _twice(before: _Entry, entry: _Entry) -> str:
+    return f" names {entry.cell} twice, in lines {before.line} and {entry.line}; keep one"
+
+
+def _raise_any(path: str, faults: Sequence[str]) -> None:
+    """Raise BadManifest where there are faults, each as it goes on behind the path: all of them in one line."""
+    if not faults:
+        return
+    if len(faults) == 1:
+        raise BadManifest(f"{path}{faults[0]}")
+    told = "; ".join(f"({number}) {fault.lstrip(',: ')}" for number, fault in enumerate(faults[:_MOST_FAULTS], 1))
+    more = len(faults) - _MOST_FAULTS
+    raise BadManifest(f"{path} has {len(faults):,} faults: {told}" + (f"; and {more:,} more" if more > 0 else ""))
+
+
+def _further_columns(path: str, names: list[str], faults: list[str]) -> tuple[str, ...]:
+    """Columns beside our own; what is wrong with them joins the faults. BadManifest for a header that tells nothing."""
     if "slide" not in names:
         raise BadManifest(f"{path} has no column 'slide'; the columns are {', '.join(COLUMNS)}, and any of your own")
     if len(set(names)) != len(names):
@@ -180,42 +195,47 @@ def _further_columns(path: str, names: list[str]) -> tuple[str, ...]:
     more = tuple(name for name in names if name not in COLUMNS)
     for name in more:
         if "patient" in name:
-            raise BadManifest(
-                f"{path}: column {name[:60]!r} would be written as it is; name it 'patient', which is written under "
+            faults.append(
+                f": column {name[:60]!r} would be written as it is; name it 'patient', which is written under "
                 "PATIENT_KEY alone, or take it out"
             )
+            continue
         near = difflib.get_close_matches(name, [each for each in COLUMNS if each not in names], 1, _TYPO)
         if near:
-            raise BadManifest(
-                f"{path}: column {name!r} is not known, did you mean {near[0]!r}? The columns are "
+            faults.append(
+                f": column {name!r} is not known, did you mean {near[0]!r}? The columns are "
                 f"{', '.join(COLUMNS)}, and any of your own of another name"
             )
-        if not name or len(name) > _LONGEST_NAME or not name.isprintable():
-            raise BadManifest(f"{path}: a column has no name, or one that is too long or does not print")
+        elif not name or len(name) > _LONGEST_NAME or not name.isprintable():
+            faults.append(": a column has no name, or one that is too long or does not print")
     if len(more) > _MOST_MORE:
-        raise BadManifest(f"{path} has {len(more)} columns of your own; {_MOST_MORE} are kept at most, take some out")
+        faults.append(f" has {len(more)} columns of your own; {_MOST_MORE} are kept at most, take some out")
     return more
 
 
-def _entry(path: str, line: int, header: list[str], cells: list[str]) -> _Entry:
-    where = f"{path}, line {line}"
+def _entry(line: int, header: list[str], cells: list[str], faults: list[str], *, decimal_comma: bool) -> _Entry | None:
+    """A line's entry; what is wrong with it joins the faults, and None where it is of no use then."""
+    at = f", line {line}"
     if len(cells) != len(header):
-        raise BadManifest(f"{where} has {len(cells)} cells where the header has {len(header)}")
+        faults.append(f"{at} has {len(cells)} cells where the header has {len(header)}")
+        return None
     values = dict(zip(header, cells, strict=True))
+    known = len(faults)
     for name, value in values.items():
         if len(value) > _MAX_CELL or not value.isprintable():
-            raise BadManifest(f"{where}: the cell of column {name} is too long, or has characters that do not print")
-    more = {name: value for name, value in values.items() if name not in COLUMNS and value}
-    long = next((name for name, value in more.items() if len(value) > _LONGEST_MORE), None)
-    if long is not None:
-        raise BadManifest(f"{where}: the cell of column {long} has more than {_LONGEST_MORE} characters; shorten it")
+            faults.append(f"{at}: the cell of column {name} is too long, or has characters that do not print")
+        elif name not in COLUMNS and len(value) > _LONGEST_MORE:
+            faults.append(f"{at}: the cell of column {name} has more than {_LONGEST_MORE} characters; shorten it")
     slide = bare_url(values.pop("slide"))
     if not slide:
-        raise BadManifest(f"{where} names no slide")
+        faults.append(f"{at} names no slide")
+    if len(faults) > known:
+        return None
+    more = {name: value for name, value in values.items() if name not in COLUMNS and value}
     parts = tuple(part for part in slide.replace("\\", "/").split("/") if part not in ("", "."))
     row = ManifestRow(
-        mpp=_mpp(where, values.get("mpp", "")),
-        stain=_stain(where, values.get("stain", "")),
+        mpp=_mpp(at, values.get("mpp", ""), faults, decimal_comma=decimal_comma),
+        stain=_stain(at, values.get("stain", ""), faults),
         institution=values.get("institution") or None,
         tissue=values.get("tissue") or None,
         patient=values.get("patient") or None,
@@ -224,23 +244,22 @@ def _entry(path: str, line: int, header: list[str], cells: list[str]) -> _Entry:
     return _Entry(line, slide, parts or (slide,), row)
 
 
-def _mpp(where: str, cell: str) -> float | None:
+def _mpp(at: str, cell: str, faults: list[str], *, decimal_comma: bool) -> float | None:
     if not cell:
         return None
     try:
-        return float(cell)
-    except ValueError as error:
-        raise BadManifest(f"{where}: mpp {cell!r} is not a number; write um/px, as in 0.25") from error
-
-
-def _stain(where: str, cell: str) -> str | None:
-    if not cell:
+        return float(cell.replace(",", ".") if decimal_comma and cell.count(",") == 1 else cell)
+    except ValueError:
+        faults.append(f"{at}: mpp {cell!r} is not a number; write um/px, as in 0.25")
         return None
-    stain = _STAIN_SPELLINGS.get(cell.upper(), cell.upper())
-    if stain not in STAINS:
+
+
+def _stain(at: str, cell: str, faults: list[str]) -> str | None:
+    stain = _STAIN_SPELLINGS.get(cell.upper(), cell.upper()) or None
+    if stain is not None and stain not in STAINS:
         near = difflib.get_close_matches(stain, STAINS, 1)
         hint = f", did you mean {near[0]}?" if near else ";"
-        raise BadManifest(f"{where}: stain {cell[:60]!r} is not known{hint} choose from {' '.join(STAINS)}")
+        faults.append(f"{at}: stain {cell[:60]!r} is not known{hint} choose from {' '.join(STAINS)}")
     return stain
 
 

@@ -233,7 +233,7 @@ def _listed(slides: str, fs: AbstractFileSystem, inner: str) -> list[str]:
     base = PurePosixPath(inner).parent
     lines: dict[str, int] = {}
     written: list[tuple[int, str, str]] = []
-    header, rows = read_list(slides, "SLIDES")
+    header, rows, _ = read_list(slides, "SLIDES")
     if "slide" not in header:
         raise BadManifest(f"{where} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
     column = header.index("slide")

@@ -16,6 +16,7 @@ from wsi_prep.slides.fetch.remote import copy_here, local_path
 from wsi_prep.slides.find.endings import ending
 from wsi_prep.slides.find.sources import SlideSource
 from wsi_prep.slides.readers.advice import advice
+from wsi_prep.slides.readers.directories import truncated
 from wsi_prep.slides.readers.openslide_reader import OpenSlideReader, detect_vendor
 from wsi_prep.slides.readers.second import disagreements
 from wsi_prep.slides.readers.tiff.pictures import UnsupportedLayout
@@ -70,6 +71,15 @@ def open_slide(
     """
     if reader not in READERS:
         raise BadOption(f"reader {reader!r} is not known; choose from {' '.join(READERS)}")
+    try:
+        return _opened(path, reader, pool, files)
+    except UnreadableSlide as error:
+        if what := truncated(path):
+            raise DamagedSlide(f"the file is truncated: {what}; copy the slide again") from error
+        raise
+
+
+def _opened(path: str, reader: str, pool: ThreadPool | None, files: Sequence[str]) -> SlideReader:
     local = local_path(path)
     if local is not None:
         _require_file(local)

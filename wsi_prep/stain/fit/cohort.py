@@ -119,7 +119,7 @@ def read_slides(folder: Path) -> Cohort:
 
     Columns: slide or file, mpp or um_per_px, class or stain, patient or case.
     """
-    header, rows = read_csv(str(folder / "manifest.csv"), (folder / "manifest.csv").read_bytes())
+    header, rows, _ = read_csv(str(folder / "manifest.csv"), (folder / "manifest.csv").read_bytes())
     if missing := [" or ".join(names) for names in _COLUMNS if not set(names) & set(header)]:
         raise UsageError(f"{folder / 'manifest.csv'} lacks the columns {', '.join(missing)}")
     found = []

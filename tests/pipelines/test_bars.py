@@ -1,0 +1,79 @@
+"""Ctrl-C at every point of a bar's start and end: one line, the exit code, and a terminal as it was."""
+
+import io
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import rich
+from rich.console import Console
+
+from pipelines.command import progress, run_command
+from pipelines.console import SlideProgress
+from tests.support.paths import ROOT
+
+WATCHED = (str(Path(rich.__file__).parent / "live.py"), str(ROOT / "pipelines"))
+SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"
+
+
+@dataclass
+class BarsCall:
+    """Show a bar."""
+
+
+def slides(terminal):
+    with SlideProgress(terminal) as bar:
+        bar.started(3, 0, "")
+
+
+def counted(terminal):
+    with progress(terminal.out, "index") as show:
+        show(1, 3)
+
+
+def shown(bar, interrupt_at):
+    """What a call leaves that shows this bar, with a true SIGINT before that line of rich's and our code."""
+    drawn, lines = io.StringIO(), 0
+
+    def trace(frame, event, _):
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(WATCHED):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == interrupt_at:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    def work(_, terminal):
+        terminal.out = Console(file=drawn, force_terminal=True, highlight=False)
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            bar(terminal)
+        finally:
+            sys.settrace(before)
+        return 0
+
+    streams, handler = (sys.stdout, sys.stderr), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = run_command(BarsCall, work, [])
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert (sys.stdout, sys.stderr) == streams
+    assert not [t for t in threading.enumerate() if "_RefreshThread" in type(t).__name__ and not t.done.is_set()]
+    assert drawn.getvalue().count(HIDE) == drawn.getvalue().count(SHOW)
+    return code, lines
+
+
+@pytest.mark.parametrize(("bar", "every"), [(slides, 2), (counted, 3)])
+def test_ctrl_c_at_the_lines_of_a_bars_start_and_end_is_one_line(bar, every, capsys):
+    code, lines = shown(bar, 0)
+    assert (code, capsys.readouterr().err) == (0, "")
+    assert lines > 50
+    for line in range(1, lines + 1, every):
+        code, _ = shown(bar, line)
+        assert (code, capsys.readouterr().err) == (130, "bars: interrupted\n"), line
