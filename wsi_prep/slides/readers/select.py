@@ -19,8 +19,8 @@ from wsi_prep.slides.readers.advice import advice
 from wsi_prep.slides.readers.directories import truncated
 from wsi_prep.slides.readers.openslide_reader import OpenSlideReader, detect_vendor
 from wsi_prep.slides.readers.second import disagreements
-from wsi_prep.slides.readers.tiff.pictures import UnsupportedLayout
 from wsi_prep.slides.readers.tiff.opening import is_ome_tiff
+from wsi_prep.slides.readers.tiff.pictures import UnsupportedLayout
 from wsi_prep.slides.readers.tiff.reader import TiffReader
 
 READERS = ("auto", "tiff", "openslide")
