@@ -27,8 +27,13 @@ _FULL_COLOUR = 0.35
 
 _LEAST_SHARE, _LEAST_RARE_SHARE = 0.01, 2e-4
 
-COUNT = (len(_TIERS) - 1) * (HUES + 5) + HUES + 5
+_OF_A_TIER = HUES + 5
+
+COUNT = (len(_TIERS) - 1) * _OF_A_TIER + HUES + 5
 """How many numbers `stain_features` gives."""
+
+HUE_PLACES = tuple(slice(tier * _OF_A_TIER, tier * _OF_A_TIER + HUES) for tier in range(len(_TIERS)))
+"""Where among them the hues are: of each tier, and of the dense pixels of all."""
 
 
 def stain_features(density: NDArray[np.float32]) -> NDArray[np.float32] | None:
