@@ -67,7 +67,7 @@ def judge(cohort: Cohort, examples: list[Example], in_dyes: list[Example]) -> tu
     if slides:
         lines += [*section("Slides", calibrating, name_wrong=True), *reliability(calibrating)]
         abroad = hold_out(examples, slides, by_laboratory=True)
-        lines += section("Slides, without their laboratory", abroad, name_wrong=True)
+        lines += section("Slides, without their laboratory", abroad, name_wrong=False)
     for number, title in ((1, "Crops of a slide together"), (2, "Single tiles")):
         if (kind == number).any():
             lines += section(title, judged.only(kind == number), name_wrong=False)

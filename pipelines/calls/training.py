@@ -211,7 +211,7 @@ class FitStainCall:
     to: Annotated[Path | None, Option("file")] = None
     """The weights; without it, those of the package."""
 
-    examples: int = 7000
+    examples: int = 12000
     """Pictures in other dyes, and as many in their own."""
 
     evaluate: bool = False

@@ -27,8 +27,13 @@ _FULL_COLOUR = 0.35
 
 _LEAST_SHARE, _LEAST_RARE_SHARE = 0.01, 2e-4
 
-COUNT = (len(_TIERS) - 1) * (HUES + 5) + HUES + 5
+_OF_A_TIER = HUES + 5
+
+COUNT = (len(_TIERS) - 1) * _OF_A_TIER + HUES + 5
 """How many numbers `stain_features` gives."""
+
+HUE_PLACES = tuple(slice(tier * _OF_A_TIER, tier * _OF_A_TIER + HUES) for tier in range(len(_TIERS)))
+"""Where among them the hues are: of each tier, and of the dense pixels of all."""
 
 
 def stain_features(density: NDArray[np.float32]) -> NDArray[np.float32] | None:
@@ -44,6 +49,7 @@ def stain_features(density: NDArray[np.float32]) -> NDArray[np.float32] | None:
     amount = stained.mean(axis=1)
     angle, colour = _hue_and_colour(stained, amount)
     coloured = np.minimum(1.0, colour / _FULL_COLOUR)
+    phase = np.exp(1j * angle)
     edges = np.quantile(amount, _TIERS)
     found = []
     for lower, upper in pairwise(edges):
@@ -52,8 +58,8 @@ def stain_features(density: NDArray[np.float32]) -> NDArray[np.float32] | None:
         hues = _hue_histogram(angle[tier], weight * coloured[tier])
         grey = (weight * (1 - coloured[tier])).sum()
         shares = np.append(hues, grey) / weight.sum()
-        direction = np.average(np.exp(1j * angle[tier]), weights=weight * coloured[tier] + 1e-6)
-        spread = np.average(np.abs(np.exp(1j * angle[tier]) - direction), weights=weight)
+        direction = np.average(phase[tier], weights=weight * coloured[tier] + 1e-6)
+        spread = np.average(np.abs(phase[tier] - direction), weights=weight)
         found += [np.log(shares + _LEAST_SHARE), [direction.real, direction.imag, spread]]
         found.append([np.average(colour[tier], weights=weight)])
     middle, dense, densest = np.quantile(amount, [0.5, 0.9, 0.98])

@@ -75,7 +75,6 @@ def test_dyes_are_told_apart_on_any_glass(stain, glass):
     assert SURE <= confidence <= 1
 
 
-@NOT_TOLD
 def test_purple_of_one_hue_is_special():
     assert classify_stain(*slide((SCHIFF, 0.1, 0.9, 1.0), (HAEMATOXYLIN, 0.1, 0.5, 0.2)))[0] == "SPECIAL"
 
@@ -88,7 +87,7 @@ def test_counterstain_alone_is_ihc_or_doubtful_but_no_he():
 
 
 AMOUNTS = [(share, strength) for share in (0.01, 0.03, 0.1, 0.3, 0.6) for strength in (0.4, 0.8, 1.4)]
-FAINT = [(0.3, 0.4), (0.6, 0.4)]
+FAINT = [(0.3, 0.4)]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +210,7 @@ REAL = {
 }
 
 
-CALLED_WRONGLY = ("OS-1-detail_HE.ome.tif", "glycogenosis-liver_PASD_10x_nompp.tif")
+CALLED_WRONGLY = ("OS-1-detail_HE.ome.tif",)
 
 
 @pytest.mark.parametrize(

@@ -108,8 +108,8 @@ def _he() -> list[Recipe]:
 def _ihc() -> list[Recipe]:
     blue = (Layer("haematoxylin", "nuclei", (0.2, 1.1)), Layer("haematoxylin", "cytoplasm", (0.02, 0.25)))
     recipes = [
-        Recipe("no positive cell", "IHC", 1.2, (_PALE_NUCLEI, _GROUND, _PIGMENT)),
-        Recipe("no positive cell", "IHC", 0.4, blue),
+        Recipe("no positive cell", "IHC", 0.6, (_PALE_NUCLEI, _GROUND, _PIGMENT)),
+        Recipe("no positive cell", "IHC", 0.2, blue),
     ]
     chromogens = {"dab": 4.0, "aec": 0.6, "fast red": 0.8, "green chromogen": 0.08, "teal chromogen": 0.06}
     chromogens |= {"purple chromogen": 0.1, "indigo chromogen": 0.06, "yellow chromogen": 0.06}

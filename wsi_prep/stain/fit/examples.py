@@ -23,6 +23,9 @@ _MOST_PX = 30_000
 _COARSEST_MPP = 32.0
 _VARIED_SHARE = 0.3
 
+_TURNS = ("SPECIAL", "HE", "SPECIAL", "IHC", "SPECIAL", "HE", "SPECIAL")
+"""Classes in the order in which they are dyed: SPECIAL, of many stains, more often; IHC, whose dyes are few, less."""
+
 Values = TypeVar("Values", bound=np.generic)
 
 
@@ -72,13 +75,13 @@ def as_it_is(picture: Picture) -> Example | None:
 
 
 def dyed(bases: Sequence[Base], count: int, seed: int) -> list[Example]:
-    """`count` pictures of tissue in other dyes, each class as often; laboratories take turns as in `changed`."""
+    """`count` pictures of tissue in other dyes, the classes by `_TURNS`; laboratories take turns as in `changed`."""
     rng = np.random.default_rng(seed)
     by_class = {stain: [recipe for recipe in RECIPES if recipe.stain == stain] for stain in CLASSES}
     chances = _chances([(base.laboratory, base.case) for base in bases])
     found = []
     for number in range(count):
-        recipes = by_class[CLASSES[number % len(CLASSES)]]
+        recipes = by_class[_TURNS[number % len(_TURNS)]]
         weights = np.array([recipe.weight for recipe in recipes])
         recipe = recipes[rng.choice(len(recipes), p=weights / weights.sum())]
         example = _dyed(bases[rng.choice(len(bases), p=chances)], recipe, rng)

@@ -11,11 +11,15 @@ from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
 from wsi_prep.errors import UsageError
+from wsi_prep.stain.features import COUNT, HUE_PLACES, HUES
 from wsi_prep.stain.fit.examples import Example
 from wsi_prep.stain.model import CLASSES, MOST_UNUSUAL, StainModel, softmax
 
-_STRENGTH = 90.0
+_STRENGTH = 25.0
 """How little the weights are held back (C of scikit-learn, where all examples together weigh 1)."""
+
+_HUES_ALIKE = 1.0
+"""How many hues apart weights are still alike (standard deviation)."""
 
 _FOLDS = 20
 _LEAST_SPREAD = 0.02
@@ -59,12 +63,33 @@ def fit(examples: Sequence[Example]) -> StainModel:
     if not counts.all():
         raise UsageError(f"there is too little tissue to fit to: HE, IHC and SPECIAL have {counts.tolist()} pictures")
     weight = 1.0 / (len(CLASSES) * counts[stains])
-    fitted = LogisticRegression(C=_STRENGTH, max_iter=500).fit(usual, stains, sample_weight=weight)
+    alike = _alike()
+    fitted = LogisticRegression(C=_STRENGTH, max_iter=500).fit(usual @ alike, stains, sample_weight=weight)
     spread, axes = np.linalg.eigh((usual * weight[:, None]).T @ usual)
     whitening = axes / np.sqrt(spread + _LEAST_SPREAD)
-    numbers = {"mean": mean, "scale": scale, "slope": fitted.coef_.T, "bias": fitted.intercept_, "whitening": whitening}
+    numbers = {
+        "mean": mean,
+        "scale": scale,
+        "slope": alike @ fitted.coef_.T,
+        "bias": fitted.intercept_,
+        "whitening": whitening,
+    }
     tensors = {name: np.asarray(tensor, dtype=np.float32) for name, tensor in numbers.items()}
     return StainModel(tensors["mean"], tensors["scale"], tensors["slope"], tensors["bias"], tensors["whitening"])
+
+
+def _alike() -> NDArray[np.float64]:
+    """(COUNT, COUNT): the root of how much the weights of two features are expected to be alike.
+
+    Those of hues are by how near they are: another scanner or laboratory shifts a dye to the hues beside its own.
+    """
+    apart = np.abs(np.arange(HUES)[:, None] - np.arange(HUES))
+    apart = np.minimum(apart, HUES - apart)
+    expected = np.eye(COUNT)
+    for hues in HUE_PLACES:
+        expected[hues, hues] = np.exp(-0.5 * (apart / _HUES_ALIKE) ** 2)
+    spread, axes = np.linalg.eigh(expected)
+    return np.asarray(axes * np.sqrt(np.maximum(spread, 0)) @ axes.T)
 
 
 def hold_out(fitted_to: Sequence[Example], judged: Sequence[Example], *, by_laboratory: bool = False) -> HeldOut:
