@@ -56,7 +56,8 @@ def write_tiles(
     ):
         for group in groups:
             name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
-            make = functools.partial(_make, group, plan.pen[group.tiles], name, settings)
+            of_slide = plan.pen[group.tiles], plan.fat[group.tiles]
+            make = functools.partial(_make, group, of_slide, name, settings)
             for index, (measured, data) in zip(group.tiles, pool.share(make, range(len(group.tiles))), strict=True):
                 measures[index] = measured
                 if data is not None:
@@ -68,10 +69,17 @@ def write_tiles(
 
 
 def _make(
-    group: TileGroup, pen: NDArray[np.float32], magnification: str, settings: TileSettings, numbers: Sequence[int]
+    group: TileGroup,
+    of_slide: tuple[NDArray[np.float32], NDArray[np.float32]],
+    magnification: str,
+    settings: TileSettings,
+    numbers: Sequence[int],
 ) -> list[tuple[NDArray[np.float32], bytes | None]]:
-    """The MEASURES of the group's tiles with these numbers, and the JPEG of each that passes all filters."""
-    measurer = Measurer(group.corner, group.quarter, pen)
+    """The MEASURES of the group's tiles with these numbers, and the JPEG of each that passes all filters.
+
+    `of_slide`: pen and fat of the group's tiles.
+    """
+    measurer = Measurer(group.corner, group.quarter, *of_slide)
     tile = np.empty((TILE_PX, TILE_PX, 3), np.uint8)  # read from the large image once, then close at hand
     made = []
     for number in numbers:
