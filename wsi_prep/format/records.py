@@ -167,6 +167,7 @@ TILE_SCHEMA = pa.schema(
         ("offset", pa.int64()),  # of the tile's JPEG inside the shard file
         ("nbytes", pa.int32()),
         ("crc32", pa.uint32()),  # of the JPEG, as zlib computes it
+        ("fat", pa.float32()),  # share of the tile, by the slide's overview
     ]
 )
 
@@ -197,6 +198,7 @@ class TileRow(TypedDict, total=False):
     offset: int
     nbytes: int
     crc32: int
+    fat: float
 
 
 def tile_counts(slide: SlideRow) -> dict[str, int]:

@@ -206,6 +206,7 @@ def _make_tiles(bench: _Bench, reader: SlideReader, scale: Scale, found: FoundTi
         raise
     steps = thumbnail.step_x0, thumbnail.step_y0
     wanted = plan_tiles(grid, tissue, *steps, settings.plan, slide_id).with_ink(found.ink, *steps)
+    wanted = wanted.with_fat(found.fat, *steps)
     give_back_freed_memory()  # of a large slide's mask and what it was made of
     bench.clock.enter("tiles")
     filters = tuple(each for each in settings.filters if each.is_for(row["stain"]))

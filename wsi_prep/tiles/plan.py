@@ -49,7 +49,8 @@ class TilePlan:
 
     Sorted by the cell of the coarsest grid that holds the tile (row by row), then finest magnification first, then row
     and column. `mag` indexes MAGNIFICATIONS; `x0`, `y0` are level-0 px of the upper left corner; `tissue_fraction` is
-    the share of the tile's area that is tissue, `pen` the share that is ink (0 until `with_ink`).
+    the share of the tile's area that is tissue, `pen` and `fat` the shares that are ink (0 until `with_ink`) and
+    fat (NaN until `with_fat`).
 
     >>> with open_slide("slide.svs") as slide:
     ...     plan = plan_tiles(slide, np.ones(slide.thumbnail.pixels.shape[:2], bool), PlanSettings(("10x", "5x")))
@@ -65,6 +66,7 @@ class TilePlan:
     y0: NDArray[np.int64]
     tissue_fraction: NDArray[np.float32]
     pen: NDArray[np.float32]
+    fat: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.mag)
@@ -79,12 +81,20 @@ class TilePlan:
 
     def with_ink(self, ink: NDArray[np.bool_], mask_step_x0: float, mask_step_y0: float) -> TilePlan:
         """The plan whose tiles know how much of them is ink, by an (h, w) mask as `plan_tiles` takes it of tissue."""
-        pen, integral = np.zeros(len(self), np.float32), _integral(ink)
-        for mag in self.grid.magnifications if ink.any() else ():
+        return replace(self, pen=self._shares(ink, mask_step_x0, mask_step_y0))
+
+    def with_fat(self, fat: NDArray[np.bool_], mask_step_x0: float, mask_step_y0: float) -> TilePlan:
+        """The same of fat."""
+        return replace(self, fat=self._shares(fat, mask_step_x0, mask_step_y0))
+
+    def _shares(self, mask: NDArray[np.bool_], mask_step_x0: float, mask_step_y0: float) -> NDArray[np.float32]:
+        """(n,): how much of each tile a mask covers."""
+        shares, integral = np.zeros(len(self), np.float32), _integral(mask)
+        for mag in self.grid.magnifications if mask.any() else ():
             of_mag = self.mag == MAGNIFICATIONS.index(mag)
             share = _fraction(self.grid, mag, integral, mask_step_x0, mask_step_y0)
-            pen[of_mag] = share[self.row[of_mag], self.col[of_mag]]
-        return replace(self, pen=pen)
+            shares[of_mag] = share[self.row[of_mag], self.col[of_mag]]
+        return shares
 
     def cells(self) -> Iterator[slice]:
         """The tiles of each cell of the coarsest grid, in order, as slices of the arrays."""
@@ -193,7 +203,9 @@ def _sorted_plan(grid: Grid, parts: list[_Part]) -> TilePlan:
         of_mag = mag == MAGNIFICATIONS.index(known)
         x0[of_mag] = to_level0(col[of_mag], grid.span_x0(known))
         y0[of_mag] = to_level0(row[of_mag], grid.span_y0(known))
-    return TilePlan(grid, mag, row, col, x0, y0, fraction, np.zeros(len(mag), np.float32))
+    return TilePlan(
+        grid, mag, row, col, x0, y0, fraction, np.zeros(len(mag), np.float32), np.full(len(mag), np.nan, np.float32)
+    )
 
 
 def _tiles_per_cell_side(mag: NDArray[np.int8]) -> NDArray[np.int64]:

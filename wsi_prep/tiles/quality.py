@@ -15,7 +15,7 @@ from wsi_prep.slides.images import Image, Rgb
 from wsi_prep.stain.densities import density_table, unmixing
 from wsi_prep.tiles.focus import focus
 
-MEASURES = ("focus", "pen", "dark", "white", "saturation", "od_haematoxylin", "od_eosin", "od_dab")
+MEASURES = ("focus", "pen", "dark", "white", "saturation", "od_haematoxylin", "od_eosin", "od_dab", "fat")
 """What `measure_tile` returns, in this order; also the names of the catalog's columns."""
 
 _SMALL_PX = 98
@@ -25,8 +25,8 @@ _REDUCED = TILE_PX // _SMALL_PX
 def measure_tile(tile: NDArray[np.uint8]) -> tuple[float, ...]:
     """The MEASURES of a (392, 392, 3) uint8 RGB tile.
 
-    focus: see `wsi_prep.tiles.focus`. pen: 0, as only the whole slide shows what is ink. The others are of the tile at
-    a quarter of its side, see `colours`.
+    focus: see `wsi_prep.tiles.focus`. pen: 0, and fat: NaN, as only the whole slide shows them. The others are of
+    the tile at a quarter of its side, see `colours`.
     """
     return Measurer(np.zeros((1, 2), np.int64)).measure(0, Rgb(tile))
 
@@ -35,7 +35,8 @@ class Measurer:
     """Measures tiles whose upper left pixels in one image are `corner` (n, 2) x, y.
 
     `quarter`: that image at a quarter of its sides, RGB, where somebody has it. `pen`: (n,) shares of them that are
-    ink, by the slide's overview (`wsi_prep.tissue.ink`); 0 without it.
+    ink, by the slide's overview (`wsi_prep.tissue.ink`); 0 without it. `fat`: the same of fat; NaN without it. Threads
+    may share it.
     """
 
     def __init__(
@@ -43,23 +44,25 @@ class Measurer:
         corner: NDArray[np.int64],
         quarter: NDArray[np.uint8] | None = None,
         pen: NDArray[np.float32] | None = None,
+        fat: NDArray[np.float32] | None = None,
     ) -> None:
+        self._fat = np.full(len(corner), np.nan, np.float32) if fat is None else fat
         self._pen = np.zeros(len(corner), np.float32) if pen is None else pen
         self._corner = corner // _REDUCED
         self._quarter = None if quarter is None or (corner % _REDUCED).any() else np.ascontiguousarray(quarter)
 
     def measure(self, number: int, tile: Image) -> tuple[float, ...]:
         """The MEASURES of the image's tile `number`, of 392 x 392 px."""
-        sharp, pen = focus(tile.brightness()), float(self._pen[number])
+        sharp, pen, fat = focus(tile.brightness()), float(self._pen[number]), float(self._fat[number])
         if self._quarter is not None:
             x, y = self._corner[number].tolist()
-            return sharp, pen, *_colours(self._quarter, x, y, _SMALL_PX)
+            return sharp, pen, *_colours(self._quarter, x, y, _SMALL_PX), fat
         half = tile.reduced(2)  # by two exact halvings, for which OpenCV has a fast path
-        return sharp, pen, *_colours(half.reduced(2).rgb(half), 0, 0, _SMALL_PX)
+        return sharp, pen, *_colours(half.reduced(2).rgb(half), 0, 0, _SMALL_PX), fat
 
 
 def colours(picture: NDArray[np.uint8]) -> tuple[float, ...]:
-    """The MEASURES after pen of a square (n, n, 3) uint8 RGB picture.
+    """The MEASURES between pen and fat of a square (n, n, 3) uint8 RGB picture.
 
     dark, white: shares of it, 0 to 1. A pixel is dark where no channel reaches 60 (folds, black), white where all pass
     215.
@@ -70,7 +73,7 @@ def colours(picture: NDArray[np.uint8]) -> tuple[float, ...]:
 
 
 def _colours(picture: NDArray[np.uint8], x: int, y: int, side: int) -> tuple[float, ...]:
-    sums = np.zeros(len(MEASURES) - 2)
+    sums = np.zeros(len(MEASURES) - 3)
     _loop()(picture, x, y, side, density_table(), unmixing(), sums)
     return tuple((sums / side**2).tolist())
 

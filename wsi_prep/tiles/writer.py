@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,7 +66,9 @@ def write_tiles(
     ):
         for group in groups:
             name = MAGNIFICATIONS[plan.mag[group.tiles.start]].name
-            make = functools.partial(_make, group, plan.pen[group.tiles], name, settings.filters, jpeg[name])
+            measurer = Measurer(group.corner, group.quarter, plan.pen[group.tiles], plan.fat[group.tiles])
+            passes = functools.partial(_passes, settings.filters, name)
+            make = functools.partial(_make, group, measurer, passes, jpeg[name])
             for index, (measured, data) in zip(group.tiles, pool.share(make, range(len(group.tiles))), strict=True):
                 measures[index] = measured
                 if data is not None:
@@ -96,22 +98,23 @@ def _compression(reader: SlideReader, plan: TilePlan, settings: TileSettings) ->
 
 def _make(
     group: TileGroup,
-    pen: NDArray[np.float32],
-    magnification: str,
-    filters: tuple[TileFilter, ...],
+    measurer: Measurer,
+    passes: Callable[[NDArray[np.float32]], bool],
     jpeg: JpegSettings,
     numbers: Sequence[int],
 ) -> list[tuple[NDArray[np.float32], bytes | None]]:
-    """The MEASURES of the group's tiles with these numbers, and the JPEG of each that passes all filters."""
-    measurer = Measurer(group.corner, group.quarter, pen)
+    """The MEASURES of the group's tiles with these numbers, and the JPEG of each that passes."""
     tile = group.image.room(TILE_PX, TILE_PX)  # read from the large image once, then close at hand
     made = []
     for number in numbers:
         tile.fill(group.tile(number))
         measured = np.array(measurer.measure(number, tile), np.float32)  # as the catalog will have them
-        passes = all(condition.passes(measured.tolist(), magnification) for condition in filters)
-        made.append((measured, _encode(tile, jpeg) if passes else None))
+        made.append((measured, _encode(tile, jpeg) if passes(measured) else None))
     return made
+
+
+def _passes(filters: Sequence[TileFilter], magnification: str, measured: NDArray[np.float32]) -> bool:
+    return all(condition.passes(measured.tolist(), magnification) for condition in filters)
 
 
 def _encode(tile: Image, settings: JpegSettings) -> bytes:

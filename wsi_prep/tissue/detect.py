@@ -18,11 +18,12 @@ from wsi_prep.errors import BadOption, NotBrightField
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.evidence.certainty import certainty
 from wsi_prep.tissue.evidence.dense import Dense
+from wsi_prep.tissue.evidence.fat import fat
 from wsi_prep.tissue.evidence.light import Light
 from wsi_prep.tissue.evidence.regions import Regions, with_holes_filled, without_faint_fragments
 from wsi_prep.tissue.evidence.texture import Texture
 from wsi_prep.tissue.ink import ink
-from wsi_prep.tissue.picture import brightest, darkest, morphed
+from wsi_prep.tissue.picture import brightest, darkest, morphed, reduced
 
 MASK_MPP = 8.0
 """um per pixel of the mask."""
@@ -62,9 +63,10 @@ class TissueSettings:
 
 @dataclass(frozen=True)
 class Outline:
-    """`tissue`, (h, w) bool, and how `certain` that is, from 0 to 1; None where there is none."""
+    """`tissue` and the `fat` in it, (h, w) bool; how `certain` that is, from 0 to 1, None where there is none."""
 
     tissue: NDArray[np.bool_]
+    fat: NDArray[np.bool_]
     certain: float | None
 
 
@@ -114,7 +116,7 @@ def outline_tissue(
     glass: BackgroundModel | None = None,
     marks: NDArray[np.bool_] | None = None,
 ) -> Outline:
-    """The mask that `detect_tissue` gives of a picture, and how certain it is."""
+    """The mask that `detect_tissue` gives of a picture, its fat, and how certain it is."""
     settings = settings or TissueSettings()
     glass = glass or BackgroundModel.of(thumbnail)
     unscanned = glass.unscanned(thumbnail)  # black filling has no soft rim, as a black border has
@@ -124,6 +126,7 @@ def outline_tissue(
     light = Light.of(thumbnail, glass, artefact, mpp)
     texture = Texture.of(light, glass)
     dense = Dense.of(light, glass, settings.seed_density, settings.edge_density)
+    faint = reduced(light.strongest, light.step)
     del light  # of a large slide it has tens of MB
     artefact |= texture.films(artefact.shape)
     found = (texture.tissue(dense.mask) | dense.mask) & ~artefact
@@ -132,7 +135,19 @@ def outline_tissue(
     holes, fragments = settings.least_hole_um2 / mpp**2, settings.least_fragment_um2 / mpp**2
     filled = with_holes_filled(closed, dense.mask, holes, _IN_FAT * holes)
     tissue = without_faint_fragments(filled, dense.mask, fragments, _FAINT * fragments)
-    return Outline(tissue, certainty(tissue, artefact, dense, texture))
+    return Outline(tissue, fat(tissue, faint, texture), certainty(tissue, artefact, dense, texture))
+
+
+def fat_in(
+    tissue: NDArray[np.bool_],
+    thumbnail: NDArray[np.uint8],
+    mpp: float,
+    glass: BackgroundModel,
+    marks: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """(h, w): the fat in a mask of `tissue` that somebody gave of a picture."""
+    light = Light.of(thumbnail, glass, marks, mpp)
+    return fat(tissue, reduced(light.strongest, light.step), Texture.of(light, glass))
 
 
 def _drop_debris(

@@ -12,13 +12,13 @@ from wsi_prep.slides.pyramid.thumbnail import Thumbnail, read_thumbnail
 from wsi_prep.slides.pyramid.trusted import TrustedLevels
 from wsi_prep.slides.scale import Scale
 from wsi_prep.tissue.background_model import BackgroundModel
-from wsi_prep.tissue.detect import MASK_MPP, Outline, TissueSettings, check_bright_field, outline_tissue
+from wsi_prep.tissue.detect import MASK_MPP, Outline, TissueSettings, check_bright_field, fat_in, outline_tissue
 from wsi_prep.tissue.ink import ink
 
 
 @dataclass(frozen=True)
 class FoundTissue:
-    """`tissue` and `ink`, (h, w) bool, in the pixels of `thumbnail`; `glass` is what is no tissue there.
+    """`tissue`, the `fat` in it, and `ink`, (h, w) bool, in the pixels of `thumbnail`; `glass` is no tissue there.
 
     `certain`: how far the outline can be relied on, from 0 to 1; None where a mask was given, or nothing found.
     """
@@ -27,6 +27,7 @@ class FoundTissue:
     glass: BackgroundModel
     tissue: NDArray[np.bool_]
     ink: NDArray[np.bool_]
+    fat: NDArray[np.bool_]
     certain: float | None
 
 
@@ -50,8 +51,9 @@ def find_tissue(
         glass = BackgroundModel.of(thumbnail.pixels, filling=reader.info.filling)
         marks = ink(thumbnail.pixels, thumbnail.mpp, glass)
         if mask:
-            found = Outline(mask(thumbnail), None)
+            given = mask(thumbnail)
+            found = Outline(given, fat_in(given, thumbnail.pixels, thumbnail.mpp, glass, marks), None)
         else:
             found = outline_tissue(thumbnail.pixels, thumbnail.mpp, settings, glass, marks)
         if reader.confirms(found.tissue):
-            return FoundTissue(thumbnail, glass, found.tissue, marks, found.certain)
+            return FoundTissue(thumbnail, glass, found.tissue, marks, found.fat, found.certain)

@@ -34,5 +34,7 @@ def test_stored_tiles_are_those_of_a_slow_reading(he_slide, tmp_path, magnificat
             shard.seek(row["offset"])
             assert shard.read(row["nbytes"]) == jpeg, row
         alone = dict(zip(MEASURES, measure_tile(np.ascontiguousarray(pixels)), strict=True))
-        assert {name: row[name] for name in MEASURES} == pytest.approx(alone | {"pen": row["pen"]}, rel=1e-6)
+        assert {name: row[name] for name in MEASURES} == pytest.approx(
+            alone | {name: row[name] for name in ("pen", "fat")}, rel=1e-6
+        )
         assert 0 <= row["pen"] <= 1 - row["tissue_fraction"] + 1e-5  # what is ink is no tissue

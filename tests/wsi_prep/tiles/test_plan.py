@@ -38,18 +38,21 @@ def test_every_tile_is_inside_and_where_its_row_and_col_say(width0, height0, mpp
         assert (plan.y0[of_mag] + grid.span_y0(mag)).max() <= height0 + 0.5
 
 
-def test_tissue_fraction_and_pen_are_the_areas_covered():
+def test_tissue_fraction_pen_and_fat_are_the_areas_covered():
     """Against counting on a mask as fine as the slide."""
     grid = Grid.of_slide(1600, 1200, 0.5, 0.5)
     mask = np.random.default_rng(0).random((75, 100)) < 0.7  # one mask px is 16 level-0 px
     plan = plan_tiles(grid, mask, 16.0, 16.0, PlanSettings(tissue_threshold=0.0), "slide")
     ink = ~mask & (np.random.default_rng(1).random(mask.shape) < 0.5)
+    fat = mask & (np.random.default_rng(2).random(mask.shape) < 0.3)
     assert not plan.pen.any()
-    plan = plan.with_ink(ink, 16.0, 16.0).only(plan.mag > 0)
+    assert np.isnan(plan.fat).all()  # nobody has judged it yet
+    plan = plan.with_ink(ink, 16.0, 16.0).with_fat(fat, 16.0, 16.0).only(plan.mag > 0)
     assert len(plan) == 3 * 4 + 1 * 2
-    for mag, x0, y0, tissue, pen in zip(plan.mag, plan.x0, plan.y0, plan.tissue_fraction, plan.pen, strict=True):
+    for number, (mag, x0, y0) in enumerate(zip(plan.mag, plan.x0, plan.y0, strict=True)):
         span = round(grid.span_x0(MAGNIFICATIONS[mag]))
-        for covered, fraction in ((mask, tissue), (ink, pen)):
+        for covered, shares in ((mask, plan.tissue_fraction), (ink, plan.pen), (fat, plan.fat)):
+            fraction = shares[number]
             fine = np.kron(covered, np.ones((16, 16)))
             assert fraction == pytest.approx(fine[y0 : y0 + span, x0 : x0 + span].mean(), abs=1e-5)
 

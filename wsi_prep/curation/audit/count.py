@@ -31,7 +31,7 @@ from wsi_prep.output.query import create_view, local_names
 from wsi_prep.slides.readers.tags import NO_MAKERS
 from wsi_prep.untrusted.sql import closed_connection
 
-_QUALITY = ("tissue_fraction", "focus", "pen", "dark", "white", "saturation")
+_QUALITY = ("tissue_fraction", "focus", "pen", "dark", "white", "saturation", "fat")
 _FINE = 100  # bins that a shown one is made of: quantiles are true to a 2400th of the range
 
 

@@ -79,7 +79,7 @@ class Texture:
         textured = self.share > ENOUGH
         small = shrunk(dense, self.step)
         solid = morphed(small, cv2.MORPH_OPEN, _SOLID_UM / self.mpp)
-        return _enlarged(morphed(textured & ~solid, cv2.MORPH_OPEN, _RIM_UM / self.mpp), dense.shape)
+        return enlarged(morphed(textured & ~solid, cv2.MORPH_OPEN, _RIM_UM / self.mpp), dense.shape)
 
     def films(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
         """(h, w) of that shape: what is grey where the slide's tissue is not: a coverslip's edge, bubbles, dirt.
@@ -91,10 +91,11 @@ class Texture:
         grey = self.coloured < min(_GREY, _GREY_SHARE * usual)
         greyest = self.coloured < min(_GREYEST, _GREYEST_SHARE * usual)
         film = (self.dense > _SEEN) & ((grey & (self.relative < _SMOOTH)) | greyest)
-        return _enlarged(morphed(film, cv2.MORPH_OPEN, _ALIKE_UM / self.mpp), shape)
+        return enlarged(morphed(film, cv2.MORPH_OPEN, _ALIKE_UM / self.mpp), shape)
 
 
-def _enlarged(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def enlarged(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """A reduced mask in the (h, w) that it was reduced from."""
     if not mask.any():
         return np.zeros(shape, bool)
     large = cv2.resize(mask.astype(np.uint8) * 255, shape[1::-1], interpolation=cv2.INTER_LINEAR)
