@@ -26,6 +26,7 @@ def _work(call: RecipeCall, terminal: Terminal) -> int:
         terminal.say(f"# {line.strip()}")
     for name, value in flat(shown).items():
         terminal.say(f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+    terminal.note(f"# recipes: {' '.join(RECIPES)}; RECIPE=name shows one")
     with torch.device("meta"):
         millions = sum(p.numel() for p in make_vit(shown.backbone).parameters()) / 1e6
     flops = step_flops(shown)
