@@ -52,7 +52,7 @@ def read_call(call: type[C], words: Sequence[str]) -> C | None:
         given: C | None = command_line(call)(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         about_words = isinstance(error, (UnusedCliTokensError, MissingArgumentError))
-        said = (about_words and _stray(words, options)) or " ".join(str(error).split())
+        said = _dashed(words, options) or (about_words and _stray(words, options)) or " ".join(str(error).split())
         raise BadOption(f"{said} --help lists the options.") from error
     if given is not None:
         _require_local(given, options)
@@ -90,15 +90,26 @@ def _one_text(words: Sequence[str], options: Sequence[Declared]) -> list[str]:
     option = ""
     for word in words:
         if word.startswith("-") or option not in lists:
-            option, _, value = word.partition("=")
+            option = word.partition("=")[0]
             found.append(word)
-            if option in lists and value:  # more words may follow
-                found[-1:] = [option, value]
         elif found[-1] == option or not word.strip():
             found.append(word)
         else:
             found[-1] += f" {word}"
     return found
+
+
+def _dashed(words: Sequence[str], options: Sequence[Declared]) -> str:
+    """What to say of a value that begins with a dash and stands by itself, which is taken for an option."""
+    known = {each.option: each for each in options}
+    for before, word in itertools.pairwise(words):
+        each = known.get(before)
+        if each is None or each.kind is bool or not word.startswith("-") or word.partition("=")[0] in known:
+            continue
+        if not word.startswith("--"):
+            path = "./" if each.option == "--slides" or "Path" in str(each.kind) else ""
+            return f"{word} looks like an option; write {shlex.quote(f'{before}={path}{word}')}."
+    return ""
 
 
 def _stray(words: Sequence[str], options: Sequence[Declared]) -> str:

@@ -33,6 +33,7 @@ def _work(call: RecipeCall, terminal: Terminal) -> int:
         line = f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
         source = sources[name] if before.get(name) == value else "SET"
         terminal.say(f"{line:<{_COLUMN}}  # {source}" if name != "name" else line)
+    terminal.note(f"# recipes: {' '.join(RECIPES)}; RECIPE=name shows one")
     with torch.device("meta"):
         millions = sum(p.numel() for p in make_vit(shown.backbone).parameters()) / 1e6
     flops = step_flops(shown)

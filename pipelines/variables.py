@@ -133,6 +133,12 @@ def several(name: str, text: str, *, paths: bool) -> list[str]:
     elif "\n" in text:
         values = _not_blank(text)
     else:
+        quoted = next((w for w in text.split() if paths and w[0] in "'\"" and not _there(w)), None)
+        if quoted is not None:
+            raise WrongCall(
+                f"{name}: {quoted} begins with a quotation mark, which holds no words together here; write one path a "
+                f"line, or list them in a file: {name}=@file"
+            )
         values = [each for word in text.split() for each in (_globbed(word) if paths else [word])]
     if not values:
         raise WrongCall(f"{name}={text.strip()} lists nothing")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.call_script import call_script
@@ -45,6 +45,7 @@ def handed_on(telling, script):
 
 
 @settings(max_examples=15, deadline=None)
+@example(slides="-a", out="-b", text="-", tissue=0.5, private=False)
 @given(slides=TEXTS, out=TEXTS, text=TEXTS, tissue=st.floats(0.1, 1), private=st.booleans())
 def test_the_same_call_is_handed_to_the_command(telling, slides, out, text, tissue, private):
     call = ShardsCall(

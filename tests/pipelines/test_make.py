@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from pipelines.calls.training import PretrainCall
 from pipelines.make import SAMPLES, check, plan, standing
 from pipelines.processes import torchrun, wants_processes
+from pipelines.recipe import main as recipe
 from pipelines.targets import TARGETS
 from pipelines.variables import Call, WrongCall, flag, parse_overrides, read_call, several
+from pretrain.train.recipe.recipes import RECIPES
 from tests.support.made_calls import ROOT, executed, make, refusal
 from tests.support.shard_folders import add_row
 from wsi_prep.errors import BadOption
@@ -306,3 +308,18 @@ def test_what_the_documents_type_is_understood():
             assert {name for name in names if not target.variable(name)} == set(), (page.name, goal, words)
             calls += 1
     assert calls > 40
+
+
+@pytest.mark.parametrize("mark", ["'", '"'])
+def test_quotation_marks_in_a_list_of_paths_are_told_to_mean_nothing(mark, tmp_path):
+    there = tmp_path / f"{mark}a"
+    with pytest.raises(WrongCall, match=r"SHARDS: ['\"]/a begins with a quotation mark.*write one path a line"):
+        several("SHARDS", f"{mark}/a b{mark} ../c", paths=True)
+    assert several("SHARDS", "/a b\n../c", paths=True) == ["/a b", "../c"]
+    there.mkdir()
+    assert several("SHARDS", f"{there} /c", paths=True) == [str(there), "/c"]
+
+
+def test_a_recipe_tells_the_names_of_the_others(capsys):
+    assert recipe([]) == 0
+    assert f"# recipes: {' '.join(RECIPES)}; RECIPE=name shows one\n" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.calls.base import Option, declared
+from pipelines.calls.shards import ShardsCall
 from pipelines.forget import main as forget
 from pipelines.options import command_line, read_call
 from pipelines.query import main as query
@@ -186,3 +187,14 @@ def test_nobody_to_ask_is_one_line_and_changes_nothing(tmp_path, capsys):
 
 def test_an_empty_question_is_the_commands_own_to_refuse(tmp_path):
     assert query(["--shards", str(tmp_path), "--sql", ""]) == 2
+
+
+def test_a_value_that_begins_with_a_dash_is_to_be_written_behind_an_equals_sign(capsys):
+    assert read_call(ShardsCall, ["--slides=./-x.tiff", "--out", "o"]).slides == "./-x.tiff"
+    for words, said in (
+        (["--slides", "-x y.tiff", "--out", "o"], "-x y.tiff looks like an option; write '--slides=./-x y.tiff'."),
+        (["--out", "o", "--filter", "-pen"], "-pen looks like an option; write --filter=-pen."),
+    ):
+        with pytest.raises(BadOption) as refusal:
+            read_call(ShardsCall, words)
+        assert str(refusal.value) == f"{said} --help lists the options."

@@ -38,6 +38,7 @@ _CLOSED = {
 }
 _TABLES = ("slides", "tiles")
 _ROWS_OF_NOTHING = ("range", "generate_series", "unnest")
+_OF_JSON = ("->>", "->", "json_extract_string", "json_extract", "json_extract_path_text", "json_extract_path")
 _READING = ("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE")
 _VALUES = ("COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "OPERATOR", "CAST", "CASE", "BETWEEN", "COLLATE")
 _TYPES = """
@@ -81,6 +82,7 @@ def check_question(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
         raise BadQuery("write one SELECT statement, and nothing else")
     nodes = list(_nodes(_parsed(statements[0].query)))
     known = {*_TABLES, *(str(node["key"]).lower() for node in nodes if {"key", "value"} <= node.keys())}
+    _check_manifest(nodes)
     for node in nodes:
         kind = str(node.get("type"))
         if kind.endswith("_NODE") and kind not in _READING:  # WITH x AS (COPY ...) writes
@@ -124,7 +126,26 @@ def check_expression(text: str) -> list[dict[str, Any]]:
     bare.pop("where_clause")
     if condition is None or not _alike(found, bare):
         raise BadQuery(said)
-    return list(_nodes(condition))
+    nodes = list(_nodes(condition))
+    _check_manifest(nodes)
+    return nodes
+
+
+def _check_manifest(nodes: Sequence[dict[str, Any]]) -> None:
+    """Raise BadQuery for a name in the column manifest that no row can have: they are in lower case there."""
+    for node in nodes:
+        if node.get("class") != "LAMBDA" and str(node.get("function_name")).lower() not in _OF_JSON:
+            continue
+        told = node.get("arguments") or node.get("children") or [node.get("lhs"), node.get("expr")]
+        column, *names = (list(_nodes(each)) for each in told)
+        if not any(str(each["column_names"][-1]).lower() == "manifest" for each in column if each.get("column_names")):
+            continue
+        texts = (each.get(key) for name in names for each in name for key in ("text", "value"))
+        for name in (text for text in texts if isinstance(text, str) and text != text.lower()):
+            raise BadQuery(
+                f"the column manifest has no {name[:60]!r}: names of your own columns are in lower case there; write "
+                f"manifest->>'{name[:60].lower()}'"
+            )
 
 
 def one_expression(text: str) -> str:

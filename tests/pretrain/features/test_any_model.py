@@ -241,8 +241,10 @@ def test_without_a_network_a_folder_is_still_taken(shards, tmp_path, monkeypatch
 
 def test_features_meet_their_patients_as_the_page_says(tmp_path, monkeypatch, capsys):
     for number, patient in ((1, "p"), (2, "q"), (3, "p")):
-        add_slide(tmp_path / "shards", number, {"20x": number}, picture, patient_key=patient, file=f"{number}.svs")
-    (tmp_path / "slides.csv").write_text("slide,patient\n1.svs,Ann\n2.svs,Bob\n3.svs,Ann\n")
+        folder = {"file_folder": f"site/{number}"} if number < 3 else {}  # two of one name
+        given = {"patient_key": patient, "file": "1.svs" if number < 3 else "3.svs", **folder}
+        add_slide(tmp_path / "shards", number, {"20x": number}, picture, **given)
+    (tmp_path / "slides.csv").write_text("slide,patient\n/data/site/1/1.svs,Ann\n2/1.svs,Bob\n3.svs,Ann\n")
     name, _ = local(tmp_path / "model", VIT, img_size=64, **SIZES)
     assert embed(tmp_path / "shards", name, tmp_path / "features", "--px", "64") == 0
     page = (ROOT / "docs/training.md").read_text()
@@ -252,9 +254,10 @@ def test_features_meet_their_patients_as_the_page_says(tmp_path, monkeypatch, ca
     exec(block, scope)  # noqa: S102 - our own document
     table = ds.dataset(tmp_path / "features/parquet").to_table().to_pylist()
     owners = {
-        row["slide_id"]: row["file"] for row in ds.dataset(tmp_path / "shards/catalog/slides").to_table().to_pylist()
+        row["slide_id"]: (row["file_folder"], row["file"])
+        for row in ds.dataset(tmp_path / "shards/catalog/slides").to_table().to_pylist()
     }
-    of = {"p": ("1.svs", "3.svs"), "q": ("2.svs",)}
+    of = {"p": (("site/1", "1.svs"), (None, "3.svs")), "q": (("site/2", "1.svs"),)}
     assert set(scope["means"]) == set(of)
     for patient, files in of.items():
         mine = np.array([row["features"] for row in table if owners[row["slide_id"]] in files])

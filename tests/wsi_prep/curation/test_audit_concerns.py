@@ -24,7 +24,7 @@ slides = st.fixed_dictionaries(
     {
         "status": st.sampled_from(["ok", "ok", "ok", "empty", "excluded", "failed", None]),
         "warning": st.sampled_from([None, "", "mpp 0.25 against 0.5"]),
-        "stain": st.just("HE"),
+        "stain": st.sampled_from(["HE", "SPECIAL", "IHC", "UNKNOWN", None]),
         "stain_confidence": st.floats(0, 1, width=32) | odd,
         "tissue_certainty": st.floats(0, 1, width=32) | odd,
         "tissue_mm2": st.floats(0, 500) | odd,
@@ -34,7 +34,7 @@ slides = st.fixed_dictionaries(
         "mpp_y": st.just(0.25),
     }
 )
-measure = st.sampled_from([0.0, 0.01, 0.025, 0.1, 0.25, 0.5, None, math.nan])
+measure = st.sampled_from([0.0, 0.01, 0.025, 0.1, 0.19, 0.24, 0.25, 0.3, 0.5, None, math.nan])
 tile = st.fixed_dictionaries(
     {"magnification": st.sampled_from(MAGNIFICATIONS), "saturation": measure, "pen": measure, "focus": measure}
 )
@@ -63,7 +63,8 @@ def kinds_of(slide, tiles):
     finest = [t for t in tiles if t["magnification"] == names[0]] if names else []
     limits = {"grey": ("saturation", 0.03, 0.25), "ink": ("pen", 0.02, 0.1), "blur": ("focus", None, 0.5)}
     for kind, (name, limit, much) in limits.items():
-        bound = {"40x": 0.2, "20x": 0.3}.get(names[0] if names else "", -1) if limit is None else limit
+        sharp20 = 0.35 if slide["stain"] in ("HE", "SPECIAL") else 0.25
+        bound = {"40x": 0.18, "20x": sharp20}.get(names[0] if names else "", -1) if limit is None else limit
         values = [t[name] for t in finest if t[name] is not None and math.isfinite(t[name])]
         bad = sum(value > bound if kind == "ink" else value < bound for value in values)
         if finest and bad / len(finest) >= much:

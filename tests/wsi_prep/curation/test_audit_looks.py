@@ -42,6 +42,18 @@ def seen(locator):
     return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("RGB"))
 
 
+def test_every_outline_is_there_before_anybody_scrolls(page):
+    """As for a print, or a picture of the whole page."""
+    sizes = page.evaluate("[...document.querySelectorAll('.gallery img, .strips img')].map(i => i.naturalWidth)")
+    assert len(sizes) > 3
+    assert min(sizes) > 0
+    assert page.evaluate("document.querySelector('.gallery').getBoundingClientRect().top > innerHeight")
+
+
+def test_the_page_counts_the_overlays_that_are_there(page):
+    assert "the page shows 3 of 3 overlays" in page.locator("#notes").inner_text()  # the failed slide has none
+
+
 def test_nothing_is_wider_than_the_window(page):
     width = page.viewport_size["width"]
     assert page.evaluate("document.documentElement.scrollWidth") == width

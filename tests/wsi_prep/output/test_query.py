@@ -14,12 +14,15 @@ import pytest
 from pipelines.query import main
 from tests.support.paths import ROOT
 from tests.support.real_tiles import prepared
+from tests.support.shard_folders import add_row
 from wsi_prep.curation.audit.count import open_catalogs
+from wsi_prep.errors import BadQuery
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.query import open_catalog
 from wsi_prep.run.task import PrepareSettings
 from wsi_prep.tiles.plan import PlanSettings
+from wsi_prep.untrusted.sql import one_expression
 
 DOCUMENT = (ROOT / "docs/queries.md").read_text()
 MAGNIFICATIONS = {"5x": 2, "10x": 5, "20x": 12, "40x": 30}
@@ -318,3 +321,19 @@ def test_this_duckdb_still_locks_as_documented():
     for attempt in ("SET enable_external_access = true", "SET lock_configuration = false", "SET allowed_paths = ['/']"):
         with pytest.raises(duckdb.Error):
             connection.execute(attempt)
+
+
+@pytest.mark.parametrize(
+    "part", ["manifest->>'{}'", "slides.manifest ->> '{}'", "manifest->'{}'", "json_extract_string(manifest, '{}')"]
+)
+@pytest.mark.parametrize("name", ["Block", "GRÖSSE", "$.Block"])
+def test_a_column_of_the_manifest_in_the_wrong_case_is_no_silent_nothing(tmp_path, part, name):
+    add_row(tmp_path, "a-1", status="ok", manifest='{"block": "3", "grösse": "4"}')
+    with open_catalog([str(tmp_path)]) as catalog:
+        with pytest.raises(BadQuery, match="names of your own columns are in lower case there") as refusal:
+            catalog.ask(f"SELECT file FROM slides WHERE {part.format(name)} = '3'")  # noqa: S608
+        assert f"write manifest->>'{name.lower()}'" in str(refusal.value)
+        answer = catalog.ask(f"SELECT {part.format(name.lower())} AS cell FROM slides WHERE slide_id <> 'B'")  # noqa: S608
+        assert str(answer.read_all()["cell"][0]).strip('"') == {"grösse": "4"}.get(name.lower(), "3")
+    with pytest.raises(BadQuery, match="in lower case there"):
+        one_expression(f"{part.format(name)} = '3'")

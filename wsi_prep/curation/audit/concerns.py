@@ -32,14 +32,15 @@ GREY, GREY_SHARE = 0.03, 0.25
 INK, INK_SHARE = 0.02, 0.1
 """Pen above which a tile is inked, and the share of a slide's tiles from which that is much."""
 
-BLURRED, BLURRED_SHARE = {"40x": 0.2, "20x": 0.3}, 0.5
-"""Focus below which a tile is blurred, and the share of a slide's tiles from which that is much."""
+BLURRED, BLURRED_SHARE = {"40x": {"": 0.18}, "20x": {"HE": 0.35, "SPECIAL": 0.35, "": 0.25}}, 0.5
+"""Focus below which a tile is blurred, by magnification and stain ("": any other), as docs/how-it-works.md has it for
+filters; and the share of a slide's tiles from which that is much."""
 
 LIMITS = {
     "unsure": f"{UNSURE:g}",
     "grey": f"{GREY:g}",
     "ink": f"{INK:g}",
-    "blurred": ", ".join(f"{focus:g} at {name}" for name, focus in BLURRED.items()),
+    "blurred": "0.18 at 40x, 0.35 at 20x (0.25 where the stain is neither HE nor SPECIAL)",
 }
 """These limits in words."""
 
@@ -85,13 +86,20 @@ def concerns(audited: Audit, connection: duckdb.DuckDBPyConnection) -> Concerns:
     return Concerns(tuple(found), {kind: counts[kind] for kind in RULES if kind in counts}, slides)
 
 
+def _by_stain(focus: Mapping[str, float]) -> str:
+    """In SQL, the limit for `of_stain`."""
+    of = "".join(f"WHEN '{stain}' THEN {limit} " for stain, limit in focus.items() if stain)
+    return f"(CASE of_stain {of}ELSE {focus['']} END)" if of else str(focus[""])
+
+
 _FINEST = f"""
 SELECT slide_id, magnification,
   count_if(isfinite(saturation) AND saturation < {GREY}) / count(*) AS grey,
   count_if(isfinite(pen) AND pen > {INK}) / count(*) AS ink,
   count_if(isfinite(focus) AND focus < CASE magnification
-    {" ".join(f"WHEN '{name}' THEN {focus}" for name, focus in BLURRED.items())} END) / count(*) AS blur
-FROM tiles WHERE magnification IN {NAMES} GROUP BY slide_id, magnification
+    {" ".join(f"WHEN '{name}' THEN {_by_stain(focus)}" for name, focus in BLURRED.items())} END) / count(*) AS blur
+FROM tiles LEFT JOIN (SELECT slide_id, stain AS of_stain FROM slides) USING (slide_id)
+WHERE magnification IN {NAMES} GROUP BY slide_id, magnification
 QUALIFY row_number() OVER (PARTITION BY slide_id ORDER BY list_position({list(NAMES)}, magnification)) = 1
 """  # noqa: S608 - from names of columns and numbers alone
 

@@ -104,7 +104,9 @@ def extent(audited: Audit, overlays: Gallery[Overlay], tiles: Gallery[TilePictur
     if len(audited.slides) > MOST_SLIDES:
         listed = f"{MOST_SLIDES:,} of {len(audited.slides):,} slides, the first by name, and those of its pictures"
         found.append(f"the page lists {listed}; its tables and what the filter changes are of these")
-    of = f"{len(overlays.pictures):,} of {overlays.available:,} overlays"
+    without = [p for p in overlays.pictures if p.missing and audited.slides[p.slide].status in ("excluded", "failed")]
+    shown = sum(not picture.missing for picture in overlays.pictures)
+    of = f"{shown:,} of {overlays.available - len(without):,} overlays"
     found.append(f"the page shows {of}; they lie in overlays/ of their shards folder")
     short = any(
         p.panels and sum(map(bool, audited.slides[p.slide].tiles)) + 1 > len(p.panels) > 1 for p in overlays.pictures

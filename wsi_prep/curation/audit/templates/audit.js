@@ -98,7 +98,7 @@ function showCards({ slides, magnifications }, strata) {
     const found = distinct(strata, [level]);
     return `${count(found)} ${level}${found === 1 ? "" : "s"}`;
   }).join(", "));
-  card("drawn", share(sum(strata, "drawn")), `and ${share(sum(strata, "there"))} of the tiles there`);
+  card("drawn", share(sum(strata, "drawn")), `from ${share(sum(strata, "there"))} of all tiles`);
   card("not-ok", count(slides.length - ok.length), others.map((status) => `${count(of(status))} ${status}`).join(", ") || "none");
   document.getElementById("shown").textContent = `${count(slides.length)} of ${count(data.slides.length)} slides`;
 }
@@ -307,7 +307,7 @@ function picture(found, words, lines) {
     return element("figure", {}, element("div", { className: "gone", textContent: found.missing, title: words }), ...caption);
   }
   const source = `data:image/jpeg;base64,${found.jpeg}`;
-  const frame = element("span", { className: "frame" }, element("img", { alt: words, decoding: "async", loading: "lazy", src: source }));
+  const frame = element("span", { className: "frame" }, element("img", { alt: words, decoding: "async", src: source }));
   const [, , , width, height] = outlined(found);
   cutTo(frame, found, outlined(found));
   frame.style[width / height > 4 / 3 ? "width" : "height"] = "100%";
