@@ -108,4 +108,4 @@ def test_training_and_what_comes_after_it(folder, monkeypatch, capsys):
     assert "a $HOME, step 2" in pq.read_table(folder / "figures '" / "figures.parquet")["features"].to_pylist()
     capsys.readouterr()
     run("recipe", RECIPE="debug", SET="teacher=it's $HOME\nschedule.steps=7")
-    assert "schedule.steps=7" in capsys.readouterr().out.splitlines()
+    assert "schedule.steps=7" in [line.split()[0] for line in capsys.readouterr().out.splitlines()]

@@ -60,7 +60,7 @@ def dask_setup(worker):
     from wsi_prep.storage import atomic
     from wsi_prep.tiles import writer as tile_writer
 
-    opened, encode_tile, sync_file = prepare.opened, tile_writer.encode_tile, atomic.sync
+    opened, sync_file = prepare.opened, atomic.sync
     current = {"name": "", "tiles": 0}
 
     @contextlib.contextmanager
@@ -70,15 +70,20 @@ def dask_setup(worker):
         with opened(source, *rest) as slide:
             yield slide
 
-    def encoding(*arguments):
-        current["tiles"] += 1
-        if current["tiles"] == 5:
-            act("tile", current["name"])
-        return encode_tile(*arguments)
+    def counted(encode):
+        def encoding(*arguments):
+            current["tiles"] += 1
+            if current["tiles"] == 5:
+                act("tile", current["name"])
+            return encode(*arguments)
+
+        return encoding
 
     def syncing(file):
         sync_file(file)  # it has its final name only later
         if file.parent.parent.name == "catalog":
             act({"tiles": "tiles", "slides": "row"}[file.parent.name], file.name.lstrip("."))
 
-    prepare.opened, tile_writer.encode_tile, atomic.sync = opening, encoding, syncing
+    prepare.opened, atomic.sync = opening, syncing
+    for name in ("encode_tile", "encode_planes"):
+        setattr(tile_writer, name, counted(getattr(tile_writer, name)))
