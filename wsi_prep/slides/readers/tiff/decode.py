@@ -70,10 +70,11 @@ class TileDecoder:
         if page.photometric == RGB and not is_ycc(data):  # the file's other tiles say of themselves that they are not
             return Planes.of_rgb(self.decode(picture, index, [data]))
         whole = data if page.jpegtables is None else page.jpegtables[:-2] + data[2:]
+        context = self._context()
         try:
-            (frame,) = self._context().decode(self._own.packet(whole))
-        except Exception as error:  # FFmpeg has dozens of errors
-            raise DamagedSlide(f"{_where(page, (x, y))} is not a complete JPEG; copy the slide again") from error
+            (frame,) = context.decode(self._own.packet(whole))
+        except Exception:  # of dozens of kinds; FFmpeg knows fewer kinds of JPEG than libjpeg
+            return Planes.of_rgb(self.decode_shrunk(picture, index, data, 1))
         size = picture.tile_height, picture.tile_width
         if (frame.height, frame.width) != size or frame.format.name not in _PLANAR:
             return Planes.of_rgb(self.decode(picture, index, [data]))
@@ -82,9 +83,10 @@ class TileDecoder:
         return planes if inside else planes.window(0, 0, picture.width - x, picture.height - y)
 
     def decode_shrunk(self, picture: Picture, index: int, data: bytes, shrink: int) -> NDArray[np.uint8]:
-        """The tile of a picture that has a `planar_quality`, reduced by 2, 4 or 8 as it is decoded, RGB.
+        """The tile of a picture that has a `planar_quality`, reduced by 1, 2, 4 or 8 as it is decoded, RGB.
 
-        libjpeg makes each block of 8 x 8 px of the first coefficients alone. Raises DamagedSlide as `decode_planes`.
+        libjpeg makes each block of 8 x 8 px of the first coefficients alone. Raises DamagedSlide where the tile is no
+        JPEG from begin to end: here libjpeg's warnings are errors, too.
         """
         import simplejpeg  # noqa: PLC0415 - few other files need it
 
