@@ -224,6 +224,7 @@ def test_processes_of_training(monkeypatch):
         assert wants_processes(call)
         return torchrun(call, Path("r"), "pipelines.train", run)[2:]
 
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     near = started(gpus=2)
     start, file, name, *rest = near[:4], near[4], near[5], *near[6:]
     assert start == [
@@ -235,8 +236,8 @@ def test_processes_of_training(monkeypatch):
     assert Path(file.removeprefix("--rdzv-endpoint=")).parent.stat().st_mode & 0o777 == 0o700
     assert file.endswith(name.removeprefix("--rdzv-id="))
     ignored = "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         assert ignored in started(gpus=2)
     finally:
         signal.signal(signal.SIGHUP, before)

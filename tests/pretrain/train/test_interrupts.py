@@ -18,6 +18,14 @@ from tests.support.training import TINY, command, losses, make_shards, run
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def with_sighup():
+    """As in a terminal, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("shards") / "out")

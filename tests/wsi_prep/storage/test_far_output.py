@@ -115,7 +115,10 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(server, s
     assert not [r for r in server.requests if r.method == "PUT" and "/stores/" in r.path]
     assert pixels(server.objects(PREFIX)) == pixels(before)
     assert shards(good, AT, scheduler, "--quality", "80") == 2
-    assert "was made with other settings (jpeg.quality was 90, now 80)" in capsys.readouterr().err
+    assert (
+        "was made with other settings (jpeg.quality was 90, now 80; own_quality was True, now False)"
+        in capsys.readouterr().err
+    )
     assert shards(good, AT, scheduler, "--quality", "80", "--redo", "--mags", "5x") == 0
     again = server.objects(PREFIX)
     assert {row["magnification"] for row in catalog(again)[1]} == {"5x"}

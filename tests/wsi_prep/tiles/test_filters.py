@@ -189,6 +189,7 @@ def test_without_a_filter_the_settings_are_as_before():
         "jpeg": {"quality": 90, "subsampling": "420"},
         "reader": "auto",
         "assume_mpp": None,
+        "own_quality": True,
     }
 
 

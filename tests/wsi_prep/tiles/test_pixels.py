@@ -114,7 +114,7 @@ def test_a_parent_is_the_mean_of_its_children(he_slide, reader, kind):
     plan = plan_tiles(grid, np.ones((100, 100), bool), *step, PlanSettings(), "s")
     place = {(m, r, c): i for i, (m, r, c) in enumerate(zip(plan.mag, plan.row, plan.col, strict=True))}
     tiles = {}
-    for group in read_groups(slide, plan):
+    for group in read_groups(slide, plan, planar=True):
         assert isinstance(group.image, kind)
         tiles |= {i: [s.copy() for s in stored_samples(group.tile(n))] for n, i in enumerate(group.tiles)}
     checked = 0
