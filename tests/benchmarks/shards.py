@@ -38,10 +38,10 @@ _TARGETS = {"svs": 0.85, "svs, dense": 0.85, "generic": 0.85, "svs, 0.2281": 0.6
 _SAMPLE = 300
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
 _STAGES = {
-    "decode": ("_decode_jpeg", "jpeg2k_decode"),
-    "encode": ("encode_tile",),
+    "decode": ("_decode_jpeg", "decode_planes", "jpeg2k_decode"),
+    "encode": ("encode_tile", "encode_planes"),
     "measure": ("measure",),
-    "halve or resample": ("halve", "reduce_by", "area_resample"),
+    "halve or resample": ("reduced", "reduce_by", "area_resample"),
     "tissue, stain, plan, overlay": (
         *("read_thumbnail", "check_bright_field", "of", "detect_tissue", "classify_stain", "tissue_geojson"),
         *("plan_tiles", "draw_overlay"),
