@@ -155,10 +155,6 @@ class Planes:
             colour = [np.asarray(plane, np.uint8)[:height, :width] for plane in larger]
         return np.asarray(cv2.cvtColor(cv2.merge([self.luma, *colour]), cv2.COLOR_YCrCb2RGB), np.uint8)
 
-    def copy(self) -> Planes:
-        """The same in memory of its own."""
-        return Planes(self.luma.copy(), self.blue.copy(), self.red.copy())
-
     def window(self, x: int, y: int, width: int, height: int) -> Planes:
         """See `Image.window`."""
         right, below = -(-(x + width) // 2), -(-(y + height) // 2)

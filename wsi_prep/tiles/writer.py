@@ -39,6 +39,9 @@ class TileSettings:
     own_quality: bool = False
 
 
+_LEAST_QUALITY = 75
+"""Of a slide whose own is kept: from 60 down colour loses more than brightness gains (docs/how-it-works.md, JPEG)."""
+
 _REDUCED_QUALITY = 91
 """Of tiles that are reduced from planes: whose encoder rounds more, so that at 90 they would be a little less near."""
 
@@ -82,12 +85,12 @@ def write_tiles(
 def _compression(reader: SlideReader, plan: TilePlan, settings: TileSettings) -> tuple[bool, dict[str, JpegSettings]]:
     """Whether tiles are cut as planes, and how those of each magnification are compressed.
 
-    Planes are for slides of a quality up to the usual one: tiles that are not scaled keep it, and are nearer to the
-    slide at fewer bytes, since their blocks are its blocks.
+    Planes are for slides of a quality somewhat below the usual one: tiles that are not scaled keep it, and are nearer
+    to the slide at fewer bytes, since their blocks are its blocks.
     """
     usual = settings.jpeg
     own = own_quality(reader, plan) if settings.own_quality and usual.subsampling == "420" and len(plan) else None
-    if own is None or own[1] > usual.quality:
+    if own is None or not _LEAST_QUALITY <= own[1] < usual.quality:
         return False, {m.name: usual for m in MAGNIFICATIONS}
     is_native, quality = own
     jpeg = {m.name: replace(usual, quality=_REDUCED_QUALITY) for m in MAGNIFICATIONS}

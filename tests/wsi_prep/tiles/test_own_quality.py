@@ -88,10 +88,14 @@ def test_they_are_nearer_to_the_slide_at_fewer_bytes(made, he_slide):
         ({"compression": "zlib", "photometric": "rgb"}, 90),
         ({"compression": "jpeg", "photometric": "rgb", "compressionargs": {"outcolorspace": "rgb", "level": 60}}, 90),
         ({"compression": "jpeg", "photometric": "rgb", "compressionargs": {"level": 95}}, 90),
-        ({"compression": "jpeg", "photometric": "rgb", "compressionargs": {"level": 60}}, 60),
+        ({"compression": "jpeg", "photometric": "rgb", "compressionargs": {"level": 90}}, 90),
+        ({"compression": "jpeg", "photometric": "rgb", "compressionargs": {"level": 85}}, 85),
+        ({"compression": "jpeg", "photometric": "rgb", "compressionargs": {"level": 75}}, 75),
+        ({"compression": "jpeg", "photometric": "rgb", "compressionargs": {"level": 60}}, 90),
+        ({"compression": "jpeg", "photometric": "rgb", "compressionargs": {"level": 30}}, 90),
     ],
 )
-def test_what_is_stored_otherwise_or_better_is_of_the_usual_quality(tmp_path, he_slide, how, expected):
+def test_own_quality_is_kept_only_where_tiles_are_nearer_by_it(tmp_path, he_slide, how, expected):
     with openslide.OpenSlide(he_slide) as slide:
         pixels = np.asarray(slide.read_region((200, 200), 0, (2400, 2400)))[..., :3]
     about = "Aperio Image Library v11.2.1 \n2400x2400 JPEG|AppMag = 40|MPP = 0.25"

@@ -75,7 +75,7 @@ def _directories(ranges: Ranges, head: bytes, *, ndpi: bool = False) -> Iterator
         return
     order, big = _HEADS[head[:4]]
     if len(head) < (16 if big else 8):
-        raise _Beyond(f"its head has 8 bytes or more, it has {ranges.size:,}")
+        raise _Beyond(f"its first TIFF directory is missing, it has {ranges.size:,} bytes")
     waiting, seen = [_first(head, ndpi=ndpi)], set[int]()
     while waiting and len(seen) < MOST_DIRECTORIES:
         at = waiting.pop(0)
