@@ -103,9 +103,9 @@ def show_cost(tiles: list[Tile]) -> None:
 
     copying = seconds(lambda _: None)
     print("\n| measuring a tile | CPU time |\n|---|---|")
-    shared = seconds(lambda number: with_quarter[number].measure(0, near))
+    shared = seconds(lambda number: with_quarter[number].measure(0, Rgb(near)))
     print(f"| whose image is also there at a quarter | {1e3 * (shared - copying):.3f} ms |")
-    print(f"| by itself | {1e3 * (seconds(lambda _: alone.measure(0, near)) - copying):.3f} ms |")
+    print(f"| by itself | {1e3 * (seconds(lambda _: alone.measure(0, Rgb(near))) - copying):.3f} ms |")
 
 
 if __name__ == "__main__":
