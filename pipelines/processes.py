@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 from pipelines.calls.training import PretrainCall
+from pipelines.spoken import said_again
 from wsi_prep.errors import BadOption
 from wsi_prep.untrusted.own_folder import own_folder
 
@@ -39,4 +40,4 @@ def torchrun(call: PretrainCall, run: Path, module: str, words: list[str]) -> li
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup, which torchrun would undo
         meeting.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")
     start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={call.gpus or 1}"]
-    return [*start, "--rdzv-backend=c10d", *meeting, f"--rdzv-id={name}", "-m", module, *words]
+    return [*start, "--rdzv-backend=c10d", *meeting, f"--rdzv-id={name}", "-m", *said_again(module, words)]

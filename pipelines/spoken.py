@@ -50,6 +50,14 @@ def in_callers_words(text: str, command: str) -> str:
     return _COMMAND.sub("mixmag ", _NAME.sub(option, text))
 
 
+def said_again(module: str, words: list[str]) -> list[str]:
+    """What to write behind `python -m`, so that another process runs this command and speaks in its caller's words."""
+    if not _BY_MIXMAG.get():
+        return [module, *words]
+    name = next(target.name for target in COMMANDS.values() if target.module == module)
+    return ["pipelines.mixmag", name, *words]
+
+
 def _is_bare(name: str, own: dict[str, Variable]) -> bool:
     """Whether the name alone, in capitals, is the variable: a question in SQL has such words too."""
     if name in _WORDS or (name == "TO" and "SQL" in own):

@@ -15,6 +15,7 @@ from pipelines.calls.training import PretrainCall
 from pipelines.make import SAMPLES, check, plan, standing
 from pipelines.processes import torchrun, wants_processes
 from pipelines.recipe import main as recipe
+from pipelines.spoken import by_mixmag
 from pipelines.targets import TARGETS
 from pipelines.variables import Call, WrongCall, flag, parse_overrides, read_call, several
 from pretrain.train.recipe.recipes import RECIPES
@@ -243,6 +244,8 @@ def test_processes_of_training(monkeypatch):
         signal.signal(signal.SIGHUP, before)
     assert ignored not in near
     assert rest == ["-m", "pipelines.train", *run]
+    with by_mixmag():  # each process speaks of options, too
+        assert started(gpus=2)[-5:] == ["-m", "pipelines.mixmag", "pretrain", *run]
     far = started(nodes=4, gpus=8, head="h:1")
     meeting = ["--nproc-per-node=8", "--rdzv-backend=c10d", "--nnodes=4", "--rdzv-endpoint=h:1", "--rdzv-id=r"]
     assert far == ["torch.distributed.run", *meeting, "-m", "pipelines.train", *run]

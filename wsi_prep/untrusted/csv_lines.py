@@ -28,8 +28,9 @@ class CsvLines(NamedTuple):
 def read_csv(where: str, data: bytes) -> CsvLines:
     """A csv's bytes: UTF-8, or UTF-16 with its byte order mark, as spreadsheets write it.
 
-    Commas, semicolons, tabs and bars are understood, and a first line such as `sep=;`. Raises BadManifest for other
-    text, and for a cell of more than 131,072 letters.
+    Commas, semicolons, tabs and bars are understood, and a first line such as `sep=;`. Columns at the end without name
+    and without a cell, as spreadsheets write them, are left out. Raises BadManifest for other text, and for a cell of
+    more than 131,072 letters.
     """
     lines = _decoded(where, data).splitlines()
     named = _NAMED.fullmatch(lines[0]) if lines else None
@@ -38,14 +39,25 @@ def read_csv(where: str, data: bytes) -> CsvLines:
     separator = named[1] if named and named[1] in _SEPARATORS else max(_SEPARATORS, key=first.count)
     reader = csv.reader(lines[before:], delimiter=separator)
     try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        rows = ((reader.line_num + before, [cell.strip() for cell in cells]) for cells in reader)
+        header = _without_last_blanks([cell.strip().lower() for cell in next(reader, [])])
+        rows = (
+            (reader.line_num + before, _without_last_blanks([cell.strip() for cell in cells], len(header)))
+            for cells in reader
+        )
         return CsvLines(header, [(line, cells) for line, cells in rows if any(cells)], separator)
     except csv.Error as error:
         line = reader.line_num + before
         raise BadManifest(
             f"{where}, line {line}: a cell is too long ({error}); is a quotation mark missing or too many?"
         ) from error
+
+
+def _without_last_blanks(cells: list[str], least: int = 0) -> list[str]:
+    """The cells without the empty ones at their end, but `least` where there are as many."""
+    end = len(cells)
+    while end > least and not cells[end - 1]:
+        end -= 1
+    return cells[:end]
 
 
 def _decoded(where: str, data: bytes) -> str:

@@ -1,5 +1,7 @@
 """Reduced levels that do not show what level 0 shows: tiles and tissue are right all the same, and the row says so."""
 
+import shutil
+
 import cv2
 import imagecodecs
 import numpy as np
@@ -11,6 +13,8 @@ from tests.support.dicom_wsi import write_dicom_slide
 from tests.support.prepared import prepare
 from tests.support.pyramids import FACTORS, reduced, require_right, write_svs, write_tiff
 from wsi_prep.format.jpeg import is_ycc
+from wsi_prep.slides.pyramid.thumbnail import read_thumbnail
+from wsi_prep.slides.pyramid.trusted import TrustedLevels
 from wsi_prep.slides.readers.select import open_slide
 
 
@@ -122,6 +126,32 @@ def test_one_wrong_tile_of_a_level_is_seen(tmp_path, painted, tile):
     levels[0][row * 256 : row * 256 + 256, col * 256 : col * 256 + 256] = 20
     made = prepare(write_svs(tmp_path / "in/s.svs", painted[0], levels), tmp_path / "out")
     require_right(made, painted)
+
+
+@pytest.mark.parametrize("white", [255, 250])
+def test_a_tile_of_a_level_that_reads_as_white_is_seen(tmp_path, painted, white):
+    """Where tissue is cut off by it; the last row of tiles is a sliver at level 0 here."""
+    pixels = painted[0][800:3400, 50:3550]
+    level = reduced(pixels, 4)
+    sound = write_svs(tmp_path / "sound.svs", pixels, [level])
+    blank = imagecodecs.jpeg8_encode(np.full((256, 256, 3), white, np.uint8), colorspace="RGB", outcolorspace="RGB")
+
+    def confirmed(path):
+        reader = TrustedLevels(open_slide(str(path)))
+        try:
+            reader.thumbnail = read_thumbnail(reader, 0.25, 0.25, 8.0)
+            assert reader.thumbnail.level == 1
+            return reader.confirms()
+        finally:
+            reader.close()
+
+    assert confirmed(sound)
+    for row, col in np.ndindex(3, 4):
+        shown = level[row * 256 : row * 256 + 256, col * 256 : col * 256 + 256].astype(int)
+        if (np.abs(shown - white).max(-1) > 40).mean() > 0.02:
+            path = shutil.copy(sound, tmp_path / "wrong.svs")
+            overwrite_tile(path, 2, row * 4 + col, blank)
+            assert not confirmed(path), (row, col)
 
 
 @pytest.mark.parametrize("tile", [0, 5, 6, 9, 11])

@@ -57,12 +57,14 @@ def test_spreadsheets_own_habits_are_understood(slides, manifest, text):
     ends=st.sampled_from(["\n", "\r\n"]),
     mpp=st.integers(5, 4000).map(lambda thousandths: thousandths / 1000),
     comma=st.booleans(),
+    blank=st.tuples(st.integers(0, 3), st.integers(0, 3)),
 )
-def test_what_excel_writes_is_understood(tmp_path_factory, encoding, separator, named, ends, mpp, comma):
-    """Byte order mark, UTF-16, separator, a line that names it, line ends, and a decimal comma."""
+def test_what_excel_writes_is_understood(tmp_path_factory, encoding, separator, named, ends, mpp, comma, blank):
+    """Byte order mark, UTF-16, separator, a line that names it, line ends, a decimal comma, and empty columns."""
     path = tmp_path_factory.getbasetemp() / "excel.csv"
     number = str(mpp).replace(".", ",") if comma and separator in ";\t" else str(mpp)
-    lines = [f"sep={separator}"] * named + [f"slide{separator}mpp", f"Größe 3 µm.svs{separator}{number}", ""]
+    head, row = f"slide{separator}mpp{separator * blank[0]}", f"Größe 3 µm.svs{separator}{number}{separator * blank[1]}"
+    lines = [f"sep={separator}"] * named + [head, row, separator * blank[0], ""]
     mark = {"utf-16-le": "\ufeff", "utf-16-be": "\ufeff"}.get(encoding, "")
     path.write_bytes((mark + ends.join(lines)).encode(encoding))
     (entry,) = read_manifest(str(path)).entries
@@ -174,7 +176,8 @@ def test_columns_of_ones_own_are_kept_as_they_are(slides, manifest):
         ("slide,patient_id\n", "column 'patient_id' would be written as it is; name it 'patient'"),
         ("slide,patient,patient name\n", "column 'patient name' would be written as it is"),
         ("slide,stian\n", "'stian' is not known, did you mean 'stain'"),
-        ("slide,\n", "a column has no name"),
+        ("slide,,mpp\n", "a column has no name"),
+        ("slide,mpp,\n2.svs,.25,what\n", "line 2 has 3 cells where the header has 2"),
         ("slide," + ",".join(f"c{n}" for n in range(33)) + "\n", "has 33 columns of your own; 32 are kept"),
         ("slide,site\n2.svs," + "x" * 201 + "\n", "line 2: the cell of column site has more than 200 characters"),
     ],

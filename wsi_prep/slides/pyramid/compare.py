@@ -89,6 +89,29 @@ def striking(picture: NDArray[np.uint8], most: int, patch: int) -> list[tuple[in
     return places
 
 
+def cut_off(picture: NDArray[np.uint8], most: int, patch: int) -> list[tuple[int, int]]:
+    """Places x, y where what strikes the eye may end for want of data, in each of up to `most` x `most` parts one.
+
+    A place lies in at least `patch` x `patch` pixels of exactly one colour, beside pixels that differ from the ground:
+    a tile that is missing, and reads as white, cuts tissue off so.
+    """
+    height, width = picture.shape[:2]
+    if min(height, width) < patch:
+        return []
+    square, beside = np.ones((patch, patch), np.uint8), np.ones((2 * patch + 1, 2 * patch + 1), np.uint8)
+    even = (cv2.dilate(picture, square) == cv2.erode(picture, square)).all(-1)
+    struck = (_apart_from_ground(picture) > _COLOUR_APART).astype(np.uint8)
+    found = even & cv2.dilate(struck, beside).astype(bool)
+    places = []
+    for rows in _parts(height, most, patch):
+        for cols in _parts(width, most, patch):
+            part = found[rows, cols]
+            if part.any():
+                y, x = divmod(int(part.argmax()), part.shape[1])
+                places.append((cols.start + x, rows.start + y))
+    return places
+
+
 def _apart_from_ground(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(h, w): how far each pixel is from the picture's ground, in the channel where that is most.
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wsi_prep.errors import DamagedSlide
 from wsi_prep.slides.base import SlideInfo, SlideReader
 from wsi_prep.slides.images import Planes
-from wsi_prep.slides.pyramid.compare import alike, resized, striking
+from wsi_prep.slides.pyramid.compare import alike, cut_off, resized, striking
 from wsi_prep.slides.pyramid.levels import Rectangle, finer_level, from_finer
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail
 
@@ -169,14 +169,15 @@ class TrustedLevels:
 
 
 def _sites(info: SlideInfo, thumbnail: Thumbnail) -> Iterator[Rectangle]:
-    """Where the thumbnail strikes the eye (a label's letters, say), and tiles of level 0 spread over the slide, so that
-    each tile of the level that it was made from has one.
+    """Where the thumbnail strikes the eye (a label's letters, say) or is cut off, and tiles of level 0 spread over the
+    slide, so that each tile of the level that it was made from has one.
     """
-    for x, y in striking(thumbnail.pixels, _MOST_STRIKING, _STRIKING_PX):
+    picture = thumbnail.pixels
+    for x, y in striking(picture, _MOST_STRIKING, _STRIKING_PX) + cut_off(picture, _MOST_STRIKING, _STRIKING_PX):
         yield _site(info, int(x * thumbnail.step_x0), int(y * thumbnail.step_y0))
     side = info.tile_px
     every = min(_SAMPLE_EVERY, max(1, math.floor(info.levels[thumbnail.level].downsample)))
-    tiles = -(-info.width0 // side), -(-info.height0 // side)
+    tiles = max(1, round(info.width0 / side)), max(1, round(info.height0 / side))  # without the sliver at an edge
     for last in (False, True) if every >= _LAST_TOO else (False,):
         down = _spread(tiles[1], every, last=last)
         for col in _spread(tiles[0], every, last=last):
