@@ -54,33 +54,33 @@ $(VENV)/.shards: $(PINS)
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for the slide stage"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.train: $(PINS)
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for training: PyTorch is downloaded, which takes some minutes"
-	@$(BIN)/python -m pip install --quiet --no-deps --editable .
-	@$(BIN)/python -m pipelines.make --requires train | $(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement /dev/stdin
+	@$(BIN)/python -m pip install --quiet --no-compile --no-deps --editable .
+	@$(BIN)/python -m pipelines.make --requires train | $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --requirement /dev/stdin
 	@touch $@
 
 $(VENV)/.test: $(PINS)
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for the tests"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,docs]'
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train,dev,docs]'
 	@touch $@ $(VENV)/.shards $(VENV)/.train $(VENV)/.docs
 
 $(VENV)/.bench: $(VENV)/.test
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@echo "setting up $(VENV) for the benchmarks"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,docs,bench]'
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train,dev,docs,bench]'
 	@touch $@
 
 $(VENV)/.docs: $(PINS)
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for the documents"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,docs]'
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train,docs]'
 	@touch $@ $(VENV)/.shards $(VENV)/.train

@@ -23,11 +23,13 @@ from pipelines.processes import torchrun, wants_processes
 from pretrain.compute import distributed
 from pretrain.data.index import default_folder
 from pretrain.errors import CheckpointFailed, NonFinite, TooManyBadTiles
-from pretrain.train.call import Reporter, RunCall, RunResult, run, settle_data, settle_recipe
+from pretrain.train.branch import origin_of
+from pretrain.train.call import RunCall, RunResult, run, settle_data, settle_recipe
 from pretrain.train.checkpoint import latest_step
 from pretrain.train.loop import Trainer
 from pretrain.train.recipe.recipes import debug, recipe
-from wsi_prep.errors import UsageError, counted
+from pretrain.train.watch.watcher import Reporter
+from wsi_prep.errors import BadOption, UsageError, counted
 
 EXIT_STOPPED, EXIT_SAVED = 3, 75
 
@@ -44,15 +46,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str]) -> int:
     """Train as the call says; its processes, where it wants several, are `python -m MODULE WORDS` each."""
+    if call.continue_run and call.run is None:
+        raise BadOption("CONTINUE needs RUN, the folder of the new run")
     folder = call.run or Path("runs") / (call.recipe or "debug")
     if wants_processes(call):
         command = torchrun(call, folder, module, words)
         sys.stdout.flush()
         os.execv(command[0], command)  # noqa: S606 - no shell
     wanted = recipe(call.recipe) if call.recipe else None
-    chosen = settle_recipe(folder, wanted, call.set, debug)
+    origin = call.continue_run or ""
+    chosen = settle_recipe(folder, wanted, call.set, debug, origin)
     index = call.index or default_folder()
-    shards, where, note = settle_data(folder, call.shards, call.where)
+    begun = (folder / "run.json").exists() or not origin
+    shards, where, note = settle_data(folder if begun else origin_of(origin)[0], call.shards, call.where)
     wishes = RunCall(folder, shards, where, index, call.stop_at, call.probe, call.time_limit)
     try:
         with distributed.world(chosen.compute.device) as world:

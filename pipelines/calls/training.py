@@ -58,6 +58,9 @@ class PretrainCall(OfTiles, OfShards):
     run: Annotated[Path | None, _RUN] = None
     """The folder of the run; without it, runs/RECIPE."""
 
+    continue_run: Annotated[str | None, Option("run@step", make="CONTINUE")] = None
+    """Begin a new run with network, heads, moving mean and optimizer of this one, at a step of it or its newest."""
+
     gpus: int | None = None
     """Processes of this machine, one a GPU."""
 

@@ -11,6 +11,7 @@ _LEAST_TEMPERATURE = 0.02  # of exp(cosine / temperature)
 
 
 _MOST_STEPS = 10**9
+SHAPES = ("cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,16 @@ class ScheduleSettings:
     `rate` is the learning rate's top for a global batch of 1024, scaled by the square root of the batch. `frozen`:
     share in which the prototypes stand still. `momentum`, `decay`: first and last. `temperature`: the teacher's, first
     and after `temperature_warmup`.
+
+    `shape` "constant": after its warm-up the rate stays at its top until the last `cooldown` of the steps, in which it
+    falls linearly; `decay` and `momentum` stay at their first. So nothing depends on `steps` before the cooldown, if
+    `shares_of` is set: the steps that `warmup`, `temperature_warmup` and `frozen` are shares of, 0 for `steps`.
     """
 
     steps: int = 1000
+    shape: str = "cosine"
+    cooldown: float = 0.2
+    shares_of: int = 0
     rate: float = 0.004
     least_rate: float = 1e-6
     warmup: float = 0.1
@@ -35,7 +43,11 @@ class ScheduleSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= _MOST_STEPS:
             raise BadOption(f"{self.steps} steps are not between 1 and {_MOST_STEPS:,}")
-        for name in ("warmup", "temperature_warmup", "frozen"):
+        if self.shape not in SHAPES:
+            raise BadOption(f"shape {self.shape!r} is not known; choose from {', '.join(SHAPES)}")
+        if not 0 <= self.shares_of <= _MOST_STEPS:
+            raise BadOption(f"shares_of {self.shares_of} is not between 0 and {_MOST_STEPS:,}")
+        for name in ("warmup", "temperature_warmup", "frozen", "cooldown"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadOption(f"{name} {getattr(self, name)} is not a share between 0 and 1")
         if not (0 <= self.least_rate <= self.rate < math.inf):
@@ -62,22 +74,39 @@ class Scheduled:
 
 def at(settings: ScheduleSettings, step: int, batch: int) -> Scheduled:
     """The values of a step, for a global batch of this many tiles."""
-    steps = settings.steps
+    steps, shares_of = settings.steps, settings.shares_of or settings.steps
     top = settings.rate * math.sqrt(batch / 1024)
-    warmup, cool = settings.warmup * steps, settings.temperature_warmup * steps
-    if step < warmup:
-        rate = top * (step + 1) / (warmup + 1)
-    else:
-        rate = _cosine(top, settings.least_rate, (step - warmup) / max(steps - warmup, 1))
+    warmup, cool = settings.warmup * shares_of, settings.temperature_warmup * shares_of
     first, last = settings.temperature
+    along = step / steps if settings.shape == "cosine" else 0.0
     return Scheduled(
         step=step,
-        rate=rate,
-        decay=_cosine(*settings.decay, step / steps),
-        momentum=_cosine(*settings.momentum, step / steps),
+        rate=top * (step + 1) / (warmup + 1) if step < warmup else _falling(settings, top, step, warmup),
+        decay=_cosine(*settings.decay, along),
+        momentum=_cosine(*settings.momentum, along),
         temperature=last if step >= cool else first + (last - first) * step / cool,
-        frozen=step < settings.frozen * steps,
+        frozen=step < settings.frozen * shares_of,
     )
+
+
+def _falling(settings: ScheduleSettings, top: float, step: int, warmup: float) -> float:
+    """The learning rate of a step after the warm-up."""
+    steps, least = settings.steps, settings.least_rate
+    if settings.shape == "cosine":
+        return _cosine(top, least, (step - warmup) / max(steps - warmup, 1))
+    begins = max(cooldown_begins(settings), warmup)
+    return top if step < begins else top + (least - top) * min((step - begins) / max(steps - begins, 1), 1.0)
+
+
+def cooldown_begins(settings: ScheduleSettings) -> float:
+    """The step from which a constant rate falls."""
+    return settings.steps * (1 - settings.cooldown)
+
+
+def same_until(one: ScheduleSettings, other: ScheduleSettings, step: int) -> bool:
+    """Whether both schedules have the same values in all steps before `step`."""
+    looked = {*range(0, step, max(1, step // 2000)), *range(max(0, step - 2), step)}
+    return all(at(one, each, 1024) == at(other, each, 1024) for each in looked)
 
 
 def _cosine(first: float, last: float, share: float) -> float:

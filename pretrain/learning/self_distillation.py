@@ -229,5 +229,8 @@ def update_ema(ema: nn.Module, student: nn.Module, momentum: float) -> None:
 
 @torch.no_grad()
 def feature_spread(features: Tensor) -> Tensor:
-    """One minus the squared length of the mean of (n, D) features, each of length 1; 0 where all are the same."""
-    return 1 - functional.normalize(features.float(), dim=-1).mean(0).square().sum()
+    """One minus the squared length of the mean of all processes' (n, D) features, each of length 1; 0 where all are the
+    same.
+    """
+    mean = distributed.all_sum(functional.normalize(features.float(), dim=-1).mean(0)) / distributed.size()
+    return 1 - mean.square().sum()

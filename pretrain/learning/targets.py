@@ -65,7 +65,7 @@ class Targets:
 
     @torch.no_grad()
     def looks(self) -> dict[str, Tensor]:
-        """Entropies of all rows: their mean, and that of their mean."""
+        """Entropies of the global batch's rows: the mean of this process's, and that of the mean of all."""
         use = torch.zeros_like(self.bias)
         entropy = use.new_zeros(())
         for part in self.cosines.parts():
@@ -73,6 +73,7 @@ class Targets:
             use += probabilities.sum(0)
             entropy += torch.special.entr(probabilities).sum()
         rows = self.cosines.rows
+        use = distributed.all_sum(use) / distributed.size()
         return {"target_entropy_nats": entropy / rows, "target_use_nats": torch.special.entr(use / rows).sum()}
 
 

@@ -6,11 +6,9 @@ RUN/recipe.json, run.json, metrics.jsonl, curves.png, tensorboard/, checkpoints/
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,21 +20,18 @@ from pretrain.compute.plain_files import read_json
 from pretrain.data.index import Index, open_index
 from pretrain.data.sampler import Sampler
 from pretrain.errors import BadRun
-from pretrain.evaluation.probe import Score, colour_statistics
-from pretrain.evaluation.probe import probe as probe_backbone
-from pretrain.evaluation.probe import score as judge
-from pretrain.evaluation.tasks import Task, load_tasks
-from pretrain.features.embedder import Inference
-from pretrain.pictures.feature_picture import FeaturePictures, LookSettings, save_picture
+from pretrain.evaluation.probe import Score
+from pretrain.evaluation.tasks import load_tasks
+from pretrain.train.branch import branched, continued, continued_notes, origin_of, prolonged
+from pretrain.train.checkpoint import latest_step
 from pretrain.train.curves import draw_curves
-from pretrain.train.loop import DTYPES, Outcome, Trainer
-from pretrain.train.metrics import MetricsLog
+from pretrain.train.loop import Outcome, Trainer
 from pretrain.train.recipe import recipe as recipes
 from pretrain.train.recipe.caveats import caveats
-from pretrain.train.recipe.flops import measured_peak
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
-from wsi_prep.errors import first_line
+from pretrain.train.watch.watcher import Reporter, RunWatcher
+from wsi_prep.errors import BadOption, first_line
 from wsi_prep.storage.atomic import write_json
 from wsi_prep.untrusted.below import file_below, folder_below
 from wsi_prep.untrusted.sql import CONDITION_SECONDS
@@ -44,7 +39,6 @@ from wsi_prep.untrusted.sql import CONDITION_SECONDS
 RUN_VERSION = 1
 _DATA = ("shards", "where", "tiles", "slides")
 _SHOWN = 5
-_COLLAPSED_SPREAD, _FLAT_TARGETS = 1e-4, 0.999
 
 
 @dataclass(frozen=True)
@@ -78,41 +72,31 @@ class RunResult:
     coverage: float
 
 
-class Reporter:
-    """Told by the first process what people should see. Does nothing."""
-
-    def note(self, text: str) -> None:
-        """Something to know, once."""
-
-    def started(self, trainer: Trainer, step: int) -> None:
-        """Before the first step."""
-
-    def numbers(self, step: int, values: dict[str, float]) -> None:
-        """Of a logged step."""
-
-    def stepped(self, step: int) -> None:
-        """After every step; `step` is the next one's number."""
-
-    def stopping(self, number: int) -> None:
-        """Told in a thread, as soon as the signal comes: the run ends after the step, or at once by a second one."""
-
-
-def settle_recipe(folder: Path, wanted: Recipe | None, changes: Sequence[str], default: Callable[[], Recipe]) -> Recipe:
-    """The recipe that the RUN folder goes on with, or begins with.
+def settle_recipe(
+    folder: Path, wanted: Recipe | None, changes: Sequence[str], default: Callable[[], Recipe], origin: str = ""
+) -> Recipe:
+    """The recipe that the RUN folder goes on with, or begins with; `origin` is the run that a new one continues.
 
     Raises BadRun where `wanted` or `changes` would compute something else than what is saved there.
     """
     file = folder / "recipe.json"
     if not file.exists():
-        return changed(wanted or default(), list(changes))
+        if origin and wanted:
+            raise BadOption("CONTINUE takes the recipe of the run that it names: change it by SET, without RECIPE")
+        return changed(branched(origin) if origin else wanted or default(), list(changes))
     saved = recipes.load(file)
+    if origin and not saved.continue_from.startswith(f"{origin_of(origin)[0]}@"):
+        raise BadRun(f"{folder} did not begin with {origin}; name another RUN")
     asked = changed(wanted or saved, list(changes))
-    if differing := recipes.differences(asked, saved):
-        raise BadRun(
-            f"{folder} was started with another recipe ({'; '.join(differing[:5])}); leave out RECIPE and SET to "
-            "continue it with its own values, or name another RUN"
-        )
-    return asked
+    if not (differing := recipes.differences(asked, saved)):
+        return asked
+    if longer := prolonged(asked, saved, latest_step(folder / "checkpoints") or 0):
+        return longer
+    raise BadRun(
+        f"{folder} was started with another recipe ({'; '.join(differing[:5])}); leave out RECIPE and SET to "
+        f"continue it with its own values, name another RUN, or begin another with what this one has learnt: "
+        f"CONTINUE={folder}"
+    )
 
 
 def settle_data(folder: Path, shards: tuple[str, ...], where: str | None) -> tuple[tuple[str, ...], str | None, str]:
@@ -165,10 +149,11 @@ def run(
         loaded = trainer.loaded.lines() if trainer.loaded and not start else []
         slow = slow_precision(world.device, recipe.compute.precision)
         of_tasks = [f"{task.name}: {line}" for task in tasks for line in task.notes]
-        notes = [*index.warnings, *sampler.warnings, *caveats(recipe, sampler), *slow, *loaded, *of_tasks]
+        begun = continued_notes(recipe) if not start else []
+        notes = [*index.warnings, *sampler.warnings, *caveats(recipe, sampler), *slow, *loaded, *begun, *of_tasks]
         for line in [*notes, *_write_run(call, index, trainer, notes)]:
             reporter.note(line)
-    watcher = _Watcher(call, trainer, reporter, tasks)
+    watcher = RunWatcher(call.folder, trainer, reporter, tasks)
     try:
         outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)
     finally:
@@ -208,6 +193,7 @@ def _write_run(call: RunCall, index: Index, trainer: Trainer, notes: list[str]) 
         "parameters_backbone": sum(p.numel() for p in trainer.backbone.parameters()),
         "flops_a_tile_dense": trainer.flops.dense,
         "flops_a_tile_executed": trainer.flops.executed,
+        "continued": continued(trainer.recipe),
         "notes": notes,
         "versions": {name: version(name) for name in ("torch", "timm", "mixed-magnification")},
     }
@@ -227,117 +213,3 @@ def _before(file: Path) -> dict[str, object]:
     if not isinstance(said, dict):
         raise BadRun(f"{file} is none of a run's; remove it to continue")
     return said
-
-
-class _Watcher:
-    """Every process's: what all must do together, and on the first one metrics, pictures, probes and health."""
-
-    def __init__(self, call: RunCall, trainer: Trainer, reporter: Reporter, tasks: list[Task]) -> None:
-        self._folder, self._trainer, self._reporter, self._tasks = call.folder, trainer, reporter, tasks
-        self._looking = trainer.recipe.looking
-        schedule = trainer.recipe.schedule
-        self._last_step, self._settled = schedule.steps, schedule.warmup * schedule.steps
-        self._log: MetricsLog | None = None
-        self._said: set[str] = set()
-        self._to_show: list[Callable[[], None]] = []
-        self.last: dict[str, float] = {}
-        self.scores: dict[str, Score] = {}
-
-    def started(self, step: int) -> None:
-        """See train.Watcher."""
-        trainer = self._trainer
-        if trainer.world.first:
-            self._log = MetricsLog(self._folder, step)
-            self._peak = measured_peak(trainer.world.device, DTYPES[trainer.recipe.compute.precision])
-            self._lookout = FeaturePictures(trainer.sampler, LookSettings()) if self._looking.picture else None
-            self._reporter.started(trainer, step)
-            if not step:
-                self._judge_colour()
-        if not step:
-            self._look(step)
-
-    def numbers(self, step: int, values: dict[str, float]) -> None:
-        """See train.Watcher."""
-        if self._log is None:
-            return
-        values["mfu_share"] = values["executed_tflop_per_s_and_device"] * 1e12 / self._peak
-        self._log.write(step, values)
-        self.last = {"step": step, **values}
-        prototypes = self._trainer.recipe.objective.head.prototypes
-        collapsed = health(values, prototypes) if step >= self._settled else []
-        for text in set(collapsed) - self._said:
-            self._said.add(text)
-            self._to_show.append(partial(self._reporter.note, f"step {step}: {text}"))
-        self._to_show.append(partial(self._reporter.numbers, step, values))
-
-    def left_out(self, text: str) -> None:
-        """See train.Watcher."""
-        if self._log is not None:
-            self._to_show.append(partial(self._reporter.note, text))
-
-    def stepped(self, step: int) -> None:
-        """See train.Watcher."""
-        self._show()
-        self._look(step)
-        if self._log is not None:
-            self._reporter.stepped(step)
-
-    def stopping(self, number: int) -> None:
-        """See train.Watcher."""
-        if self._log is not None:
-            self._reporter.stopping(number)
-
-    def close(self) -> None:
-        """Finish the files, and show what is not shown yet."""
-        if self._log is not None:
-            self._log.close()
-        self._show()
-
-    def _show(self) -> None:
-        """What has come since the last step: late, so that the step is saved even where showing it does not end."""
-        shown, self._to_show = self._to_show, []
-        for show in shown:
-            show()
-
-    def _look(self, step: int) -> None:
-        """Draw and probe where it is time to; every process gives its share of the weights."""
-        draw, probe = (_due(step, every, self._last_step) for every in (self._looking.picture, self._looking.probe))
-        if not (draw or (probe and self._tasks)):
-            return
-        backbone = self._trainer.whole_backbone()
-        if backbone is None or self._log is None:
-            return
-        device = self._trainer.world.device
-        if draw and self._lookout:
-            save_picture(self._lookout.draw(backbone, step, device), self._folder / f"pictures/step-{step:08d}.png")
-        if probe:
-            for score in probe_backbone(backbone, self._tasks, Inference(device)):
-                self._judged(step, score)
-
-    def _judged(self, step: int, score: Score) -> None:
-        self.scores[score.task] = score
-        if self._log is not None:
-            figures = {"linear": score.linear, "knn": score.knn}
-            self._log.write(step, {f"probe_{score.task}_{by}_balanced_accuracy": v for by, v in figures.items()})
-        self._reporter.note(f"step {step}: {score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}")
-
-    def _judge_colour(self) -> None:
-        for task in self._tasks:
-            score = judge(colour_statistics(task.tiles), task)
-            sides = f"{score.train} tiles to learn from, {score.test} held out"
-            self._reporter.note(f"{task.name}: colour alone: linear {score.linear:.3f}, kNN {score.knn:.3f}; {sides}")
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return bool(every) and (step % every == 0 or step == last)
-
-
-def health(values: dict[str, float], prototypes: int) -> list[str]:
-    """What is wrong with a run that has warmed up, by its numbers: the two ways in which it collapses."""
-    largest = math.log(prototypes)
-    found = []
-    if values["feature_spread"] < _COLLAPSED_SPREAD:
-        found.append("collapse: all tiles look the same to the teacher (feature_spread near 0); lower schedule.rate")
-    if values.get("target_entropy_nats", 0.0) > _FLAT_TARGETS * largest:
-        found.append("collapse: the teacher's targets are flat (target_entropy_nats near log of the prototypes)")
-    return found

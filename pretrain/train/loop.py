@@ -30,18 +30,23 @@ from pretrain.learning.self_distillation import Objective, SelfDistillation
 from pretrain.model.backbone import Backbone
 from pretrain.model.network import Network
 from pretrain.model.weights.load import Loaded, load_backbone
+from pretrain.train.branch import begin_with
 from pretrain.train.checkpoint import Checkpoints
-from pretrain.train.left_out import LeftOut
 from pretrain.train.metrics import Deferred
 from pretrain.train.recipe.flops import step_flops
 from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.runs import load_teacher
-from pretrain.train.signals import Signals
+from pretrain.train.watch.left_out import LeftOut
+from pretrain.train.watch.signals import Signals
+from pretrain.train.watch.spikes import Spikes
 from pretrain.views.views import make_views
 from wsi_prep.errors import BadOption
 from wsi_prep.storage.atomic import write_json
 
 Item = TypeVar("Item")
+
+_MOST_SPIKES = 20
+"""Of a call, of which the tiles are written."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -55,8 +60,8 @@ class Watcher(Protocol):
     def numbers(self, step: int, values: dict[str, float]) -> None:
         """Of a logged step."""
 
-    def left_out(self, text: str) -> None:
-        """A step was not finite and changed nothing: what there is to know of it."""
+    def odd(self, text: str) -> None:
+        """A step was not finite and changed nothing, or was unlike those before: what there is to know of it."""
 
     def stepped(self, step: int) -> None:
         """After every step; `step` is the next one's number."""
@@ -105,6 +110,7 @@ class Trainer:
         self._deferred = Deferred()
         self._recent: dict[int, Batch] = {}
         self._left_out = LeftOut(recipe.compute.skips, recipe.compute.skip_window)
+        self._spikes = Spikes()
         self._clock = _Clock()
 
     @property
@@ -123,9 +129,11 @@ class Trainer:
         return backbone if self.world.first else None
 
     def resume(self) -> int:
-        """Go on from the newest checkpoint; returns the next step, 0 where there is none. Raises BadRun."""
+        """Go on from the newest checkpoint, or begin with another run's; returns the next step. Raises BadRun."""
         step = self.checkpoints.latest()
         if step is None:
+            if self.recipe.continue_from:
+                begin_with(self.recipe, self._tensors())
             return 0
         state = self.checkpoints.load(step, self._tensors())
         self._left_out.restore(state.get("left_out"), step)
@@ -200,24 +208,30 @@ class Trainer:
         self._clock.stepped(len(tiles) * self.world.size)
 
     def numbers_ready(
-        self, everything: bool = False, left_out: Callable[[str], None] = lambda _: None
+        self, everything: bool = False, odd: Callable[[str], None] = lambda _: None
     ) -> Iterator[tuple[int, dict[str, float]]]:
         """Losses and norms of past steps, all but the last one if not `everything`. Raises NonFinite.
 
-        `left_out` is told of each step whose numbers are not finite, while they are few.
+        `odd` is told of each step whose numbers are not finite, while they are few, and of spikes.
         """
         for step, values in self._deferred.take(everything):
             batch = self._recent.pop(step)
             if not values.pop("bad"):
+                if said := self._spikes.add(step, values):
+                    few = self._spikes.count <= _MOST_SPIKES
+                    odd(
+                        f"step {step}: spike: {said}"
+                        + (f"; {self._write_tiles('spike', batch, values)}" if few else "")
+                    )
                 yield step, values
                 continue
             text = self._report(batch, values)
             if self._left_out.add(step):
                 raise NonFinite(f"{text}; look at them, or begin again with a lower schedule.rate")
-            left_out(text)
+            odd(text)
 
     def _tell(self, watcher: Watcher, everything: bool = False, last: bool = False) -> None:
-        for step, values in self.numbers_ready(everything, watcher.left_out):
+        for step, values in self.numbers_ready(everything, watcher.odd):
             if step % self.recipe.looking.log == 0 or last:
                 watcher.numbers(step, values | self._numbers(step))
 
@@ -235,6 +249,7 @@ class Trainer:
             "tiles_seen": (step + 1) * recipe.sampling.batch,
             "bad_tiles": self.loader.bad.bad,
             "steps_left_out": len(self._left_out.steps),
+            "spikes": self._spikes.count,
             **rates,
             "executed_tflop_per_s_and_device": per_process / rates["step_s"] / 1e12,
             "memory_peak_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else _resident_gb(),
@@ -242,17 +257,21 @@ class Trainer:
 
     def _report(self, batch: Batch, values: dict[str, float]) -> str:
         """Write what is known of the batch that went wrong; returns the line for the user."""
-        index = self.sampler.index
-        pairs = zip(index.addresses(batch.draw.tile), batch.draw.mpp.tolist(), strict=True)
-        known = {"step": batch.step, "values": {name: str(value) for name, value in values.items()}}
-        file = self.run_folder / f"nonfinite-step-{batch.step:08d}-rank-{self.world.rank}.json"
-        write_json(file, {**known, "tiles": [{"tile": at.name, "mpp": mpp} for at, mpp in pairs]})
         what = f"loss {values['loss']:.4g}, gradient norm {values['gradient_norm']:.4g}"
         allowed, so_far = self.recipe.compute, len(self._left_out.steps) + 1
         return (
             f"step {batch.step}: {what}; this update was skipped, number {so_far} in {allowed.skip_window:,} steps, of "
-            f"which {allowed.skips} may be (compute.skips); the batch's tiles are in {file}"
+            f"which {allowed.skips} may be (compute.skips); {self._write_tiles('nonfinite', batch, values)}"
         )
+
+    def _write_tiles(self, kind: str, batch: Batch, values: dict[str, float]) -> str:
+        """Write this process's tiles of a batch; returns where, in words."""
+        index = self.sampler.index
+        pairs = zip(index.addresses(batch.draw.tile), batch.draw.mpp.tolist(), strict=True)
+        known = {"step": batch.step, "values": {name: str(value) for name, value in values.items()}}
+        file = self.run_folder / f"{kind}-step-{batch.step:08d}-rank-{self.world.rank}.json"
+        write_json(file, {**known, "tiles": [{"tile": at.name, "mpp": mpp} for at, mpp in pairs]})
+        return f"the batch's tiles are in {file}"
 
     def _save(self, step: int) -> None:
         state = {"recipe": self.recipe.name, "drawn": self.drawn(), "left_out": self._left_out.steps}

@@ -32,7 +32,7 @@ def make_shards(out: Path, first: int = 1) -> Path:
     return out
 
 
-def command(shards: Path, folder: Path, *changes: str, processes=1, stop_at=None, probe=()) -> list[str]:
+def command(shards: Path, folder: Path, *changes: str, processes=1, stop_at=None, probe=(), begin_with="") -> list[str]:
     name = uuid.uuid4().hex
     runner = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-id", name]
     runner += ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder.parent / name}"]
@@ -40,6 +40,7 @@ def command(shards: Path, folder: Path, *changes: str, processes=1, stop_at=None
     words = [*start, "--shards", str(shards), "--folder", str(folder), "--index", str(folder.parent / "index")]
     stop = ["--stop-at", str(stop_at)] if stop_at is not None else []
     stop += ["--probe", *map(str, probe)] if probe else []
+    stop += ["--continue-run", str(begin_with)] if begin_with else []
     return [*words, *stop, "--set", *TINY, *changes]
 
 
@@ -88,8 +89,15 @@ def losses(folder):
     return [(row["step"], row["loss"], row["loss_dino"], row["gradient_norm"]) for row in read_metrics(folder)]
 
 
+def figures(folder):
+    """Losses, and what the global batch shows besides."""
+    shown = ("feature_spread", "target_entropy_nats", "target_use_nats")
+    looks = ([row.get(name, 0.0) for name in shown] for row in read_metrics(folder))
+    return [(*row, *look) for row, look in zip(losses(folder), looks, strict=True)]
+
+
 def close_to(folder, unbroken):
-    found, expected = losses(folder), losses(unbroken)
+    found, expected = figures(folder), figures(unbroken)
     assert [step for step, *_ in found] == [step for step, *_ in expected]
     for mine, theirs in zip(found, expected, strict=True):
         assert mine == pytest.approx(theirs, rel=2e-4)

@@ -26,6 +26,7 @@ from wsi_prep.errors import BadOption
 from wsi_prep.storage.atomic import write_json
 
 PRECISIONS = ("fp32", "bf16")
+CONTINUED = ("all", "network", "backbone")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _MOST_COUNT, _LONGEST_TEXT, SHOWN = 10**12, 4096, 60
 
@@ -84,7 +85,9 @@ class Recipe:
     """The whole configuration of a run, under the name of the function that made it.
 
     `start_from`: a file or folder with weights that the backbone begins with, see model.weights. `teacher`: a
-    RUN folder or a folder of released weights to be distilled; empty for self-distillation.
+    RUN folder or a folder of released weights to be distilled; empty for self-distillation. `continue_from`: a RUN
+    folder and a step, as runs/a@1000, with which the run begins; `continue_with` what of it: all, network (without the
+    optimizer's state), or backbone (without heads, too).
 
     >>> from dataclasses import replace
     >>> small = recipe("small")
@@ -106,6 +109,8 @@ class Recipe:
     looking: LookingSettings = field(default_factory=LookingSettings)
     start_from: str = ""
     teacher: str = ""
+    continue_from: str = ""
+    continue_with: str = "all"
 
     @property
     def seed(self) -> int:
@@ -113,6 +118,10 @@ class Recipe:
         return self.sampling.seed
 
     def __post_init__(self) -> None:
+        if self.continue_with not in CONTINUED:
+            raise BadOption(f"continue_with {self.continue_with!r} is not known; choose from {', '.join(CONTINUED)}")
+        if self.continue_from and self.start_from:
+            raise BadOption("a run begins with start_from or continue_from, not both")
         patch, crops = self.backbone.patch_px, self.views.crops
         for px in (crops.global_px, crops.local_px):
             if px % patch:

@@ -17,7 +17,7 @@ from pretrain.model.backbone import BackboneSettings
 from pretrain.model.heads import HeadSettings
 from pretrain.train.checkpoint import SavingSettings
 from pretrain.train.recipe.recipe import ComputeSettings, LookingSettings, Recipe
-from pretrain.train.recipe.sources import AUGMENTATIONS, LONG, PAPER, SHORT, WEIGHTS, sourced
+from pretrain.train.recipe.sources import AUGMENTATIONS, LONG, OURS, PAPER, SHORT, WEIGHTS, sourced
 from pretrain.views.colour import ColourSettings
 from pretrain.views.crops import CropSettings
 from pretrain.views.views import ViewSettings
@@ -99,6 +99,7 @@ _LONG = ScheduleSettings(
 )
 _LONG_SOURCES = {
     "schedule": LONG,
+    **dict.fromkeys(("schedule.shape", "schedule.cooldown", "schedule.shares_of"), OURS),
     "schedule.least_rate": SHORT,
     "schedule.temperature": f"{PAPER}; {SHORT}",
     "schedule.temperature_warmup": f"{SHORT}: 30 epochs",

@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.learning.schedules import ScheduleSettings, at
+from pretrain.learning.schedules import SHAPES, ScheduleSettings, at, same_until
 from wsi_prep.errors import BadOption
 
 SETTING = ScheduleSettings(steps=1000, rate=0.004, warmup=0.1, least_rate=1e-6)
@@ -48,10 +49,37 @@ def test_prototypes_are_frozen_for_their_share():
     assert not at(ScheduleSettings(frozen=0.0), 0, 1024).frozen
 
 
+def test_a_constant_rate_falls_in_its_last_share_alone():
+    constant = ScheduleSettings(steps=1000, rate=0.004, shape="constant", cooldown=0.2, warmup=0.1)
+    values = [at(constant, step, 1024) for step in range(1000)]
+    assert values[50].rate == pytest.approx(0.004 * 51 / 101)
+    assert {value.rate for value in values[100:801]} == {0.004}
+    falls = [a.rate - b.rate for a, b in itertools.pairwise(values[800:])]
+    assert falls == pytest.approx([(0.004 - 1e-6) / 200] * 199)
+    assert at(constant, 1000, 1024).rate == pytest.approx(1e-6)
+    assert len({(value.decay, value.momentum) for value in values}) == 1
+    assert (values[0].decay, values[0].momentum) == pytest.approx((0.04, 0.992))
+
+
+@pytest.mark.parametrize(("steps", "done", "same"), [(4000, 800, True), (4000, 801, True), (4000, 802, False)])
+def test_a_longer_constant_rate_is_the_same_until_the_shorter_falls(steps, done, same):
+    short = ScheduleSettings(steps=1000, shape="constant", shares_of=1000)
+    assert same_until(short, replace(short, steps=steps), done) == same
+
+
+def test_a_longer_cosine_is_another_one_from_the_first_step():
+    short = ScheduleSettings(steps=1000, shares_of=1000)
+    assert same_until(short, replace(short, steps=2000), 0)
+    assert not same_until(short, replace(short, steps=2000), 2)
+
+
 shares = st.floats(0, 1)
 setting = st.builds(
     ScheduleSettings,
     steps=st.integers(1, 5000),
+    shape=st.sampled_from(SHAPES),
+    cooldown=shares,
+    shares_of=st.one_of(st.just(0), st.integers(1, 5000)),
     rate=st.floats(1e-5, 1),
     least_rate=st.floats(0, 1e-5),
     warmup=shares,
@@ -83,11 +111,14 @@ def test_values_stay_in_range(setting, share, batch):
 @given(setting=setting, share=st.floats(0, 1), batch=st.integers(1, 10**5))
 @settings(max_examples=300, deadline=None)
 def test_the_rate_never_jumps(setting, share, batch):
-    """Not by more than a step of the warm-up, or the steepest of the cosine."""
+    """Not by more than a step of the warm-up, or the steepest of the cosine, or of the cooldown."""
     step = int(share * (setting.steps - 1))
     top = setting.rate * math.sqrt(batch / 1024)
-    warmup = setting.warmup * setting.steps
+    warmup = setting.warmup * (setting.shares_of or setting.steps)
     steepest = abs(top - setting.least_rate) * math.pi / 2 / max(setting.steps - warmup, 1)
+    if setting.shape == "constant":
+        begins = max(setting.steps * (1 - setting.cooldown), warmup)
+        steepest = abs(top - setting.least_rate) / max(setting.steps - begins, 1)
     jump = abs(at(setting, step + 1, batch).rate - at(setting, step, batch).rate)
     assert jump <= max(top / (warmup + 1), steepest) * (1 + 1e-6)
 
@@ -103,6 +134,9 @@ def test_values_are_functions_of_the_step_alone(setting, batch):
     ("wrong", "says"),
     [
         ({"steps": 0}, "0 steps"),
+        ({"shape": "linear"}, "shape 'linear'"),
+        ({"cooldown": 1.1}, "cooldown"),
+        ({"shares_of": -1}, "shares_of"),
         ({"warmup": 1.1}, "warmup"),
         ({"warmup": float("nan")}, "warmup"),
         ({"temperature_warmup": -0.1}, "temperature_warmup"),

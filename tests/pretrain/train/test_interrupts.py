@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.train import EXIT_SAVED, main
 from pretrain.train.checkpoint import latest_step
-from pretrain.train.signals import Signals
+from pretrain.train.watch.signals import Signals
 from tests.support.dask_processes import wait_until
 from tests.support.paths import ROOT
 from tests.support.training import TINY, command, losses, make_shards, run

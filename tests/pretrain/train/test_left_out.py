@@ -14,8 +14,8 @@ from pipelines.train import EXIT_STOPPED
 from pretrain.learning.targets import Centre, Cosines
 from pretrain.model.heads import Projection
 from pretrain.train import loop
-from pretrain.train.left_out import LeftOut
 from pretrain.train.metrics import read_metrics
+from pretrain.train.watch.left_out import LeftOut
 from tests.support.training import as_rank, close_to, losses, make_shards, run, train_together
 
 PLACE = 5  # of a batch of 8: in the second of two processes

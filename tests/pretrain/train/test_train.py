@@ -11,8 +11,8 @@ import pytest
 
 from pipelines.command import EXIT_WRONG_CALL
 from pipelines.train import EXIT_SAVED, EXIT_STOPPED, main
-from pretrain.train.call import health
 from pretrain.train.checkpoint import superseded
+from pretrain.train.watch.watcher import health
 from tests.support.training import ROOT, close_to, command, losses, make_shards, run, train, train_together
 
 pytestmark = pytest.mark.slow
