@@ -166,7 +166,7 @@ class Backbone(nn.Module):
         return [Tokens(tokens[:, 0], tokens[:, self.prefix :]) for tokens in whole]
 
     def _embed(self, crops: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, 3, h, w) -> (B, prefix + N, D) with positions."""
+        """(B, 3, h, w) -> (B, prefix + N, D) with positions, in the precision of products however weights are kept."""
         vit: Any = self.vit
         patches = vit.patch_embed(crops)  # (B, h / 14, w / 14, D)
         grid = patches.shape[1:3]
@@ -175,13 +175,13 @@ class Backbone(nn.Module):
             patches = torch.where(mask[:, :, None], self.mask_token.to(patches.dtype), patches)
         count = len(crops)
         first = [vit.cls_token, *([vit.reg_token] if vit.reg_token is not None else [])]
-        first = [token.expand(count, -1, -1) for token in first]
+        first = [token.to(patches.dtype).expand(count, -1, -1) for token in first]
         position = resample_abs_pos_embed(
             vit.pos_embed,
             new_size=list(grid),
             old_size=list(vit.patch_embed.grid_size),
             num_prefix_tokens=0 if vit.no_embed_class else self.prefix,
-        )
+        ).to(patches.dtype)
         if vit.no_embed_class:
             return torch.cat([*first, patches + position], dim=1)
         return torch.cat([*first, patches], dim=1) + position  # type: ignore[no-any-return]

@@ -86,8 +86,8 @@ class PackedBlock(Block):
 
     def _packed(self, x: Tensor, packing: Packing, rows: BlockRows | None) -> Tensor:
         if rows is None:
-            x = x + self._attend(x, packing)
-            return x + self._mix(x)
+            x = x + self._attend(x, packing).to(x.dtype)
+            return x + self._mix(x).to(x.dtype)
         x = x.index_add(0, rows.attention, (self._attend(x[rows.attention], packing) * rows.gain).to(x.dtype))
         return x.index_add(0, rows.mlp, (self._mix(x[rows.mlp]) * rows.gain).to(x.dtype))
 

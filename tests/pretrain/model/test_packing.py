@@ -244,3 +244,21 @@ def test_recomputation_changes_neither_loss_nor_gradient(mode, drop):
 def test_bad_settings_are_refused(wrong, says):
     with pytest.raises(BadOption, match=says):
         BackboneSettings(**SMALL | wrong)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_residuals_have_one_precision_however_weights_are_kept(registers):
+    """FSDP gathers weights in the precision of products, DDP keeps them in float32."""
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneSettings(width=32, depth=2, heads=2, image_px=56, registers=registers)).eval()
+    crops = [torch.rand(2, 3, 56, 56), torch.rand(2, 3, 28, 28)]
+    seen = []
+    hooks = [block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for block in backbone.vit.blocks]
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        backbone(crops)
+        backbone.to(torch.bfloat16)(crops)
+    assert len(hooks) == 2
+    assert {x.dtype for x in seen} == {torch.bfloat16}
+    whole = 2 * (16 + 1 + registers)
+    assert torch.equal(seen[0][:whole], seen[2][:whole])  # positions of other sizes are rounded in another order
+    assert torch.allclose(seen[1].float(), seen[3].float(), atol=0.03)
