@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from pathlib import Path
@@ -19,10 +18,10 @@ from pipelines.command import (
     progress,
     run_command,
 )
-from pipelines.processes import torchrun, wants_processes
+from pipelines.processes import EXIT_SAVED, run_together, torchrun_words, wants_processes
 from pretrain.compute import distributed
 from pretrain.data.index import default_folder
-from pretrain.errors import CheckpointFailed, NonFinite, TooManyBadTiles
+from pretrain.errors import CheckpointFailed, NonFinite, ProcessDied, TooManyBadTiles
 from pretrain.train.branch import origin_of
 from pretrain.train.call import RunCall, RunResult, run, settle_data, settle_recipe
 from pretrain.train.checkpoint import latest_step
@@ -31,7 +30,7 @@ from pretrain.train.recipe.recipes import debug, recipe
 from pretrain.train.watch.watcher import Reporter
 from wsi_prep.errors import BadOption, UsageError, counted
 
-EXIT_STOPPED, EXIT_SAVED = 3, 75
+EXIT_STOPPED = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,16 +48,19 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     if call.continue_run and call.run is None:
         raise BadOption("CONTINUE needs RUN, the folder of the new run")
     folder = call.run or Path("runs") / (call.recipe or "debug")
-    if wants_processes(call):
-        command = torchrun(call, folder, module, words)
-        sys.stdout.flush()
-        os.execv(command[0], command)  # noqa: S606 - no shell
     wanted = recipe(call.recipe) if call.recipe else None
     origin = call.continue_run or ""
     chosen = settle_recipe(folder, wanted, call.set, debug, origin)
     index = call.index or default_folder()
     begun = (folder / "run.json").exists() or not origin
     shards, where, note = settle_data(folder if begun else origin_of(origin)[0], call.shards, call.where)
+    if wants_processes(call):
+        sys.stdout.flush()
+        try:
+            return run_together(torchrun_words(call, folder, module, words))
+        except ProcessDied as error:
+            terminal.warn(f"stopped: {error}")
+            return EXIT_STOPPED
     wishes = RunCall(folder, shards, where, index, call.stop_at, call.probe, call.time_limit)
     try:
         with distributed.world(chosen.compute.device) as world:

@@ -39,3 +39,7 @@ class CheckpointFailed(WsiPrepError, OSError):
 
 class NonFinite(WsiPrepError, FloatingPointError):
     """A loss or gradient is not finite more often than allowed; the updates were skipped and the run stops."""
+
+
+class ProcessDied(WsiPrepError, OSError):
+    """One of several processes that train together was ended from outside, as where memory runs out."""

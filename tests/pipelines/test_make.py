@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipelines.calls.training import PretrainCall
 from pipelines.make import SAMPLES, check, plan, standing
-from pipelines.processes import torchrun, wants_processes
+from pipelines.processes import torchrun_words, wants_processes
 from pipelines.recipe import main as recipe
 from pipelines.spoken import by_mixmag
 from pipelines.targets import TARGETS
@@ -223,13 +223,12 @@ def test_processes_of_training(monkeypatch):
     def started(**given):
         call = PretrainCall(**given)
         assert wants_processes(call)
-        return torchrun(call, Path("r"), "pipelines.train", run)[2:]
+        return torchrun_words(call, Path("r"), "pipelines.train", run)
 
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     near = started(gpus=2)
-    start, file, name, *rest = near[:4], near[4], near[5], *near[6:]
+    start, file, name, *rest = near[:3], near[3], near[4], *near[5:]
     assert start == [
-        "torch.distributed.run",
         "--nproc-per-node=2",
         "--rdzv-backend=c10d",
         "--rdzv-conf=store_type=file",
@@ -243,12 +242,12 @@ def test_processes_of_training(monkeypatch):
     finally:
         signal.signal(signal.SIGHUP, before)
     assert ignored not in near
-    assert rest == ["-m", "pipelines.train", *run]
+    assert rest == ["-m", "--", "pipelines.train", *run]
     with by_mixmag():  # each process speaks of options, too
-        assert started(gpus=2)[-5:] == ["-m", "pipelines.mixmag", "pretrain", *run]
+        assert started(gpus=2)[-6:] == ["-m", "--", "pipelines.mixmag", "pretrain", *run]
     far = started(nodes=4, gpus=8, head="h:1")
     meeting = ["--nproc-per-node=8", "--rdzv-backend=c10d", "--nnodes=4", "--rdzv-endpoint=h:1", "--rdzv-id=r"]
-    assert far == ["torch.distributed.run", *meeting, "-m", "pipelines.train", *run]
+    assert far == [*meeting, "-m", "--", "pipelines.train", *run]
     for wrong, why in (
         ({"nodes": 4}, "needs --head"),
         ({"gpus": 0}, "--gpus 0"),

@@ -33,11 +33,8 @@ def make_shards(out: Path, first: int = 1) -> Path:
 
 
 def command(shards: Path, folder: Path, *changes: str, processes=1, stop_at=None, probe=(), begin_with="") -> list[str]:
-    name = uuid.uuid4().hex
-    runner = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-id", name]
-    runner += ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={folder.parent / name}"]
-    start = [sys.executable, *(runner if processes > 1 else []), "-m", "pipelines.train"]
-    words = [*start, "--shards", str(shards), "--folder", str(folder), "--index", str(folder.parent / "index")]
+    start = [sys.executable, "-m", "pipelines.train", *([f"--gpus={processes}"] if processes > 1 else [])]
+    words = [*start, "--shards", str(shards), "--run", str(folder), "--index", str(folder.parent / "index")]
     stop = ["--stop-at", str(stop_at)] if stop_at is not None else []
     stop += ["--probe", *map(str, probe)] if probe else []
     stop += ["--continue-run", str(begin_with)] if begin_with else []

@@ -84,19 +84,17 @@ def test_what_one_process_saved_two_go_on_from(shards, unbroken, tmp_path):
 
 
 def test_two_machines_do_what_one_does_and_each_makes_its_own_index(shards, unbroken, tmp_path):
-    """As `make pretrain NODES=2 HEAD=host:port` on each of them: two torchruns that find each other."""
+    """Each makes the same call, and they find each other at --head."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         head = f"127.0.0.1:{free.getsockname()[1]}"
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "1", "--nnodes", "2", "--rdzv-id", "test"]
-    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", head]
     agents = []
     for disk in ("a", "b"):
-        python, *call = command(shards, tmp_path / "run", stop_at=3)
+        call = [*command(shards, tmp_path / "run", stop_at=3), "--nodes", "2", "--head", head]
         call[call.index("--index") + 1] = str(tmp_path / disk)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         piped = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        agents.append(subprocess.Popen([python, *torchrun, *call], env=environment, **piped))
+        agents.append(subprocess.Popen(call, env=environment, **piped))
     try:
         said = [agent.communicate(timeout=300)[1] for agent in agents]
         assert [agent.returncode for agent in agents] == [0, 0], said
