@@ -56,11 +56,7 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     shards, where, note = settle_data(folder if begun else origin_of(origin)[0], call.shards, call.where)
     if wants_processes(call):
         sys.stdout.flush()
-        try:
-            return run_together(torchrun_words(call, folder, module, words))
-        except ProcessDied as error:
-            terminal.warn(f"stopped: {error}")
-            return EXIT_STOPPED
+        return _together(folder, terminal, torchrun_words(call, folder, module, words))
     wishes = RunCall(folder, shards, where, index, call.stop_at, call.probe, call.time_limit)
     try:
         with distributed.world(chosen.compute.device) as world:
@@ -77,14 +73,26 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
                 return EXIT_INTERRUPTED
     except UsageError:
         raise
-    except (NonFinite, TooManyBadTiles, CheckpointFailed) as error:
-        terminal.warn(f"stopped: {error}")
+    except (NonFinite, TooManyBadTiles, CheckpointFailed, ProcessDied) as error:
+        if not isinstance(error, ProcessDied) or distributed.first_here():
+            terminal.warn(f"stopped: {error}")
         return EXIT_STOPPED
     except OSError as error:
         terminal.warn(f"stopped: {error.filename or folder}: {error.strerror or error}")
         return EXIT_STOPPED
     _show_end(terminal, folder, ended)
     return {0: EXIT_OK, signal.SIGINT: EXIT_INTERRUPTED}.get(ended.outcome.stopped, EXIT_SAVED)
+
+
+def _together(folder: Path, terminal: Terminal, words: list[str]) -> int:
+    try:
+        return run_together(words)
+    except ProcessDied as error:
+        terminal.warn(f"stopped: {error}")
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        terminal.warn(f"interrupted; {_saved(folder)}")
+        return EXIT_INTERRUPTED
 
 
 class _Shown(Reporter):

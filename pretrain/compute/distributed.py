@@ -1,4 +1,4 @@
-"""Processes that train together: the only file that knows torch.distributed. One process is a group of one."""
+"""Processes that train together: the only file that knows their group. One process is a group of one."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pretrain.compute.tensor_files import FLOATS, check_safetensors
+from pretrain.errors import ProcessDied
 from wsi_prep.errors import BadOption, first_line
 from wsi_prep.untrusted.own_folder import own_folder
 
 MODES = ("ddp", "fsdp")
+_OF_GLOO = "gloo/transport"
+"""In what it says of a connection that broke."""
+
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
@@ -53,12 +57,15 @@ class World:
     @property
     def first_here(self) -> bool:
         """Whether this is the process that writes what every machine needs one of."""
-        return int(os.environ.get("LOCAL_RANK", "0")) == 0
+        return first_here()
 
 
 @contextlib.contextmanager
 def world(device: str = "") -> Iterator[World]:
-    """Join the processes that torchrun started, or be alone. `device`: "cpu", "cuda", or "" for what there is."""
+    """Join the processes that torchrun started, or be alone. `device`: "cpu", "cuda", or "" for what there is.
+
+    Raises ProcessDied where another process does not answer any more.
+    """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind not in ("cpu", "cuda"):
         raise BadOption(f"device {kind!r} is not known; choose cpu or cuda")
@@ -80,8 +87,17 @@ def world(device: str = "") -> Iterator[World]:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         yield World(dist.get_rank(), dist.get_world_size(), chosen)
+    except RuntimeError as error:
+        if size() > 1 and (isinstance(error, dist.DistError) or _OF_GLOO in str(error)):
+            raise ProcessDied("another process of this run has ended, and its own lines say why") from None
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def first_here() -> bool:
+    """Whether this is the first process of its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def _all_here() -> bool:
