@@ -81,7 +81,7 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
     terms.require_kept(storage.where, read_run(storage))
     if request.names is not None:
         check_names_file(request.names, local_folder(request.out))
-    manifest, warnings = manifest_rows(request, found)
+    manifest, warnings = manifest_rows(request, found, read_tombstone(storage))
     masks, mask_notes = find_masks(
         request.masks, local_folder(request.out), sources, private=request.id_key is not None
     )

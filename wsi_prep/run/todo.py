@@ -86,13 +86,17 @@ def known_before(storage: Storage, tasks: Sequence[SlideTask], catalog: Catalog)
     ]
 
 
-def manifest_rows(request: RunRequest, found: Found) -> tuple[dict[str, ManifestRow], list[str]]:
-    """The manifest's rows by slide id, and what a user should know of those that fit no slide."""
+def manifest_rows(request: RunRequest, found: Found, tombstone: Tombstone) -> tuple[dict[str, ManifestRow], list[str]]:
+    """The manifest's rows by slide id, and what a user should know of those that fit no slide.
+
+    By their lines, not by names, where a name may be that of a forgotten slide whose file is gone, too.
+    """
     if request.manifest_path is None:
         return {}, []
     manifest, private = read_manifest(request.manifest_path), request.id_key is not None
     matched = manifest.match(found.sources, found.left_out)
-    return dict(matched.rows), [*manifest.notes(private=private), *matched.notes(private=private)]
+    of_slides = matched.notes(private=private or len(tombstone) > 0)
+    return dict(matched.rows), [*manifest.notes(private=private), *of_slides]
 
 
 def origins_of(

@@ -150,6 +150,17 @@ def test_neither_a_note_nor_the_call_script_names_a_forgotten_slide(folder, caps
     assert b"S19-0044721" not in everything(out)
 
 
+def test_a_manifest_row_of_a_forgotten_slide_whose_file_is_gone_is_told_by_its_line(folder, capsys):
+    slides, out = folder / "slides", folder / "named"
+    assert forget(folder, "--patient", "p7", "--shards", out) == 0
+    for gone in slides.glob("S19-*.tiff"):
+        gone.unlink()
+    (slides / "m.csv").write_text("slide,mpp,patient\nkept.tiff,0.5,p8\nS19-0044721.tiff,0.5,p7\n")
+    assert remake(slides, out, "--patient-key", folder / "key") == 0
+    assert "the manifest names 1 slide that was not found: line 3" in capsys.readouterr().out
+    assert b"S19-0044721" not in everything(out)
+
+
 def test_names_go_with_them_and_do_not_come_back(folder, capsys):
     out, names = folder / "private", folder / "names.csv"
     assert names.read_text().count("S19-") == 2
