@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 
 BARE := help clean
-TARGETS := shards plan verify forget audit privacy query interchange samples pretrain distill recipe curves evaluate export \
+TARGETS := shards plan status verify forget audit privacy query interchange samples pretrain distill recipe curves evaluate export \
   embed peek fit-stain fuzz evaluate-tissue test test-fast check bench docs $(BARE)
 
 # The call reaches Python as it was typed, `$` and all: make's own quoted list, and not what make would expand it to.
@@ -30,7 +30,7 @@ endif
 .PHONY: $(TARGETS)
 .NOTPARALLEL:
 
-shards plan verify forget audit privacy query interchange samples: $(VENV)/.shards
+shards plan status verify forget audit privacy query interchange samples: $(VENV)/.shards
 pretrain distill recipe curves evaluate export embed peek: $(VENV)/.train
 fit-stain fuzz evaluate-tissue test test-fast check: $(VENV)/.test
 bench: $(VENV)/.bench

@@ -83,6 +83,7 @@ def _command(call: type, module: str = "") -> Target:
 _COMMANDS = (
     _command(ShardsCall),
     _command(slides.PlanCall),
+    _command(slides.StatusCall),
     _command(slides.VerifyCall),
     _command(slides.ForgetCall),
     _command(slides.AuditCall),

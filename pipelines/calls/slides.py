@@ -50,6 +50,20 @@ class PlanCall(Assumptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatusCall(OfShards):
+    """Tell how far shards are: done, failed, running, time and disk left; from any terminal, also while they are made.
+
+    Exit codes: 0 told; 2 the call is wrong.
+    """
+
+    json: bool = False
+    """One line of JSON for each output, for a dashboard."""
+
+    rows: int = 5
+    """Most slides in each list."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyCall(OfShards):
     """Verify every row, file and tile of shards, and repair them.
 

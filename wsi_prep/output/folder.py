@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from wsi_prep.errors import BadOutput, UsageError
@@ -20,6 +21,9 @@ from wsi_prep.untrusted.small_json import Nonsense
 RUN = "run.json"
 CALL = "call.sh"
 """A script that repeats the last call; in no private output."""
+
+WORKING = "working"
+"""Field of run.json while a call works: how many slides it has to do, how many there were, and since when."""
 
 FORGOTTEN = "forgotten"
 """Field of run.json: how many hashes of patients and slides the tombstone has."""
@@ -74,6 +78,14 @@ def writing(storage: Storage) -> Iterator[None]:
         raise BadOutput(
             f"OUT {storage.where} cannot be written ({reason}); finished slides are kept: fix this and try again"
         ) from error
+
+
+def say_working(catalog: Catalog, slides: int, *, times: bool) -> None:
+    """Let run.json say that a call has so many slides to do, for those who look on; `times`: since when, too."""
+    told: dict[str, object] = {"slides": slides, "known": len(catalog.slides(["slide_id"]))}
+    if times:
+        told["since"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    write_run(catalog.storage, {**read_run(catalog.storage), WORKING: told})
 
 
 def require_held(storage: Storage, token: str) -> None:

@@ -16,6 +16,7 @@ from wsi_prep.errors import StoreFailed
 from wsi_prep.format.records import SlideRow
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import (
+    WORKING,
     begin,
     catalog_counts,
     held_output,
@@ -23,6 +24,7 @@ from wsi_prep.output.folder import (
     remember,
     require_held,
     require_remembered,
+    say_working,
     sweep,
     write_call,
     write_run,
@@ -166,6 +168,7 @@ def _work(
         with writing(storage):
             catalog.drop({task.source.slide_id for task in tasks})
             sweep(storage, catalog)
+            say_working(catalog, len(tasks), times=request.id_key is None)
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))
         log.run_started(len(tasks), summary.done_before)
         began = _began(log) if log.wanted else None
@@ -203,7 +206,7 @@ def _record(storage: Storage, catalog: Catalog, summary: RunSummary, *, worked: 
     A call that finds nothing to do still writes what a killed one could not.
     """
     before = read_run(storage)
-    run = {**before, **catalog_counts(catalog)}
+    run = {**{name: value for name, value in before.items() if name != WORKING}, **catalog_counts(catalog)}
     if worked or "last_call" not in before:
         run["versions"] = {"wsi_prep": __version__, "python": platform.python_version(), **told_versions()}
         run["last_call"] = _last_call(summary)

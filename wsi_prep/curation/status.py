@@ -1,0 +1,195 @@
+"""How far an output is, read from its files alone: from another terminal, or where the run's own is gone."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from wsi_prep.compute.time_limit import HUNG
+from wsi_prep.errors import BadCatalog, BadOutput
+from wsi_prep.format.records import SlideRow
+from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.folder import WORKING, read_run
+from wsi_prep.storage.base import Storage
+from wsi_prep.storage.select import local_folder, open_storage
+from wsi_prep.untrusted.locks import CannotLock, try_lock
+
+_COLUMNS = ["slide_id", "status", "error_type", "error", "bytes", "seconds"]
+_COLUMNS += [f"seconds_{stage}" for stage in ("open", "tissue", "tiles", "publish")]
+_TRIES = 5
+_TOKEN = 9
+"""Characters behind a slide's id in the names of `.staging`: a dash, and eight of a token."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A slide that is worked on: since how many `seconds`, and in which stage of `seconds_<stage>`."""
+
+    slide_id: str
+    seconds: float
+    stage: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Slides that failed for one reason, and the first of them."""
+
+    error_type: str
+    slides: int
+    slide_id: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A slide that is done: its `seconds`, and the stage that took most of them."""
+
+    slide_id: str
+    seconds: float
+    stage: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """`statuses`: slides in the catalog by their status. Of the last call, while it works or where it was stopped:
+    `to_do` slides, of which `left` are not done, and how it goes. None is what the output does not tell.
+    """
+
+    out: str
+    at_work: bool
+    statuses: Mapping[str, int]
+    failures: tuple[Failure, ...]
+    slowest: tuple[Slow, ...]
+    running: tuple[Running, ...] | None
+    to_do: int | None = None
+    left: int | None = None
+    slides_per_hour: float | None = None
+    seconds_left: float | None = None
+    bytes_made: int = 0
+    bytes_to_come: int | None = None
+    bytes_free: int | None = None
+
+
+def read_status(out: str, most: int = 5, now: float | None = None) -> Status:
+    """What there is to know of an output, with `most` slides in each list; `now` in seconds since 1970.
+
+    Nothing is locked or written for longer than a look. Raises BadOutput where `out` is none.
+    """
+    storage, now = open_storage(out), time.time() if now is None else now
+    run, rows = read_run(storage), _rows(storage)
+    if not run:
+        raise BadOutput(f"{storage.where} is no output of make shards: it has no run.json")
+    statuses = Counter(row["status"] for row in rows)
+    working = _working(run)
+    at_work = _at_work(storage)
+    folder = local_folder(out)
+    running = _running(storage.staging, now, most) if storage.staging is not None and at_work else None
+    made = sum(row["bytes"] or 0 for row in rows)
+    status: dict[str, Any] = {"bytes_made": made, "bytes_free": shutil.disk_usage(folder).free if folder else None}
+    if working is not None:
+        done = max(0, len(rows) - working.known)
+        status |= {"to_do": working.slides, "left": max(0, working.slides - done)}
+        if len(rows):
+            status["bytes_to_come"] = round(made / len(rows) * status["left"])
+        if working.since is not None and done and at_work:
+            rate = done / max(now - working.since, 1e-3)
+            status |= {"slides_per_hour": rate * 3600, "seconds_left": status["left"] / rate}
+    return Status(
+        storage.where,
+        at_work,
+        dict(statuses.most_common()),
+        _failures(rows, most),
+        _slowest(rows, most),
+        running,
+        **status,
+    )
+
+
+@dataclass(frozen=True)
+class _Working:
+    slides: int
+    known: int
+    since: float | None
+
+
+def _working(run: Mapping[str, Any]) -> _Working | None:
+    """What run.json says of a call that has not ended; None where there is none, or it was written by somebody else."""
+    told = run.get(WORKING)
+    if not isinstance(told, dict) or not all(type(told.get(name)) is int for name in ("slides", "known")):
+        return None
+    try:
+        since = datetime.fromisoformat(told["since"]).replace(tzinfo=UTC).timestamp()
+    except (KeyError, TypeError, ValueError):
+        since = None
+    return _Working(told["slides"], told["known"], since)
+
+
+def _rows(storage: Storage) -> list[SlideRow]:
+    """The catalog's slides, each once; a merge may move files while they are read."""
+    for tried in range(_TRIES):
+        try:
+            return list({row["slide_id"]: row for row in Catalog(storage).slides(_COLUMNS)}.values())
+        except (BadCatalog, FileNotFoundError):
+            if tried == _TRIES - 1:
+                raise
+    return []
+
+
+def _at_work(storage: Storage) -> bool:
+    try:
+        with storage.undisturbed(take_over=False):
+            return False
+    except BadOutput:
+        return True
+
+
+def _running(staging: Path, now: float, most: int) -> tuple[Running, ...]:
+    """The slides that have a locked file there, longest first."""
+    found = []
+    for file in staging.glob(f"*{HUNG}") if staging.is_dir() else ():
+        try:
+            with file.open("rb") as held:
+                if try_lock(held, shared=True):  # its worker has died
+                    continue
+                began = file.stat().st_mtime
+        except (OSError, CannotLock):  # done meanwhile; or nobody can tell
+            continue
+        slide_id = file.name.removesuffix(HUNG)[:-_TOKEN]
+        found.append(Running(slide_id, max(0.0, now - began), _stage(staging, slide_id)))
+    return tuple(sorted(found, key=lambda each: -each.seconds)[:most])
+
+
+def _stage(staging: Path, slide_id: str) -> str:
+    """By what it has written so far."""
+    names = (each for each in staging.iterdir() if each.name.startswith(f"{slide_id}-"))
+    folders = [each for each in names if len(each.name) == len(slide_id) + _TOKEN and each.is_dir()]
+    if not folders:
+        return "open"
+    return "tiles" if any((each / "store.zarr").exists() for each in folders) else "tissue"
+
+
+def _failures(rows: list[SlideRow], most: int) -> tuple[Failure, ...]:
+    failed = [row for row in rows if row["status"] == "failed"]
+    counts = Counter(row["error_type"] or "" for row in failed)
+    first = {row["error_type"] or "": row for row in reversed(failed)}
+    return tuple(
+        Failure(kind, count, first[kind]["slide_id"], first[kind]["error"] or "")
+        for kind, count in counts.most_common(most)
+    )
+
+
+def _slowest(rows: list[SlideRow], most: int) -> tuple[Slow, ...]:
+    timed = sorted((row for row in rows if row["seconds"]), key=lambda row: -(row["seconds"] or 0))[:most]
+    return tuple(Slow(row["slide_id"], row["seconds"] or 0.0, _longest_stage(row)) for row in timed)
+
+
+def _longest_stage(row: SlideRow) -> str:
+    values: Mapping[str, Any] = row
+    stages = {name.removeprefix("seconds_"): values[name] or 0.0 for name in _COLUMNS if name.startswith("seconds_")}
+    return max(stages, key=lambda name: stages[name])
