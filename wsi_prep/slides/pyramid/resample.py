@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -115,5 +116,69 @@ def _loop() -> Callable[..., None]:
                     green += share * blended[at + 7]
                     blue += share * blended[at + 8]
                 out[i, 3 * j], out[i, 3 * j + 1], out[i, 3 * j + 2] = np.rint(red), np.rint(green), np.rint(blue)
+
+    return compile_loop(loop)
+
+
+_BAND, _FRACTION = 196, 256
+"""Rows of a plane that are resampled at once, to fit the processor's cache; and parts of a grey level kept between."""
+
+
+def resample_plane(
+    source: NDArray[np.uint8],
+    start_x: NDArray[np.float64],
+    start_y: NDArray[np.float64],
+    step_x: float,
+    step_y: float,
+) -> NDArray[np.uint8]:
+    """As `area_resample`, of one plane, (h, w) uint8: in a third of the time, and off by 1/128 level at most.
+
+    Down the columns, turned, and down the columns again: whole rows are added up, which vector instructions do well.
+    """
+    (first_row, row_share), (first_col, col_share) = _shares(start_y, step_y), _shares(start_x, step_x)
+    for first, length in zip((first_row, first_col), source.shape, strict=True):
+        if len(first) and not 0 <= first[0] <= first[-1] < length:
+            raise ValueError(f"pixels {first[0]} to {first[-1]} are not all among the source's {length}")
+    row_share, col_share = _in_threes(row_share, _FRACTION), _in_threes(col_share, 1 / _FRACTION)
+    source, out = np.ascontiguousarray(source), np.empty((len(start_y), len(start_x)), np.uint8)
+    for top in range(0, len(out), _BAND):
+        band = slice(top, min(top + _BAND, len(out)))
+        down = np.empty((band.stop - top, source.shape[1]), np.uint16)
+        _add_rows()(source, first_row[band], row_share[band], down)
+        across = np.empty((len(start_x), len(down)), np.uint8)
+        _add_rows()(cv2.transpose(down), first_col, col_share, across)
+        cv2.transpose(across, out[band])
+    return out
+
+
+def _in_threes(share: NDArray[np.float32], times: float) -> NDArray[np.float32]:
+    """(n, m) shares times a power of two, with zeros after them to a multiple of three."""
+    return np.pad(share * np.float32(times), ((0, 0), (0, -share.shape[1] % 3)))
+
+
+@functools.cache
+def _add_rows() -> Callable[..., None]:
+    """The loop over output rows, each a sum of shares of source rows, rounded."""
+
+    def loop(source: Any, first: Any, share: Any, out: Any) -> None:  # pragma: no cover - compiled
+        last, half = source.shape[0] - 1, np.float32(0.5)
+        total = np.zeros(source.shape[1], np.float32)
+        for i in range(out.shape[0]):
+            for k in range(0, share.shape[1], 3):
+                a, b, c = share[i, k], share[i, k + 1], share[i, k + 2]
+                row = first[i] + k  # no share reaches beyond the source, an index may
+                one, two, three = source[min(row, last)], source[min(row + 1, last)], source[min(row + 2, last)]
+                if k == 0 and c == 0.0:
+                    for x in range(len(total)):
+                        total[x] = half + a * np.float32(one[x]) + b * np.float32(two[x])
+                elif k == 0:
+                    for x in range(len(total)):
+                        total[x] = half + a * np.float32(one[x]) + b * np.float32(two[x]) + c * np.float32(three[x])
+                elif a > 0.0:
+                    for x in range(len(total)):
+                        total[x] += a * np.float32(one[x]) + b * np.float32(two[x]) + c * np.float32(three[x])
+            rounded = out[i]
+            for x in range(len(total)):
+                rounded[x] = np.int32(total[x])
 
     return compile_loop(loop)
