@@ -19,8 +19,11 @@ def picture(height, width, seed=0):
     return pixels
 
 
-def write(path, pixels, sampling="420", quality=75, mpp=0.25, factors=()):
-    """As scanners do: each tile a JPEG that says of itself that it is YCbCr. `factors`: reduced levels, too."""
+def write(path, pixels, sampling="420", quality=75, mpp=0.25, factors=(), change=bytes):
+    """As scanners do: each tile a JPEG that says of itself that it is YCbCr. `factors`: reduced levels, too.
+
+    `change` makes the JPEGs that are stored of those that libjpeg writes.
+    """
     about = f"Aperio Image Library v11.2.1 \n{pixels.shape[1]}x{pixels.shape[0]} JPEG/YCC|AppMag = 40|MPP = {mpp}"
     stored = {"photometric": "ycbcr", "subsampling": SAMPLINGS[sampling], "compression": "jpeg", "tile": (128, 128)}
     with tifffile.TiffWriter(path) as tiff:
@@ -28,7 +31,7 @@ def write(path, pixels, sampling="420", quality=75, mpp=0.25, factors=()):
             height, width = (side // factor for side in pixels.shape[:2])
             cut = pixels[: height * factor, : width * factor]
             level = cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA)
-            tiles = _tiles(level, sampling, quality)
+            tiles = map(change, _tiles(level, sampling, quality))
             tiff.write(tiles, shape=level.shape, dtype=np.uint8, description=about, metadata=None, **stored)
     return path
 
@@ -60,3 +63,10 @@ def area_means(plane, x, y, span_x, span_y, count):
         at_edges = sums.take(whole, axis) * (1 - share) + sums.take(after, axis) * share
         plane = np.diff(at_edges, axis=axis) * count / span
     return plane
+
+
+def with_other_tables(jpeg):
+    """This JPEG with a quantisation table that libjpeg has at no quality."""
+    data = bytearray(jpeg)
+    data[data.index(b"\xff\xdb") + 9] += 1
+    return bytes(data)

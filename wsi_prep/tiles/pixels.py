@@ -45,8 +45,9 @@ class TileGroup:
 
 @dataclass(frozen=True)
 class StoredPlanes:
-    """A level that is stored as planes of YCbCr: the JPEG `quality` of these, and how many of its pixels lie side by
-    side under a pixel of a tile; None where that is no whole number, or not the same down as across.
+    """A level that is stored as planes of YCbCr: the JPEG `quality` of these, 0 where nobody knows it, and how many of
+    its pixels lie side by side under a pixel of a tile; None where that is no whole number, or not the same down as
+    across.
     """
 
     quality: int

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support.real_tiles import prepared
-from tests.support.ycc_slides import SAMPLINGS, area_means, picture, write, ycc
+from tests.support.ycc_slides import SAMPLINGS, area_means, picture, with_other_tables, write, ycc
 from wsi_prep.format.jpeg import decode_tile, ijg_quality
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 from wsi_prep.run.task import PrepareSettings
@@ -117,6 +117,17 @@ def test_tiles_are_as_near_as_those_made_by_rgb(tmp_path, tissue, sampling, qual
     assert by_planes.keys() == {"40x", "20x"}
     for name, near in by_planes.items():
         assert near > by_rgb[name] - 0.2
+
+
+@pytest.mark.parametrize(("mpp", "expected"), [(0.2281, 91), (0.25, 90)])
+def test_tables_of_no_quality_are_planes_where_these_are_resampled(tmp_path, tissue, mpp, expected):
+    slide = write(tmp_path / "s.svs", tissue, mpp=mpp, change=with_other_tables)
+    reader = open_slide(str(slide), "tiff")
+    assert (reader.planar_quality(0), reader.most_shrink) == (0, 1)
+    by_planes, qualities = nearness(slide, tmp_path / "planes")
+    by_rgb, _ = nearness(slide, tmp_path / "rgb", own_quality=False)
+    assert qualities == {expected}
+    assert by_planes["40x"] > by_rgb["40x"] - 0.2
 
 
 def test_a_cell_without_finest_tiles_may_be_cut_from_a_level_that_does_not_fit(tmp_path):
