@@ -48,7 +48,7 @@ _STAGES = {
     "decode": ("_decode_jpeg", "decode_planes", "jpeg2k_decode"),
     "encode": ("encode_tile", "encode_planes"),
     "measure": ("measure",),
-    "halve or resample": ("reduced", "reduce_by", "area_resample"),
+    "halve or resample": ("reduced", "reduce_by", "area_resample", "resample_planes"),
     "tissue, stain, plan, overlay": (
         *("read_thumbnail", "check_bright_field", "of", "detect_tissue", "classify_stain", "tissue_geojson"),
         *("plan_tiles", "draw_overlay"),

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.slides.pyramid.resample import area_resample, resample_plane
+from wsi_prep.slides.pyramid.resample import area_resample, resample_planes
 
 Plane = NDArray[np.uint8]
 Starts = NDArray[np.float64]
@@ -198,10 +198,9 @@ class Planes:
         """See `Image.resampled`. A sample of colour covers what its 2 x 2 pixels cover, which is of the same step in
         samples of colour.
         """
-        luma = resample_plane(self.luma, start_x, start_y, step_x, step_y)
-        half = start_x[::2] / 2, start_y[::2] / 2
-        blue, red = (resample_plane(plane, *half, step_x, step_y) for plane in (self.blue, self.red))
-        return Planes(luma, blue, red)
+        luma = resample_planes([self.luma], start_x, start_y, step_x, step_y)
+        colour = resample_planes([self.blue, self.red], start_x[::2] / 2, start_y[::2] / 2, step_x, step_y)
+        return Planes(*luma, *colour)
 
     def _all(self) -> tuple[Plane, Plane, Plane]:
         return self.luma, self.blue, self.red

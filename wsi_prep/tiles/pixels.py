@@ -152,7 +152,7 @@ def _resampled(reader: SlideReader, grid: Grid, tiles: _Tiles, factors: NDArray[
     source = _read_source(reader, grid, tiles, (first[0], last[0]), (first[1], last[1]), planar=planar)
     for factor in np.unique(factors).tolist():  # ascending, as the plan is sorted
         which = np.flatnonzero(factors == factor)
-        yield factor, which, source.image(factor), corner[which] - first, None
+        yield factor, which, source.image(factor, corner[which]), corner[which] - first, None
 
 
 @dataclass(frozen=True)
@@ -180,17 +180,34 @@ class _Source:
     corner: tuple[int, int]
     size: tuple[int, int]
 
-    def image(self, factor: int) -> Image:
-        """The rectangle at `factor` base px a pixel, each pixel the mean of what it covers."""
+    def image(self, factor: int, tiles: NDArray[np.int64] | None = None) -> Image:
+        """The rectangle at `factor` base px a pixel, each pixel the mean of what it covers.
+
+        Where it has to be resampled, and `tiles` are given by their corners (n, 2) x, y in base px, only these are.
+        """
         step_x, step_y = (step * factor for step in self.step)
         exact = tuple(round(size * step) for size, step in zip(self.size, self.step, strict=True))
         if step_x == step_y == round(step_x) and self.pixels.sides == exact[::-1]:
             return self.pixels.reduced(round(step_x))
-        starts = [
+        start_x, start_y = (
             _pixel_starts(self.corner[axis] // factor, self.size[axis] // factor, step, self.downsample)
             for axis, step in enumerate((step_x, step_y))
-        ]
-        return self.pixels.resampled(starts[0] - self.left, starts[1] - self.top, step_x, step_y)
+        )
+        start_x, start_y = start_x - self.left, start_y - self.top
+        if tiles is None:
+            return self.pixels.resampled(start_x, start_y, step_x, step_y)
+        image = self.pixels.room(len(start_y), len(start_x))
+        for x, y, width in _runs((tiles - self.corner) // factor):
+            part = self.pixels.resampled(start_x[x : x + width], start_y[y : y + TILE_PX], step_x, step_y)
+            image.window(x, y, width, TILE_PX).fill(part)
+        return image
+
+
+def _runs(tiles: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """x, y and width of runs of tiles that touch, of corners (n, 2) x, y that are sorted by rows."""
+    begins = np.flatnonzero(np.r_[True, (np.diff(tiles, axis=0) != (TILE_PX, 0)).any(axis=1)])
+    ends = np.r_[begins[1:], len(tiles)]
+    return [(*tiles[a].tolist(), TILE_PX * int(b - a)) for a, b in zip(begins, ends, strict=True)]
 
 
 @dataclass(frozen=True)
