@@ -30,6 +30,7 @@ LAYOUTS = {
     "svs, dense": Layout(tissue=1.0),
     "generic": Layout(tile_px=256, compression="jpeg-ycbcr"),
     "svs, 0.2281": Layout(mpp=0.2281),
+    "generic, 0.2281": Layout(tile_px=256, compression="jpeg-ycbcr", mpp=0.2281),
     "svs, JPEG 2000": Layout(compression="jpeg2000"),
 }
 

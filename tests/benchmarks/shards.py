@@ -34,14 +34,21 @@ from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.tiles import writer as tile_writer
 from wsi_prep.tiles.plan import PlanSettings
 
-_TARGETS = {"svs": 0.85, "svs, dense": 0.85, "generic": 0.85, "svs, 0.2281": 0.6, "svs, JPEG 2000": 0.8}
+_TARGETS = {
+    "svs": 0.85,
+    "svs, dense": 0.85,
+    "generic": 0.85,
+    "svs, 0.2281": 0.6,
+    "generic, 0.2281": 0.6,
+    "svs, JPEG 2000": 0.8,
+}
 _SAMPLE = 300
 _NAMES = tuple(m.name for m in MAGNIFICATIONS)
 _STAGES = {
     "decode": ("_decode_jpeg", "decode_planes", "jpeg2k_decode"),
     "encode": ("encode_tile", "encode_planes"),
     "measure": ("measure",),
-    "halve or resample": ("reduced", "reduce_by", "area_resample"),
+    "halve or resample": ("reduced", "reduce_by", "area_resample", "resample_planes"),
     "tissue, stain, plan, overlay": (
         *("read_thumbnail", "check_bright_field", "of", "detect_tissue", "classify_stain", "tissue_geojson"),
         *("plan_tiles", "draw_overlay"),

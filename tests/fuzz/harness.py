@@ -25,7 +25,7 @@ from wsi_prep.run.slide import prepare_slide
 from wsi_prep.run.task import PrepareSettings, SlideTask
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
-from wsi_prep.slides.pyramid.resample import area_resample
+from wsi_prep.slides.pyramid.resample import area_resample, resample_planes
 from wsi_prep.stain.classify import classify_stain
 from wsi_prep.storage.base import LOCK
 from wsi_prep.tiles.quality import measure_tile
@@ -71,6 +71,7 @@ def warm_up() -> None:
     import pydicom  # noqa: F401
 
     area_resample(np.zeros((8, 8, 3), np.uint8), np.arange(2.0), np.arange(2.0), 1.5, 1.5)
+    resample_planes([np.zeros((8, 8), np.uint8)], np.arange(2.0), np.arange(2.0), 1.5, 1.5)
     measure_tile(np.zeros((TILE_PX, TILE_PX, 3), np.uint8))
     classify_stain(
         np.full((64, 64, 3), 120, np.uint8),

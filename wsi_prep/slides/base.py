@@ -135,7 +135,10 @@ class SlideReader(Protocol):
         ...
 
     def planar_quality(self, level: int) -> int | None:
-        """The JPEG quality (libjpeg's, 1 to 100) of a level that is stored as planes of YCbCr; None of any other."""
+        """The JPEG quality (libjpeg's, 1 to 100) of a level that is stored as planes of YCbCr; None of any other.
+
+        0 where these are JPEGs with quantisation tables that libjpeg has at no quality.
+        """
         ...
 
     def read_planes(

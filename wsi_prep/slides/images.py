@@ -13,7 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_prep.slides.pyramid.resample import area_resample, resample_planes
+
 Plane = NDArray[np.uint8]
+Starts = NDArray[np.float64]
 One = TypeVar("One", bound="Image")
 
 
@@ -21,8 +24,8 @@ class Image(Protocol):
     """What both have. Several of one picture are all of one kind."""
 
     @property
-    def height(self) -> int:
-        """Rows of pixels."""
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of pixels."""
         ...
 
     def room(self: One, height: int, width: int) -> One:
@@ -44,6 +47,13 @@ class Image(Protocol):
         """
         ...
 
+    def resampled(self: One, start_x: Starts, start_y: Starts, step_x: float, step_y: float) -> One:
+        """The area mean on a grid that need not meet the pixels, see `area_resample`.
+
+        Of planes, pixels 2 n and 2 n + 1 must lie side by side for every n.
+        """
+        ...
+
     def brightness(self) -> Plane:
         """(h, w) uint8: 0.299 red + 0.587 green + 0.114 blue."""
         ...
@@ -60,9 +70,10 @@ class Rgb:
     pixels: NDArray[np.uint8]
 
     @property
-    def height(self) -> int:
-        """Rows of pixels."""
-        return len(self.pixels)
+    def sides(self) -> tuple[int, int]:
+        """See `Image.sides`."""
+        height, width = self.pixels.shape[:2]
+        return height, width
 
     def room(self, height: int, width: int) -> Rgb:
         """See `Image.room`."""
@@ -79,6 +90,10 @@ class Rgb:
     def reduced(self, factor: int, out: Rgb | None = None) -> Rgb:
         """See `Image.reduced`."""
         return Rgb(reduce_by(self.pixels, factor, None if out is None else out.pixels))
+
+    def resampled(self, start_x: Starts, start_y: Starts, step_x: float, step_y: float) -> Rgb:
+        """See `Image.resampled`."""
+        return Rgb(area_resample(self.pixels, start_x, start_y, step_x, step_y))
 
     def brightness(self) -> Plane:
         """See `Image.brightness`."""
@@ -107,9 +122,10 @@ class Planes:
         return cls(np.empty((height, width), np.uint8), np.empty(half, np.uint8), np.empty(half, np.uint8))
 
     @property
-    def height(self) -> int:
-        """Rows of pixels."""
-        return len(self.luma)
+    def sides(self) -> tuple[int, int]:
+        """See `Image.sides`."""
+        height, width = self.luma.shape
+        return height, width
 
     def room(self, height: int, width: int) -> Planes:
         """See `Image.room`."""
@@ -177,6 +193,14 @@ class Planes:
         """See `Image.reduced`."""
         into = (None, None, None) if out is None else out._all()
         return Planes(*(reduce_by(plane, factor, to) for plane, to in zip(self._all(), into, strict=True)))
+
+    def resampled(self, start_x: Starts, start_y: Starts, step_x: float, step_y: float) -> Planes:
+        """See `Image.resampled`. A sample of colour covers what its 2 x 2 pixels cover, which is of the same step in
+        samples of colour.
+        """
+        luma = resample_planes([self.luma], start_x, start_y, step_x, step_y)
+        colour = resample_planes([self.blue, self.red], start_x[::2] / 2, start_y[::2] / 2, step_x, step_y)
+        return Planes(*luma, *colour)
 
     def _all(self) -> tuple[Plane, Plane, Plane]:
         return self.luma, self.blue, self.red

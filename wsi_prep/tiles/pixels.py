@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX, to_level0
 from wsi_prep.slides.base import SlideInfo, SlideReader
 from wsi_prep.slides.images import Image, Rgb
-from wsi_prep.slides.pyramid.resample import area_resample
 from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.plan import TilePlan
 
@@ -44,25 +43,33 @@ class TileGroup:
         return self.image.window(x, y, TILE_PX, TILE_PX)
 
 
-def own_quality(reader: SlideReader, plan: TilePlan) -> tuple[bool, int] | None:
-    """Whether the finest tiles of `plan` are cut from planes of YCbCr unscaled, and the JPEG quality of these planes.
-
-    None where the tiles are cut from anything else, or do not fit its pixels.
+@dataclass(frozen=True)
+class StoredPlanes:
+    """A level that is stored as planes of YCbCr: the JPEG `quality` of these, 0 where nobody knows it, and how many of
+    its pixels lie side by side under a pixel of a tile; None where that is no whole number, or not the same down as
+    across.
     """
+
+    quality: int
+    step: int | None
+
+
+def stored_planes(reader: SlideReader, plan: TilePlan) -> StoredPlanes | None:
+    """The level that the finest tiles of `plan` are cut from; None where it is stored as anything else."""
     grid = plan.grid
     finest = min(grid.factor(MAGNIFICATIONS[mag]) for mag in np.unique(plan.mag).tolist())
     level, downsample = _best_level(reader.info, grid, finest)
-    steps = {grid.step_x0 * finest / downsample, grid.step_y0 * finest / downsample}
     quality = reader.planar_quality(level)
-    if quality is None or len(steps) > 1 or not min(steps).is_integer():
+    if quality is None:
         return None
-    return min(steps) == 1, quality
+    step_x, step_y = grid.step_x0 * finest / downsample, grid.step_y0 * finest / downsample
+    return StoredPlanes(quality, round(step_x) if step_x == step_y == round(step_x) else None)
 
 
 def read_groups(reader: SlideReader, plan: TilePlan, *, planar: bool = False) -> Iterator[TileGroup]:
     """All tiles of `plan`, in its order. The reader is told of each cell while the one before it is read.
 
-    `planar`: as planes of YCbCr, where the tiles of a cell fit the pixels of a level that stores such.
+    `planar`: as planes of YCbCr, where the tiles of a cell are cut from a level that stores such.
     """
     cells = [None, *plan.cells(), None]
     for tiles, coming in pairwise(cells):
@@ -91,7 +98,7 @@ def _read_cell(reader: SlideReader, plan: TilePlan, tiles: slice, *, planar: boo
     if step_x == step_y == round(step_x):
         groups = _halved(reader, grid, _Tiles(finest, corner, side), factors, planar=planar)
     else:
-        groups = _resampled(reader, grid, factors, corner, side)
+        groups = _resampled(reader, grid, _Tiles(finest, corner, side), factors, planar=planar)
     for factor, which, image, at, quarter in groups:
         places = range(tiles.start + int(which[0]), tiles.start + int(which[-1]) + 1)
         yield TileGroup(places, image, at // factor, quarter)
@@ -123,7 +130,7 @@ def _halved(reader: SlideReader, grid: Grid, tiles: _Tiles, factors: NDArray[np.
             images = {factor: image.room(height // n, width // n) for factor, n in steps.items()}
         pyramid = [image]
         for factor in (2 * finest, 4 * finest, *(f for f in images if f == 8 * finest)):
-            at, rows = (top - int(first[1])) // factor, pyramid[-1].height // 2
+            at, rows = (top - int(first[1])) // factor, pyramid[-1].sides[0] // 2
             into = images[factor].window(0, at, width * finest // factor, rows) if factor in images else None
             pyramid.append(pyramid[-1].reduced(2, into))
         which = np.flatnonzero((factors == finest) & touched)
@@ -136,18 +143,16 @@ def _halved(reader: SlideReader, grid: Grid, tiles: _Tiles, factors: NDArray[np.
             yield factor, which, image, corner[which] - first, quarter
 
 
-def _resampled(
-    reader: SlideReader, grid: Grid, factors: NDArray[np.int64], corner: NDArray[np.int64], side: NDArray[np.int64]
-) -> _Groups:
+def _resampled(reader: SlideReader, grid: Grid, tiles: _Tiles, factors: NDArray[np.int64], *, planar: bool) -> _Groups:
     """Where they do not, every magnification is taken from the source by itself, so that each tile begins exactly at
     its own level-0 pixel: halving would carry the rounding of four neighbours into their parent.
     """
-    first, last = corner.min(axis=0), (corner + side[:, None]).max(axis=0)
-    every = _Tiles(int(factors.min()), corner, side)
-    source = _read_source(reader, grid, every, (first[0], last[0]), (first[1], last[1]))
+    corner = tiles.corner
+    first, last = corner.min(axis=0), (corner + tiles.side[:, None]).max(axis=0)
+    source = _read_source(reader, grid, tiles, (first[0], last[0]), (first[1], last[1]), planar=planar)
     for factor in np.unique(factors).tolist():  # ascending, as the plan is sorted
         which = np.flatnonzero(factors == factor)
-        yield factor, which, source.image(factor), corner[which] - first, None
+        yield factor, which, source.image(factor, corner[which]), corner[which] - first, None
 
 
 @dataclass(frozen=True)
@@ -175,20 +180,34 @@ class _Source:
     corner: tuple[int, int]
     size: tuple[int, int]
 
-    def image(self, factor: int) -> Image:
-        """The rectangle at `factor` base px a pixel, each pixel the mean of what it covers."""
+    def image(self, factor: int, tiles: NDArray[np.int64] | None = None) -> Image:
+        """The rectangle at `factor` base px a pixel, each pixel the mean of what it covers.
+
+        Where it has to be resampled, and `tiles` are given by their corners (n, 2) x, y in base px, only these are.
+        """
         step_x, step_y = (step * factor for step in self.step)
         exact = tuple(round(size * step) for size, step in zip(self.size, self.step, strict=True))
-        if not isinstance(self.pixels, Rgb):
+        if step_x == step_y == round(step_x) and self.pixels.sides == exact[::-1]:
             return self.pixels.reduced(round(step_x))
-        if step_x == step_y == round(step_x) and self.pixels.pixels.shape[1::-1] == exact:
-            return self.pixels.reduced(round(step_x))
-        starts = [
+        start_x, start_y = (
             _pixel_starts(self.corner[axis] // factor, self.size[axis] // factor, step, self.downsample)
             for axis, step in enumerate((step_x, step_y))
-        ]
-        source = self.pixels.pixels
-        return Rgb(area_resample(source, starts[0] - self.left, starts[1] - self.top, step_x, step_y))
+        )
+        start_x, start_y = start_x - self.left, start_y - self.top
+        if tiles is None:
+            return self.pixels.resampled(start_x, start_y, step_x, step_y)
+        image = self.pixels.room(len(start_y), len(start_x))
+        for x, y, width in _runs((tiles - self.corner) // factor):
+            part = self.pixels.resampled(start_x[x : x + width], start_y[y : y + TILE_PX], step_x, step_y)
+            image.window(x, y, width, TILE_PX).fill(part)
+        return image
+
+
+def _runs(tiles: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """x, y and width of runs of tiles that touch, of corners (n, 2) x, y that are sorted by rows."""
+    begins = np.flatnonzero(np.r_[True, (np.diff(tiles, axis=0) != (TILE_PX, 0)).any(axis=1)])
+    ends = np.r_[begins[1:], len(tiles)]
+    return [(*tiles[a].tolist(), TILE_PX * int(b - a)) for a, b in zip(begins, ends, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -235,12 +254,14 @@ def _read_source(
     """The rectangle `across` (x from, to) and `down` (y from, to) in base px; as stored planes, where wanted."""
     begin, end = np.array([across[0], down[0]]), np.array([across[1], down[1]])
     asked = _Request.of(reader, grid, tiles, begin, end)
+    left, top, width, height = asked.rectangle
     pixels: Image
     if planar and reader.planar_quality(asked.level) is not None:
-        pixels = reader.read_planes(asked.level, *asked.rectangle, asked.boxes)
+        aside, above = left % 2, top % 2  # planes begin at even pixels
+        left, top = left - aside, top - above
+        pixels = reader.read_planes(asked.level, left, top, width + aside, height + above, asked.boxes)
     else:
-        pixels = Rgb(reader.read(asked.level, *asked.rectangle, asked.boxes))
-    left, top = asked.rectangle[:2]
+        pixels = Rgb(reader.read(asked.level, left, top, width, height, asked.boxes))
     size = end - begin
     at = (int(begin[0]), int(begin[1]))
     return _Source(pixels, left, top, asked.downsample, asked.step, at, (int(size[0]), int(size[1])))

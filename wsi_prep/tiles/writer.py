@@ -21,7 +21,7 @@ from wsi_prep.format.zarr_metadata import store_attributes
 from wsi_prep.slides.base import SlideReader
 from wsi_prep.slides.images import Image, Planes
 from wsi_prep.tiles.filters import TileFilter
-from wsi_prep.tiles.pixels import TileGroup, own_quality, read_groups
+from wsi_prep.tiles.pixels import TileGroup, read_groups, stored_planes
 from wsi_prep.tiles.plan import TilePlan
 from wsi_prep.tiles.quality import MEASURES, Measurer
 from wsi_prep.tiles.store import StoreWriter, TileLocation
@@ -31,7 +31,8 @@ from wsi_prep.tiles.store import StoreWriter, TileLocation
 class TileSettings:
     """How tiles are compressed, and which `filters` each has to pass.
 
-    `own_quality`: where the slide stores JPEGs of YCbCr, its tiles are of their quality instead of that in `jpeg`.
+    `own_quality`: where the slide stores JPEGs of YCbCr, its tiles are cut as planes, and those that are not scaled are
+    of the slide's quality instead of that in `jpeg`.
     """
 
     jpeg: JpegSettings
@@ -85,17 +86,17 @@ def write_tiles(
 def _compression(reader: SlideReader, plan: TilePlan, settings: TileSettings) -> tuple[bool, dict[str, JpegSettings]]:
     """Whether tiles are cut as planes, and how those of each magnification are compressed.
 
-    Planes are for slides of a quality somewhat below the usual one: tiles that are not scaled keep it, and are nearer
-    to the slide at fewer bytes, since their blocks are its blocks.
+    Tiles that fit the slide's pixels are, where its quality is somewhat below the usual one: those that are not scaled
+    keep it, and are nearer to the slide at fewer bytes, since their blocks are its blocks. Resampled tiles always are.
     """
     usual = settings.jpeg
-    own = own_quality(reader, plan) if settings.own_quality and usual.subsampling == "420" and len(plan) else None
-    if own is None or not _LEAST_QUALITY <= own[1] < usual.quality:
+    may_be = settings.own_quality and usual.subsampling == "420" and len(plan)
+    stored = stored_planes(reader, plan) if may_be else None
+    if stored is None or (stored.step is not None and not _LEAST_QUALITY <= stored.quality < usual.quality):
         return False, {m.name: usual for m in MAGNIFICATIONS}
-    is_native, quality = own
     jpeg = {m.name: replace(usual, quality=_REDUCED_QUALITY) for m in MAGNIFICATIONS}
-    if is_native:
-        jpeg[MAGNIFICATIONS[int(plan.mag.min())].name] = replace(usual, quality=quality)
+    if stored.step == 1:
+        jpeg[MAGNIFICATIONS[int(plan.mag.min())].name] = replace(usual, quality=stored.quality)
     return True, jpeg
 
 

@@ -1,6 +1,5 @@
 """JPEG of YCbCr read as planes: against libjpeg's own reading and exact means, and what is refused."""
 
-import cv2
 import imagecodecs
 import numpy as np
 import pytest
@@ -9,41 +8,11 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.ycc_slides import SAMPLINGS, picture, with_other_tables, write, ycc
 from wsi_prep.errors import DamagedSlide
 from wsi_prep.format.jpeg import JpegSettings, encode_planes, encode_tile, ijg_quality
 from wsi_prep.slides.images import Planes, reduce_by
 from wsi_prep.slides.readers.select import open_slide
-
-SAMPLINGS = {"444": (1, 1), "422": (2, 1), "420": (2, 2)}
-
-
-def picture(height, width, seed=0):
-    """Smooth, pale colours, whose RGB is not cut off, with edges at odd and even places."""
-    rng = np.random.default_rng(seed)
-    small = rng.integers(140, 200, (9, 9, 3)).astype(np.uint8)
-    pixels = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-    pixels[:, 101:160] = (180, 120, 150)
-    pixels[37:90, :] = (130, 140, 180)
-    return pixels
-
-
-def write(path, pixels, sampling="420", quality=75):
-    """As scanners do: each tile a JPEG that says of itself that it is YCbCr."""
-    height, width = pixels.shape[:2]
-    padded = cv2.copyMakeBorder(pixels, 0, -height % 128, 0, -width % 128, cv2.BORDER_REPLICATE)
-    parts = [padded[y : y + 128, x : x + 128].copy() for y in range(0, height, 128) for x in range(0, width, 128)]
-    tiles = (imagecodecs.jpeg8_encode(p, level=quality, colorspace="RGB", subsampling=sampling) for p in parts)
-    about = f"Aperio Image Library v11.2.1 \n{width}x{height} JPEG/YCC|AppMag = 40|MPP = 0.25"
-    stored = {"photometric": "ycbcr", "subsampling": SAMPLINGS[sampling], "compression": "jpeg", "tile": (128, 128)}
-    tifffile.imwrite(path, tiles, shape=pixels.shape, dtype=np.uint8, description=about, metadata=None, **stored)
-    return path
-
-
-def ycc(rgb):
-    """Exact Y, Cb, Cr of RGB (ITU-T T.871), each (h, w)."""
-    red, green, blue = np.moveaxis(rgb.astype(float), 2, 0)
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
-    return luma, (blue - luma) / 1.772 + 128, (red - luma) / 1.402 + 128
 
 
 def mean_of_blocks(plane):
@@ -151,9 +120,7 @@ def test_a_jpeg_says_its_quality(quality):
 
 
 def test_tables_that_no_quality_has_are_none():
-    data = bytearray(encode_tile(picture(64, 160), JpegSettings(75)))
-    data[data.index(b"\xff\xdb") + 9] += 1
-    assert ijg_quality(bytes(data)) is None
+    assert ijg_quality(with_other_tables(encode_tile(picture(64, 160), JpegSettings(75)))) is None
 
 
 def test_encoded_planes_are_decoded_as_they_were():

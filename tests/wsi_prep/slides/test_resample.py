@@ -4,7 +4,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsi_prep.slides.images import reduce_by
-from wsi_prep.slides.pyramid.resample import area_resample
+from wsi_prep.slides.pyramid.resample import area_resample, resample_planes
 
 
 def slow_area_mean(source, start_x, start_y, step_x, step_y):
@@ -45,6 +45,34 @@ def test_so_it_is_over_many_columns_whose_tiles_begin_at_whole_pixels(step, tile
     assert np.abs(result - slow_area_mean(source, start_x, np.arange(2.0), step, 1.5)).max() <= 0.5 + 1e-3
 
 
+@settings(deadline=None, max_examples=30)
+@example(1.0, 8.77, 0.0, 0.0, 0)
+@given(st.floats(1.0, 9.0), st.floats(1.0, 9.0), st.floats(0, 2), st.floats(0, 2), st.integers(0, 2**32))
+def test_a_plane_is_resampled_by_the_area_mean(step_x, step_y, offset_x, offset_y, seed):
+    source = np.random.default_rng(seed).integers(0, 256, (64, 70), dtype=np.uint8)
+    start_x, start_y = offset_x + step_x * np.arange(7), offset_y + step_y * np.arange(6)
+    (result,) = resample_planes([source], start_x, start_y, step_x, step_y)
+    exact = slow_area_mean(np.repeat(source[..., None], 3, 2), start_x, start_y, step_x, step_y)[..., 0]
+    assert result.shape == (6, 7)
+    assert np.abs(result - exact).max() <= 0.5 + 1 / 256
+
+
+@pytest.mark.parametrize("step", [1.0, 1.0960105217, 2.192, 8.77])
+def test_a_large_plane_is_resampled_as_its_parts_are(step):
+    """In bands, at the positions of neighbouring tiles; black and white stay what they are."""
+    rng = np.random.default_rng(0)
+    start = np.repeat(np.round(20 * step * np.arange(25)), 20) + np.tile(step * np.arange(20), 25)
+    source = rng.choice(np.array([0, 255], np.uint8), (int(start[-1] + step) + 2, 300))
+    across = np.array([3.0, 11.0])
+    flat = np.full_like(source, 255)
+    result, white, black = resample_planes([source, flat, 0 * flat], across, start, 1.5, step)
+    colour = area_resample(np.repeat(source[..., None], 3, 2), across, start, 1.5, step)
+    assert np.abs(result.astype(int) - colour[..., 0]).max() <= 1
+    assert (result != colour[..., 0]).mean() < 0.02
+    assert (white == 255).all()
+    assert (black == 0).all()
+
+
 def test_strips_join_without_a_seam():
     source = np.random.default_rng(0).integers(0, 256, (700, 20, 3), dtype=np.uint8)
     starts = 1.25 * np.arange(500)
@@ -70,3 +98,5 @@ def test_a_grid_that_leaves_the_source_is_refused():
     for start in (np.arange(31.0), np.arange(-1.0, 20.0)):
         with pytest.raises(ValueError, match="source's 30"):
             area_resample(source, start, np.arange(10.0), 1.0, 1.0)
+        with pytest.raises(ValueError, match="source's 30"):
+            resample_planes([source[..., 0]], start, np.arange(10.0), 1.0, 1.0)

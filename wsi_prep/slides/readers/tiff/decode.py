@@ -144,7 +144,10 @@ class TileDecoder:
 
 
 def planar_quality(picture: Picture, first: bytes) -> int | None:
-    """The quality of a picture's tiles, of which `first` is one, where they are JPEGs of YCbCr; None where not."""
+    """The quality of a picture's tiles, of which `first` is one, where they are JPEGs of YCbCr; None where not.
+
+    0 where their quantisation tables are no quality's.
+    """
     page = picture.page
     if page.compression != JPEG or len(picture.planes) != 1 or page.samplesperpixel != 3:
         return None
@@ -155,7 +158,7 @@ def planar_quality(picture: Picture, first: bytes) -> int | None:
         return None
     if frame[1:] != (picture.tile_height, picture.tile_width) or _sampling(first) not in _SAMPLINGS:
         return None
-    return ijg_quality(first) or (None if page.jpegtables is None else ijg_quality(page.jpegtables))
+    return ijg_quality(first) or ijg_quality(page.jpegtables or b"") or 0
 
 
 def _sampling(jpeg: bytes) -> bytes:

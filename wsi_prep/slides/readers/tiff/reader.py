@@ -123,10 +123,10 @@ class TiffReader:
 
     @property
     def most_shrink(self) -> int:
-        """8 where level 0 is JPEG of YCbCr, whose tiles begin at multiples of 8."""
+        """8 where level 0 is JPEG of YCbCr, of a known quality, whose tiles begin at multiples of 8."""
         picture = self._levels[0]
         even = picture.tile_width % 8 == picture.tile_height % 8 == 0
-        return 8 if even and self._planar_quality(picture) is not None else 1
+        return 8 if even and self._planar_quality(picture) else 1
 
     def read_shrunk(self, shrink: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """See `SlideReader.read_shrunk`."""
