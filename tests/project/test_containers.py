@@ -20,8 +20,8 @@ CONTAINERS = ROOT / "containers"
 NAMES = ("Dockerfile", "Dockerfile.train", "mixmag.def")
 ABOUT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IN_A_SLIM_IMAGE = {
-    "ld-linux-x86-64.so.2", "libc.so.6", "libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libpthread.so.0", "librt.so.1",
-    "libstdc++.so.6", "libutil.so.1", "libz.so.1",
+    "ld-linux-x86-64.so.2", "libc.so.6", "libdl.so.2", "libgcc_s.so.1", "libm.so.6", "libmvec.so.1", "libpthread.so.0",
+    "librt.so.1", "libstdc++.so.6", "libutil.so.1", "libz.so.1",
 }  # fmt: skip
 """Libraries of the system that python:3.11-slim has."""
 OPTIONAL = {"libtbb.so.12", "libgomp.so.1.0.0"}
