@@ -171,8 +171,10 @@ def _table(rows: list[EvaluationRow], like: str | None) -> Table:
 
 
 def _robustness_table(lines: Sequence[tuple[str, ...]]) -> Table:
-    headers = ["task", "by", "features", "k", "robustness index", "classes by the same", "mean", "performance drop"]
-    title = "robustness to where a tile is from (95 % interval over slides); -: too little data, see the notes"
+    headers = ["task", "by", "features", "k", "robustness index", "chance", "classes", "mean", "performance drop"]
+    title = (
+        "robustness to where a tile is from, 95 % intervals over slides; classes: by the same neighbours; -: see notes"
+    )
     table = Table(*headers, "site told", "chance", title=title)
     for line in lines:
         table.add_row(*line)

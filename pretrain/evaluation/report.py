@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretrain.evaluation.judge import ALIKE, FEW, LINEAR, NEIGHBOURS, RIDGE, EvaluationRow
-from pretrain.evaluation.robustness.figures import BOTH, BY, CHANCE, CLASSES, DROP, INDEX, READ
+from pretrain.evaluation.robustness.figures import BOTH, BY, CHANCE, CLASSES, DROP, INDEX, INDEX_CHANCE, READ, STEPS
 from pretrain.evaluation.robustness.plot import site_plots
 from pretrain.evaluation.scores import METRICS
 from wsi_prep.storage.atomic import aside, write_atomically
@@ -28,6 +28,7 @@ PAPER: dict[str, tuple[float, ...]] = {
     "UNI": (0.935, 0.967, 0.954, 0.983, 0.946, 0.848, 0.584, 0.759, 0.334),
 }
 _BALANCED, _F1 = METRICS
+_CHANCES = (CHANCE, INDEX_CHANCE)  # what they are beside has the interval
 _NO_ENDS = {0: "no slides or cases known", 1: "one slide or case"}  # why there is no interval
 
 
@@ -57,7 +58,7 @@ def write_page(
         paper_tasks=PAPER_TASKS,
         beside=_beside_the_paper(rows),
         tasks=[
-            (task, _about(of[0]), notes.get(task, ()), [row for row in of if row.chosen], site_plots(of))
+            (task, _about(of[0]), notes.get(task, ()), [row for row in of if _is_shown(row)], site_plots(of))
             for task, of in tasks.items()
         ],
     )
@@ -111,6 +112,11 @@ def _value(row: EvaluationRow) -> str:
     return (row.why or "not finite") if math.isnan(row.value) else _number(row.value)
 
 
+def _is_shown(row: EvaluationRow) -> bool:
+    """Whether the page lists it: not at other numbers of neighbours, nor what the plot or another figure shows."""
+    return row.chosen and row.metric not in _CHANCES and row.metric not in STEPS
+
+
 def _metric(row: EvaluationRow) -> str:
     """With the number of neighbours, where some are counted."""
     return f"{row.metric}, {row.k} neighbours" if row.k else row.metric
@@ -123,7 +129,7 @@ def _figure(row: EvaluationRow) -> str:
 
 def _ends(row: EvaluationRow) -> str:
     """The interval, or why there is none."""
-    if row.judge == ALIKE or row.metric == CHANCE or math.isnan(row.value):
+    if row.judge == ALIKE or row.metric in _CHANCES or math.isnan(row.value):
         return ""
     return _NO_ENDS.get(row.groups, "") if math.isnan(row.low) else f"{_number(row.low)} to {_number(row.high)}"
 
@@ -146,15 +152,18 @@ def summary_lines(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
 
 
 def robustness_lines(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
-    """For the terminal: task, column of sites, features, k, index, classes by neighbours, both, drop, site, chance."""
+    """For the terminal: task, sites, features, k, index, by chance, classes by neighbours, mean, drop, site, chance."""
     rows = [row for row in rows if row.judge.startswith(BY) and row.chosen]
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for task, judge, features in dict.fromkeys((row.task, row.judge, row.features) for row in rows):
         found = {r.metric: r for r in rows if (r.task, r.judge, r.features) == (task, judge, features)}
-        cells = [_with_ends(found.get(metric)) for metric in (INDEX, CLASSES, BOTH, DROP, READ)]
         k = str(found[INDEX].k or "") if INDEX in found else ""
-        chance = _number(found[CHANCE].value) if CHANCE in found else ""
-        lines.append((task, judge.removeprefix(BY), features, k, *cells, chance))
+        plain = {
+            metric: _number(found[metric].value) if metric in found else "" for metric in (*_CHANCES, CLASSES, BOTH)
+        }
+        index, drop, read = (_with_ends(found.get(metric)) for metric in (INDEX, DROP, READ))
+        cells = (k, index, plain[INDEX_CHANCE], plain[CLASSES], plain[BOTH], drop, read, plain[CHANCE])
+        lines.append((task, judge.removeprefix(BY), features, *cells))
     return lines
 
 

@@ -24,8 +24,10 @@ from pretrain.evaluation.tasks import Ints, Task, hold_out
 from wsi_prep.errors import counted
 
 BY = "by "  # before a column of sites: the judge of these figures
+INDEX_CHANCE = "robustness index, by chance"
 INDEX, CLASSES, BOTH = "robustness index", "classes by the same neighbours", "mean of both"
-DROP, AT = "performance drop", "accuracy at Cramer's V {:.2f}"
+DROP = "performance drop"
+STEPS = tuple(f"accuracy at Cramer's V {association:.2f}" for association in LADDER)
 READ, CHANCE = "site, linear", "site, by chance"
 NUMBERS = (1, 3, 5, 7, 9, *range(11, 102, 10))
 """Of neighbours: those that PathoROB looks at, up to a hundred."""
@@ -63,7 +65,7 @@ def remarks(task: Task) -> list[str]:
             continue
         known = site.numbers >= 0
         if unknown := int((~known).sum()):
-            found.append(f"{site.column}: {counted(unknown, 'tile')} without one left out of the figures by it")
+            found.append(f"{site.column}: {counted(unknown, 'tile')} without one skipped in the figures by it")
         if site.within is None and known.sum() > MOST_TILES:
             found.append(f"{site.column}: the index is of {MOST_TILES:,} of {known.sum():,} tiles, drawn by chance")
         table = _table(task, site)
@@ -120,8 +122,7 @@ def numbers_of_neighbours(task: Task, site: Site) -> tuple[list[int], int]:
     owner = task.owners[rows]
     most = len(rows)
     for numbers in (task.labels[rows], site.numbers[rows]):
-        both = np.unique(np.stack([numbers, owner]), axis=1, return_inverse=True)[1].ravel()
-        others = np.bincount(numbers)[numbers] - np.bincount(both)[both]
+        others = _alike(numbers) - _alike(numbers, owner)
         if (others > 0).any():
             most = min(most, int(np.quantile(others[others > 0], 1 - _FILLED)))
     looked = [k for k in NUMBERS if k <= max(most, 1)]
@@ -161,7 +162,27 @@ def index_rows(task: Task, site: Site, features: Tensor) -> list[EvaluationRow]:
             row = _row(site, metric, float(value), _ends(values))
             why = "" if math.isfinite(value) else _NO_NEIGHBOUR
             rows_of.append(replace(row, test=tiles, groups=len(slides), k=k, chosen=k == chosen, why=why))
-    return rows_of
+    blind = _row(site, INDEX_CHANCE, chance_index(task, site))
+    why = "" if math.isfinite(blind.value) else _NO_NEIGHBOUR
+    return [*rows_of, replace(blind, test=tiles, groups=len(slides), why=why)]
+
+
+def chance_index(task: Task, site: Site) -> float:
+    """The index where neighbours are drawn by chance, of all that may be; not 1/2 where classes or sites are uneven."""
+    so = os = 0.0
+    for rows in _compared(site):
+        label, at, owner = task.labels[rows], site.numbers[rows], task.owners[rows]
+        both, own_both = _alike(label, at), _alike(owner, label, at)
+        others = np.maximum(len(rows) - _alike(owner), 1)
+        so += ((_alike(label) - both - _alike(owner, label) + own_both) / others).sum()
+        os += ((_alike(at) - both - _alike(owner, at) + own_both) / others).sum()
+    return _ratio(so, os)
+
+
+def _alike(*numbers: Ints) -> Ints:
+    """(n,): how many have the same in all of these (n,) as each."""
+    same = np.unique(np.stack(numbers), axis=1, return_inverse=True)[1].ravel()
+    return np.bincount(same)[same]
 
 
 def _ends(resampled: Floats) -> tuple[float, float]:
@@ -219,8 +240,8 @@ def drop_rows(task: Task, site: Site, features: Tensor) -> list[EvaluationRow]:
     drop = _drops(accuracy)
     rows = [replace(_row(site, DROP, float(drop.mean()), _ends(_drops(again.transpose(0, 2, 1)).mean(0))))]
     rows[0] = replace(rows[0], sd=float(drop.std()), why="" if math.isfinite(drop.mean()) else _NONE_RIGHT)
-    for step, association in enumerate(LADDER):
-        row = _row(site, AT.format(association), float(accuracy[:, step].mean()), _ends(again[:, step].mean(0)))
+    for step, metric in enumerate(STEPS):
+        row = _row(site, metric, float(accuracy[:, step].mean()), _ends(again[:, step].mean(0)))
         rows.append(replace(row, sd=float(accuracy[:, step].std())))
     judged_on = np.unique(np.concatenate([task.groups[draw.judged] for draw in found]))
     sides = (len(found), len(found[0].learnt[0]), len(found[0].judged), len(judged_on))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Ints = NDArray[np.int64]
+_ROWS = 8192  # that are held in double precision at once
 _SCORES = 1 << 25  # likenesses that are held at once: 128 MB
 
 
@@ -62,10 +63,14 @@ def _for_cosines(features: Tensor) -> tuple[Tensor, Tensor]:
 
     By the difference from the mean direction, so that cosines of features that lie close together keep their digits.
     """
-    unit = functional.normalize(features.double(), dim=1)
-    mean = unit.mean(0)
-    offset = unit @ mean - mean @ mean
-    return (unit - mean).float(), offset.float()
+    parts = torch.split(features, _ROWS)
+    mean = torch.stack([_unit(part).sum(0) for part in parts]).sum(0) / len(features)
+    rows = torch.cat([(_unit(part) - mean).float() for part in parts])
+    return rows, torch.cat([(_unit(part) @ mean - mean @ mean).float() for part in parts])
+
+
+def _unit(part: Tensor) -> Tensor:
+    return functional.normalize(part.double(), dim=1)
 
 
 def _majorities(labels: Tensor, there: Tensor, classes: int, ends: Ints) -> Ints:

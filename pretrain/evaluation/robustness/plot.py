@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pretrain.evaluation.judge import LINEAR, EvaluationRow
-from pretrain.evaluation.robustness.figures import BY, CHANCE, INDEX, READ
+from pretrain.evaluation.robustness.figures import BY, CHANCE, INDEX, INDEX_CHANCE, READ
 from pretrain.evaluation.scores import METRICS
 
 SIDE = 300  # px of a plot, whose axes go from 0 to 1
@@ -37,7 +37,8 @@ class Point:
 
 @dataclass(frozen=True)
 class SitePlot:
-    """The models of one task by one column of sites; `chance`: where the site would be told by chance, in px.
+    """The models of one task by one column of sites; `chance`: where the site would be told by chance, in px, and
+    `blind`: where the index would be; empty where neither is known.
 
     `ticks`: some numbers of neighbours, and where they are, in px.
     """
@@ -45,6 +46,7 @@ class SitePlot:
     column: str
     points: tuple[Point, ...]
     chance: str
+    blind: str
     ticks: tuple[tuple[int, str], ...]
     side: int = SIDE
 
@@ -58,7 +60,9 @@ def site_plots(rows: Sequence[EvaluationRow]) -> list[SitePlot]:
 def _plot(rows: Sequence[EvaluationRow], judge: str) -> SitePlot:
     of_judge = [row for row in rows if row.judge == judge]
     looked = sorted({row.k for row in of_judge if row.metric == INDEX})
-    chance = next((row.value for row in of_judge if row.metric == CHANCE), math.nan)
+    chance, blind = (
+        next((row.value for row in of_judge if row.metric == metric), math.nan) for metric in (CHANCE, INDEX_CHANCE)
+    )
     points = []
     for number, name in enumerate(dict.fromkeys(row.features for row in of_judge), 1):
         site, classes, index = (
@@ -73,6 +77,7 @@ def _plot(rows: Sequence[EvaluationRow], judge: str) -> SitePlot:
         judge.removeprefix(BY),
         tuple(points),
         "" if math.isnan(chance) else _px(chance),
+        "" if math.isnan(blind) else _px(1 - blind),
         tuple((k, _along(looked.index(k), looked)) for k in ticks),
     )
 

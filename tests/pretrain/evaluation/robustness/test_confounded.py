@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from pretrain.evaluation.probe import linear
 from pretrain.evaluation.robustness.confounded import DRAWS, LADDER, MOST_TILES, cramers_v, draws, shares
 from pretrain.evaluation.robustness.figures import (
-    AT,
     CHANCE,
     DROP,
     LADDER_PENALTIES,
     READ,
+    STEPS,
     drop_rows,
     remarks,
     told_rows,
@@ -106,8 +106,8 @@ def test_the_drop_is_that_of_loops_over_the_same_draws(two_draws):
     lost = [np.mean([1 - row[step] / row[0] for step in range(1, len(LADDER))]) for row in accuracy]
     assert rows[DROP].value == pytest.approx(np.mean(lost))
     assert rows[DROP].sd == pytest.approx(np.std(lost))
-    for step, wanted in enumerate(LADDER):
-        assert rows[AT.format(wanted)].value == pytest.approx(accuracy[:, step].mean())
+    for step, metric in enumerate(STEPS):
+        assert rows[metric].value == pytest.approx(accuracy[:, step].mean())
     assert rows[DROP].low <= rows[DROP].value <= rows[DROP].high
 
 
@@ -118,7 +118,7 @@ def test_features_that_know_the_site_lose_more(two_draws):
     for weight in (0, 6):
         rows = {row.metric: row for row in drop_rows(task, task.sites[0], features_of(labels, sites, weight))}
         lost.append(rows[DROP].value)
-        assert rows[AT.format(0)].value > 0.75
+        assert rows[STEPS[0]].value > 0.75
     assert abs(lost[0]) < 0.05
     assert lost[1] > 0.08
 

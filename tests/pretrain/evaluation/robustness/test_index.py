@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.evaluation.probe import colour_statistics
-from pretrain.evaluation.robustness.figures import BOTH, CLASSES, INDEX, index_rows, remarks, robustness
+from pretrain.evaluation.robustness.figures import BOTH, CLASSES, INDEX, INDEX_CHANCE, index_rows, remarks, robustness
 from pretrain.evaluation.robustness.neighbours import tally
 from pretrain.evaluation.tasks import load_tasks
 from tests.support.tinted_cohort import cohort, one_hot, task_with_sites, write_tinted
@@ -114,6 +114,23 @@ def test_the_figures_are_those_of_loops():
     assert {row.groups for row in rows if row.k} == {len(np.unique(slides))}
 
 
+def test_the_index_by_chance_is_that_of_features_that_know_nothing():
+    rng = np.random.default_rng(4)
+    labels, sites, slides = cohort(3, 2, 6, 8)
+    kept = rng.random(len(labels)) < np.array([1, 0.5, 0.2])[labels]
+    labels, sites, slides = labels[kept], sites[kept], slides[kept]
+    task = task_with_sites(labels, sites, slides)
+    so, os = np.zeros((2, len(labels)))
+    for tile in range(len(labels)):
+        others = [n for n in range(len(labels)) if slides[n] != slides[tile]]
+        so[tile] = np.mean([labels[n] == labels[tile] and sites[n] != sites[tile] for n in others])
+        os[tile] = np.mean([labels[n] != labels[tile] and sites[n] == sites[tile] for n in others])
+    expected = so.sum() / (so.sum() + os.sum())
+    assert figures(task, rng.normal(size=(len(labels), 30)))[INDEX_CHANCE].value == pytest.approx(expected)
+    blind = [figures(task, rng.normal(size=(len(labels), 30)))[INDEX].value for _ in range(20)]
+    assert np.mean(blind) == pytest.approx(expected, abs=0.03)
+
+
 def test_the_interval_is_over_slides_and_not_over_tiles():
     """Slides of one place in feature space each: tiles of a slide say all the same, so that more tell nothing new."""
     rng = np.random.default_rng(0)
@@ -160,7 +177,7 @@ def test_tiles_without_a_site_are_left_out_and_said():
     kept = task_with_sites(labels[~unknown], sites[~unknown], slides[~unknown])
     one, other = figures(holed, features)[INDEX], figures(kept, features[~unknown])[INDEX]
     assert (one.value, one.k) == (other.value, other.k)
-    assert f"scanner: {unknown.sum()} tiles without one left out of the figures by it" in remarks(holed)
+    assert f"scanner: {unknown.sum()} tiles without one skipped in the figures by it" in remarks(holed)
 
 
 def test_one_site_or_unknown_slides_give_no_figure_and_one_line():

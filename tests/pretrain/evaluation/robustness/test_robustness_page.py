@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.evaluate import main
 from pretrain.evaluation.judge import EvaluationRow
-from pretrain.evaluation.robustness.figures import AT, BOTH, CHANCE, CLASSES, DROP, INDEX, READ
+from pretrain.evaluation.robustness.figures import BOTH, CHANCE, CLASSES, DROP, INDEX, INDEX_CHANCE, READ, STEPS
 from pretrain.evaluation.robustness.plot import SIDE, site_plots
 from tests.support.released_weights import CONFIG, folder_of, released
 from tests.support.tinted_cohort import write_tinted
@@ -37,7 +37,7 @@ def test_figures_are_in_the_table_on_the_page_and_in_the_terminal(tinted, tmp_pa
     rows = pq.read_table(tmp_path / "figures.parquet").to_pylist()
     of_site = [row for row in rows if row["judge"] == "by institution"]
     assert {row["features"] for row in of_site} == {"colours alone", "model"}
-    expected = {INDEX, CLASSES, BOTH, DROP, READ, CHANCE, *(AT.format(v) for v in (0, 0.25, 0.5, 0.75, 1))}
+    expected = {INDEX, INDEX_CHANCE, CLASSES, BOTH, DROP, READ, CHANCE, *STEPS}
     assert {row["metric"] for row in of_site} == expected
     colours = {row["metric"]: row for row in of_site if row["features"] == "colours alone" and row["chosen"]}
     assert colours[INDEX]["value"] < 0.02
@@ -64,7 +64,7 @@ def test_another_column_can_be_the_site(tinted, tmp_path, capsys):
     metrics = {
         r["metric"] for r in pq.read_table(tmp_path / "figures.parquet").to_pylist() if r["judge"] == "by source"
     }
-    assert metrics == {INDEX, CLASSES, BOTH, READ, CHANCE}
+    assert metrics == {INDEX, INDEX_CHANCE, CLASSES, BOTH, READ, CHANCE}
     assert "source: no performance drop: across at hospital 0 has 12 tiles of 4 slides" in (
         " ".join(capsys.readouterr().out.split())
     )
@@ -85,6 +85,7 @@ def rows_of(name, site, classes, index):
         EvaluationRow("t", name, "linear", "balanced accuracy", classes, 0.0, *ends),
         EvaluationRow("t", name, "by site", READ, site, 0.0, *ends),
         EvaluationRow("t", name, "by site", CHANCE, 0.25, 0.0, *ends),
+        EvaluationRow("t", name, "by site", INDEX_CHANCE, 0.4, 0.0, *ends),
         *(EvaluationRow("t", name, "by site", INDEX, index, 0.0, *ends, k=k, chosen=k == 3) for k in (1, 3)),
     ]
 
@@ -100,6 +101,7 @@ def test_points_stand_where_their_figures_say():
     assert plot.points[0].curve == f"0.0,{SIDE:.1f} {SIDE:.1f},{SIDE:.1f}"
     assert plot.points[1].curve == ""
     assert float(plot.chance) == SIDE / 4
+    assert float(plot.blind) == pytest.approx(0.6 * SIDE)
 
 
 def test_a_model_whose_site_was_not_read_has_no_point():
