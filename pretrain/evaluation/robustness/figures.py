@@ -56,6 +56,17 @@ def robustness(task: Task, name: str, features: Tensor) -> list[EvaluationRow]:
     return found
 
 
+def indices(task: Task, features: Tensor) -> dict[str, float]:
+    """The robustness index of features (n, F) alone, by column of sites; NaN where a feature is not finite."""
+    sites = [site for site in task.sites if not _nothing_to_compare(task, site)]
+    if not features.isfinite().all():
+        return {site.column: math.nan for site in sites}
+    return {
+        site.column: next(row.value for row in index_rows(task, site, features) if row.metric == INDEX and row.chosen)
+        for site in sites
+    }
+
+
 def remarks(task: Task) -> list[str]:
     """What a user should know of these figures, and why there are none, a line each."""
     found = []
