@@ -68,7 +68,7 @@ def draws(labels: Ints, sites: Ints, owners: Ints, names: Sequence[Sequence[str]
     classes, places = (len(of) for of in names)
     cell = labels * places + sites
     tiles = np.bincount(cell, minlength=classes * places)
-    slides = np.array([len(np.unique(owners[cell == number])) for number in range(classes * places)])
+    slides = np.bincount(np.unique(np.stack([cell, owners]), axis=1)[0], minlength=classes * places)
     if ((tiles < LEAST_TILES) | (slides < LEAST_SLIDES)).any():
         least = int(np.lexsort((tiles, slides >= LEAST_SLIDES, tiles >= LEAST_TILES))[0])
         which = f"{names[0][least // places]} at {names[1][least % places]}"
@@ -98,16 +98,16 @@ def _held_out(cell: Ints, owners: Ints, number: int) -> NDArray[np.bool_]:
     """(n,) true for whole slides or patients, with near a third of each cell: one after another, in an order of this
     draw's, each is held out if that brings the shares nearer to it.
     """
-    count = int(owners.max()) + 1
-    tiles = np.zeros((count, int(cell.max()) + 1))
-    np.add.at(tiles, (owners, cell), 1)
-    part = tiles / np.maximum(tiles.sum(0), 1)
-    held, share = np.zeros(count, bool), np.zeros(part.shape[1])
-    for owner in np.argsort(uniforms(number, Purpose.CONFOUNDED, 0, range(count), 1)[:, 0]):
-        with_it = share + part[owner]
-        if ((with_it - _HELD_OUT) ** 2).sum() < ((share - _HELD_OUT) ** 2).sum():
-            held[owner], share = True, with_it
-    return held[owners]
+    rows_of = np.split(np.argsort(owners, kind="stable"), np.cumsum(np.bincount(owners))[:-1])
+    total, held = np.bincount(cell), np.zeros(len(cell), bool)
+    share = np.zeros(len(total))
+    for owner in np.argsort(uniforms(number, Purpose.CONFOUNDED, 0, range(len(rows_of)), 1)[:, 0]):
+        rows = rows_of[owner]
+        at, tiles = np.unique(cell[rows], return_counts=True)
+        with_it = share[at] + tiles / total[at]
+        if ((with_it - _HELD_OUT) ** 2).sum() < ((share[at] - _HELD_OUT) ** 2).sum():
+            held[rows], share[at] = True, with_it
+    return held
 
 
 def _mixed(table: Floats, number: int) -> Floats:

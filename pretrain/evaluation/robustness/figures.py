@@ -33,6 +33,7 @@ NUMBERS = (1, 3, 5, 7, 9, *range(11, 102, 10))
 """Of neighbours: those that PathoROB looks at, up to a hundred."""
 LADDER_PENALTIES = PENALTIES[1::2]  # of a confounded probe, as many are fitted
 MOST_TILES = 100_000  # that are compared
+MOST_SITES = 100
 _CHOSEN = 11
 _FILLED = 0.9  # of tiles that have so many neighbours of their class, and of their site
 _NO_NEIGHBOUR, _NONE_RIGHT = "no neighbour counts", "no tile was told right at V = 0"
@@ -94,6 +95,8 @@ def _nothing_to_compare(task: Task, site: Site) -> str:
     """Why there are no figures at all; empty where there are."""
     if len(site.names) < 2:
         return f"all tiles are of {site.names[0]}" if site.names else "no tile has one"
+    if len(site.names) > MOST_SITES:
+        return f"it has {len(site.names):,} values, more than {MOST_SITES}; name a coarser column"
     if site.within == ():
         return "none of the choices has tiles left"
     if not task.grouped:
@@ -233,7 +236,7 @@ def drop_rows(task: Task, site: Site, features: Tensor) -> list[EvaluationRow]:
     found = _draws(task, site)
     if isinstance(found, str):
         return []
-    slides = np.unique(task.groups)
+    slides = np.unique(np.concatenate([task.groups[draw.judged] for draw in found]))
     drawn = multiplicities(len(slides))
     cells = len(task.classes) * len(site.names)
     accuracy = np.zeros((len(found), len(LADDER)))
@@ -254,8 +257,7 @@ def drop_rows(task: Task, site: Site, features: Tensor) -> list[EvaluationRow]:
     for step, metric in enumerate(STEPS):
         row = _row(site, metric, float(accuracy[:, step].mean()), _ends(again[:, step].mean(0)))
         rows.append(replace(row, sd=float(accuracy[:, step].std())))
-    judged_on = np.unique(np.concatenate([task.groups[draw.judged] for draw in found]))
-    sides = (len(found), len(found[0].learnt[0]), len(found[0].judged), len(judged_on))
+    sides = (len(found), len(found[0].learnt[0]), len(found[0].judged), len(slides))
     return [_on(row, *sides) for row in rows]
 
 

@@ -186,6 +186,11 @@ def test_one_site_or_unknown_slides_give_no_figure_and_one_line():
     alone = task_with_sites(labels, np.zeros_like(sites), slides)
     assert robustness(alone, "made", features) == []
     assert remarks(alone) == ["scanner: no figures of robustness: all tiles are of A"]
+    many = task_with_sites(labels, np.arange(len(labels)) * 4, slides, names=[str(n) for n in range(999)])
+    many = replace(many, sites=(replace(many.sites[0], names=tuple(map(str, range(101)))),))
+    assert remarks(many) == [
+        "scanner: no figures of robustness: it has 101 values, more than 100; name a coarser column"
+    ]
     flat = replace(task_with_sites(labels, sites, np.arange(len(labels))), grouped=False)
     assert robustness(flat, "made", features) == []
     (line,) = remarks(flat)
