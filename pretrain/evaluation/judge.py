@@ -30,7 +30,8 @@ class EvaluationRow:
     over groups; both NaN where there are fewer than two. `train`, `test`: tiles of the first fold. `groups`: slides or
     cases that are judged on, in all folds, 0 where they are not known.
     Of robustness, `judge` is "by" and a column of sites; `k`: how many neighbours, 0 where none are counted; `chosen`:
-    whether this k is the one to compare models at; `why`: why there is no value, where that is not the features' fault.
+    whether this k is the one to compare models at; `why`: why there is no value, where that is not the features' fault,
+    or why the value says little.
     """
 
     task: str

@@ -128,10 +128,11 @@ def _figure(row: EvaluationRow) -> str:
 
 
 def _ends(row: EvaluationRow) -> str:
-    """The interval, or why there is none."""
+    """The interval, or why there is none, and why the figure says little."""
     if row.judge == ALIKE or row.metric in _CHANCES or math.isnan(row.value):
         return ""
-    return _NO_ENDS.get(row.groups, "") if math.isnan(row.low) else f"{_number(row.low)} to {_number(row.high)}"
+    ends = _NO_ENDS.get(row.groups, "") if math.isnan(row.low) else f"{_number(row.low)} to {_number(row.high)}"
+    return f"{ends}; {row.why}" if row.why else ends
 
 
 def summary_lines(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:

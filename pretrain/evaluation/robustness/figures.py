@@ -36,7 +36,8 @@ MOST_TILES = 100_000  # that are compared
 MOST_SITES = 100
 _CHOSEN = 11
 _FILLED = 0.9  # of tiles that have so many neighbours of their class, and of their site
-_NO_NEIGHBOUR, _NONE_RIGHT = "no neighbour counts", "no tile was told right at V = 0"
+_NO_NEIGHBOUR = "no neighbour counts"
+_NONE_RIGHT, _AT_CHANCE = "no tile was told right at V = 0", "at V = 0 no better than chance"
 
 
 def robustness(task: Task, name: str, features: Tensor) -> list[EvaluationRow]:
@@ -251,9 +252,10 @@ def drop_rows(task: Task, site: Site, features: Tensor) -> list[EvaluationRow]:
             hits = np.bincount(place, right, len(slides) * cells).reshape(-1, cells)
             accuracy[number, step] = (hits.sum(0) / asked.sum(0)).mean()
             again[number, step] = _mean_of_known(drawn @ hits, drawn @ asked)
-    drop = _drops(accuracy)
-    rows = [replace(_row(site, DROP, float(drop.mean()), _ends(_drops(again.transpose(0, 2, 1)).mean(0))))]
-    rows[0] = replace(rows[0], sd=float(drop.std()), why="" if math.isfinite(drop.mean()) else _NONE_RIGHT)
+    drop, even = _drops(accuracy), _ends(again[:, 0].mean(0))
+    why = "" if even[0] > 1 / len(task.classes) else _AT_CHANCE
+    rows = [_row(site, DROP, float(drop.mean()), _ends(_drops(again.transpose(0, 2, 1)).mean(0)))]
+    rows[0] = replace(rows[0], sd=float(drop.std()), why=why if math.isfinite(drop.mean()) else _NONE_RIGHT)
     for step, metric in enumerate(STEPS):
         row = _row(site, metric, float(accuracy[:, step].mean()), _ends(again[:, step].mean(0)))
         rows.append(replace(row, sd=float(accuracy[:, step].std())))

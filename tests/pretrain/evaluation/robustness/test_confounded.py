@@ -111,13 +111,17 @@ def test_the_drop_is_that_of_loops_over_the_same_draws(two_draws):
     assert rows[DROP].low <= rows[DROP].value <= rows[DROP].high
 
 
-def test_features_that_know_the_site_lose_more(two_draws):
+def test_features_that_know_the_site_lose_more(monkeypatch):
+    monkeypatch.setattr("pretrain.evaluation.robustness.confounded.DRAWS", 1)
     labels, sites, slides = cohort(2, 2, 6, 10)
     task = task_with_sites(labels, sites, slides)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(len(labels), 3))).float()
+    assert drop_rows(task, task.sites[0], noise)[0].why == "at V = 0 no better than chance"
     lost = []
     for weight in (0, 6):
         rows = {row.metric: row for row in drop_rows(task, task.sites[0], features_of(labels, sites, weight))}
         lost.append(rows[DROP].value)
+        assert rows[DROP].why == ""
         assert rows[STEPS[0]].value > 0.75
     assert abs(lost[0]) < 0.05
     assert lost[1] > 0.08
