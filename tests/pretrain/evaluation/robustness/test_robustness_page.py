@@ -2,6 +2,7 @@
 
 import re
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -9,6 +10,7 @@ from pipelines.evaluate import main
 from pretrain.evaluation.judge import EvaluationRow
 from pretrain.evaluation.robustness.figures import BOTH, CHANCE, CLASSES, DROP, INDEX, INDEX_CHANCE, READ, STEPS
 from pretrain.evaluation.robustness.plot import SIDE, site_plots
+from pretrain.evaluation.tasks import load_tasks
 from tests.support.released_weights import CONFIG, folder_of, released
 from tests.support.tinted_cohort import write_tinted
 
@@ -106,3 +108,23 @@ def test_points_stand_where_their_figures_say():
 
 def test_a_model_whose_site_was_not_read_has_no_point():
     assert site_plots([row for row in rows_of("m", 0.5, 0.5, 0.5) if row.metric != READ]) == []
+
+
+def test_a_site_for_no_table_is_refused(tinted, tmp_path, capsys):
+    assert evaluated(tinted, tmp_path, "--site", "source", tasks="model") == 2
+    assert "a site is a column of a table, and none of TASKS is one" in " ".join(capsys.readouterr().err.split())
+
+
+def test_patients_and_images_as_hugging_face_has_them_are_read(tinted, tmp_path):
+    table = pq.read_table(tinted / "tinted.parquet")
+    plain = table["image"].to_pylist()
+    images = pa.array([{"bytes": image, "path": "x.png"} for image in plain])
+    patients = [None if n < 6 else f"patient {n // 12}" for n in range(96)]
+    table = table.set_column(0, "image", images).append_column("patient_id", pa.array(patients))
+    pq.write_table(table, tmp_path / "other.parquet")
+    (task,) = load_tasks(str(tmp_path / "other.parquet"))
+    assert list(task.tiles.images) == plain
+    owners = task.owners.tolist()
+    assert len(set(owners)) == 9  # a slide whose patient is not known, and eight patients
+    assert len(set(owners[:6])) == len(set(owners[6:12])) == len(set(owners[12:24])) == 1
+    assert owners[0] != owners[6]
