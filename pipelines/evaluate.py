@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from pipelines.bars import Bar
 from pipelines.calls.training import EvaluateCall
@@ -19,7 +21,10 @@ from pretrain.evaluation.class_folders import GroupPattern
 from pretrain.evaluation.datasets import AnyTask, read_tasks
 from pretrain.evaluation.judge import EvaluationRow, alike, judge, remarks
 from pretrain.evaluation.probe import colour_statistics
-from pretrain.evaluation.report import summary_lines, write_page, write_parquet
+from pretrain.evaluation.report import robustness_lines, summary_lines, write_page, write_parquet
+from pretrain.evaluation.robustness.figures import remarks as robustness_remarks
+from pretrain.evaluation.robustness.figures import robustness
+from pretrain.evaluation.tasks import Task
 from pretrain.features.embedder import Embedder, Inference, cached, features_of, of_backbone
 from pretrain.train.runs import load_embedder, load_run, model_name, untrained
 from wsi_prep.errors import BadOption
@@ -41,9 +46,9 @@ def _work(call: EvaluateCall, terminal: Terminal) -> int:
     if min(call.limit, call.px) < 0 or min(call.batch, call.threads) < 1:
         raise BadOption("--limit and --px must be at least 0, --batch and --threads at least 1")
     inference = Inference(device, call.batch, call.threads)
-    pattern = _pattern(call)
-    tasks = [task for spec in call.tasks for task in read_tasks(spec, call.limit, 0, call.px, pattern)]
-    notes = {task.name: remarks(task) for task in tasks}
+    pattern, sites = _pattern(call), _sites(call)
+    tasks = [task for spec in call.tasks for task in read_tasks(spec, call.limit, 0, call.px, pattern, sites)]
+    notes = {task.name: _remarks(task) for task in tasks}
     if len(notes) < len(tasks):
         twice = next(task.name for task in tasks if sum(task.name == other.name for other in tasks) > 1)
         raise BadOption(f"two tasks are named {twice!r}; rename a file or folder, so that the table can tell them")
@@ -56,6 +61,8 @@ def _work(call: EvaluateCall, terminal: Terminal) -> int:
         write_parquet(rows, call.to / "figures.parquet")
         write_page(rows, call.to / "figures.html", notes)
     terminal.out.print(_table(rows, like))
+    if lines := robustness_lines(rows):
+        terminal.out.print(_robustness_table(lines))
     for name, note in ((name, note) for name, of_task in notes.items() for note in of_task):
         terminal.say(f"note: {name}: {note}")
     if call.to:
@@ -69,6 +76,20 @@ def _pattern(call: EvaluateCall) -> GroupPattern | None:
     if not any(Path(spec).is_dir() for spec in call.tasks):
         raise BadOption("a group pattern is for folders of CLASS/*.png, and none of TASKS is one; leave it out")
     return GroupPattern(call.group_pattern)
+
+
+def _sites(call: EvaluateCall) -> tuple[str, ...] | None:
+    if call.site and not any(".parquet" in spec for spec in call.tasks):
+        raise BadOption("a site is a column of a table, and none of TASKS is one; leave it out")
+    return call.site or None
+
+
+def _remarks(task: AnyTask) -> list[str]:
+    return [*remarks(task), *(robustness_remarks(task) if isinstance(task, Task) else [])]
+
+
+def _every_figure(task: AnyTask, name: str, features: Tensor) -> list[EvaluationRow]:
+    return [*judge(task, name, features), *(robustness(task, name, features) if isinstance(task, Task) else [])]
 
 
 def _models(names: list[str]) -> dict[str, Embedder]:
@@ -108,14 +129,14 @@ def _judged(
         for task in tasks:
             tiles = task.tiles
             colours = cached(cache, "colours", tiles, 0, lambda tiles=tiles: colour_statistics(tiles))  # type: ignore[misc]
-            rows += judge(task, COLOURS, colours)
+            rows += _every_figure(task, COLOURS, colours)
             kept = {}
             for name, embedder in models.items():
                 line = bar.add_task(f"{task.name}: {name}", total=len(tiles), rate="")
                 advance = _Advance(bar, line)
                 features = features_of(embedder, tiles, task.px, inference, cache, advance)
                 bar.update(line, description=f"{task.name}: judging {name}")
-                rows += judge(task, name, features)
+                rows += _every_figure(task, name, features)
                 bar.remove_task(line)
                 if like is not None:
                     kept[name] = features
@@ -146,6 +167,17 @@ def _table(rows: list[EvaluationRow], like: str | None) -> Table:
     table = Table(*headers, title=title)
     for line in summary_lines(rows):
         table.add_row(*line[: len(headers)])
+    return table
+
+
+def _robustness_table(lines: Sequence[tuple[str, ...]]) -> Table:
+    headers = ["task", "by", "features", "k", "robustness index", "chance", "classes", "mean", "performance drop"]
+    title = (
+        "robustness to where a tile is from, 95 % intervals over slides; classes: by the same neighbours; -: see notes"
+    )
+    table = Table(*headers, "site told", "chance", title=title)
+    for line in lines:
+        table.add_row(*line)
     return table
 
 

@@ -136,6 +136,9 @@ class EvaluateCall:
     group_pattern: str | None = None
     """The slides of tiles in folders, by their paths, as (?P<group>[^/]+)_x\\d+."""
 
+    site: Annotated[tuple[str, ...], Option('"scanner ..."', words=True)] = ()
+    """Columns of tables that say where a tile is from, for robustness; without it, institution, scanner and site."""
+
     to: Annotated[Path | None, Option("folder", local=True)] = None
     """Write figures.parquet and figures.html here."""
 

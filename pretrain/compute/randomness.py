@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     PICTURE = 12
     BOOTSTRAP = 13
     EPISODE = 14
+    CONFOUNDED = 15
 
 
 def uniforms(seed: int, purpose: Purpose, step: int, rows: range, width: int, attempt: int = 0) -> NDArray[np.float64]:

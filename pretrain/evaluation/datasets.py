@@ -6,7 +6,6 @@ here is said at its reader.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from pretrain.compute.plain_files import read_json
 from pretrain.data.labelled import H5Tiles, Regions, TileFiles, open_h5
 from pretrain.errors import BadTask
 from pretrain.evaluation.class_folders import GroupPattern, image_files
+from pretrain.evaluation.csv_rows import csv_rows, inside
+from pretrain.evaluation.robustness.pathorob import PATHOROB, read_pathorob
 from pretrain.evaluation.tasks import OFFICIAL, LabelledTiles, Regression, Task, load_tasks, make_task, numbered
 from wsi_prep.errors import counted
 
@@ -37,7 +38,12 @@ class Dataset:
 
 
 def read_tasks(
-    spec: str, limit: int = 0, seed: int = 0, px: int = 0, pattern: GroupPattern | None = None
+    spec: str,
+    limit: int = 0,
+    seed: int = 0,
+    px: int = 0,
+    pattern: GroupPattern | None = None,
+    sites: Sequence[str] | None = None,
 ) -> list[AnyTask]:
     """The tasks of `name:folder` for a data set of DATASETS, or of a table or folder as tasks.load_tasks takes them.
 
@@ -47,7 +53,7 @@ def read_tasks(
     if not found or name not in DATASETS:
         if not found and name in DATASETS:
             raise BadTask(f"{name}: name its folder, as {name}:/data/{name}; it is to be had from {_source(name)}")
-        return list(load_tasks(spec, limit, seed, px, pattern))
+        return list(load_tasks(spec, limit, seed, px, pattern, sites))
     folder, _, option = rest.partition(":")
     if not Path(folder).is_dir():
         raise BadTask(f"{name}: there is no folder {folder}; get the data from {_source(name)}")
@@ -69,28 +75,6 @@ def _first(name: str, *paths: Path) -> Path:
     return next((path for path in paths if path.exists()), None) or _need(paths[0], name)
 
 
-def _rows(file: Path, *columns: str, delimiter: str = ",") -> list[dict[str, str]]:
-    """The rows of a CSV file that has these columns; BadTask where it has not."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            reader = csv.DictReader(opened, delimiter=delimiter)
-            rows = list(reader)
-            has = reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadTask(f"{file}: is no CSV file ({error}); download it again") from error
-    if missing := set(columns) - set(has):
-        raise BadTask(f"{file}: has no column {sorted(missing)[0]}, only {', '.join(has)}; download it again")
-    return rows
-
-
-def _inside(folder: Path, name: str, of: Path) -> Path:
-    """A path that a file of the data set names, which may not lead out of its folder."""
-    path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BadTask(f"{of}: names {name}, which is outside {folder}; download it again")
-    return path
-
-
 def _pcam(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     """PatchCamelyon: three files of tiles and three of labels; slides from the third, where they are there."""
     del option
@@ -106,7 +90,7 @@ def _pcam(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
         labels += [("normal", "tumour")[int(label)] for label in of_side]
         split += [side] * len(of_side)
         about = folder / f"{name}_meta.csv"
-        slides = [row["wsi"] for row in _rows(about, "wsi")] if about.exists() else []
+        slides = [row["wsi"] for row in csv_rows(about, "wsi")] if about.exists() else []
         if about.exists() and len(slides) != len(of_side):
             raise BadTask(f"{about}: has {len(slides)} rows for {len(of_side)} tiles; download it again")
         groups += slides
@@ -153,7 +137,7 @@ def _wilds(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     """
     del option
     root = folder / "camelyon17_v1.0" if (folder / "camelyon17_v1.0").is_dir() else folder
-    rows = _rows(
+    rows = csv_rows(
         _need(root / "metadata.csv", "wilds"),
         *("patient", "node", "x_coord", "y_coord", "tumor", "slide", "center", "split"),
     )
@@ -163,7 +147,7 @@ def _wilds(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     for row in rows:
         slide = f"patient_{row['patient'].zfill(3)}_node_{row['node']}"
         name = f"patches/{slide}/patch_{slide}_x_{row['x_coord']}_y_{row['y_coord']}.png"
-        files.append(_inside(root, name, root / "metadata.csv"))
+        files.append(inside(root, name, root / "metadata.csv"))
     labels = [("normal", "tumour")[row["tumor"] == "1"] for row in rows]
     split = [side.get(row["center"], "train") for row in rows]
     found = LabelledTiles(root, TileFiles(files), labels, [row["slide"] for row in rows], split, OFFICIAL)
@@ -176,9 +160,9 @@ def _tils(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     root = folder / "TCGA-TILs" if (folder / "TCGA-TILs").is_dir() else folder
     table = _need(root / "images-tcga-tils-metadata.csv", "tils")
     rows = [
-        row for row in _rows(table, "partition", "study", "barcode", "label", "path") if row["study"] != "pancancer"
+        row for row in csv_rows(table, "partition", "study", "barcode", "label", "path") if row["study"] != "pancancer"
     ]
-    files = {_inside(root, row["path"], table): row for row in rows}
+    files = {inside(root, row["path"], table): row for row in rows}
     labels = [row["label"] for row in files.values()]
     groups = [row["barcode"] for row in files.values()]
     split = [row["partition"] for row in files.values()]
@@ -190,9 +174,9 @@ def _mhist(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     """MHIST: polyps by the majority of seven pathologists, hyperplastic or sessile serrated."""
     del option
     table = _need(folder / "annotations.csv", "mhist")
-    rows = _rows(table, "Image Name", "Majority Vote Label", "Partition")
+    rows = csv_rows(table, "Image Name", "Majority Vote Label", "Partition")
     images = _need(folder / "images", "mhist")
-    files = [_inside(images, row["Image Name"], table) for row in rows]
+    files = [inside(images, row["Image Name"], table) for row in rows]
     labels = [row["Majority Vote Label"] for row in rows]
     split = [row["Partition"].lower() for row in rows]
     found = LabelledTiles(folder, TileFiles(files), labels, None, split, OFFICIAL)
@@ -222,10 +206,10 @@ def _midog(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
         raise BadTask(f"{table}: is no MIDOG database (a mark lies nowhere); download it again")
     place = {image: number for number, image in enumerate(images)}
     where = _need(folder / "images", "midog") if (folder / "images").is_dir() else folder
-    files = [_need(_inside(where, name, table), "midog") for name in named]
+    files = [_need(inside(where, name, table), "midog") for name in named]
     split = None
     if cases := _first_or_none(folder / "datasets_xvalidation.csv", folder / "databases" / "datasets_xvalidation.csv"):
-        told_sides = {int(row["Slide"]): row["Dataset"] for row in _rows(cases, "Slide", "Dataset", delimiter=";")}
+        told_sides = {int(row["Slide"]): row["Dataset"] for row in csv_rows(cases, "Slide", "Dataset", delimiter=";")}
         if missing := [image for image in images if image not in told_sides]:
             raise BadTask(f"{cases}: has no row of slide {missing[0]}; download it again")
         split = [told_sides[image] for image, _, _ in events]
@@ -253,7 +237,7 @@ def _dlbcl(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
     root = folder / "DLBCL-Morph" if (folder / "DLBCL-Morph").is_dir() else folder
     table = _need(root / "clinical_data_cleaned.csv", "dlbcl")
     told = {}
-    for row in _rows(table, "patient_id", column):
+    for row in csv_rows(table, "patient_id", column):
         if row[column].strip():
             told[_number(row["patient_id"])] = _number(row[column])
     stains = {path.name: path for path in sorted(_need(root / "Patches", "dlbcl").iterdir()) if path.is_dir()}
@@ -286,6 +270,12 @@ def _number(text: str) -> str:
         return text.strip()
 
 
+def _pathorob(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]:
+    """PathoROB: a task each of its sets, with hospitals, pairs and numbers of neighbours as in its repository."""
+    read = read_pathorob(folder, option)
+    return [_official(told, f"pathorob:{name}", limit, seed) for name, told in read.items()]
+
+
 _ORGANS = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "HCC", "LUNG", "LYMPH_IDC")
 
 
@@ -313,9 +303,9 @@ def _organ(folder: Path) -> Regression:
     while (file := folder / "splits" / f"train_{number}.csv").exists():
         sides: list[set[str]] = []
         for part in (file, _need(folder / "splits" / f"test_{number}.csv", "hest")):
-            rows = _rows(part, "sample_id", "patches_path", "expr_path")
+            rows = csv_rows(part, "sample_id", "patches_path", "expr_path")
             for row in rows:
-                places = (_inside(folder, row[name], part) for name in ("patches_path", "expr_path"))
+                places = (inside(folder, row[name], part) for name in ("patches_path", "expr_path"))
                 samples[row["sample_id"]] = (next(places), next(places))
             sides.append({row["sample_id"] for row in rows})
         folds.append((sides[0], sides[1]))
@@ -396,5 +386,6 @@ DATASETS = {
     "mhist": Dataset(_mhist, "https://bmirds.github.io/MHIST"),
     "midog": Dataset(_midog, "https://github.com/DeepMicroscopy/MIDOGpp"),
     "dlbcl": Dataset(_dlbcl, "https://www.cancerimagingarchive.net/collection/dlbcl-morphology"),
+    "pathorob": Dataset(_pathorob, PATHOROB),
     "hest": Dataset(_hest, "https://huggingface.co/datasets/MahmoodLab/hest-bench"),
 }

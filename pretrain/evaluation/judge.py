@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +29,9 @@ class EvaluationRow:
     `value`: the mean over `folds`, `sd` its standard deviation over them, `low` and `high` the ends of a 95 % interval
     over groups; both NaN where there are fewer than two. `train`, `test`: tiles of the first fold. `groups`: slides or
     cases that are judged on, in all folds, 0 where they are not known.
+    Of robustness, `judge` is "by" and a column of sites; `k`: how many neighbours, 0 where none are counted; `chosen`:
+    whether this k is the one to compare models at; `why`: why there is no value, where that is not the features' fault,
+    or why the value says little.
     """
 
     task: str
@@ -43,6 +46,9 @@ class EvaluationRow:
     train: int
     test: int
     groups: int = 0
+    k: int = 0
+    chosen: bool = True
+    why: str = ""
 
 
 def folds(task: Task) -> list[Task]:
@@ -67,22 +73,33 @@ def judge(task: Task | Regression, name: str, features: Tensor) -> list[Evaluati
     if isinstance(task, Regression):
         return [_regressed(task, name, features)]
     divided = folds(task)
+    return [row for by, guess in _JUDGES.items() for row in _judged(task, name, features, divided, (by, guess))]
+
+
+def judge_linear(task: Task, features: Tensor) -> EvaluationRow:
+    """Balanced accuracy of the linear probe alone, of features (n, F) that have no name."""
+    return _judged(task, "", features, folds(task), (LINEAR, linear))[0]
+
+
+def _judged(
+    task: Task, name: str, features: Tensor, divided: Sequence[Task], by: tuple[str, Callable[[Tensor, Task], Ints]]
+) -> list[EvaluationRow]:
+    """A row each metric."""
+    said_by, guess = by
     judged_on = np.unique(np.concatenate([fold.groups[fold.test] for fold in divided]))
     sides = (len(divided), int(divided[0].train.sum()), int(divided[0].test.sum()))
+    if features.isfinite().all():
+        guesses = [np.atleast_2d(guess(features, fold)) for fold in divided]
+        judged = [
+            (said, fold.labels[fold.test], fold.groups[fold.test]) for said, fold in zip(guesses, divided, strict=True)
+        ]
+        found = figures(judged, len(task.classes))
+    else:
+        found = dict.fromkeys(METRICS, Figure(*[math.nan] * 4))
     rows = []
-    for by, guess in _JUDGES.items():
-        if features.isfinite().all():
-            guesses = [np.atleast_2d(guess(features, fold)) for fold in divided]
-            judged = [
-                (said, fold.labels[fold.test], fold.groups[fold.test])
-                for said, fold in zip(guesses, divided, strict=True)
-            ]
-            found = figures(judged, len(task.classes))
-        else:
-            found = dict.fromkeys(METRICS, Figure(*[math.nan] * 4))
-        for metric, f in found.items():
-            ends, groups = ((f.low, f.high), len(judged_on)) if task.grouped else ((math.nan, math.nan), 0)
-            rows.append(EvaluationRow(task.name, name, by, metric, f.value, f.sd, *ends, *sides, groups))
+    for metric, f in found.items():
+        ends, groups = ((f.low, f.high), len(judged_on)) if task.grouped else ((math.nan, math.nan), 0)
+        rows.append(EvaluationRow(task.name, name, said_by, metric, f.value, f.sd, *ends, *sides, groups))
     return rows
 
 

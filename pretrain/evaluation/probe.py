@@ -172,11 +172,6 @@ def score(features: Tensor, task: Task) -> Score:
     return Score(task.name, judged[0], judged[1], int(task.train.sum()), int(test.sum()))
 
 
-def probe(backbone: Backbone, tasks: Sequence[Task], inference: Inference) -> list[Score]:
-    """Embed and judge every task."""
-    return [score(embed(backbone, task, inference), task) for task in tasks]
-
-
 def _directions(features: Tensor, train: Tensor) -> Tensor:
     return functional.normalize(features.float() - features[train].float().mean(0), dim=1)
 

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pretrain.evaluation.judge import ALIKE, FEW, LINEAR, NEIGHBOURS, RIDGE, EvaluationRow
+from pretrain.evaluation.robustness.figures import BOTH, BY, CHANCE, CLASSES, DROP, INDEX, INDEX_CHANCE, READ, STEPS
+from pretrain.evaluation.robustness.plot import site_plots
 from pretrain.evaluation.scores import METRICS
 from wsi_prep.storage.atomic import aside, write_atomically
 
@@ -26,6 +28,7 @@ PAPER: dict[str, tuple[float, ...]] = {
     "UNI": (0.935, 0.967, 0.954, 0.983, 0.946, 0.848, 0.584, 0.759, 0.334),
 }
 _BALANCED, _F1 = METRICS
+_CHANCES = (CHANCE, INDEX_CHANCE)  # what they are beside has the interval
 _NO_ENDS = {0: "no slides or cases known", 1: "one slide or case"}  # why there is no interval
 
 
@@ -49,12 +52,15 @@ def write_page(
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": _number, "figure": _figure, "ends": _ends, "bar": _bar}
+    environment.filters |= {"metric": _metric, "number": _number, "figure": _figure, "ends": _ends, "bar": _bar}
     tasks = {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
     page = environment.get_template("evaluation.html").render(
         paper_tasks=PAPER_TASKS,
         beside=_beside_the_paper(rows),
-        tasks=[(task, _about(of[0]), notes.get(task, ()), of) for task, of in tasks.items()],
+        tasks=[
+            (task, _about(of[0]), notes.get(task, ()), [row for row in of if _is_shown(row)], site_plots(of))
+            for task, of in tasks.items()
+        ],
     )
     write_atomically(file, page.encode())
 
@@ -103,7 +109,17 @@ def _number(value: float) -> str:
 
 
 def _value(row: EvaluationRow) -> str:
-    return "not finite" if math.isnan(row.value) else _number(row.value)
+    return (row.why or "not finite") if math.isnan(row.value) else _number(row.value)
+
+
+def _is_shown(row: EvaluationRow) -> bool:
+    """Whether the page lists it: not at other numbers of neighbours, nor what the plot or another figure shows."""
+    return row.chosen and row.metric not in _CHANCES and row.metric not in STEPS
+
+
+def _metric(row: EvaluationRow) -> str:
+    """With the number of neighbours, where some are counted."""
+    return f"{row.metric}, {row.k} neighbours" if row.k else row.metric
 
 
 def _figure(row: EvaluationRow) -> str:
@@ -112,15 +128,17 @@ def _figure(row: EvaluationRow) -> str:
 
 
 def _ends(row: EvaluationRow) -> str:
-    """The interval, or why there is none."""
-    if row.judge == ALIKE or math.isnan(row.value):
+    """The interval, or why there is none, and why the figure says little."""
+    if row.judge == ALIKE or row.metric in _CHANCES or math.isnan(row.value):
         return ""
-    return _NO_ENDS[row.groups] if math.isnan(row.low) else f"{_number(row.low)} to {_number(row.high)}"
+    ends = _NO_ENDS.get(row.groups, "") if math.isnan(row.low) else f"{_number(row.low)} to {_number(row.high)}"
+    return f"{ends}; {row.why}" if row.why else ends
 
 
 def summary_lines(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
     """For the terminal: task, features, linear with interval, its weighted F1, kNN, 10-shot (or r), folds, alike."""
     lines = []
+    rows = [row for row in rows if not row.judge.startswith(BY)]
     for task, features in dict.fromkeys((row.task, row.features) for row in rows):
         found = {(r.judge, r.metric): r for r in rows if (r.task, r.features) == (task, features)}
         main = found.get((LINEAR, _BALANCED)) or next(iter(found.values()))
@@ -132,3 +150,26 @@ def summary_lines(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
         shared = next((_number(row.value) for (judge, _), row in found.items() if judge == ALIKE), "")
         lines.append((task, features, f"{kind}{_value(main)}{spread}{ends}", *cells, str(main.folds), shared))
     return lines
+
+
+def robustness_lines(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
+    """For the terminal: task, sites, features, k, index, by chance, classes by neighbours, mean, drop, site, chance."""
+    rows = [row for row in rows if row.judge.startswith(BY) and row.chosen]
+    lines: list[tuple[str, ...]] = []
+    for task, judge, features in dict.fromkeys((row.task, row.judge, row.features) for row in rows):
+        found = {r.metric: r for r in rows if (r.task, r.judge, r.features) == (task, judge, features)}
+        k = str(found[INDEX].k or "") if INDEX in found else ""
+        plain = {
+            metric: _number(found[metric].value) if metric in found else "" for metric in (*_CHANCES, CLASSES, BOTH)
+        }
+        index, drop, read = (_with_ends(found.get(metric)) for metric in (INDEX, DROP, READ))
+        cells = (k, index, plain[INDEX_CHANCE], plain[CLASSES], plain[BOTH], drop, read, plain[CHANCE])
+        lines.append((task, judge.removeprefix(BY), features, *cells))
+    return lines
+
+
+def _with_ends(row: EvaluationRow | None) -> str:
+    """The figure and its interval; a dash where the data do not allow it."""
+    if row is None:
+        return "-"
+    return _value(row) + (f" ({_ends(row)})" if _ends(row) else "")

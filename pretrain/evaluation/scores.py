@@ -88,7 +88,7 @@ def figures(folds: Sequence[tuple[Ints, Ints, Ints]], classes: int) -> dict[str,
 def weighed(values: Floats, groups: Sequence[Ints]) -> Floats:
     """(R,) means of folds in resamples of the groups of all, each fold weighing the product of its groups' counts."""
     every = np.unique(np.concatenate(groups))
-    drawn = _multiplicities(len(every))
+    drawn = multiplicities(len(every))
     weight = np.stack([drawn[:, np.searchsorted(every, of)].prod(1) for of in groups], axis=1)
     total = weight.sum(1)
     return (weight @ values)[total > 0] / total[total > 0] if len(every) > 1 else np.empty(0)
@@ -106,12 +106,12 @@ def _resampled(counts: Floats, metric: Callable[[Floats], Floats]) -> Floats:
     _, groups, classes, _ = counts.shape
     if groups < 2:
         return np.empty(0)
-    drawn = _multiplicities(groups)
+    drawn = multiplicities(groups)
     of_draws = [metric((drawn @ draw.reshape(groups, -1)).reshape(-1, classes, classes)) for draw in counts]
     return np.mean(of_draws, axis=0)  # type: ignore[no-any-return]
 
 
-def _multiplicities(groups: int) -> Floats:
+def multiplicities(groups: int) -> Floats:
     """(R, G): how often each group is in a sample of G groups with replacement."""
     chosen = (uniforms(0, Purpose.BOOTSTRAP, 0, range(_RESAMPLES), groups) * groups).astype(np.int64)
     flat = np.arange(_RESAMPLES)[:, None] * groups + chosen

@@ -20,6 +20,7 @@ from pretrain.compute.randomness import Purpose, uniforms
 from pretrain.data.labelled import EncodedTiles, TileFiles, Tiles
 from pretrain.errors import BadTask
 from pretrain.evaluation.class_folders import SIDES, GroupPattern, holds_images, read_classes
+from pretrain.evaluation.robustness.sites import PATIENTS, SITES, Site, is_missing
 from wsi_prep.errors import BadQuery, counted
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.untrusted.sql import Condition
@@ -28,6 +29,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 _HELD_OUT = 1 / 3
 _SHOWN = 4  # names in a message
+_PATIENT = "of a patient"  # among the columns that are kept
 OFFICIAL = "the division is its authors'"
 UNKNOWN = "which slide or case a tile is of is not known, so that one may be on both sides"
 
@@ -40,6 +42,8 @@ class Task:
     `grouped` is false and each tile is a group. `train`: (n,) bool; `valid`: (n,) bool, what choices are made on, None
     for a part of `train` that the judge holds out. The rest is judged on. `divided`: the data's own split, not one made
     here. `px`: the side that tiles are resized to, 0 for their own. `notes`: what a user should know of all this.
+    `sites`: where tiles are from, by each column that says so. `patients`: (n,) int64, whose they are, a slide for
+    itself where that is not known; None where no column says so.
     """
 
     name: str
@@ -53,6 +57,13 @@ class Task:
     px: int = 0
     grouped: bool = True
     notes: tuple[str, ...] = ()
+    sites: tuple[Site, ...] = ()
+    patients: Ints | None = None
+
+    @property
+    def owners(self) -> Ints:
+        """(n,) int64: patients where they are known, else slides or cases."""
+        return self.groups if self.patients is None else self.patients
 
     @property
     def test(self) -> Bools:
@@ -65,7 +76,8 @@ class LabelledTiles:
     """Tiles of `place` with a label each, and what the data say besides: slide or case and side of each, or None.
 
     `official`: the split is the authors' own. `notes`: what a user should know of how they were read. `hint`: how one
-    would say which slide or case a tile is of.
+    would say which slide or case a tile is of. `sites`: where each is from. `patients`: whose each is, None or blank
+    where it is not known.
     """
 
     place: Path
@@ -76,6 +88,8 @@ class LabelledTiles:
     hint: str
     official: bool = False
     notes: Sequence[str] = ()
+    sites: Sequence[Site] = ()
+    patients: Sequence[object] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,12 @@ class Regression:
 
 
 def load_tasks(
-    spec: str, limit: int = 0, seed: int = 0, px: int = 0, pattern: GroupPattern | None = None
+    spec: str,
+    limit: int = 0,
+    seed: int = 0,
+    px: int = 0,
+    pattern: GroupPattern | None = None,
+    sites: Sequence[str] | None = None,
 ) -> list[Task]:
     """The tasks of a table or a folder of labelled tiles.
 
@@ -101,7 +120,8 @@ def load_tasks(
     over the columns in DuckDB's SQL (`... as name` names the task), null for rows to leave out, as in
     `atlas.parquet:if(stain = 'HE', organ, null) as organ`. Columns: `image` (encoded bytes), labels, and if there
     `group` (else each tile is one), `split` ("train", "valid" or "test"; else groups with about a third of the tiles
-    are held out), `magnification` (a task each, where there are several).
+    are held out), `magnification` (a task each, where there are several), and where tiles are from: the columns that
+    `sites` names, or else those of SITES, and one of PATIENTS.
     A folder: as class_folders.read_classes takes it, with `pattern`, or a folder or Parquet file of these named by a
     magnification (`20x/`, `10x.parquet`), a task each.
     Classes that cannot be on both sides are left out. `limit`: most tiles a side, drawn by `seed` in every class; 0 for
@@ -109,8 +129,8 @@ def load_tasks(
     """
     path, column = _names(spec)
     if column is None and path.is_dir():
-        return _folder_tasks(path, limit, seed, px, pattern)
-    return _table_tasks(path, column or "label", limit, seed, px)
+        return _folder_tasks(path, limit, seed, px, pattern, sites)
+    return _table_tasks(path, column or "label", limit, seed, px, sites)
 
 
 def make_task(name: str, told: LabelledTiles, limit: int = 0, seed: int = 0, px: int = 0) -> Task:
@@ -158,7 +178,14 @@ def make_task(name: str, told: LabelledTiles, limit: int = 0, seed: int = 0, px:
         px,
         groups is not None,
         tuple(notes),
+        tuple(site.take(keep) for site in told.sites),
+        None if told.patients is None else _patients(told.patients, group)[keep],
     )
+
+
+def _patients(names: Sequence[object], groups: Ints) -> Ints:
+    """Numbers of patients; a tile whose patient is not known is of its slide's own."""
+    return numbered([f"slide {g}" if is_missing(p) else f"patient {p}" for p, g in zip(names, groups, strict=True)])
 
 
 def _on_one_side(names: NDArray[Any], numbers: Ints, both: Ints) -> list[str]:
@@ -229,11 +256,13 @@ def _names(spec: str) -> tuple[Path, str | None]:
     return (Path(f"{name}.parquet"), column) if found else (Path(spec), None)
 
 
-def _folder_tasks(folder: Path, limit: int, seed: int, px: int, pattern: GroupPattern | None) -> list[Task]:
+def _folder_tasks(
+    folder: Path, limit: int, seed: int, px: int, pattern: GroupPattern | None, sites: Sequence[str] | None
+) -> list[Task]:
     by_name = {m.name: folder / m.name for m in MAGNIFICATIONS}
     by_name |= {n: f.with_suffix(".parquet") for n, f in by_name.items() if f.with_suffix(".parquet").is_file()}
     if found := [(name, path) for name, path in by_name.items() if path.exists()]:
-        tasks = [task for _, path in found for task in load_tasks(str(path), limit, seed, px, pattern)]
+        tasks = [task for _, path in found for task in load_tasks(str(path), limit, seed, px, pattern, sites)]
         others = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p.name not in by_name and holds_images(p)]
         beside = (f"skipped, because its name is no magnification: {_some(others)}",) if others else ()
         return [replace(task, name=f"{folder.name}:{task.name}", notes=(*task.notes, *beside)) for task in tasks]
@@ -244,8 +273,8 @@ def _folder_tasks(folder: Path, limit: int, seed: int, px: int, pattern: GroupPa
     return [make_task(folder.name, told, limit, seed, px)]
 
 
-def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int) -> list[Task]:
-    file = _open(path)
+def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int, sites: Sequence[str] | None) -> list[Task]:
+    file = open_table(path)
     whole = file.read([name for name in file.schema_arrow.names if name != "image"])
     if named := re.fullmatch(r"(.+)\s+as\s+(\w+)", column, re.DOTALL | re.IGNORECASE):
         expression, column = named.groups()
@@ -259,13 +288,11 @@ def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int) -> lis
         raise BadTask(
             f"{path}: {expression} is null in every row, so there are fewer than 2 classes; name other labels"
         )
-    table: dict[str, list[object]] = {"labels": [labels[row] for row in rows]}
-    for name in {"group", "split", "magnification"} & set(whole.column_names):
-        values = whole[name].to_pylist()
-        table[name] = [values[row] for row in rows]
+    by_site = [name for name in _site_columns(path, sites, whole.column_names) if name not in (column, expression)]
+    table = {"labels": [labels[row] for row in rows]} | _columns(whole, rows, by_site)
     if nulls := sum(value is None for value in table.get("group", [])):
         raise BadTask(f"{path}: column group is null in {nulls} rows; name a slide or case in every row")
-    images = _images(path, file, rows, px)
+    images = images_of(path, file, rows, px)
     name = path.stem if column == "label" else f"{path.stem}:{column}"
     by = np.array([str(value) for value in table.get("magnification", [""] * len(rows))])
     tasks = []
@@ -274,12 +301,31 @@ def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int) -> lis
         part = {key: [values[row] for row in at] for key, values in table.items()}
         of_one = name if len(several) == 1 else f"{name}:{one}"
         sides = (part["labels"], part.get("group"), part.get("split"))
-        told = LabelledTiles(path, images.take(at), *sides, "add a column group")
+        from_where = [Site.of(name, part[f"by {name}"]) for name in by_site]
+        told = LabelledTiles(
+            path, images.take(at), *sides, "add a column group", sites=from_where, patients=part.get(_PATIENT)
+        )
         tasks.append(make_task(of_one, told, limit, seed, px))
     return tasks
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _columns(whole: pa.Table, rows: Ints, by_site: Sequence[str]) -> dict[str, list[object]]:
+    """What these rows say besides their labels, by what it is."""
+    names = {name: name for name in ("group", "split", "magnification")} | {f"by {name}": name for name in by_site}
+    names |= {_PATIENT: next((name for name in PATIENTS if name in whole.column_names), "")}
+    told = {what: whole[name].to_pylist() for what, name in names.items() if name in whole.column_names}
+    return {what: [values[row] for row in rows] for what, values in told.items()}
+
+
+def _site_columns(path: Path, wanted: Sequence[str] | None, has: Sequence[str]) -> list[str]:
+    """The columns of the table that say where tiles are from; BadTask where one that was asked for is not there."""
+    if missing := [name for name in wanted or () if name not in has]:
+        raise BadTask(f"{path}: has no column {missing[0]}, only {', '.join(has)}; name one of these as the site")
+    return list(dict.fromkeys(wanted)) if wanted else [name for name in SITES if name in has]
+
+
+def open_table(path: Path) -> pq.ParquetFile:
+    """A table of labelled tiles; BadTask where it is none."""
     try:
         file = pq.ParquetFile(path)
     except (OSError, ValueError) as error:
@@ -323,12 +369,15 @@ def _limited(labels: Ints, side: Ints, limit: int, seed: int) -> Ints:
     return np.sort(np.concatenate([order[side[order] == one][:limit] for one in np.unique(side)]))
 
 
-def _images(path: Path, file: pq.ParquetFile, rows: Ints, px: int) -> EncodedTiles:
+def images_of(path: Path, file: pq.ParquetFile, rows: Ints, px: int) -> EncodedTiles:
     """The encoded tiles of these rows, whose headers are looked at."""
     images: list[bytes] = []
     wanted = rows
     for part in file.iter_batches(1024, columns=["image"]):
-        images += part.column(0).take(rows[rows < len(part)]).to_pylist()
+        encoded = part.column(0)
+        if pa.types.is_struct(encoded.type) and encoded.type.get_field_index("bytes") >= 0:  # as Hugging Face has it
+            encoded = encoded.field("bytes")
+        images += encoded.take(rows[rows < len(part)]).to_pylist()
         rows = rows[rows >= len(part)] - len(part)
     try:
         sizes = {Image.open(io.BytesIO(image)).size for image in images}

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.compute import distributed
-from pretrain.evaluation.probe import Score, colour_statistics
-from pretrain.evaluation.probe import probe as probe_backbone
+from pretrain.evaluation.probe import Score, colour_statistics, embed
 from pretrain.evaluation.probe import score as judge
+from pretrain.evaluation.robustness.figures import indices
 from pretrain.evaluation.tasks import Task
 from pretrain.features.embedder import Inference
 from pretrain.pictures.feature_picture import FeaturePictures, LookSettings, save_picture
@@ -121,16 +121,20 @@ class RunWatcher:
             if draw and self._lookout:
                 save_picture(self._lookout.draw(backbone, step, device), self._folder / f"pictures/step-{step:08d}.png")
             if probe:
-                for score in probe_backbone(backbone, self._tasks, Inference(device)):
-                    self._judged(step, score)
+                for task in self._tasks:
+                    features = embed(backbone, task, Inference(device))
+                    self._judged(step, judge(features, task), indices(task, features))
         distributed.wait_for_all()  # the others, too, who would give up on a step's sums after some minutes
 
-    def _judged(self, step: int, score: Score) -> None:
+    def _judged(self, step: int, score: Score, robust: dict[str, float]) -> None:
         self.scores[score.task] = score
         if self._log is not None:
             figures = {"linear": score.linear, "knn": score.knn}
-            self._log.write(step, {f"probe_{score.task}_{by}_balanced_accuracy": v for by, v in figures.items()})
-        self._reporter.note(f"step {step}: {score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}")
+            by_site = {f"probe_{score.task}_{site}_robustness_index": value for site, value in robust.items()}
+            judged = {f"probe_{score.task}_{by}_balanced_accuracy": v for by, v in figures.items()}
+            self._log.write(step, judged | by_site)
+        said = "".join(f", robust to {site} {value:.3f}" for site, value in robust.items())
+        self._reporter.note(f"step {step}: {score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}{said}")
 
     def _judge_colour(self) -> None:
         for task in self._tasks:

@@ -79,18 +79,18 @@ def test_a_run_says_it_goes_on_and_writes_the_tiles(shards, tmp_path, capsys):
 
 
 def _probing_for_longer_than_others_wait(rank, processes, name, arguments):
-    begin, probe = dist.init_process_group, watcher.probe_backbone
+    begin, embed = dist.init_process_group, watcher.embed
 
     def slow(*given):
         ends = time.monotonic() + 1.5
         while time.monotonic() < ends:  # as a probe of many tiles is
             torch.ones(10).sum()
-        return probe(*given)
+        return embed(*given)
 
     def impatient(*words, **given):
         begin(*words, **(given | {"timeout": timedelta(seconds=1)}))
 
-    with patch.object(dist, "init_process_group", impatient), patch.object(watcher, "probe_backbone", slow):
+    with patch.object(dist, "init_process_group", impatient), patch.object(watcher, "embed", slow):
         as_rank(rank, processes, name, arguments)
 
 
