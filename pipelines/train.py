@@ -19,13 +19,16 @@ from pipelines.command import (
     progress,
     run_command,
 )
-from pipelines.processes import torchrun, wants_processes
+from pipelines.processes import of_torchrun, torchrun, wants_processes
 from pretrain.compute import distributed
+from pretrain.compute.devices import gpu_memory
 from pretrain.data.index import default_folder
 from pretrain.errors import CheckpointFailed, NonFinite, TooManyBadTiles
 from pretrain.train.call import Reporter, RunCall, RunResult, run, settle_data, settle_recipe
 from pretrain.train.checkpoint import latest_step
 from pretrain.train.loop import Trainer
+from pretrain.train.planning.preflight import require_fit
+from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.recipe.recipes import debug, recipe
 from wsi_prep.errors import UsageError, counted
 
@@ -45,12 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
 def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str]) -> int:
     """Train as the call says; its processes, where it wants several, are `python -m MODULE WORDS` each."""
     folder = call.run or Path("runs") / (call.recipe or "debug")
-    if wants_processes(call):
-        command = torchrun(call, folder, module, words)
+    wanted = recipe(call.recipe) if call.recipe else None
+    several = wants_processes(call)
+    command = torchrun(call, folder, module, words) if several else []
+    chosen = settle_recipe(folder, wanted, call.set, debug)
+    _require_fit(call, chosen, terminal)
+    if several:
         sys.stdout.flush()
         os.execv(command[0], command)  # noqa: S606 - no shell
-    wanted = recipe(call.recipe) if call.recipe else None
-    chosen = settle_recipe(folder, wanted, call.set, debug)
     index = call.index or default_folder()
     shards, where, note = settle_data(folder, call.shards, call.where)
     wishes = RunCall(folder, shards, where, index, call.stop_at, call.probe, call.time_limit)
@@ -77,6 +82,15 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
         return EXIT_STOPPED
     _show_end(terminal, folder, ended)
     return {0: EXIT_OK, signal.SIGINT: EXIT_INTERRUPTED}.get(ended.outcome.stopped, EXIT_SAVED)
+
+
+def _require_fit(call: PretrainCall, chosen: Recipe, terminal: Terminal) -> None:
+    """Refuse what cannot fit into the GPUs, once for all processes: torchrun's own ask nothing."""
+    memory = gpu_memory(chosen.compute.device)
+    if memory is None or call.force or of_torchrun():
+        return
+    if line := require_fit(chosen, (call.gpus or 1) * (call.nodes or 1), memory):
+        terminal.note(f"note: {line}")
 
 
 class _Shown(Reporter):

@@ -19,6 +19,14 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def gpu_memory(device: str) -> int | None:
+    """Bytes of the smallest of this machine's GPUs, None without any; `device` as distributed.world takes it."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return None
+    numbers = range(torch.cuda.device_count())
+    return min((torch.cuda.get_device_properties(number).total_memory for number in numbers), default=None)
+
+
 def send(values: NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:
     """To the device, without waiting for it."""
     host = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))

@@ -1,0 +1,87 @@
+"""`plan-train`: what it says, what it writes, and the same check before a run."""
+
+import json
+import typing
+
+import pytest
+
+from pipelines import train as train_command
+from pipelines.calls.training import PlanTrainCall
+from pipelines.plan_train import main
+from pretrain.train.planning.gpus import GPUS
+from tests.support.paths import ROOT
+from tests.support.training import TINY, make_shards, run
+
+
+def plan(*words, changes=()):
+    return main(["--recipe", "debug", *words, "--set", *TINY, *changes])
+
+
+def test_one_plan_is_told_in_full(tmp_path, capsys):
+    assert plan("--gpus", "2", "--gpu", "l4", "--price", "3", "--to", str(tmp_path / "plan.json")) == 0
+    out = capsys.readouterr().out
+    assert "debug on 2 x l4, by simulation of a step: batch 8, 4 tiles a GPU, ddp, recompute none, accumulate 1" in out
+    (told,) = json.loads((tmp_path / "plan.json").read_text())
+    assert told["asked"] == told["fits"]
+    made = told["asked"]
+    assert sum(made["at_rest_bytes"].values()) < sum(made["at_peak_bytes"].values()) < made["needed_gb"] * 1e9
+    assert made["days"] == pytest.approx(8 * made["step_s"]["step"] / 86400)
+    assert made["cost"] == pytest.approx(3 * made["gpu_hours"]) == pytest.approx(3 * 2 * 24 * made["days"])
+    for words in ("parameters", "EMA model", "optimizer", "crops", "it fits", "cores to load", "  PRICE=3: "):
+        assert words in out
+
+
+def test_what_does_not_fit_is_told_with_what_does(tmp_path, capsys):
+    words = ["--gpus", "2", "--gpu", "l4", "--fragmentation", "0", "--to", str(tmp_path / "plan.json")]
+    lean = ["compute.parallel=fsdp", "compute.recompute=full"]
+    assert plan(*words, changes=lean) == 0
+    peak = sum(json.loads((tmp_path / "plan.json").read_text())[0]["asked"]["at_peak_bytes"].values())
+    capsys.readouterr()
+    assert plan(*words, "--reserved-gb", str(24 - 0.95 * peak / 1e9), changes=lean) == 3
+    assert 'it does not fit\nthe nearest settings that do: SET="compute.accumulate=2", ' in capsys.readouterr().out
+    (told,) = json.loads((tmp_path / "plan.json").read_text())
+    assert told["asked"]["fits"] is False
+    assert told["fits"]["fits"] is True
+    assert plan(*words, "--reserved-gb", "24", changes=lean) == 3
+    assert "it does not fit, with no recomputation, shards or accumulation\ntake more GPUs" in capsys.readouterr().out
+    assert json.loads((tmp_path / "plan.json").read_text())[0]["fits"] is None
+
+
+def test_several_numbers_make_a_table(capsys):
+    assert plan("--gpus", "1", "2") == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in rows] == ["GPUs", "---", "1", "2"]
+    assert {row.count("|") for row in rows} == {9}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpu", "h10"], "GPU 'h10' is not in the table; did you mean h100?"),
+        (["--gpus", "0"], "GPUS=0 is no number of GPUs"),
+        (["--gpus", "3"], "a batch of 8 does not divide by 3 processes times 1 parts"),
+        (["--matrix", "2"], "matrix 2 is a share, from 0 to 1"),
+    ],
+)
+def test_a_wrong_call_is_one_line(words, said, capsys):
+    assert plan(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_the_help_names_every_gpu():
+    text = (ROOT / "pipelines/calls/training.py").read_text()
+    assert f'"""Their kind: {", ".join(GPUS)}."""' in text
+    assert typing.get_type_hints(PlanTrainCall)["gpus"] == tuple[int, ...]
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_fit_is_refused_before_it_begins_unless_forced(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_command, "gpu_memory", lambda _device: 10**6)
+    shards = make_shards(tmp_path / "out")
+    assert run(shards, tmp_path / "run") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "by simulation, and this GPU has 0: take more GPUs" in line
+    assert not (tmp_path / "run").exists()
+    forced = ["--force", *("--shards", str(shards), "--run", str(tmp_path / "run"), "--index", str(tmp_path / "index"))]
+    assert train_command.main([*forced, "--stop-at", "1", "--set", *TINY]) == 0
