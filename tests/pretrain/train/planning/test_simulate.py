@@ -108,21 +108,27 @@ def test_flops_are_those_of_the_settings(name, of_one):
     assert 0.97 < found / step_flops(chosen).executed < 1.2
 
 
-def test_a_checkpoint_is_two_networks_two_moments_and_counts(of_one):
+@pytest.fixture(scope="module")
+def of_four():
+    """By one of four processes that share a batch, either way."""
+    words = ["sampling.batch=64", *PLAIN]
+    return {way: simulate(made("activations", f"compute.parallel={way}", *words), 4) for way in ("ddp", "fsdp")}
+
+
+def test_a_checkpoint_is_two_networks_two_moments_and_counts(of_one, of_four):
     chosen = made("activations")
     with torch.device("meta"):
         shapes = [p.shape for p in Network.with_heads(chosen.backbone, chosen.objective.head).parameters()]
     expected = 4 * (4 * sum(map(math.prod, shapes)) + len(shapes) + 2 * chosen.objective.head.prototypes)
-    assert of_one["activations"].checkpoint == expected
-    assert simulate(made("activations", "compute.parallel=fsdp"), 4).checkpoint == expected
+    assert {seen.checkpoint for seen in (of_one["activations"], *of_four.values())} == {expected}
 
 
-def test_many_processes_hold_shards_and_the_same_activations(of_one):
-    name = "swiglu in bfloat16, recomputed"
-    few, many = of_one[name], simulate(made(name, "compute.parallel=fsdp", "sampling.batch=1024"), 128)
+def test_processes_hold_shards_and_the_same_activations(of_one, of_four):
+    alone, shards = of_one["activations"], of_four["fsdp"]
     for part in (ledger.PARAMETERS, ledger.EMA, ledger.OPTIMIZER):
-        assert many.at_rest[part] < 0.02 * few.at_rest[part]
-    assert many.at_peak[ledger.ACTIVATIONS] == pytest.approx(few.at_peak[ledger.ACTIVATIONS], rel=0.1)
+        assert shards.at_rest[part] == pytest.approx(alone.at_rest[part] / 4, rel=0.05)
+        assert of_four["ddp"].at_rest[part] == alone.at_rest[part]
+    assert shards.at_peak[ledger.ACTIVATIONS] == pytest.approx(alone.at_peak[ledger.ACTIVATIONS], rel=0.1)
 
 
 def test_rounds_that_are_alike_are_simulated_once_and_counted_as_often_as_they_are(of_one):
@@ -131,14 +137,13 @@ def test_rounds_that_are_alike_are_simulated_once_and_counted_as_often_as_they_a
     assert parted.peak < 0.4 * of_one["activations"].peak
 
 
-def test_ddp_sends_each_gradient_once_and_fsdp_gathers_each_weight(of_one):
+def test_ddp_sends_each_gradient_once_and_fsdp_gathers_each_weight(of_one, of_four):
     nbytes = of_one["activations"].at_rest[ledger.PARAMETERS]
     sent = Counter()
-    for parallel in ("ddp", "fsdp"):
-        seen = simulate(made("activations", f"compute.parallel={parallel}"), 4)
+    for way, seen in of_four.items():
         for each, count in seen.collectives.items():
             assert each.processes == 4
-            sent[parallel, each.kind] += count * each.nbytes
+            sent[way, each.kind] += count * each.nbytes
     assert sent["ddp", "allreduce"] == pytest.approx(nbytes, rel=0.05)
     assert sent["fsdp", "reduce_scatter"] == pytest.approx(nbytes, rel=0.05)
     assert 2 * nbytes < sent["fsdp", "allgather"] < 3.2 * nbytes  # the teacher's, the student's twice but for heads
@@ -146,7 +151,7 @@ def test_ddp_sends_each_gradient_once_and_fsdp_gathers_each_weight(of_one):
 
 def test_a_deep_network_lies_on_the_line_through_two_shallow_ones(monkeypatch):
     monkeypatch.setattr(simulation, "_DEPTHS", (2, 3))
-    deep = made("activations", "backbone.depth=6", "compute.parallel=fsdp", *PLAIN)
+    deep = made("activations", "backbone.depth=5", "compute.parallel=fsdp", *PLAIN)
     whole, line = simulate_whole(deep, 4), simulate(deep, 4)
     assert line.peak == pytest.approx(whole.peak, rel=0.01)
     assert sum(line.at_rest.values()) == pytest.approx(sum(whole.at_rest.values()), rel=0.001)
