@@ -79,7 +79,7 @@ def alone(recipe):
 @pytest.mark.parametrize("name", SIZES)
 def test_memory_is_that_of_a_real_step(name, of_one):
     real, seen = alone(made(name)), of_one[name]
-    assert seen.peak == pytest.approx(real["peak"], rel=0.1)
+    assert seen.peak == pytest.approx(real["peak"], rel=0.01)
     assert sum(seen.at_rest.values()) == pytest.approx(real["rest"], rel=0.02)
 
 
