@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 
 BARE := help clean
-TARGETS := shards plan status verify forget audit privacy query interchange samples pretrain distill recipe curves evaluate export \
-  embed peek fit-stain fuzz evaluate-tissue test test-fast check bench docs $(BARE)
+TARGETS := shards plan status verify forget audit privacy query interchange samples pretrain distill plan-train recipe \
+  curves evaluate export embed peek fit-stain fuzz evaluate-tissue test test-fast check bench docs $(BARE)
 
 # The call reaches Python as it was typed, `$` and all: make's own quoted list, and not what make would expand it to.
 GOALS := $(filter-out $(VENV)/.%,$(MAKECMDGOALS))
@@ -31,7 +31,7 @@ endif
 .NOTPARALLEL:
 
 shards plan status verify forget audit privacy query interchange samples: $(VENV)/.shards
-pretrain distill recipe curves evaluate export embed peek: $(VENV)/.train
+pretrain distill plan-train recipe curves evaluate export embed peek: $(VENV)/.train
 fit-stain fuzz evaluate-tissue test test-fast check: $(VENV)/.test
 bench: $(VENV)/.bench
 docs: $(VENV)/.docs

@@ -18,9 +18,14 @@ from wsi_prep.untrusted.own_folder import own_folder
 EXIT_SAVED = 75
 
 
+def of_torchrun() -> bool:
+    """Whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def wants_processes(call: PretrainCall) -> bool:
     """Whether this process is to start those that train; they get the same call."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ and (call.gpus, call.nodes, call.head) != (None, None, None)
+    return not of_torchrun() and (call.gpus, call.nodes, call.head) != (None, None, None)
 
 
 def torchrun_words(call: PretrainCall, run: Path, module: str, words: list[str]) -> list[str]:

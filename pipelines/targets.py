@@ -93,6 +93,7 @@ _COMMANDS = (
     _command(training.PeekCall),
     _command(training.PretrainCall, "train"),
     _command(training.DistillCall),
+    _command(training.PlanTrainCall),
     _command(training.RecipeCall),
     _command(training.CurvesCall),
     _command(training.EvaluateCall),

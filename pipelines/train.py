@@ -18,14 +18,17 @@ from pipelines.command import (
     progress,
     run_command,
 )
-from pipelines.processes import EXIT_SAVED, run_together, torchrun_words, wants_processes
+from pipelines.processes import EXIT_SAVED, of_torchrun, run_together, torchrun_words, wants_processes
 from pretrain.compute import distributed
+from pretrain.compute.devices import gpu_memory
 from pretrain.data.index import default_folder
 from pretrain.errors import CheckpointFailed, NonFinite, ProcessDied, TooManyBadTiles
 from pretrain.train.branch import origin_of
 from pretrain.train.call import RunCall, RunResult, run, settle_data, settle_recipe
 from pretrain.train.checkpoint import latest_step
 from pretrain.train.loop import Trainer
+from pretrain.train.planning.preflight import require_fit
+from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.recipe.recipes import debug, recipe
 from pretrain.train.watch.watcher import Reporter
 from wsi_prep.errors import BadOption, UsageError, counted
@@ -51,12 +54,15 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     wanted = recipe(call.recipe) if call.recipe else None
     origin = call.continue_run or ""
     chosen = settle_recipe(folder, wanted, call.set, debug, origin)
+    several = wants_processes(call)
+    together = torchrun_words(call, folder, module, words) if several else []
+    _require_fit(call, chosen, terminal)
     index = call.index or default_folder()
     begun = (folder / "run.json").exists() or not origin
     shards, where, note = settle_data(folder if begun else origin_of(origin)[0], call.shards, call.where)
-    if wants_processes(call):
+    if several:
         sys.stdout.flush()
-        return _together(folder, terminal, torchrun_words(call, folder, module, words))
+        return _together(folder, terminal, together)
     wishes = RunCall(folder, shards, where, index, call.stop_at, call.probe, call.time_limit)
     try:
         with distributed.world(chosen.compute.device) as world:
@@ -93,6 +99,17 @@ def _together(folder: Path, terminal: Terminal, words: list[str]) -> int:
     except KeyboardInterrupt:
         terminal.warn(f"interrupted; {_saved(folder)}")
         return EXIT_INTERRUPTED
+
+
+def _require_fit(call: PretrainCall, chosen: Recipe, terminal: Terminal) -> None:
+    """Refuse what cannot fit into the GPUs, once for all processes: torchrun's own ask nothing."""
+    if call.force or of_torchrun():
+        return
+    memory = gpu_memory(chosen.compute.device, apart=wants_processes(call))
+    if memory is None:
+        return
+    if line := require_fit(chosen, (call.gpus or 1) * (call.nodes or 1), memory):
+        terminal.note(f"note: {line}")
 
 
 class _Shown(Reporter):

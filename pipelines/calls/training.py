@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pipelines.calls.base import OfShards, OfTiles, Option
+from pretrain.train.planning.assumptions import PlanAssumptions
 
 _SETTINGS = Option('"schedule.rate=0.002 ..."', words=True)
 _RUN = Option("folder", local=True, formerly="--folder")
@@ -82,6 +83,9 @@ class PretrainCall(OfTiles, OfShards):
     index: Annotated[Path | None, _INDEX] = None
     """Where the index is kept; without it, in the user's cache."""
 
+    force: bool = False
+    """Try a recipe on GPUs whose memory is too small for it by simulation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillCall(PretrainCall):
@@ -92,6 +96,31 @@ class DistillCall(PretrainCall):
 
     teacher: Annotated[str, Option("run|folder", cohort=True)]
     """The frozen ViT: a run, or a folder of weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanTrainCall(PlanAssumptions):
+    """Plan a training without a GPU: memory, time, money, and the nearest settings that fit.
+
+    A step is simulated, over tensors without numbers. No shards are read. docs/training.md says what is assumed.
+
+    Exit codes: 0 it fits; 2 the call is wrong; 3 the recipe does not fit without changes.
+    """
+
+    recipe: Annotated[str, Option("virchow2")] = "debug"
+    """The recipe's name, of those that `recipe` shows."""
+
+    gpus: Annotated[tuple[int, ...], Option('"64 512"', words=True)] = (8,)
+    """GPUs in all machines together; several numbers make a table."""
+
+    gpu: Annotated[str, Option("h100")] = "h100"
+    """Their kind: a100-40, a100-80, h100, h100-pcie, h200, b200, l40s, l4, rtx4090."""
+
+    set: Annotated[tuple[str, ...], _SETTINGS] = ()
+    """Changes to the recipe, as in compute.recompute=lean."""
+
+    to: Annotated[Path | None, Option("plan.json", local=True)] = None
+    """Write everything to this .json too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,21 @@ _ALIGNED = 16  # bytes, of each array among several
 def best_device() -> torch.device:
     """The first GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def gpu_memory(device: str, *, apart: bool = False) -> int | None:
+    """Bytes of the smallest of this machine's GPUs, None without any; `device` as distributed.world takes it.
+
+    `apart`: asked for by a process of its own, since who asks holds some of a GPU's memory until its end.
+    """
+    if device == "cpu" or not torch.cuda.is_available():
+        return None
+    if apart:
+        asked = [sys.executable, "-c", f"from {__name__} import gpu_memory; print(gpu_memory({device!r}))"]
+        said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603 - no shell
+        return int(said) if said.isdecimal() else None
+    numbers = range(torch.cuda.device_count())
+    return min((torch.cuda.get_device_properties(number).total_memory for number in numbers), default=None)
 
 
 def send(values: NDArray[Any] | torch.Tensor, device: torch.device) -> torch.Tensor:

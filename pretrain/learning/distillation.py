@@ -12,6 +12,7 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.profiler import record_function
 
 from pretrain.learning.schedules import Scheduled
 from pretrain.learning.self_distillation import (
@@ -77,13 +78,15 @@ class Distillation(nn.Module):
     def losses(self, views: Views, at: Scheduled) -> Losses:
         """See Objective. The patches that self-distillation would mask are those that are compared, unmasked."""
         settings = self.settings
-        with torch.no_grad():
+        with record_function("teacher"), torch.no_grad():
             told: Seen = self.teacher([views.global_crops], views.chosen)
-        seen: Seen = self.student(views.groups, views.chosen)
+        with record_function("student"):
+            seen: Seen = self.student(views.groups, views.chosen)
         compare = self._compare_heads if self._has_heads else self._compare_features
-        of_cls, of_patches, parts = compare(views, told, seen, at.temperature)
         features = seen.features.view(-1, views.tiles, seen.features.shape[-1])
-        spread = spreading(settings, features)
+        with record_function("losses"):
+            of_cls, of_patches, parts = compare(views, told, seen, at.temperature)
+            spread = spreading(settings, features)
         total = settings.dino_weight * of_cls + settings.ibot_weight * of_patches + settings.spread_weight * spread
         parts |= {"loss": total, f"loss_{settings.spread}": spread, "feature_spread": feature_spread(seen.features)}
         return Losses(total, {name: value.detach() for name, value in parts.items()})

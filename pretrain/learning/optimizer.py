@@ -143,7 +143,7 @@ class StableAdamW(torch.optim.Optimizer):
         gradients = [torch.where(go > 0, g, 0.0) for g in gradients]  # 0 times a NaN would be one
         beta1, beta2 = group["betas"]
         steps = [s["step"] for s in states]
-        torch._foreach_add_(steps, go)
+        torch._foreach_add_(steps, [go] * len(steps))
         count = steps[0].clamp_min(1)  # 0 where the first step is left out
         torch._foreach_mul_(first, 1 - (1 - beta1) * go)
         torch._foreach_add_(first, gradients, alpha=1 - beta1)

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.profiler import record_function
 
 from pretrain.compute import distributed
 from pretrain.learning import losses
@@ -137,15 +138,19 @@ class SelfDistillation(nn.Module):
         """See Objective."""
         settings, tiles = self.settings, views.tiles
         valid = (views.weight > 0).float()
-        told = self._teach(views)
-        cls_targets = self._targets(self.cls_centre, told.cls, None, at.temperature)
-        patch_targets = self._targets(self.patch_centre, told.patches, valid, at.temperature)
-        seen = self._study(views)
-        dino, ibot = dino_ibot_losses(settings, views, seen, cls_targets, patch_targets)
-        spread = spreading(settings, seen.features.view(-1, tiles, seen.features.shape[-1]))
-        total = settings.dino_weight * dino + settings.ibot_weight * ibot + settings.spread_weight * spread
-        parts = {"loss": total, "loss_dino": dino, "loss_ibot": ibot, f"loss_{settings.spread}": spread}
-        looks = cls_targets.looks() | {"feature_spread": feature_spread(told.features)}
+        with record_function("teacher"):
+            told = self._teach(views)
+        with record_function("losses"):
+            cls_targets = self._targets(self.cls_centre, told.cls, None, at.temperature)
+            patch_targets = self._targets(self.patch_centre, told.patches, valid, at.temperature)
+        with record_function("student"):
+            seen = self._study(views)
+        with record_function("losses"):
+            dino, ibot = dino_ibot_losses(settings, views, seen, cls_targets, patch_targets)
+            spread = spreading(settings, seen.features.view(-1, tiles, seen.features.shape[-1]))
+            total = settings.dino_weight * dino + settings.ibot_weight * ibot + settings.spread_weight * spread
+            parts = {"loss": total, "loss_dino": dino, "loss_ibot": ibot, f"loss_{settings.spread}": spread}
+            looks = cls_targets.looks() | {"feature_spread": feature_spread(told.features)}
         return Losses(total, {name: value.detach() for name, value in (parts | looks).items()})
 
     @torch.no_grad()

@@ -7,15 +7,15 @@ are read a step later.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from pretrain.compute import distributed
 from pretrain.compute.memory import require_memory
@@ -32,7 +32,7 @@ from pretrain.model.network import Network
 from pretrain.model.weights.load import Loaded, load_backbone
 from pretrain.train.branch import begin_with
 from pretrain.train.checkpoint import Checkpoints
-from pretrain.train.metrics import Deferred
+from pretrain.train.metrics import Clock, Deferred
 from pretrain.train.recipe.flops import step_flops
 from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.runs import load_teacher
@@ -42,8 +42,6 @@ from pretrain.train.watch.spikes import Spikes
 from pretrain.views.views import make_views
 from wsi_prep.errors import BadOption
 from wsi_prep.storage.atomic import write_json
-
-Item = TypeVar("Item")
 
 _MOST_SPIKES = 20
 """Of a call, of which the tiles are written."""
@@ -86,24 +84,133 @@ class Outcome:
     stopped: int = 0
 
 
-class Trainer:
+class Learner:
+    """What a step changes on this process, and how: the objective's networks, and their optimizer.
+
+    Raises BadOption where recipe and processes do not fit together. `objective`: the recipe's own on the meta device,
+    to plan with: it gets no weights, and no memory by itself. Nothing can be learnt before `prepare`.
+    """
+
+    def __init__(self, recipe: Recipe, world: distributed.World, objective: Objective | None = None) -> None:
+        self.recipe, self.world = recipe, world
+        self.dtype = DTYPES[recipe.compute.precision]
+        shards = recipe.compute.parallel == "fsdp" and world.size > 1
+        self._late = objective is not None or (shards and not recipe.start_from)  # no process makes the whole network
+        self.loaded: Loaded | None = None
+        if objective is None:
+            _require_room(recipe, world.size if self._late else 1)
+            objective = objective_of(recipe, recipe.seed, "meta" if self._late else "cpu")
+        self.objective = objective
+        if not self._late:
+            self.loaded = self._begin_from(recipe.start_from)
+        self._spread_out()
+
+    def prepare(self) -> None:
+        """Weights for networks that were made on the meta device, and the optimizer."""
+        if self._late:
+            self.objective.materialise(self.world.device, self.recipe.seed)
+        self.add_optimizer()
+
+    def add_optimizer(self) -> None:
+        """Of the student's parameters, with its state."""
+        self.optimizer = make_optimizer(self.network, self.recipe.backbone.depth, self.recipe.optim)
+
+    @property
+    def network(self) -> Network:
+        """The student, without what spreads it over processes."""
+        return cast("Network", distributed.plain(self.objective.student))
+
+    def learn(self, tiles: Tensor, places: Places) -> dict[str, Tensor]:
+        """One update by this process's share of a batch, `tiles` (B, 3, 392, 392) uint8 on the device, at these places.
+
+        Returns single numbers on the device: losses, the gradient's norm, and whether they were `bad`.
+        """
+        recipe = self.recipe
+        at = schedules.at(recipe.schedule, places.step, recipe.sampling.batch)
+        parts = recipe.compute.accumulate
+        size = len(tiles) // parts
+        sums: dict[str, Tensor] = {}
+        for part in range(parts):
+            rows = slice(part * size, (part + 1) * size)
+            with record_function("views"):
+                views = make_views(
+                    tiles[rows],
+                    recipe.views,
+                    replace(places, position=places.position[rows]),
+                    recipe.backbone.patch_px,
+                    self.dtype if tiles.is_cuda else torch.float32,
+                )
+            with distributed.gradients_summed(self.objective.student, now=part == parts - 1):
+                with self._autocast():
+                    losses = self.objective.losses(views, at)
+                with record_function("backward"):
+                    (losses.total / parts).backward()  # type: ignore[no-untyped-call]
+            for name, value in losses.parts.items():
+                sums[name] = sums[name] + value / parts if name in sums else value / parts
+        with record_function("update"):
+            norm = clip_gradients(self.network, recipe.optim)
+            seen = distributed.all_mean(sums) | {"gradient_norm": norm}
+            bad = (~torch.isfinite(norm + seen["loss"])).float()
+            take_step(self.optimizer, at, bad)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.objective.update(at)
+        return seen | {"bad": bad}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that changes, by name; parameters are named alike whether they are in shards or not."""
+        objective = self.objective
+        found: dict[str, Tensor] = {}
+        for name, module in (("student", self.network), ("average", objective.ema)):
+            found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        found |= {f"objective.{key}": value for key, value in objective.kept.items()}
+        found |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer, self.network).items()}
+        return {name: value.detach() for name, value in found.items()}
+
+    def _begin_from(self, weights: str) -> Loaded | None:
+        if not weights:
+            return None
+        loaded = load_backbone(self.network.backbone, Path(weights))
+        self.objective.ema.backbone.load_state_dict(self.network.backbone.state_dict())
+        return loaded
+
+    def _spread_out(self) -> None:
+        """To the device, where there are weights yet, and over the processes."""
+        compute, objective = self.recipe.compute, self.objective
+        student = self.network
+        if not self._late:
+            cast("torch.nn.Module", objective).to(self.world.device)
+        if compute.compile:
+            for network in (student, *objective.frozen):
+                network.backbone.compile_blocks()
+        objective.student = distributed.share_out(student, student.units(), compute.parallel, self.world, self.dtype)
+        if compute.parallel == "fsdp":
+            for network in objective.frozen:
+                distributed.share_out(network, network.units(), compute.parallel, self.world, self.dtype)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.world.device.type, self.dtype)
+
+
+def require_division(recipe: Recipe, processes: int) -> None:
+    """Raise BadOption where the batch cannot be shared out to so many processes."""
+    parts = recipe.compute.accumulate
+    if recipe.sampling.batch % (processes * parts):
+        raise BadOption(
+            f"a batch of {recipe.sampling.batch} does not divide by {processes} processes times {parts} parts; change "
+            "sampling.batch or compute.accumulate"
+        )
+
+
+class Trainer(Learner):
     """One run on this process. Raises BadOption where recipe and processes do not fit together."""
 
     def __init__(self, recipe: Recipe, sampler: Sampler, run: Path, world: distributed.World) -> None:
-        self.recipe, self.sampler, self.run_folder, self.world = recipe, sampler, run, world
-        self.dtype = DTYPES[recipe.compute.precision]
-        if recipe.sampling.batch % (world.size * recipe.compute.accumulate):
-            raise BadOption(
-                f"a batch of {recipe.sampling.batch} does not divide by {world.size} processes times "
-                f"{recipe.compute.accumulate} parts; change sampling.batch or compute.accumulate"
-            )
-        shards = recipe.compute.parallel == "fsdp" and world.size > 1
-        late = shards and not recipe.start_from  # no process makes the whole network
-        _require_room(recipe, world.size if late else 1)
-        self.objective = objective_of(recipe, recipe.seed, "meta" if late else "cpu")
-        self.loaded = self._begin_from(recipe.start_from)
-        self._spread_out(late)
-        self.optimizer = make_optimizer(self._network, recipe.backbone.depth, recipe.optim)
+        require_division(recipe, world.size)
+        super().__init__(recipe, world)
+        self.prepare()
+        self.sampler, self.run_folder = sampler, run
         self.loader = Loader(sampler, recipe.loader, world.rank, world.size)
         self.checkpoints = Checkpoints(run / "checkpoints", recipe.saving, world)
         self.flops = step_flops(recipe, self.objective.teacher_settings)
@@ -111,7 +218,7 @@ class Trainer:
         self._recent: dict[int, Batch] = {}
         self._left_out = LeftOut(recipe.compute.skips, recipe.compute.skip_window)
         self._spikes = Spikes()
-        self._clock = _Clock()
+        self._clock = Clock()
 
     @property
     def backbone(self) -> Backbone:
@@ -133,9 +240,9 @@ class Trainer:
         step = self.checkpoints.latest()
         if step is None:
             if self.recipe.continue_from:
-                begin_with(self.recipe, self._tensors())
+                begin_with(self.recipe, self.tensors())
             return 0
-        state = self.checkpoints.load(step, self._tensors())
+        state = self.checkpoints.load(step, self.tensors())
         self._left_out.restore(state.get("left_out"), step)
         if self.world.first:  # counts are summed over processes
             self.loader.drawn.restore(state["drawn"])
@@ -177,34 +284,9 @@ class Trainer:
 
     def step(self, batch: Batch, tiles: Tensor) -> None:
         """One update by this process's share of a batch, `tiles` (B, 3, 392, 392) uint8 on the device."""
-        recipe = self.recipe
         self._recent[batch.step] = batch
-        at = schedules.at(recipe.schedule, batch.step, recipe.sampling.batch)
-        parts = recipe.compute.accumulate
-        size = len(tiles) // parts
-        sums: dict[str, Tensor] = {}
-        for part in range(parts):
-            rows = slice(part * size, (part + 1) * size)
-            views = make_views(
-                tiles[rows],
-                recipe.views,
-                Places(recipe.seed, batch.step, batch.draw.position[rows]),
-                recipe.backbone.patch_px,
-                self.dtype if tiles.is_cuda else torch.float32,
-            )
-            with distributed.gradients_summed(self.objective.student, now=part == parts - 1):
-                with self._autocast():
-                    losses = self.objective.losses(views, at)
-                (losses.total / parts).backward()  # type: ignore[no-untyped-call]
-            for name, value in losses.parts.items():
-                sums[name] = sums[name] + value / parts if name in sums else value / parts
-        norm = clip_gradients(self._network, recipe.optim)
-        seen = distributed.all_mean(sums) | {"gradient_norm": norm}
-        bad = (~torch.isfinite(norm + seen["loss"])).float()
-        take_step(self.optimizer, at, bad)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.objective.update(at)
-        self._deferred.put(batch.step, seen | {"bad": bad})
+        places = Places(self.recipe.seed, batch.step, batch.draw.position)
+        self._deferred.put(batch.step, self.learn(tiles, places))
         self._clock.stepped(len(tiles) * self.world.size)
 
     def numbers_ready(
@@ -275,7 +357,7 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         state = {"recipe": self.recipe.name, "drawn": self.drawn(), "left_out": self._left_out.steps}
-        self.checkpoints.save(step, self._tensors(), state)
+        self.checkpoints.save(step, self.tensors(), state)
 
     def drawn(self) -> list[dict[str, object]]:
         """What all processes have drawn, by stratum; every process must ask."""
@@ -288,95 +370,6 @@ class Trainer:
         bad, read = distributed.all_sum(torch.tensor([own.bad, own.read])).tolist()
         first = next((f", as {name} ({why})" for name, why in own.named.items()), "")
         return f"{bad:,} of {read:,} tiles cannot be read{first}; others of their strata replaced them" if bad else ""
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Everything that changes, by name; parameters are named alike whether they are in shards or not."""
-        objective = self.objective
-        found: dict[str, Tensor] = {}
-        for name, module in (("student", self._network), ("average", objective.ema)):
-            found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-        found |= {f"objective.{key}": value for key, value in objective.kept.items()}
-        found |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer, self._network).items()}
-        return {name: value.detach() for name, value in found.items()}
-
-    @property
-    def _network(self) -> Network:
-        return cast("Network", distributed.plain(self.objective.student))
-
-    def _begin_from(self, weights: str) -> Loaded | None:
-        if not weights:
-            return None
-        loaded = load_backbone(self._network.backbone, Path(weights))
-        self.objective.ema.backbone.load_state_dict(self._network.backbone.state_dict())
-        return loaded
-
-    def _spread_out(self, late: bool) -> None:
-        """To the device and over the processes; networks made on the meta device (`late`) get their weights then."""
-        compute, objective = self.recipe.compute, self.objective
-        student = self._network
-        if not late:
-            cast("torch.nn.Module", objective).to(self.world.device)
-        if compute.compile:
-            for network in (student, *objective.frozen):
-                network.backbone.compile_blocks()
-        objective.student = distributed.share_out(student, student.units(), compute.parallel, self.world, self.dtype)
-        if compute.parallel == "fsdp":
-            for network in objective.frozen:
-                distributed.share_out(network, network.units(), compute.parallel, self.world, self.dtype)
-        if late:
-            objective.materialise(self.world.device, self.recipe.seed)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.world.device.type, self.dtype)
-
-
-class _Clock:
-    """Rates since they were last asked for."""
-
-    def __init__(self) -> None:
-        self._last = {"tiles_per_s": 0.0, "step_s": 1e-9, "data_wait_share": 0.0}
-        self.start()
-
-    def start(self) -> None:
-        self._began = time.perf_counter()
-        self._waited = 0.0
-        self._steps = self._tiles = 0
-
-    def waiting(self, items: Iterator[Item]) -> Iterator[Item]:
-        """The same items; the time until each comes counts as waiting for data."""
-        while True:
-            asked = time.perf_counter()
-            item = next(items, None)
-            self._waited += time.perf_counter() - asked
-            if item is None:
-                return
-            yield item
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """What is done inside does not count."""
-        began = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - began
-
-    def stepped(self, tiles: int) -> None:
-        self._steps += 1
-        self._tiles += tiles
-
-    def rates(self) -> dict[str, float]:
-        """Per second of wall time since the last call, and start anew; the last ones where no step was done since."""
-        if not self._steps:
-            return self._last
-        seconds = max(time.perf_counter() - self._began, 1e-9)
-        self._last = {
-            "tiles_per_s": self._tiles / seconds,
-            "step_s": seconds / self._steps,
-            "data_wait_share": self._waited / seconds,
-        }
-        self.start()
-        return self._last
 
 
 def _resident_gb() -> float:

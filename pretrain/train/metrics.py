@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 from pretrain.compute.plain_files import json_lines
 from wsi_prep.storage.atomic import write_atomically
 from wsi_prep.untrusted.below import read_below
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,55 @@ class Deferred:
             if sent.arrived is not None:
                 sent.arrived.synchronize()
             yield sent.step, dict(zip(sent.names, sent.values.tolist(), strict=True))
+
+
+class Clock:
+    """Rates since they were last asked for."""
+
+    def __init__(self) -> None:
+        self._last = {"tiles_per_s": 0.0, "step_s": 1e-9, "data_wait_share": 0.0}
+        self.start()
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._began = time.perf_counter()
+        self._waited = 0.0
+        self._steps = self._tiles = 0
+
+    def waiting(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The same items; the time until each comes counts as waiting for data."""
+        while True:
+            asked = time.perf_counter()
+            item = next(items, None)
+            self._waited += time.perf_counter() - asked
+            if item is None:
+                return
+            yield item
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done inside does not count."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
+    def stepped(self, tiles: int) -> None:
+        """A step of so many tiles is done."""
+        self._steps += 1
+        self._tiles += tiles
+
+    def rates(self) -> dict[str, float]:
+        """Per second of wall time since the last call, and start anew; the last ones where no step was done since."""
+        if not self._steps:
+            return self._last
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        self._last = {
+            "tiles_per_s": self._tiles / seconds,
+            "step_s": seconds / self._steps,
+            "data_wait_share": self._waited / seconds,
+        }
+        self.start()
+        return self._last
 
 
 _MOST_BYTES, _LONGEST_NAME, _LARGEST = 256 << 20, 200, 1e100

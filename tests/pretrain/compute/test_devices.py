@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.compute.devices import own_cores, pack, send_together, slow_precision, unpack
+from pretrain.compute.devices import gpu_memory, own_cores, pack, send_together, slow_precision, unpack
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -53,3 +54,14 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch, here, share):
     if here is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
     assert own_cores() == max(1, len(os.sched_getaffinity(0)) // share)
+
+
+def test_memory_of_gpus_is_asked_only_where_they_train(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert gpu_memory("cpu") is None
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    sizes = {0: 80 << 30, 1: 40 << 30}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=sizes[number]))
+    assert gpu_memory("") == gpu_memory("cuda") == 40 << 30
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_memory("") is None

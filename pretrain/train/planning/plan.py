@@ -1,0 +1,153 @@
+"""A plan: what a recipe takes on some GPUs, whether it fits, and the nearest settings that do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pretrain.model.recompute import MODES
+from pretrain.train.planning.assumptions import PlanAssumptions
+from pretrain.train.planning.gpus import Gpu
+from pretrain.train.planning.roofline import StepTime, step_time
+from pretrain.train.planning.simulate import Simulated, simulate
+from pretrain.train.recipe.recipe import Recipe
+
+_GIGA = 1e9
+_DAY_S, _HOUR_S = 86_400, 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `recipe` takes on so many GPUs of a kind, under these assumptions."""
+
+    recipe: Recipe
+    gpus: int
+    gpu: Gpu
+    assumed: PlanAssumptions
+    seen: Simulated
+
+    @cached_property
+    def time(self) -> StepTime:
+        """Of a step."""
+        return step_time(self.seen, self.gpu, self.recipe.compute.compile, self.assumed)
+
+    @property
+    def tiles(self) -> int:
+        """Of a GPU in a step."""
+        return self.recipe.sampling.batch // self.gpus
+
+    @property
+    def peak_gb(self) -> float:
+        """What tensors hold of a GPU at the peak."""
+        return self.seen.peak / _GIGA
+
+    @property
+    def needed_gb(self) -> float:
+        """The same, with what is lost and what CUDA and NCCL take."""
+        return needed_gb(self.seen, self.assumed)
+
+    @property
+    def fits(self) -> bool:
+        """Into the GPU's memory."""
+        return self.needed_gb <= self.gpu.memory_gb
+
+    @property
+    def tiles_per_s(self) -> float:
+        """Of all GPUs."""
+        return self.recipe.sampling.batch / self.time.step
+
+    @property
+    def peak_share(self) -> float:
+        """What the step reaches of the GPU's dense peak."""
+        return self.time.flops / self.time.step / (self.gpu.bf16_tflops * 1e12)
+
+    @property
+    def days(self) -> float:
+        """For all steps of the recipe."""
+        return self.recipe.schedule.steps * self.time.step / _DAY_S
+
+    @property
+    def gpu_hours(self) -> float:
+        """For all steps, of all GPUs."""
+        return self.gpus * self.recipe.schedule.steps * self.time.step / _HOUR_S
+
+    @property
+    def cost(self) -> float:
+        """In the currency of the price."""
+        return self.gpu_hours * self.assumed.price
+
+    @property
+    def machines(self) -> int:
+        """That hold the GPUs."""
+        return -(-self.gpus // self.assumed.per_machine)
+
+    @property
+    def loader_cores(self) -> float:
+        """Of each machine, to read and decode as fast as its GPUs train."""
+        return self.tiles_per_s / self.machines / self.assumed.core_tiles
+
+    @property
+    def checkpoints(self) -> int:
+        """How many are kept in the end: the newest, and one for every so many hours."""
+        saving = self.recipe.saving
+        hours = saving.keep_hours
+        return saving.keep + (int(self.days * 24 / hours) if hours else 0)
+
+
+def needed_gb(seen: Simulated, assumed: PlanAssumptions) -> float:
+    """Memory of a GPU that a step needs, in GB: what tensors hold, what is lost between blocks, what CUDA takes."""
+    return seen.peak / _GIGA / (1 - assumed.fragmentation) + assumed.reserved_gb
+
+
+def make_plan(recipe: Recipe, gpus: int, gpu: Gpu, assumed: PlanAssumptions) -> Plan:
+    """Simulate a step. Raises BadOption where recipe and processes do not fit together."""
+    return Plan(recipe, gpus, gpu, assumed, simulate(recipe, gpus))
+
+
+def nearest_plan(plan: Plan) -> Plan | None:
+    """With the nearest settings that fit, where these do not; None where none do."""
+    found = nearest(plan.recipe, plan.gpus, lambda seen: replace(plan, seen=seen).fits)
+    return None if found is None else replace(plan, recipe=found[0], seen=found[1])
+
+
+def nearest(recipe: Recipe, gpus: int, fits: Callable[[Simulated], bool]) -> tuple[Recipe, Simulated] | None:
+    """The recipe with the fewest changes that fit, and its step; None where none do.
+
+    What computes the same comes first: recomputation and shards. Then `accumulate`, which changes what losses compare.
+    """
+    levels = [list(_leaner(recipe, gpus, parts)) for parts in _accumulations(recipe, gpus)]
+    if not levels or not fits(simulate(levels[-1][-1], gpus)):
+        return None
+    for *others, leanest in levels:
+        last = simulate(leanest, gpus)
+        if fits(last):
+            tried = ((each, simulate(each, gpus)) for each in others)
+            return next(((each, seen) for each, seen in tried if fits(seen)), (leanest, last))
+    return None
+
+
+def changes(recipe: Recipe, other: Recipe) -> str:
+    """What SET has to say to make the other recipe of this one, of what `nearest` changes: "compute.recompute=full"."""
+    before, now = recipe.compute, other.compute
+    names = [name for name in ("parallel", "recompute", "accumulate") if getattr(now, name) != getattr(before, name)]
+    return " ".join(f"compute.{name}={getattr(now, name)}" for name in names)
+
+
+def _accumulations(recipe: Recipe, gpus: int) -> Iterator[int]:
+    """That of the recipe, and twice as many parts for as long as the batch divides."""
+    parts = recipe.compute.accumulate
+    while recipe.sampling.batch % (gpus * parts) == 0:
+        yield parts
+        parts *= 2
+
+
+def _leaner(recipe: Recipe, gpus: int, accumulate: int) -> Iterator[Recipe]:
+    """Settings that hold ever less, from the recipe's own on."""
+    compute = recipe.compute
+    modes = MODES[MODES.index(compute.recompute) :]
+    ways = [compute.parallel] + ["fsdp"] * (compute.parallel == "ddp" and gpus > 1)
+    for mode in modes:
+        for way in ways:
+            changed = replace(compute, recompute=mode, parallel=way, accumulate=accumulate)
+            yield replace(recipe, compute=changed)

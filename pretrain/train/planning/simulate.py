@@ -1,0 +1,195 @@
+"""One step of a recipe as the first of many processes would do it, over tensors that have shapes and no numbers.
+
+It is the loop's own step, on the CPU's operators. On a GPU, these differ: compiled blocks hold less than is counted
+here; blocks that are not, with fsdp, hold up to 8 bytes more for each token and channel, since LayerNorm is in float32.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pretrain.compute import distributed
+from pretrain.compute.randomness import Places
+from pretrain.learning.optimizer import optimizer_state
+from pretrain.model.packing import plan_drop
+from pretrain.train.loop import Learner, objective_of, require_division
+from pretrain.train.planning import ledger as parts
+from pretrain.train.planning.ledger import Collective, Ledger, Operation
+from pretrain.train.recipe.recipe import Recipe
+from pretrain.views.colour import plan_colour
+from pretrain.views.crops import plan_crops
+from pretrain.views.masking import plan_masks
+from wsi_prep.format.magnifications import TILE_PX
+
+_ROUNDS = 2  # of compute.accumulate that are simulated: all but the last are alike
+_DEPTHS = (4, 8)  # of a deep network that are simulated: its blocks are alike, so all else lies on a line
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a step holds on one GPU, in bytes by part (see ledger.PARTS), and does, with how often.
+
+    `at_rest`: between steps. `peaks`: when most is held while a part is at work, by that part. `checkpoint`: bytes of
+    one, of all processes together. `planning_s`: time that the numbers of a step's crops, colours and masks took here.
+    """
+
+    at_rest: Mapping[str, int]
+    peaks: Mapping[str, Mapping[str, int]]
+    operations: Mapping[Operation, float]
+    collectives: Mapping[Collective, float]
+    checkpoint: int
+    planning_s: float
+
+    @property
+    def during(self) -> str:
+        """The part that is at work when most is held."""
+        return max(self.peaks, key=lambda part: sum(self.peaks[part].values()))
+
+    @property
+    def at_peak(self) -> Mapping[str, int]:
+        """Bytes by part when most is held."""
+        return self.peaks[self.during]
+
+    @property
+    def peak(self) -> int:
+        """Bytes when most is held."""
+        return sum(self.at_peak.values())
+
+
+def simulate(recipe: Recipe, processes: int) -> Simulated:
+    """A step in the middle of the run. Raises BadOption where recipe and processes do not fit together.
+
+    Of a deep network, two shallow ones are simulated. No other process group may be open in this process.
+    """
+    require_division(recipe, processes)
+    depth = recipe.backbone.depth
+    if depth <= _DEPTHS[1]:
+        return simulate_whole(recipe, processes)
+    few, more = (
+        simulate_whole(replace(recipe, backbone=replace(recipe.backbone, depth=number)), processes)
+        for number in _DEPTHS
+    )
+    return _deeper(few, more, (depth - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0]))
+
+
+def simulate_whole(recipe: Recipe, processes: int) -> Simulated:
+    """As `simulate`, with every block."""
+    share, times = recipe.sampling.batch // processes, recipe.compute.accumulate
+    rounds = min(times, _ROUNDS)
+    compute = replace(recipe.compute, accumulate=rounds, compile=False, device="cpu")
+    shown = replace(recipe, compute=compute, start_from="")
+    places = Places(recipe.seed, recipe.schedule.steps // 2, np.arange(share // times * rounds))
+    with distributed.pretended(processes):
+        learner, ledger = _learner(shown, processes), Ledger()
+        with FakeTensorMode(allow_non_fake_inputs=True), ledger:
+            buckets = _prepare(learner, ledger, processes)
+            at_rest = +ledger.now
+            tiles = torch.empty(share, 3, TILE_PX, TILE_PX, dtype=torch.uint8)
+            ledger.assign([tiles], parts.VIEWS)
+            ledger.begin()
+            learner.learn(tiles[: len(places.position)], places)
+        del buckets
+    return Simulated(
+        at_rest,
+        {part: +held for part, held in ledger.peaks.items()},
+        _repeated(ledger.operations, times),
+        _repeated(ledger.collectives, times) | _gradients_summed(learner, processes),
+        sum(tensor.numel() * tensor.itemsize for tensor in learner.tensors().values()),
+        _planning(recipe, share),
+    )
+
+
+def _deeper(few: Simulated, more: Simulated, way: float) -> Simulated:
+    """On the line through two depths, so many times as far from the first as the second is. Counts may be negative:
+    of one operation over all parameters, the shallow network's is taken away.
+    """
+
+    def line(one: Mapping[Any, float], other: Mapping[Any, float]) -> dict[Any, float]:
+        keys = dict.fromkeys([*one, *other])
+        return {key: one.get(key, 0) + way * (other.get(key, 0) - one.get(key, 0)) for key in keys}
+
+    def whole(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+        return {part: max(0, round(nbytes)) for part, nbytes in line(one, other).items()}
+
+    return Simulated(
+        whole(few.at_rest, more.at_rest),
+        {part: whole(few.peaks.get(part, {}), more.peaks[part]) for part in more.peaks},
+        line(few.operations, more.operations),
+        line(few.collectives, more.collectives),
+        round(few.checkpoint + way * (more.checkpoint - few.checkpoint)),
+        max(few.planning_s, more.planning_s),
+    )
+
+
+def _learner(recipe: Recipe, processes: int) -> Learner:
+    """One without weights. With ddp it is alone, since what wraps it takes no tensors without numbers."""
+    objective = objective_of(recipe, recipe.seed, "meta")
+    cast("nn.Module", objective).to("meta")
+    spread = processes if recipe.compute.parallel == "fsdp" else 1
+    return Learner(recipe, distributed.World(0, spread, torch.device("cpu")), objective)
+
+
+def _prepare(learner: Learner, ledger: Ledger, processes: int) -> list[torch.Tensor]:
+    """Give it what it holds between steps; returns what has to stay besides."""
+    cast("nn.Module", learner.objective).to_empty(device="cpu")
+    learner.add_optimizer()
+    parameters, kept = list(learner.network.parameters()), []
+    for frozen in learner.objective.frozen:
+        ledger.assign(frozen.parameters(), parts.EMA if frozen is learner.objective.ema else parts.TEACHER)
+    ledger.assign(parameters, parts.PARAMETERS)
+    ledger.assign(optimizer_state(learner.optimizer, learner.network).values(), parts.OPTIMIZER)
+    if processes > 1 and learner.recipe.compute.parallel == "ddp":  # ddp's buckets stay; gradients lie in them
+        kept = [torch.zeros_like(parameter) for parameter in parameters]
+        ledger.assign(kept, parts.GRADIENTS)
+        if learner.recipe.compute.accumulate == 1:
+            for parameter, bucket in zip(parameters, kept, strict=True):
+                parameter.grad = bucket
+    for parameter in parameters:
+        if distributed.local(parameter) is parameter:
+            parameter.register_post_accumulate_grad_hook(_assigned(ledger))  # type: ignore[no-untyped-call]
+    gc.collect()
+    return kept
+
+
+def _assigned(ledger: Ledger) -> Callable[[torch.Tensor], None]:
+    def hook(parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            ledger.assign([parameter.grad], parts.GRADIENTS)
+
+    return hook
+
+
+def _repeated(counts: Counter[Any], times: int) -> dict[Any, float]:
+    """With the first of two rounds as often as there are rounds but for the last."""
+    return {each: count * (times - 1 if times > 1 and each.round == 1 else 1) for each, count in counts.items()}
+
+
+def _gradients_summed(learner: Learner, processes: int) -> dict[Collective, float]:
+    """What ddp sends, which the simulation does not."""
+    if processes == 1 or learner.recipe.compute.parallel != "ddp":
+        return {}
+    nbytes = sum(parameter.numel() * 4 for parameter in learner.network.parameters())
+    return {Collective("allreduce", nbytes, processes, 0): 1}
+
+
+def _planning(recipe: Recipe, share: int) -> float:
+    """Seconds that the host needs here for the random numbers of a process's share of the batch."""
+    rounds, views, crops = recipe.compute.accumulate, recipe.views, recipe.views.crops
+    began = time.perf_counter()
+    places = Places(recipe.seed, 0, np.arange(share // rounds))
+    plan_crops(crops, places)
+    for kind, count in (("global", crops.global_crops), ("local", crops.local_crops)):
+        plan_colour(views.colour, places, kind, count)
+    plan_masks(views.masking, places, crops.global_crops, crops.global_px // recipe.backbone.patch_px)
+    plan_drop(places, crops.global_crops + crops.local_crops, recipe.backbone.depth)
+    return (time.perf_counter() - began) * rounds

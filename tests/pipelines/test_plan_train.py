@@ -1,0 +1,104 @@
+"""`plan-train`: what it says, what it writes, and the same check before a run."""
+
+import json
+import typing
+
+import pytest
+
+from pipelines import train as train_command
+from pipelines.calls.training import PlanTrainCall
+from pipelines.plan_train import main
+from pretrain.train.planning import plan as planning
+from pretrain.train.planning import preflight
+from pretrain.train.planning.gpus import GPUS
+from pretrain.train.planning.simulate import Simulated
+from tests.support.paths import ROOT
+from tests.support.training import TINY, make_shards, run
+
+PLAIN = ["views.colour.jitter=0", "views.colour.grayscale=0", "views.colour.blur=0,0,0"]  # operations of no interest
+
+
+def plan(*words, changes=()):
+    return main(["--recipe", "debug", *words, "--set", *TINY, *PLAIN, *changes])
+
+
+def test_one_plan_is_told_in_full(tmp_path, capsys):
+    assert plan("--gpus", "2", "--gpu", "l4", "--price", "3", "--to", str(tmp_path / "plan.json")) == 0
+    out = capsys.readouterr().out
+    assert "debug on 2 x l4, by simulation of a step: batch 8, 4 tiles a GPU, ddp, recompute none, accumulate 1" in out
+    (told,) = json.loads((tmp_path / "plan.json").read_text())
+    assert told["asked"] == told["fits"]
+    made = told["asked"]
+    assert sum(made["at_rest_bytes"].values()) < sum(made["at_peak_bytes"].values()) < made["needed_gb"] * 1e9
+    assert made["days"] == pytest.approx(8 * made["step_s"]["step"] / 86400)
+    assert made["cost"] == pytest.approx(3 * made["gpu_hours"]) == pytest.approx(3 * 2 * 24 * made["days"])
+    for words in ("parameters", "EMA model", "optimizer", "crops", "it fits", "cores to load", "  PRICE=3: "):
+        assert words in out
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Steps that hold 40 GB, and 20 GB where all is computed again; none is simulated."""
+
+    def step(recipe, _processes):
+        held = {"activations": (20 if recipe.compute.recompute == "full" else 40) * 10**9}
+        return Simulated({"parameters": 10**9}, {"losses": held}, {}, {}, 0, 0.5)
+
+    monkeypatch.setattr(planning, "simulate", step)
+    monkeypatch.setattr(preflight, "simulate", step)
+
+
+@pytest.mark.usefixtures("made_up")
+def test_what_does_not_fit_is_told_with_what_does(tmp_path, capsys):
+    words = ["--gpus", "2", "--gpu", "a100-40", "--to", str(tmp_path / "plan.json")]
+    assert plan(*words) == 3
+    out = capsys.readouterr().out
+    assert "CUDA and NCCL it needs 46.0 of 40 GB: it does not fit\nthe nearest settings that do: SET=" in out
+    assert 'do: SET="compute.recompute=full", 24.5 GB at 4 tiles a GPU. With these:' in out
+    (told,) = json.loads((tmp_path / "plan.json").read_text())
+    assert (told["asked"]["fits"], told["fits"]["fits"], told["fits"]["recompute"]) == (False, True, "full")
+    assert plan(*words, "--reserved-gb", "30") == 3
+    assert "it does not fit, with no recomputation, shards or accumulation\ntake more GPUs" in capsys.readouterr().out
+    assert json.loads((tmp_path / "plan.json").read_text())[0]["fits"] is None
+
+
+@pytest.mark.usefixtures("made_up")
+def test_several_numbers_make_a_table(capsys):
+    assert plan("--gpus", "1", "2", "--gpu", "h100") == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row.split("|")[1].strip() for row in rows] == ["GPUs", "---", "1", "2"]
+    assert {row.count("|") for row in rows} == {9}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpu", "h10"], "GPU 'h10' is not in the table; did you mean h100?"),
+        (["--gpus", "0"], "GPUS=0 is no number of GPUs"),
+        (["--gpus", "3"], "a batch of 8 does not divide by 3 processes times 1 parts"),
+        (["--matrix", "2"], "matrix 2 is a share, from 0 to 1"),
+    ],
+)
+def test_a_wrong_call_is_one_line(words, said, capsys):
+    assert plan(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_the_help_names_every_gpu():
+    text = (ROOT / "pipelines/calls/training.py").read_text()
+    assert f'"""Their kind: {", ".join(GPUS)}."""' in text
+    assert typing.get_type_hints(PlanTrainCall)["gpus"] == tuple[int, ...]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("made_up")
+def test_a_run_that_cannot_fit_is_refused_before_it_begins_unless_forced(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_command, "gpu_memory", lambda _device, apart: 15 * 10**9)
+    shards = make_shards(tmp_path / "out")
+    assert run(shards, tmp_path / "run") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a step holds 40 GB by simulation, and this GPU has 15: take more GPUs" in line
+    assert not (tmp_path / "run").exists()
+    forced = ["--force", *("--shards", str(shards), "--run", str(tmp_path / "run"), "--index", str(tmp_path / "index"))]
+    assert train_command.main([*forced, "--stop-at", "1", "--set", *TINY]) == 0

@@ -1,0 +1,169 @@
+"""A simulated step against a real one on the CPU: memory by torch's own allocator, FLOPs by the settings."""
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+from pretrain.compute.distributed import World
+from pretrain.compute.randomness import Places
+from pretrain.model.network import Network
+from pretrain.train.loop import Learner
+from pretrain.train.planning import ledger
+from pretrain.train.planning import simulate as simulation
+from pretrain.train.planning.simulate import simulate, simulate_whole
+from pretrain.train.recipe.flops import step_flops
+from pretrain.train.recipe.overrides import changed
+from pretrain.train.recipe.recipes import recipe
+from tests.support.training import in_processes
+from wsi_prep.errors import BadOption
+
+pytestmark = pytest.mark.slow
+
+PLAIN = ["views.colour.jitter=0", "views.colour.grayscale=0", "views.colour.blur=0,0,0"]  # operations of no interest
+SIZES = {
+    "activations": ["backbone.drop_path=0.25", "sampling.batch=16"],
+    "swiglu in bfloat16, recomputed": [
+        *("backbone.swiglu=true", "backbone.mlp_ratio=5.5", "backbone.width=192", "backbone.registers=4"),
+        *("compute.precision=bf16", "compute.recompute=selective", "sampling.batch=8", *PLAIN),
+    ],
+    "prototypes by parts": [
+        *("objective.head.prototypes=16384", "objective.head.bottleneck=128", "compute.loss_mb=16"),
+        *("optim.kind=stable_adamw", "compute.accumulate=2", "sampling.batch=8", "compute.recompute=full", *PLAIN),
+    ],
+}
+TOGETHER = {"activations": "ddp", "swiglu in bfloat16, recomputed": "fsdp"}
+
+
+def made(name, *changes):
+    return changed(recipe("debug"), ["backbone.depth=2", *SIZES[name], *changes])
+
+
+@pytest.fixture(scope="module")
+def of_one():
+    """Each size, by one process."""
+    return {name: simulate(made(name), 1) for name in SIZES}
+
+
+def flops(seen, *without):
+    return sum(count * each.flops for each, count in seen.operations.items() if each.part not in without)
+
+
+def held(recipe, world):
+    """Bytes of the CPU's allocator at the peak of a step of a process, and when it is done."""
+    share = recipe.sampling.batch // world.size
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        tiles = torch.zeros(share, 3, 392, 392, dtype=torch.uint8)
+        learner = Learner(recipe, world)
+        learner.prepare()
+        learner.learn(tiles, Places(0, 100, np.arange(world.rank * share, (world.rank + 1) * share)))
+        del tiles
+    events = [each for each in told.profiler.kineto_results.events() if each.name() == "[memory]"]
+    at = np.cumsum([each.nbytes() for each in sorted(events, key=lambda each: each.start_ns())])
+    return {"peak": int(at.max()), "rest": int(at[-1])}
+
+
+def alone(recipe):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        return held(recipe, World(0, 1, torch.device("cpu")))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_memory_is_that_of_a_real_step(name, of_one):
+    real, seen = alone(made(name)), of_one[name]
+    assert seen.peak == pytest.approx(real["peak"], rel=0.01)
+    assert sum(seen.at_rest.values()) == pytest.approx(real["rest"], rel=0.02)
+
+
+def _one_of_two(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/meeting", 2), rank=rank, world_size=2)
+    for number, (name, parallel) in enumerate(TOGETHER.items()):
+        real = held(made(name, f"compute.parallel={parallel}"), World(rank, 2, torch.device("cpu")))
+        if not rank:
+            (folder / str(number)).write_text(json.dumps(real))
+    dist.destroy_process_group()
+
+
+def test_memory_of_two_processes_is_that_of_real_ones(tmp_path):
+    in_processes(_one_of_two, tmp_path)
+    for number, (name, parallel) in enumerate(TOGETHER.items()):
+        real = json.loads((tmp_path / str(number)).read_text())
+        assert simulate(made(name, f"compute.parallel={parallel}"), 2).peak == pytest.approx(real["peak"], rel=0.15)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_flops_are_those_of_the_settings(name, of_one):
+    """Which do not count crops and colours, what Sinkhorn-Knopp makes again, nor that attention is made again."""
+    chosen = made(name)
+    found = flops(of_one[name], ledger.VIEWS) / chosen.sampling.batch
+    assert 0.97 < found / step_flops(chosen).executed < 1.2
+
+
+@pytest.fixture(scope="module")
+def of_four():
+    """By one of four processes that share a batch, either way."""
+    words = ["sampling.batch=64", *PLAIN]
+    return {way: simulate(made("activations", f"compute.parallel={way}", *words), 4) for way in ("ddp", "fsdp")}
+
+
+def test_a_checkpoint_is_two_networks_two_moments_and_counts(of_one, of_four):
+    chosen = made("activations")
+    with torch.device("meta"):
+        shapes = [p.shape for p in Network.with_heads(chosen.backbone, chosen.objective.head).parameters()]
+    expected = 4 * (4 * sum(map(math.prod, shapes)) + len(shapes) + 2 * chosen.objective.head.prototypes)
+    assert {seen.checkpoint for seen in (of_one["activations"], *of_four.values())} == {expected}
+
+
+def test_processes_hold_shards_and_the_same_activations(of_one, of_four):
+    alone, shards = of_one["activations"], of_four["fsdp"]
+    for part in (ledger.PARAMETERS, ledger.EMA, ledger.OPTIMIZER):
+        assert shards.at_rest[part] == pytest.approx(alone.at_rest[part] / 4, rel=0.05)
+        assert of_four["ddp"].at_rest[part] == alone.at_rest[part]
+    assert shards.at_peak[ledger.ACTIVATIONS] == pytest.approx(alone.at_peak[ledger.ACTIVATIONS], rel=0.1)
+
+
+def test_rounds_that_are_alike_are_simulated_once_and_counted_as_often_as_they_are(of_one):
+    parted = simulate(made("activations", "compute.accumulate=8"), 1)
+    assert flops(parted) == pytest.approx(flops(of_one["activations"]), rel=0.1)
+    assert parted.peak < 0.4 * of_one["activations"].peak
+
+
+def test_ddp_sends_each_gradient_once_and_fsdp_gathers_each_weight(of_one, of_four):
+    nbytes = of_one["activations"].at_rest[ledger.PARAMETERS]
+    sent = Counter()
+    for way, seen in of_four.items():
+        for each, count in seen.collectives.items():
+            assert each.processes == 4
+            sent[way, each.kind] += count * each.nbytes
+    assert sent["ddp", "allreduce"] == pytest.approx(nbytes, rel=0.05)
+    assert sent["fsdp", "reduce_scatter"] == pytest.approx(nbytes, rel=0.05)
+    assert 2 * nbytes < sent["fsdp", "allgather"] < 3.2 * nbytes  # the teacher's, the student's twice but for heads
+
+
+def test_a_deep_network_lies_on_the_line_through_two_shallow_ones(monkeypatch):
+    monkeypatch.setattr(simulation, "_DEPTHS", (2, 3))
+    deep = made("activations", "backbone.depth=5", "compute.parallel=fsdp", *PLAIN)
+    whole, line = simulate_whole(deep, 4), simulate(deep, 4)
+    assert line.peak == pytest.approx(whole.peak, rel=0.01)
+    assert sum(line.at_rest.values()) == pytest.approx(sum(whole.at_rest.values()), rel=0.001)
+    assert line.checkpoint == whole.checkpoint
+    for by in ("flops", "nbytes"):
+        told = [sum(n * getattr(each, by) for each, n in seen.operations.items()) for seen in (line, whole)]
+        assert told[0] == pytest.approx(told[1], rel=0.01)
+    told = [sum(n * each.nbytes for each, n in seen.collectives.items()) for seen in (line, whole)]
+    assert told[0] == pytest.approx(told[1], rel=0.01)
+
+
+def test_what_cannot_be_shared_out_is_refused_and_leaves_no_group():
+    with pytest.raises(BadOption, match="a batch of 16 does not divide by 5 processes times 1 parts"):
+        simulate(made("activations"), 5)
+    assert not dist.is_initialized()
