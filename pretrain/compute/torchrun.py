@@ -17,6 +17,10 @@ _TO_SAVE_S = 300
 """How long the processes may take for their last step and its checkpoint, once they are told to end."""
 
 
+_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that torchrun takes for itself, and does not give back."""
+
+
 def run_processes(words: list[str]) -> tuple[int, int]:
     """Start processes as torchrun's `words` say, and wait; returns the exit code of the first that failed, or 0, and
     the signal that ended them, or 0. Raises ProcessDied, BadOption.
@@ -27,6 +31,7 @@ def run_processes(words: list[str]) -> tuple[int, int]:
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):  # the processes say what there is to know
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = {number: signal.getsignal(number) for number in _CAUGHT}
     given = torchrun.parse_args(words)  # type: ignore[no-untyped-call]
     if hasattr(given, "shutdown_timeout"):
         given.shutdown_timeout = _TO_SAVE_S
@@ -47,4 +52,7 @@ def run_processes(words: list[str]) -> tuple[int, int]:
         ) from None
     except RendezvousError as error:
         raise BadOption(f"the machines do not meet at --head {given.rdzv_endpoint} ({first_line(error)})") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0, 0

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -39,13 +38,6 @@ def command(shards: Path, folder: Path, *changes: str, processes=1, stop_at=None
     stop += ["--probe", *map(str, probe)] if probe else []
     stop += ["--continue-run", str(begin_with)] if begin_with else []
     return [*words, *stop, "--set", *TINY, *changes]
-
-
-def train(*arguments, **options) -> subprocess.CompletedProcess[str]:
-    """The command, run to its end in a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = {"capture_output": True, "text": True, "cwd": ROOT, "timeout": 300}
-    return subprocess.run(command(*arguments, **options), check=False, env=environment, **run)
 
 
 def run(shards, folder, *changes, curves=False, **options):

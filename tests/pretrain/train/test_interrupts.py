@@ -5,11 +5,10 @@ import queue
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from pipelines.train import EXIT_SAVED, EXIT_STOPPED, main
+from pipelines.train import EXIT_SAVED, main
 from pretrain.train.checkpoint import latest_step
 from pretrain.train.watch.signals import Signals
 from tests.support.dask_processes import wait_until
@@ -72,8 +71,8 @@ def test_a_lost_terminal_saves_the_step(shards, tmp_path):
     assert [number for number, *_ in losses(tmp_path / "run")] == list(range(latest_step(tmp_path / "run/checkpoints")))
 
 
-def test_several_processes_end_together_saved_by_ctrl_c_and_named_where_one_is_killed(shards, tmp_path):
-    """They are in sessions of their own, under torchrun, and its tracebacks are none of a user's."""
+def test_ctrl_c_saves_the_step_of_several_processes_without_a_traceback(shards, tmp_path):
+    """They are in sessions of their own, under torchrun, which has tracebacks of its own."""
     words = command(shards, tmp_path / "run", "schedule.steps=100000", "saving.every=100000", processes=2)
     with begun(words) as process:
         until(process, "step      3")
@@ -84,16 +83,6 @@ def test_several_processes_end_together_saved_by_ctrl_c_and_named_where_one_is_k
     assert "Traceback" not in said
     step = latest_step(tmp_path / "run/checkpoints")
     assert [number for number, *_ in losses(tmp_path / "run")] == list(range(step))
-    with begun(words) as process:
-        until(process, f"step {step + 2:6}")
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[1]), signal.SIGKILL)
-        said = process.stdout.read()
-    assert process.returncode == EXIT_STOPPED
-    assert "Traceback" not in said
-    assert "was ended by SIGKILL; its machine may be out of memory; repeat the command" in said
-    assert latest_step(tmp_path / "run/checkpoints") == step
-    assert not any(Path(f"/proc/{child}/cmdline").exists() for child in children)
 
 
 def test_sighup_is_told_once_and_left_alone_where_it_is_ignored():

@@ -13,7 +13,7 @@ from pipelines.command import EXIT_WRONG_CALL
 from pipelines.train import EXIT_SAVED, EXIT_STOPPED, main
 from pretrain.train.checkpoint import superseded
 from pretrain.train.watch.watcher import health
-from tests.support.training import ROOT, close_to, command, losses, make_shards, run, train, train_together
+from tests.support.training import ROOT, close_to, command, losses, make_shards, run, train_together
 
 pytestmark = pytest.mark.slow
 
@@ -54,13 +54,7 @@ def test_accumulation_and_threads_train_as_well(shards, tmp_path):
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_do_what_one_does_and_one_goes_on_from_them(shards, unbroken, tmp_path, parallel):
-    """Both ways once under torchrun itself: data-parallel here, and two machines below."""
-    changes = shards, tmp_path / "run", f"compute.parallel={parallel}"
-    if parallel == "ddp":
-        two = train(*changes, processes=2, stop_at=5)
-        assert two.returncode == 0, two.stderr
-    else:
-        train_together(*changes, stop_at=5)
+    train_together(shards, tmp_path / "run", f"compute.parallel={parallel}", stop_at=5)
     assert run(shards, tmp_path / "run") == 0
     close_to(tmp_path / "run", unbroken)
     assert json.loads((tmp_path / "run/drawn.json").read_text()) == json.loads((unbroken / "drawn.json").read_text())

@@ -37,7 +37,7 @@ SIZES = {
         *("optim.kind=stable_adamw", "compute.accumulate=2", "sampling.batch=8", "compute.recompute=full", *PLAIN),
     ],
 }
-TOGETHER = {"activations": "ddp", "swiglu in bfloat16, recomputed": "fsdp"}
+TOGETHER = {"swiglu in bfloat16, recomputed": "fsdp"}
 
 
 def made(name, *changes):
