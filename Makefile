@@ -6,9 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := pyproject.toml constraints.txt
 
+# Python's bytecode of what is installed, by all cores: pip takes one, and to leave it out costs every start where
+# PYTHONDONTWRITEBYTECODE is set, as in images. Files that are no Python of this version do not matter.
+COMPILE = @$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || :
+
 BARE := help clean
 TARGETS := shards plan status verify forget audit privacy query interchange samples pretrain distill plan-train recipe \
-  curves evaluate export embed peek fit-stain fuzz evaluate-tissue test test-fast check bench docs $(BARE)
+  curves evaluate export embed peek fit-stain fuzz evaluate-tissue test test-fast test-long check bench docs $(BARE)
 
 # The call reaches Python as it was typed, `$` and all: make's own quoted list, and not what make would expand it to.
 GOALS := $(filter-out $(VENV)/.%,$(MAKECMDGOALS))
@@ -32,10 +36,10 @@ endif
 
 shards plan status verify forget audit privacy query interchange samples: $(VENV)/.shards
 pretrain distill plan-train recipe curves evaluate export embed peek: $(VENV)/.train
-fit-stain fuzz evaluate-tissue test test-fast check: $(VENV)/.test
+fit-stain fuzz evaluate-tissue test test-fast test-long check: $(VENV)/.test
 bench: $(VENV)/.bench
 docs: $(VENV)/.docs
-test test-fast: check
+test test-fast test-long: check
 ifeq ($(origin SHARDS),undefined)
 pretrain distill: $(VENV)/.shards
 endif
@@ -55,6 +59,7 @@ $(VENV)/.shards: $(PINS)
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for the slide stage"
 	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable .
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/.train: $(PINS)
@@ -63,6 +68,7 @@ $(VENV)/.train: $(PINS)
 	@echo "setting up $(VENV) for training: PyTorch is downloaded, which takes some minutes"
 	@$(BIN)/python -m pip install --quiet --no-compile --no-deps --editable .
 	@$(BIN)/python -m pipelines.make --requires train | $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --requirement /dev/stdin
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/.test: $(PINS)
@@ -70,12 +76,14 @@ $(VENV)/.test: $(PINS)
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for the tests"
 	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train,dev,docs]'
+	$(COMPILE)
 	@touch $@ $(VENV)/.shards $(VENV)/.train $(VENV)/.docs
 
 $(VENV)/.bench: $(VENV)/.test
 	@$(ANY_PYTHON) -m pipelines.make --check
 	@echo "setting up $(VENV) for the benchmarks"
 	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train,dev,docs,bench]'
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/.docs: $(PINS)
@@ -83,4 +91,5 @@ $(VENV)/.docs: $(PINS)
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) for the documents"
 	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train,docs]'
+	$(COMPILE)
 	@touch $@ $(VENV)/.shards $(VENV)/.train

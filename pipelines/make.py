@@ -18,8 +18,8 @@ EXIT_OK, EXIT_WRONG_CALL, EXIT_INTERRUPTED = 0, 2, 130
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "sample_slides"
-_AT_ROOT = ("test", "test-fast", "check", "docs")
-_LEFT_OUT = "not (slow or browser or cluster or network)"
+_AT_ROOT = ("test", "test-fast", "test-long", "check", "docs")
+_LEFT_OUT = "not (long or slow or browser or cluster or network)"
 
 _HELP = """
 Without SLIDES, make shards takes the sample slides. Without SHARDS, a target takes the folder shards/.
@@ -189,8 +189,8 @@ def _check(_target: Target, _said: Mapping[str, str]) -> Commands:
 
 def _test(target: Target, said: Mapping[str, str]) -> Commands:
     # two runs of neighbours: what a module's tests share is made once, or twice for the one that is parted
-    fast = ["-m", _LEFT_OUT] if target.name == "test-fast" else []
-    return [_python("pytest", "-n", "2", "--dist", "worksteal", *fast, *arguments(said))]
+    chosen = {"test": "not long", "test-fast": _LEFT_OUT, "test-long": "long"}[target.name]
+    return [_python("pytest", "-n", "2", "--dist", "worksteal", "-m", chosen, *arguments(said))]
 
 
 def _docs(_target: Target, said: Mapping[str, str]) -> Commands:
@@ -234,6 +234,7 @@ _PLANS: dict[str, Callable[[Target, Mapping[str, str]], Commands]] = {
     "docs": _docs,
     "test": _test,
     "test-fast": _test,
+    "test-long": _test,
     "fuzz": _fuzz,
     "evaluate-tissue": _evaluate_tissue,
     "clean": _nothing,

@@ -56,7 +56,10 @@ def learn(textures, steps, **settings):
     return found
 
 
-@pytest.mark.parametrize("settings", [{}, {"spread": "koleo", "spread_weight": 0.1}], ids=["kde", "koleo"])
+_KOLEO = pytest.param({"spread": "koleo", "spread_weight": 0.1}, marks=pytest.mark.long, id="koleo")
+
+
+@pytest.mark.parametrize("settings", [pytest.param({}, id="kde"), _KOLEO])
 def test_tiles_come_to_be_told_apart_and_agreed_on(textures, settings):
     found = learn(textures, 250, **settings)
     first, last = found[0], found[-1]

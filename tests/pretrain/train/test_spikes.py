@@ -94,7 +94,7 @@ def _probing_for_longer_than_others_wait(rank, processes, name, arguments):
         as_rank(rank, processes, name, arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_long_probe_of_the_first_process_is_waited_for(shards, tmp_path):
     tiles = table(tmp_path / "tiles.parquet", label=list("ab") * 10, group=[str(n // 4) for n in range(20)])
     settings = ("looking.probe=2", "schedule.steps=2")

@@ -77,6 +77,7 @@ def test_what_one_process_saved_two_go_on_from(shards, unbroken, tmp_path):
     close_to(tmp_path / "run", unbroken)
 
 
+@pytest.mark.long
 def test_two_machines_do_what_one_does_and_each_makes_its_own_index(shards, unbroken, tmp_path):
     """Each makes the same call, and they find each other at --head."""
     with socket.socket() as free:
@@ -223,6 +224,7 @@ def test_a_run_that_collapses_says_so(shards, tmp_path, capsys):
     assert "collapse" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # the compiler sets off warnings of torch with what it does itself
 def test_compiled_blocks_do_what_plain_ones_do(shards, tmp_path):

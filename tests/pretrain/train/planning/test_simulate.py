@@ -93,6 +93,7 @@ def _one_of_two(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_memory_of_two_processes_is_that_of_real_ones(tmp_path):
     in_processes(_one_of_two, tmp_path)
     for number, (name, parallel) in enumerate(TOGETHER.items()):
@@ -149,6 +150,7 @@ def test_ddp_sends_each_gradient_once_and_fsdp_gathers_each_weight(of_one, of_fo
     assert 2 * nbytes < sent["fsdp", "allgather"] < 3.2 * nbytes  # the teacher's, the student's twice but for heads
 
 
+@pytest.mark.long
 def test_a_deep_network_lies_on_the_line_through_two_shallow_ones(monkeypatch):
     monkeypatch.setattr(simulation, "_DEPTHS", (2, 3))
     deep = made("activations", "backbone.depth=5", "compute.parallel=fsdp", *PLAIN)
