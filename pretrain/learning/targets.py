@@ -85,6 +85,12 @@ def sinkhorn_knopp(cosines: Cosines, temperature: float, valid: Tensor | None = 
     2020, arXiv 2006.09882). What is scaled stays as it is; one factor for each column is all that comes of it, since
     those of the rows follow. `valid`: (M,) 1 for rows that count, 0 for padding, whose probabilities mean nothing.
     """
+    with torch.autocast(cosines.vectors.device.type, enabled=False):  # in bfloat16, factors are off by half a per cent
+        return Targets(cosines, temperature, _factors(cosines, temperature, valid, rounds).log())
+
+
+def _factors(cosines: Cosines, temperature: float, valid: Tensor | None, rounds: int) -> Tensor:
+    """(K,): what Sinkhorn-Knopp scales each column by."""
     count = cosines.prototypes.new_full((1,), cosines.rows) if valid is None else valid.sum()[None]
     count = distributed.all_sum(count) / len(cosines.prototypes)  # of rows for each column, else factors grow and grow
     factors = cosines.prototypes.new_ones(len(cosines.prototypes))
@@ -98,7 +104,7 @@ def sinkhorn_knopp(cosines: Cosines, temperature: float, valid: Tensor | None = 
             rows = 1 / (scores @ factors).clamp_min(_LEAST_SUM) if number else scores.new_ones(len(scores))
             total += (rows if valid is None else rows * valid[part]) @ scores
         factors = count.clamp_min(_LEAST_SUM) / distributed.all_sum(total).clamp_min(_LEAST_SUM)
-    return Targets(cosines, temperature, factors.log())
+    return factors
 
 
 class Centre(nn.Module):

@@ -161,7 +161,7 @@ class Backbone(nn.Module):
                 x = block(x, packing=packing, recompute=recompute)
             else:
                 x = block(x, packing=kept.packing, rows=kept.of_block(number), recompute=recompute)
-        parts = self.vit.norm(x).split(packing.sizes)
+        parts = self.vit.norm(x).to(torch.promote_types(x.dtype, torch.float32)).split(packing.sizes)
         whole = [part.view(*shape, -1) for part, shape in zip(parts, packing.shapes, strict=True)]
         return [Tokens(tokens[:, 0], tokens[:, self.prefix :]) for tokens in whole]
 

@@ -171,7 +171,7 @@ def test_a_step_makes_no_matrix_of_all_rows_and_prototypes_and_is_the_same(views
     assert most >= rows * MANY
     by_parts, same, largest = step(views, 4 * MANY, precision, targets)
     assert largest <= 10 * MANY < rows * MANY  # as large as the prototypes themselves, or the crops
-    assert by_parts == pytest.approx(whole, rel=1e-5, abs=1e-6)
+    assert by_parts == pytest.approx(whole, rel=1e-6, abs=1e-6)  # in bf16, too: what is of prototypes is float32
     coarse = {"fp32": 1e-4, "bf16": 2e-2}  # what rounding makes of the last bit of bfloat16
     for name, gradient in gradients.items():
         assert (same[name] - gradient).norm() < coarse[precision] * gradient.norm(), name
