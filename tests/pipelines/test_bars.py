@@ -70,6 +70,7 @@ def shown(bar, interrupt_at):
 
 
 @pytest.mark.parametrize(("bar", "every"), [(slides, 2), (counted, 3)])
+@pytest.mark.slow
 def test_ctrl_c_at_the_lines_of_a_bars_start_and_end_is_one_line(bar, every, capsys):
     code, lines = shown(bar, 0)
     assert (code, capsys.readouterr().err) == (0, "")

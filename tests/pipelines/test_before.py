@@ -28,6 +28,7 @@ def losses(file):
     return [json.loads(line)["loss"] for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_shards_are_sound_and_can_be_asked(before, capsys):
     assert verify(["--shards", str(before / "out")]) == 0
     sql = "SELECT count(*), min(stain) FROM tiles JOIN slides USING (slide_id)"
@@ -35,6 +36,7 @@ def test_shards_are_sound_and_can_be_asked(before, capsys):
     assert {"8", "HE"} <= set(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_it_would_have_then(before, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(before / "run", run)

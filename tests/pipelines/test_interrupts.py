@@ -38,6 +38,7 @@ def interrupted(process, when):
 
 
 @pytest.mark.parametrize("words", [["pipelines.shards"], ["pipelines.mixmag", "shards"], ["pipelines.train"]])
+@pytest.mark.slow
 def test_ctrl_c_while_a_command_is_loaded_is_one_line(tmp_path, words):
     for library in ("dask", "torch"):  # which take seconds to load; here they take until the signal comes
         code = f"import pathlib, signal\npathlib.Path({str(tmp_path / 'loading')!r}).touch()\nsignal.pause()\n"

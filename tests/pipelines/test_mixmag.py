@@ -109,6 +109,7 @@ sys.exit(main({words}))
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_package_that_is_missing_is_named_with_what_installs_it(gone, words, said):
     code = MISSING.format(gone=gone, words=words)
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -116,6 +117,7 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(gone, words, s
     assert ended.returncode == 2
 
 
+@pytest.mark.slow
 def test_help_needs_neither_torch_nor_dask():
     code = MISSING.format(gone="torch", words=[]).replace('== "torch"', 'in ("torch", "dask", "openslide", "cv2")')
     code = code.replace("sys.exit(main([]))", f"sys.exit(any(main([name, '--help']) for name in {list(COMMANDS)!r}))")

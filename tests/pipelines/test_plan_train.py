@@ -22,6 +22,7 @@ def plan(*words, changes=()):
     return main(["--recipe", "debug", *words, "--set", *TINY, *PLAIN, *changes])
 
 
+@pytest.mark.slow
 def test_one_plan_is_told_in_full(tmp_path, capsys):
     assert plan("--gpus", "2", "--gpu", "l4", "--price", "3", "--to", str(tmp_path / "plan.json")) == 0
     out = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Processes that hold the same tensors each copy and write a part of them."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +56,7 @@ def _one_of_two(rank, folder):
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_copy_and_write_half_each_and_read_all(tmp_path):
     (tmp_path / "step").mkdir()
     in_processes(_one_of_two, tmp_path)

@@ -154,6 +154,7 @@ def test_lost_tiles_are_noticed(out, tmp_path):
         open_index([str(out)], tmp_path / "index")
 
 
+@pytest.mark.slow
 def test_split_is_by_patient_and_stays_when_slides_are_added(out, tmp_path):
     def splits():
         index = open_index([str(out)], tmp_path / "index")

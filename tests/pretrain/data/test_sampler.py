@@ -25,6 +25,7 @@ def draws(sampler, steps):
 
 
 @pytest.mark.parametrize(("alpha", "batch", "steps"), [(0.0, 8, 25_000), (0.5, 64, 15_625), (1.0, 64, 3_125)])
+@pytest.mark.slow
 def test_shares_of_magnifications_and_strata(skewed, alpha, batch, steps):
     settings = SamplingSettings(batch=batch, seed=1, mix={"20x": 0.75, "5x": 0.25}, alpha=alpha)
     sampler = Sampler(skewed, settings)

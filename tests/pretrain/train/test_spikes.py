@@ -46,6 +46,7 @@ def test_a_run_that_only_falls_has_none(seed, steps):
 
 
 @given(seed=st.integers(0, 10**6), at=st.integers(60, 250), times=st.floats(12, 1000), of=st.sampled_from([0, 1]))
+@pytest.mark.slow
 def test_a_step_far_beyond_the_others_is_named_once(seed, at, times, of):
     both = falling(300, seed)
     usual = np.median(both[of][max(0, at - 200) : at])

@@ -81,6 +81,7 @@ def test_counts_are_spread_evenly_over_the_range():
     assert np.allclose(np.histogram(counts, 4, (0.1, 0.5))[0] / len(counts), 0.25, atol=0.02)
 
 
+@pytest.mark.slow
 def test_shapes_stay_the_same_for_every_step():
     plans = [plan_masks(DEFAULT, Places(0, step, np.arange(64)), 2, 16) for step in range(200)]
     assert len({len(plan.index) for plan in plans}) == 1

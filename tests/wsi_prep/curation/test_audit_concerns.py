@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import duckdb
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +75,7 @@ def kinds_of(slide, tiles):
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(slides, st.lists(tile, max_size=4)), min_size=1, max_size=12))
+@pytest.mark.slow
 def test_what_is_held_against_a_slide_is_what_its_rows_say(cohort):
     ids = [f"s{number:03}" for number in range(len(cohort))]
     rows = [

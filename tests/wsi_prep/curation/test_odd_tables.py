@@ -78,6 +78,7 @@ def test_a_forget_that_a_bad_part_stops_is_completed(out, capsys, spoil):
     assert [path.name for path in (out / "stores").iterdir()] == [f"{KEPT}.zarr"]
 
 
+@pytest.mark.slow
 def test_a_forget_that_a_bad_part_stops_is_completed_after_a_repair(out, capsys):
     no_parquet(out)
     add_row(out, "slide3-00000003", status="excluded")

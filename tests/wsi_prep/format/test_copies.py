@@ -61,6 +61,7 @@ BOTH_WAYS = [((0, 1), {1: 6, 2: 2, 3: 7, 4: 6, 5: 4, 6: 1}), ((1, 0), {1: 3, 2: 
 
 
 @pytest.mark.parametrize(("order", "expected"), BOTH_WAYS, ids=["first, second", "second, first"])
+@pytest.mark.slow
 def test_all_who_read_count_the_same_copy(folders, tmp_path, capsys, order, expected):
     shards = [str(folders[number]) for number in order]
     tiles = {f"slide{number}-{number:08x}": n for number, n in expected.items()}

@@ -34,6 +34,7 @@ def test_a_tiles_row_has_the_columns_of_its_table():
 
 
 @pytest.mark.parametrize(("assume_mpp", "status"), [(0.5, "ok"), (None, "excluded")])
+@pytest.mark.slow
 def test_rows_of_a_slides_work_are_of_these_types(nompp_slide, tmp_path, assume_mpp, status):
     row, tiles = prepared(nompp_slide, tmp_path, PrepareSettings(assume_mpp=assume_mpp))
     assert row["status"] == status

@@ -9,6 +9,7 @@ from wsi_prep.slides.readers.select import open_slide
 
 
 @pytest.mark.parametrize("factors", [(), (3, 9), (2, 16)])
+@pytest.mark.slow
 def test_a_thumbnail_is_the_area_mean_of_the_whole_slide(tmp_path, factors):
     """Whatever level it is read from; none of the sizes is a multiple of another."""
     width, height = 5291, 2411

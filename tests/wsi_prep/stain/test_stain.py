@@ -139,6 +139,7 @@ def pictures():
     }
 
 
+@pytest.mark.slow
 def test_sample_slides_are_what_they_are(pictures):
     for stain, (picture, tissue) in pictures.items():
         assert classify_stain(picture, tissue)[0] == stain

@@ -324,6 +324,7 @@ def test_a_folder_of_pictures_is_read_as_the_slide_stage_sees_them(tmp_path):
         read_slides(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_writes_weights_and_says_how_good_they_are(tmp_path, capsys):
     tile_table(tmp_path / "tiles.parquet")
     call = ["--tiles", str(tmp_path / "tiles.parquet"), "--to", str(tmp_path / "w.safetensors"), "--examples", "60"]

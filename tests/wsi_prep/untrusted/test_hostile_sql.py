@@ -144,6 +144,7 @@ def value(node, row):
 
 @settings(max_examples=20, deadline=None)
 @given(CONDITIONS)
+@pytest.mark.slow
 def test_a_condition_holds_where_sql_says_so(condition):
     expected = [n for n, row in enumerate(ROWS.to_pylist()) if truth(condition, row) is True]
     assert Condition(condition).rows(ROWS) == expected

@@ -87,6 +87,7 @@ def features_of(labels, sites, site_weight, seed=0):
     return torch.from_numpy(signal + rng.normal(size=signal.shape)).float()
 
 
+@pytest.mark.slow
 def test_the_drop_is_that_of_loops_over_the_same_draws(two_draws):
     labels, sites, slides = cohort(2, 2, 5, 10)
     features = features_of(labels, sites, 4)

@@ -32,6 +32,7 @@ def evaluated(tinted, to, *more, tasks="tinted.parquet"):
     return main([*words, *more])
 
 
+@pytest.mark.slow
 def test_figures_are_in_the_table_on_the_page_and_in_the_terminal(tinted, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("pretrain.evaluation.robustness.confounded.DRAWS", 1)
     assert evaluated(tinted, tmp_path) == 0
@@ -55,6 +56,7 @@ def test_figures_are_in_the_table_on_the_page_and_in_the_terminal(tinted, tmp_pa
     assert float(square[1]) == SIDE
 
 
+@pytest.mark.slow
 def test_another_column_can_be_the_site(tinted, tmp_path, capsys):
     table = pq.read_table(tinted / "tinted.parquet").take([n for n in range(96) if n % 6 < 3])
     pq.write_table(table.rename_columns({"institution": "source"}), tinted / "source.parquet")
