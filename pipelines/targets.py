@@ -135,7 +135,7 @@ _DEVELOPING = (
     ),
     Target("test", "Run the tests, all but a few long ones, after ruff and mypy", "pytest", (_ARGS,)),
     Target("test-long", "Run the few long tests that make test leaves out, after ruff and mypy", "pytest", (_ARGS,)),
-    Target("test-fast", "Run the tests that take seconds, after ruff and mypy: under 2 minutes", "pytest", (_ARGS,)),
+    Target("test-fast", "Run the tests that take seconds, after ruff and mypy: some 2.5 minutes", "pytest", (_ARGS,)),
     Target("check", "Run typos, ruff and mypy alone"),
     Target("docs", "Build the documents as a site in the folder site/", "mkdocs", (_ARGS,)),
     Target("clean", "Remove the environment, the sample slides' pictures and the folders shards/ and site/"),

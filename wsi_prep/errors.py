@@ -39,6 +39,10 @@ class BadOutput(UsageError, OSError):
     """The output folder cannot be written, or holds something that this run must not touch."""
 
 
+class OutputInUse(BadOutput):
+    """A run is at work in the output folder."""
+
+
 class BadCatalog(UsageError):
     """A folder of shards has no catalog, an empty one, or one that cannot be read."""
 

@@ -24,7 +24,7 @@ _ARCHITECTURE = {True: "vit_giant_patch14_dinov2", False: "vit_small_patch14_din
 
 _MOST_STATE = 64 << 20
 _SHOWN = ("magnification", "stain", "tissue")
-_NOT_SHOWN = (*recipes.FREE, "start_from", "teacher")  # nor any path
+_NOT_SHOWN = (*recipes.FREE, "start_from", "continue_", "teacher")  # nor any path
 
 
 def export(run: Path, to: Path, licence: str = "unknown", step: int | None = None) -> int:

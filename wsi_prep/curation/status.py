@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_prep.compute.time_limit import HUNG
-from wsi_prep.errors import BadCatalog, BadOutput
+from wsi_prep.errors import BadCatalog, BadOutput, OutputInUse
 from wsi_prep.format.records import SlideRow
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import WORKING, read_run
@@ -145,7 +145,7 @@ def _at_work(storage: Storage) -> bool:
     try:
         with storage.undisturbed(take_over=False):
             return False
-    except BadOutput:
+    except OutputInUse:
         return True
 
 

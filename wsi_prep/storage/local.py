@@ -14,7 +14,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from wsi_prep.errors import BadCatalog, BadOutput, one_line
+from wsi_prep.errors import BadCatalog, BadOutput, OutputInUse, one_line
 from wsi_prep.format.records import is_table_file
 from wsi_prep.storage.atomic import aside, put_in_place, remove_tree, sync, write_atomically
 from wsi_prep.storage.base import LOCK, STAGING, Span
@@ -81,7 +81,7 @@ class LocalStorage:
             return
         with self._lock_file(os.O_RDONLY) as lock:
             if not self._try(lock, shared=True):
-                raise BadOutput(f"a run is writing to {self.where}; try again when it has ended")
+                raise OutputInUse(f"a run is writing to {self.where}; try again when it has ended")
             yield
 
     def _lock_file(self, flags: int) -> IO[bytes]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
 from wsi_prep.compute.ahead import ahead
-from wsi_prep.errors import BadOutput
+from wsi_prep.errors import BadOutput, OutputInUse
 from wsi_prep.format.records import is_table_file
 from wsi_prep.storage.base import LOCK, Span
 from wsi_prep.storage.lock_holder import ProcessMark
@@ -74,13 +74,13 @@ class ObjectStorage:
         """See Storage. Nothing is written; that no run began is known at the end, by the lock that is as it was."""
         before = self._lock_if_any()
         if _is_held(before) and not take_over:
-            raise BadOutput(
+            raise OutputInUse(
                 f"a run ({ProcessMark.of(before)}) is writing to {self.where}; try again when it has ended, "
                 "or add TAKE_OVER=1 if that run is gone for good"
             )
         yield
         if self._lock_if_any() != before:
-            raise BadOutput(f"a run began to write to {self.where} meanwhile; try again when it has ended")
+            raise OutputInUse(f"a run began to write to {self.where} meanwhile; try again when it has ended")
 
     def dismiss_workers(self) -> None:
         """See Storage."""

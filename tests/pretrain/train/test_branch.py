@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.command import EXIT_WRONG_CALL
+from pipelines.export import main as export
 from pipelines.train import main
 from pretrain.train.checkpoint import step_folder
 from tests.support.training import close_to, losses, make_shards, run, train_together
@@ -83,6 +84,14 @@ def test_it_is_recorded_and_said(shards, first, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert f"begins with network, moving mean and optimizer of {first} at step 3; changed: " in said
     assert "the seed is as there" in said
+
+
+def test_an_exported_model_does_not_name_the_folder_that_its_run_began_with(shards, first, tmp_path):
+    assert run(shards, tmp_path / "run", "schedule.steps=1", begin_with=first) == 0
+    assert export(["--run", str(tmp_path / "run"), "--to", str(tmp_path / "model")]) == 0
+    texts = [file.read_bytes() for file in (tmp_path / "model").iterdir()]
+    assert texts
+    assert not any(str(first.parent).encode() in text for text in texts)
 
 
 def test_shards_and_filter_are_those_of_the_run_that_is_continued(first, tmp_path):

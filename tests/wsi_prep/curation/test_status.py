@@ -100,6 +100,17 @@ def test_what_run_json_says_of_a_call_may_be_anything(out, working):
     assert read_status(str(out), now=began).slides_per_hour is None
 
 
+def test_a_lock_that_cannot_be_opened_is_no_run_at_work(out, capsys):
+    with at_work(out, slides=1):
+        pass
+    (out / ".lock").unlink()
+    (out / ".lock").mkdir()
+    assert main(["--shards", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert ".lock" in said
+    assert "at work" not in said
+
+
 def test_what_is_no_output_is_refused_in_a_line(tmp_path, capsys):
     assert main(["--shards", str(tmp_path)]) == 2
     said = capsys.readouterr().err
