@@ -1,4 +1,4 @@
-"""Writes what other tools read: outlines for QuPath, places of tiles for TRIDENT or CLAM, tiles for webdataset."""
+"""Writes what other tools read: outlines for QuPath, places of tiles for TRIDENT or CLAM, tiles as tars or tables."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pipelines.command import (
     run_command,
 )
 from wsi_prep.curation.exchange.coordinates import Written, write_clam, write_qupath, write_trident
+from wsi_prep.curation.exchange.tables import write_tables
 from wsi_prep.curation.exchange.tars import write_tars
 from wsi_prep.errors import counted
 
-KINDS = ("qupath", "trident", "clam", "webdataset")
+KINDS = ("qupath", "trident", "clam", "webdataset", "parquet")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +44,9 @@ def write(call: InterchangeCall) -> Written:
     shards, seconds = output_named(call.shards), call.time_limit
     require_apart("TO", call.to, [shards])
     if call.kind == "webdataset":
-        return write_tars(shards, call.where, call.to, call.tar_mb * 1_000_000, call.shuffle, seconds)
+        return write_tars(shards, call.where, call.to, call.file_mb * 1_000_000, call.shuffle, seconds)
+    if call.kind == "parquet":
+        return write_tables(shards, call.where, call.to, call.file_mb * 1_000_000, call.shuffle or 0, seconds)
     writers = {"qupath": write_qupath, "trident": write_trident, "clam": write_clam}
     return writers[call.kind](shards, call.where, call.to, seconds)
 

@@ -170,12 +170,15 @@ class QueryCall(OfQuestions, OfShards):
 
 @dataclass(frozen=True, kw_only=True)
 class InterchangeCall(OfQuestions):
-    """Write what other tools read: outlines for QuPath, tile coordinates for TRIDENT or CLAM, tiles for webdataset.
+    """Write what other tools read: outlines for QuPath, tile places for TRIDENT or CLAM, tiles as tars or tables.
 
     Exit codes: 0 all is written; 2 the call is wrong; 3 something had to be left out; 130 interrupted.
     """
 
-    kind: Annotated[Literal["qupath", "trident", "clam", "webdataset"], Option("qupath|trident|clam|webdataset")]
+    kind: Annotated[
+        Literal["qupath", "trident", "clam", "webdataset", "parquet"],
+        Option("qupath|trident|clam|webdataset|parquet"),
+    ]
     """For which tool."""
 
     shards: Annotated[str, Option("folder")] = "shards"
@@ -187,8 +190,8 @@ class InterchangeCall(OfQuestions):
     where: Annotated[str, Option("\"stain = 'HE'\"")] = "true"
     """Take only what meets this SQL condition on the columns of slides and tiles."""
 
-    tar_mb: int = 1000
-    """webdataset: the largest tar, in MB."""
+    file_mb: Annotated[int, Option(formerly="--tar-mb")] = 1000
+    """webdataset, parquet: the largest file, in MB."""
 
     shuffle: int | None = None
-    """webdataset: put tiles in random order, by this seed; without it, slide by slide."""
+    """webdataset, parquet: the seed of a random order. Without it tars are slide by slide, and tables use 0."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pretrain.data.parts import INDEX_VERSION, Part, build_part, open_part, read_filter
-from pretrain.data.sources import ShardSource, digest, folders_of, open_source
+from pretrain.data.sources import ShardSource, TileSource, digest, folders_of
+from pretrain.data.table_part import build_table_part
+from pretrain.data.tables import TableFolder, open_any
 from pretrain.errors import BadFilter, BadShards
 from wsi_prep.errors import counted
 from wsi_prep.format.copies import which_count
@@ -26,9 +30,9 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class TileAddress:
-    """Where one tile is and what it is: `path` relative to the source's folder, `mpp` in um/px of its pixels."""
+    """Where one tile is: `path` relative to the source's folder; `index` in its array, or row in its table."""
 
-    source: ShardSource
+    source: TileSource
     path: str
     offset: int
     nbytes: int
@@ -37,8 +41,8 @@ class TileAddress:
 
     @property
     def name(self) -> str:
-        """For people: the array and the tile's place in it."""
-        return f"{self.source.where}/{self.path.rpartition('/')[0]}[{self.index}]"
+        """For people: the array, or table, and the tile's place in it."""
+        return f"{self.source.where}/{self.path.rpartition('/c.')[0] or self.path}[{self.index}]"
 
 
 class Index:
@@ -54,7 +58,7 @@ class Index:
     'shards/stores/slide1-00000001.zarr/20x[3]'
     """
 
-    def __init__(self, parts: Sequence[tuple[ShardSource, Part]]) -> None:
+    def __init__(self, parts: Sequence[tuple[TileSource, Part]]) -> None:
         self._sources = [source for source, _ in parts]
         self._parts = [part for _, part in parts]
         self._tile_base = _bases(len(part.tiles) for part in self._parts)
@@ -71,6 +75,11 @@ class Index:
     def warnings(self) -> list[str]:
         """What a user should know of these shards."""
         found = [*self.copies.notes]
+        if packed := sum(part.packed for part in self._parts):
+            found.append(
+                f"{counted(packed, 'tile of tables', 'tiles of tables')} can be read only with the whole row group; "
+                "docs/interchange.md says how to write them for reading at random"
+            )
         if alone := int((self.slides["by_patient"][self._shown()] == 0).sum()):
             found.append(
                 f"{counted(alone, 'slide has', 'slides have')} no patient_key: each is split as a patient of its own"
@@ -90,7 +99,7 @@ class Index:
     def _shown(self) -> NDArray[np.int64]:
         return np.unique(self.cells["slide"])
 
-    def source(self, tile: int) -> ShardSource:
+    def source(self, tile: int) -> TileSource:
         """Which of the folders holds the tile of this row number."""
         return self._sources[self._part(tile)]
 
@@ -108,6 +117,9 @@ class Index:
 
     def _address(self, part: int, row: int, array: str) -> TileAddress:
         offset, nbytes, crc32, index = self._parts[part].tiles[row]
+        if tables := self._parts[part].tables:
+            name, first = tables[bisect.bisect_right(tables, index, key=itemgetter(1)) - 1]
+            return TileAddress(self._sources[part], name, offset, nbytes, crc32, index - first)
         shard = f"{array}/c.{index // TILES_PER_SHARD}.0.0.0"
         return TileAddress(self._sources[part], shard, offset, nbytes, crc32, index)
 
@@ -165,13 +177,16 @@ def open_index(
     kept = Path(folder) if folder is not None else default_folder()
     condition = read_filter(where, seconds)
     told = condition.text if condition else ""
-    todo = [(source, *pair) for source in map(open_source, folders_of(shards)) for pair in _pairs(source)]
+    todo = [(source, *pair) for source in map(open_any, folders_of(shards)) for pair in _pairs(source)]
     parts = []
     for done, (source, name, has_tiles, stamp) in enumerate(todo):
         key = digest(str(INDEX_VERSION), str(FORMAT_VERSION), os.path.abspath(source.where), name, stamp, told)  # noqa: PTH100
         progress(done, len(todo))
         if not (kept / key).is_dir():
-            build_part(source, name, has_tiles, condition, kept / key)
+            if isinstance(source, TableFolder):
+                build_table_part(source, condition, kept / key)
+            else:
+                build_part(source, name, has_tiles, condition, kept / key)
         parts.append((source, open_part(kept / key)))
     progress(len(todo), len(todo))
     if condition and not any(len(part.tiles) for _, part in parts):
@@ -185,8 +200,13 @@ def default_folder() -> Path:
     return Path(cache) / "mixed-magnification" / "index"
 
 
-def _pairs(source: ShardSource) -> list[tuple[str, bool, str]]:
-    """Catalog files of one name: the name, whether it has tiles, and what changes when either file does."""
+def _pairs(source: ShardSource | TableFolder) -> list[tuple[str, bool, str]]:
+    """Catalog files of one name: the name, whether it has tiles, and what changes when either file does.
+
+    Tables are one part: a slide may have tiles in each.
+    """
+    if isinstance(source, TableFolder):
+        return [("tables", True, " ".join(f"{file.name} {file.stamp}" for file in source.names))]
     tiles = {file.name: file.stamp for file in source.files("tiles")}
     return [(f.name, f.name in tiles, f"{f.stamp} {tiles.get(f.name)}") for f in source.files("slides")]
 

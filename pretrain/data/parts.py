@@ -76,13 +76,19 @@ class TileRows:
 
 @dataclass(frozen=True)
 class Part:
-    """A part as it lies on disk: arrays of the dtypes above, and its names of strata by level."""
+    """A part as it lies on disk: arrays of the dtypes above, and its names of strata by level.
+
+    `tables`: where it was made from a folder of tables, their names, each with the `index` of its first row; `packed`:
+    how many of its tiles can be read only with their row groups.
+    """
 
     tiles: TileRows
     cells: NDArray[np.void]
     slides: NDArray[np.void]
     names: dict[str, list[str]]
     slide_ids: pa.ChunkedArray
+    tables: tuple[tuple[str, int], ...] = ()
+    packed: int = 0
 
 
 def open_part(folder: Path) -> Part:
@@ -90,7 +96,9 @@ def open_part(folder: Path) -> Part:
     cells, slides = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("cells", "slides"))
     names = json.loads((folder / "names.json").read_text())
     slide_ids = pa.ipc.open_file(pa.memory_map(str(folder / "slide_ids.arrow"))).read_all()["slide_id"]
-    return Part(TileRows(folder / "tiles.npy"), cells, slides, names, slide_ids)
+    of_tables = names.pop("of_tables", {"tables": [], "packed": 0})
+    tables = tuple((str(name), int(first)) for name, first in of_tables["tables"])
+    return Part(TileRows(folder / "tiles.npy"), cells, slides, names, slide_ids, tables, int(of_tables["packed"]))
 
 
 def build_part(source: ShardSource, name: str, has_tiles: bool, where: Condition | None, folder: Path) -> None:
@@ -101,7 +109,7 @@ def build_part(source: ShardSource, name: str, has_tiles: bool, where: Condition
     slides = of_today(source.parquet("slides", name).read(), SLIDE_SCHEMA)
     slides = slides.filter(pc.equal(slides["status"], "ok"))
     check_ids(source, name, slides["slide_id"])
-    found = [np.empty(0, _ROW)]
+    found = [np.empty(0, ROW)]
     seen = 0
     if has_tiles:
         file = source.parquet("tiles", name)
@@ -116,7 +124,9 @@ def build_part(source: ShardSource, name: str, has_tiles: bool, where: Condition
     rows = np.concatenate(found)
     rows = rows[np.lexsort((rows["index"], rows["magnification"], rows["slide"]))]
     levels = {level: sorted({str(v) for v in slides[level].to_pylist()}) for level in STRATUM_LEVELS}
-    write_part(folder, rows[list(TILE.names or ())], _cells(rows), _slides(slides, levels), levels, slides["slide_id"])
+    write_part(
+        folder, rows[list(TILE.names or ())], cells_of(rows), slide_rows(slides, levels), levels, slides["slide_id"]
+    )
 
 
 def write_part(
@@ -126,8 +136,9 @@ def write_part(
     slides: NDArray[np.void],
     names: dict[str, list[str]],
     slide_ids: pa.ChunkedArray | pa.Array,
+    **of_tables: object,
 ) -> None:
-    """Write a part aside and rename it into place."""
+    """Write a part aside and rename it into place; `of_tables` are Part's `tables` and `packed`."""
     aside = folder.with_name(f".{folder.name}.{uuid4().hex}")
     aside.mkdir(parents=True)
     packed = np.lib.format.open_memmap(aside / "tiles.npy", mode="w+", dtype=TILE, shape=tiles.shape)
@@ -136,7 +147,7 @@ def write_part(
     packed.flush()
     np.save(aside / "cells.npy", cells)
     np.save(aside / "slides.npy", slides)
-    (aside / "names.json").write_text(json.dumps(names))
+    (aside / "names.json").write_text(json.dumps(names | ({"of_tables": of_tables} if of_tables else {})))
     table = pa.table({"slide_id": slide_ids})
     with pa.ipc.new_file(aside / "slide_ids.arrow", table.schema) as file:
         file.write_table(table)
@@ -162,15 +173,15 @@ def read_filter(where: str | None, seconds: float = CONDITION_SECONDS) -> Condit
     except BadQuery as error:
         raise _not_understood(where, error) from error
     columns = [field for field in SLIDE_SCHEMA if field.name != "slide_id"]
-    _matching(pa.schema([*TILE_SCHEMA, *columns]).empty_table(), condition)
+    matching_rows(pa.schema([*TILE_SCHEMA, *columns]).empty_table(), condition)
     return condition
 
 
-_ROW = np.dtype([*((n, TILE[n]) for n in TILE.names or ()), ("slide", "<u4"), ("magnification", "<u4"), ("mpp", "<f4")])
+ROW = np.dtype([*((n, TILE[n]) for n in TILE.names or ()), ("slide", "<u4"), ("magnification", "<u4"), ("mpp", "<f4")])
 
 
 def _columns(where: Condition | None) -> list[str]:
-    words = _words(where) if where else set()
+    words = words_of(where) if where else set()
     return [name for name in TILE_SCHEMA.names if name in _NEEDED or name in words]
 
 
@@ -178,7 +189,8 @@ def _known(batch: pa.RecordBatch, slides: pa.Table) -> int:
     return int(pc.sum(pc.is_in(batch["slide_id"], slides["slide_id"].combine_chunks())).as_py() or 0)
 
 
-def _words(where: Condition) -> set[str]:
+def words_of(where: Condition) -> set[str]:
+    """The words of a condition in small letters, columns among them."""
     return set(re.findall(r"\w+", where.text.lower()))
 
 
@@ -188,18 +200,18 @@ def matching_tiles(batch: pa.RecordBatch, slides: pa.Table, where: Condition | N
     slide = pc.index_in(table["slide_id"], slides["slide_id"].combine_chunks())
     table = table.append_column("slide", slide).filter(pc.is_valid(slide))
     if where:
-        words = _words(where)
+        words = words_of(where)
         joined = table
         for field in slides.schema:
             if field.name in words and field.name not in joined.schema.names:
                 joined = joined.append_column(field.name, slides[field.name].take(table["slide"]))
-        table = table.take(_matching(joined, where))
+        table = table.take(matching_rows(joined, where))
     return table
 
 
 def _rows(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, where: Condition | None) -> NDArray[np.void]:
     table = checked_tiles(source, batch, slides, where)
-    rows = np.empty(len(table), _ROW)
+    rows = np.empty(len(table), ROW)
     for name in (*(TILE.names or ()), "slide", "mpp"):
         rows[name] = table[name].to_numpy()
     rows["magnification"] = pc.index_in(table["magnification"], pa.array(_NAMES)).to_numpy(zero_copy_only=False)
@@ -216,7 +228,7 @@ def checked_tiles(source: ShardSource, batch: pa.RecordBatch, slides: pa.Table, 
     return table
 
 
-def _matching(table: pa.Table, where: Condition) -> pa.Array:
+def matching_rows(table: pa.Table, where: Condition) -> pa.Array:
     """Numbers of the rows that `where` holds for."""
     try:
         return pa.array(where.rows(table), pa.int64())
@@ -233,7 +245,7 @@ def _not_understood(where: str, error: Exception) -> BadFilter:
     )
 
 
-def _cells(rows: NDArray[np.void]) -> NDArray[np.void]:
+def cells_of(rows: NDArray[np.void]) -> NDArray[np.void]:
     """Runs of one slide and magnification in the sorted rows."""
     key = rows["slide"].astype(np.uint64) * len(_NAMES) + rows["magnification"]
     starts = np.flatnonzero(np.diff(key, prepend=key[:1] + 1)) if len(key) else np.empty(0, np.int64)
@@ -245,7 +257,8 @@ def _cells(rows: NDArray[np.void]) -> NDArray[np.void]:
     return cells
 
 
-def _slides(slides: pa.Table, levels: dict[str, list[str]]) -> NDArray[np.void]:
+def slide_rows(slides: pa.Table, levels: dict[str, list[str]]) -> NDArray[np.void]:
+    """SLIDE of each slide, strata as numbers into `levels`."""
     out = np.empty(len(slides), SLIDE)
     ids, patients = slides["slide_id"].to_pylist(), slides["patient_key"].to_pylist()
     out["id_hash"] = [_hash(slide_id) for slide_id in ids]

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -41,23 +41,18 @@ _SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://", "http://
 
 @dataclass(frozen=True)
 class CatalogFile:
-    """One Parquet file of a catalog: `name` (the same for its slides and its tiles) and what changes when it does."""
+    """A Parquet file: `name`, in a catalog the same for its slides and its tiles; what changes when it does; bytes."""
 
     name: str
     stamp: str
+    size: int
 
 
-class ShardSource(Protocol):
-    """What the index and the loader need of one OUT folder."""
+class TileSource(Protocol):
+    """What the loader needs of a folder."""
 
     where: str
     remote: bool
-
-    def files(self, table: str) -> list[CatalogFile]:
-        """The Parquet files of catalog/<table>, sorted by name; BadShards if there is no catalog."""
-
-    def parquet(self, table: str, name: str) -> pq.ParquetFile:
-        """One of them, open; BadShards where it is no table of a catalog."""
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         """`nbytes` bytes from `offset` of the file at `path`, relative to the folder; OSError if they are not there."""
@@ -66,18 +61,38 @@ class ShardSource(Protocol):
         """The same, in `memory` where that saves something (new memory for each tile costs as much as reading it)."""
 
 
+class ShardSource(TileSource, Protocol):
+    """What the index needs of one OUT folder."""
+
+    def files(self, table: str) -> list[CatalogFile]:
+        """The Parquet files of catalog/<table>, sorted by name; BadShards if there is no catalog."""
+
+    def parquet(self, table: str, name: str) -> pq.ParquetFile:
+        """One of them, open; BadShards where it is no table of a catalog."""
+
+
 def folders_of(shards: str | Path | Sequence[str | Path]) -> list[str]:
     """The folders or URLs that are meant: several, or one alone."""
     return [str(shards)] if isinstance(shards, (str, Path)) else [str(where) for where in shards]
 
 
+def open_folder(where: str) -> LocalFolder | ObjectStore:
+    """The folder or object-store URL `where`, whatever it holds."""
+    return ObjectStore(where) if where.startswith(_SCHEMES) else LocalFolder(where.removeprefix("file://"))
+
+
 def open_source(where: str) -> ShardSource:
     """The folder or object-store URL `where`; BadShards if it holds no catalog."""
-    remote = where.startswith(_SCHEMES)
-    source: ShardSource = ObjectStore(where) if remote else LocalFolder(where.removeprefix("file://"))
+    source = open_folder(where)
     if not source.files("slides"):
-        raise BadShards(f"{where} holds no catalog/slides; name a folder that make shards has filled")
+        tables = ", but Parquet tables, which only training and peek take" if source.tables("") else ""
+        raise BadShards(f"{where} holds no catalog/slides{tables}; name a folder that make shards has filled")
     return source
+
+
+def is_parquet(name: str) -> bool:
+    """Whether a file of that name is a table, and neither hidden nor about other ones."""
+    return name.endswith(".parquet") and not name.startswith((".", "_"))
 
 
 def check_ids(source: ShardSource, name: str, ids: pa.ChunkedArray) -> None:
@@ -119,15 +134,22 @@ class LocalFolder:
 
     def files(self, table: str) -> list[CatalogFile]:
         """See ShardSource."""
+        return self._listed(f"catalog/{table}", is_table_file)
+
+    def tables(self, path: str) -> list[CatalogFile]:
+        """Parquet files in the folder at the relative `path`, sorted by name."""
+        return self._listed(path, is_parquet)
+
+    def _listed(self, path: str, wanted: Callable[[str], bool]) -> list[CatalogFile]:
         try:
-            folder = folder_below(self._folder, f"catalog/{table}")
-            found = sorted(file.name for file in folder.iterdir() if is_table_file(file.name))
-            stats = [(name, file_below(self._folder, f"catalog/{table}/{name}")[1]) for name in found]
+            folder = folder_below(self._folder, path)
+            found = sorted(file.name for file in folder.iterdir() if wanted(file.name))
+            stats = [(name, file_below(self._folder, f"{path}/{name}".lstrip("/"))[1]) for name in found]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise BadShards(f"{self.where} cannot be read: {error.strerror or error}") from error
-        return [CatalogFile(name, f"{s.st_size} {s.st_mtime_ns} {s.st_ino}") for name, s in stats]
+        return [CatalogFile(name, f"{s.st_size} {s.st_mtime_ns} {s.st_ino}", s.st_size) for name, s in stats]
 
     def parquet(self, table: str, name: str) -> pq.ParquetFile:
         """See ShardSource."""
@@ -136,7 +158,7 @@ class LocalFolder:
             return _opened(file_below(self._folder, path)[0], table)
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
-        """See ShardSource."""
+        """See TileSource."""
         return bytes(self.read_into(bytearray(), path, offset, nbytes))
 
     def read_into(self, memory: bytearray, path: str, offset: int, nbytes: int) -> memoryview:
@@ -175,16 +197,23 @@ class ObjectStore:
 
     def files(self, table: str) -> list[CatalogFile]:
         """See ShardSource."""
+        return self._listed(f"catalog/{table}/", is_table_file)
+
+    def tables(self, path: str) -> list[CatalogFile]:
+        """Parquet files in the folder at the relative `path`, sorted by name."""
+        return self._listed(f"{path}/".lstrip("/"), is_parquet)
+
+    def _listed(self, prefix: str, wanted: Callable[[str], bool]) -> list[CatalogFile]:
         try:
-            found = [meta for page in self._store.list(f"catalog/{table}/") for meta in page]
+            found = self._store.list_with_delimiter(prefix or None)["objects"]
         except Exception as error:
             raise BadShards(f"{self.where} cannot be listed: {first_line(error)}") from error
         named = ((meta["path"].rpartition("/")[2], meta) for meta in found)
         return sorted(
             (
-                CatalogFile(name, f"{meta['size']} {meta['e_tag']} {meta['last_modified']}")
+                CatalogFile(name, f"{meta['size']} {meta['e_tag']} {meta['last_modified']}", meta["size"])
                 for name, meta in named
-                if is_table_file(name)
+                if wanted(name)
             ),
             key=lambda file: file.name,
         )

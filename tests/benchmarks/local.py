@@ -5,20 +5,25 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import litdata
 import lmdb
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import torch.multiprocessing as mp
 import webdataset
 import zarr
 
+from pretrain.data.index import open_index
 from pretrain.data.loader import Loader, LoaderSettings
+from pretrain.data.sampler import Sampler, SamplingSettings
 from tests.benchmarks.cohort import Cohort, make_peers, sizes
 from tests.benchmarks.measure import Figure, Run, compare, on_cores
+from wsi_prep.curation.exchange.tables import write_tables
 from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.format.magnifications import TILE_PX
 
@@ -70,6 +75,27 @@ def run_cores(cohort: Cohort, repeats: int) -> list[Figure]:
     with one, two, workers:
         rates = compare("two cores", contestants, repeats)
     return [*rates.figures(), rates.ratio("2 threads", "1 thread", 1.8), rates.ratio("2 threads", "2 processes")]
+
+
+def run_tables(cohort: Cohort, repeats: int) -> list[Figure]:
+    """One core: the same slides as Parquet tables, ours by offset, and as others write them, by row group."""
+    write_tables(cohort.shards, "true", cohort.folder / "tables", 1_000_000_000)
+    ours = pq.read_table(cohort.folder / "tables").drop_columns(["nbytes", "crc32"])
+    (cohort.folder / "hub").mkdir()
+    pq.write_table(ours, cohort.folder / "hub/train-00000.parquet", row_group_size=100)
+    with on_cores(0), ExitStack() as open_loaders:
+        contestants = {"decoding alone": _decoding(cohort)}
+        for name, folder in (("shards", "shards"), ("tables", "tables"), ("tables of others", "hub")):
+            index = open_index(cohort.folder / folder, cohort.folder / "index")
+            sampler = Sampler(index, SamplingSettings(batch=cohort.batch, seed=1))
+            loader = open_loaders.enter_context(Loader(sampler, LoaderSettings(threads=1)))
+            contestants[f"loader, {name}"] = _loading(loader, cohort)
+        rates = compare("tables, one core", contestants, repeats)
+    least = {"shards": None, "tables": 0.8, "tables of others": None}
+    return [
+        *rates.figures(),
+        *(rates.ratio(f"loader, {name}", "decoding alone", target) for name, target in least.items()),
+    ]
 
 
 def _loading(loader: Loader, cohort: Cohort) -> Run:

@@ -74,6 +74,19 @@ def unpacked(read: Read, chunk: pq.ColumnChunkMetaData, rows: int, end: int, mos
     return Unpacked(total, dictionary, pages)
 
 
+def one_plain_page(read: Read, chunk: pq.ColumnChunkMetaData, rows: int, end: int) -> bool:
+    """Whether the chunk is one page, not packed, of `rows` texts that lie one after another, each behind its length.
+
+    Then the last of them ends where the chunk does. BadTable as in `unpacked`.
+    """
+    if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or rows == 0:
+        return False
+    at, until = _extent(chunk, rows, end)
+    kind, here, packed, values, length = _header(read, at, until)
+    plain = set(chunk.encodings) <= {"PLAIN", "RLE", "BIT_PACKED"}
+    return plain and kind == _DATA and values == rows and here == packed == until - at - length
+
+
 def _extent(chunk: pq.ColumnChunkMetaData, rows: int, end: int) -> tuple[int, int]:
     """Where the chunk's pages begin and end; some readers begin at its dictionary, some at what comes first."""
     start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset

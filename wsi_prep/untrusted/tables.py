@@ -9,7 +9,7 @@ number and type, and of texts that stand for many rows by their dictionary.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,21 +34,24 @@ _TEXTS = frozenset((pa.string(), pa.large_string(), pa.string_view(), pa.binary(
 _FOOTER_TEXT, _FOOTER_ITEMS = 2**24, 200_000  # of a footer: bytes of one text, entries of one list
 
 
-def open_table(source: Path | pa.BufferReader, schema: pa.Schema, **options: Any) -> pq.ParquetFile:
+def open_table(
+    source: Path | pa.NativeFile, schema: pa.Schema, struct: str | None = None, **options: Any
+) -> pq.ParquetFile:
     """A file of the table with that `schema`, whose rows and texts are no more than its bytes can be.
 
-    Raises BadTable, and what pyarrow raises for what is no Parquet. `options` are ParquetFile's.
+    Its column `struct` may be one; what that unpacks to is bounded, and the length of its texts is not. Raises
+    BadTable, and what pyarrow raises for what is no Parquet. `options` are ParquetFile's.
     """
     file = _opened(source, **options)
     try:
-        _require_bounded(source, file, schema)
+        _require_bounded(source, file, schema, struct)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def require_table(source: Path | pa.BufferReader, schema: pa.Schema, where: str) -> None:
+def require_table(source: Path | pa.NativeFile, schema: pa.Schema, where: str) -> None:
     """Raise BadCatalog, which names the file `where`, unless it is one that `open_table` opens."""
     with refusing(where):
         open_table(source, schema).close()
@@ -87,10 +90,10 @@ def of_today(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return rows.select(schema.names).cast(schema)
 
 
-def _require_bounded(source: Path | pa.BufferReader, file: pq.ParquetFile, schema: pa.Schema) -> None:
+def _require_bounded(source: Path | pa.NativeFile, file: pq.ParquetFile, schema: pa.Schema, struct: str | None) -> None:
     """Raise BadTable where the file has other types than the table, or unpacks to more than it can."""
     size = _size(source)
-    most = _require_plausible(file, schema, size)
+    most = _require_plausible(file, schema, size, struct)
     with _reading(source) as read:
         chunks = _chunks(read, file.metadata, size)
     total = sum(chunk.total for columns in chunks for chunk in columns.values())
@@ -99,7 +102,7 @@ def _require_bounded(source: Path | pa.BufferReader, file: pq.ParquetFile, schem
     _require_texts(source, file, chunks, most)
 
 
-def _require_plausible(file: pq.ParquetFile, schema: pa.Schema, size: int) -> int:
+def _require_plausible(file: pq.ParquetFile, schema: pa.Schema, size: int, struct: str | None) -> int:
     """What a footer says of a file of `size` bytes, against the table's `schema`: most bytes that it may unpack to.
 
     Raises BadTable for more rows, or other types, than such a file has.
@@ -107,7 +110,7 @@ def _require_plausible(file: pq.ParquetFile, schema: pa.Schema, size: int) -> in
     metadata, most = file.metadata, max(UNPACKED * size, _LEAST)
     if metadata.num_columns > _MOST_COLUMNS:
         raise BadTable(f"it has {metadata.num_columns:,} columns")
-    width = _require_kinds(file.schema_arrow, schema)
+    width = _require_kinds([field for field in file.schema_arrow if field.name != struct], schema)
     groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     rows = sum(groups)
     if rows != metadata.num_rows or min(groups, default=0) < 0:
@@ -136,7 +139,7 @@ def _chunks(read: Read, metadata: pq.FileMetaData, size: int) -> list[dict[str, 
 
 
 @contextmanager
-def _reading(source: Path | pa.BufferReader) -> Iterator[Read]:
+def _reading(source: Path | pa.NativeFile) -> Iterator[Read]:
     """The file's bytes by offset and count; a small file is read once."""
     if not isinstance(source, Path):
         yield lambda at, count: _at(source, at, count)
@@ -152,25 +155,25 @@ def _reading(source: Path | pa.BufferReader) -> Iterator[Read]:
         os.close(descriptor)
 
 
-def _at(source: pa.BufferReader, at: int, count: int) -> bytes:
+def _at(source: pa.NativeFile, at: int, count: int) -> bytes:
     source.seek(at)
     return bytes(source.read(count))
 
 
-def _opened(source: Path | pa.BufferReader, **options: Any) -> pq.ParquetFile:
+def _opened(source: Path | pa.NativeFile, **options: Any) -> pq.ParquetFile:
     if not isinstance(source, Path):
         source.seek(0)
     limits = {"thrift_string_size_limit": _FOOTER_TEXT, "thrift_container_size_limit": _FOOTER_ITEMS}
     return pq.ParquetFile(source, **limits, **options)
 
 
-def _size(source: Path | pa.BufferReader) -> int:
+def _size(source: Path | pa.NativeFile) -> int:
     return source.stat().st_size if isinstance(source, Path) else int(source.size())
 
 
-def _require_kinds(found: pa.Schema, schema: pa.Schema) -> int:
+def _require_kinds(found: Sequence[pa.Field], schema: pa.Schema) -> int:
     """Bytes of a row without its texts. Raises BadTable for two columns of one name, and as _require_kind."""
-    if len(set(found.names)) != len(found.names):
+    if len({field.name for field in found}) != len(found):
         raise BadTable("it has two columns of one name")
     for field in found:
         _require_kind(field, schema)
@@ -204,7 +207,7 @@ def _width(kind: pa.DataType) -> int:
 
 
 def _require_texts(
-    source: Path | pa.BufferReader, file: pq.ParquetFile, chunks: list[dict[str, Unpacked]], most: int
+    source: Path | pa.NativeFile, file: pq.ParquetFile, chunks: list[dict[str, Unpacked]], most: int
 ) -> None:
     """Raise BadTable where the texts are longer in all than `most` bytes.
 

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
-import math
 import tarfile
-import tempfile
-from collections import deque
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from wsi_prep.curation.exchange.coordinates import Written
+from wsi_prep.curation.exchange.stored import pack_tiles, plain, tile_key
 from wsi_prep.errors import BadOption
-from wsi_prep.format.records import TILE_SCHEMA, TileRow
-from wsi_prep.format.stored_tiles import TilePlace, place_of, require_whole
-from wsi_prep.output.query import open_catalog
+from wsi_prep.format.records import TileRow
 from wsi_prep.storage.atomic import aside
-from wsi_prep.storage.base import Storage
-from wsi_prep.storage.select import open_storage
-from wsi_prep.untrusted.sql import QUESTION_SECONDS, one_expression
+from wsi_prep.untrusted.sql import QUESTION_SECONDS
 
 _BLOCK = 512
-_STRATUM = ("stain", "institution", "tissue", "patient_key")
-_TILES = "SELECT {columns} FROM tiles JOIN slides USING (slide_id) WHERE status = 'ok' AND ({where}\n) {order}"
 
 
 def write_tars(
@@ -44,29 +34,12 @@ def write_tars(
     holds tars already. A tile whose bytes are not what the catalog says is left out. `seconds` as in open_catalog.
     """
     if most_bytes < tarfile.RECORDSIZE:
-        raise BadOption(f"tars of {most_bytes} bytes hold nothing; tar-mb 1000 is usual")
+        raise BadOption(f"tars of {most_bytes} bytes hold nothing; file-mb 1000 is usual")
     if any(to.glob("tiles-*.tar")):
         raise BadOption(f"TO {to} holds tars already; remove them, or name another folder")
     to.mkdir(parents=True, exist_ok=True)
-    keys = "slide_id, magnification, index"
-    order = f"ORDER BY {keys}" if shuffle is None else f"ORDER BY hash({keys}, {shuffle:d}), {keys}"
-    columns = ", ".join(f'"{name}"' for name in (*TILE_SCHEMA.names, *_STRATUM))
-    written = Written()
-    storage = open_storage(out)
-    with (
-        tempfile.TemporaryDirectory(dir=to, prefix=".sorting.") as spill,
-        open_catalog([storage.where], Path(spill), seconds) as catalog,
-        _Tars(to, most_bytes) as tars,
-    ):
-        for batch in catalog.ask(_TILES.format(columns=columns, where=one_expression(where), order=order)):
-            placed = ((row, place_of(row)) for row in batch.to_pylist())
-            for shard, tiles in itertools.groupby(placed, lambda tile: tile[1].shard):
-                for row, jpeg in _stored(storage, shard, tiles):
-                    if isinstance(jpeg, Exception):
-                        written.left_out[f"{row['array']}[{row['index']}]"] = getattr(jpeg, "strerror", "") or str(jpeg)
-                        continue
-                    tars.add(_key(row), {"jpg": jpeg, "json": _json(row)})
-                    written.tiles += 1
+    with _Tars(to, most_bytes) as tars:
+        written = pack_tiles(out, where, to, shuffle, tars.add_tile, seconds=seconds)
     written.files = tars.count
     return written
 
@@ -89,6 +62,10 @@ class _Tars:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
+    def add_tile(self, row: TileRow, jpeg: bytes) -> None:
+        """Add a tile and its row."""
+        self.add(tile_key(row), {"jpg": jpeg, "json": json.dumps(plain(row), allow_nan=False).encode()})
+
     def add(self, key: str, parts: dict[str, bytes]) -> None:
         """Add one sample, all of it to one tar."""
         size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in parts.values())
@@ -103,37 +80,3 @@ class _Tars:
             entry = tarfile.TarInfo(f"{key}.{ending}")
             entry.size = len(data)
             self._tar.addfile(entry, io.BytesIO(data))
-
-
-def _stored(
-    storage: Storage, shard: str, tiles: Iterable[tuple[TileRow, TilePlace]]
-) -> Iterator[tuple[TileRow, bytes | Exception]]:
-    """Rows of one shard file, each with its tile's JPEG, or with the reason where that is not there, or not whole."""
-    waiting = deque(tiles)
-    while waiting:
-        jpegs = storage.spans(shard, [(place.offset, place.nbytes) for _, place in waiting])
-        try:
-            for jpeg in jpegs:
-                row, place = waiting.popleft()
-                yield row, _whole(jpeg, place.crc32)
-        except OSError as error:
-            yield waiting.popleft()[0], error
-
-
-def _whole(jpeg: bytes, crc32: int) -> bytes | Exception:
-    try:
-        require_whole(jpeg, crc32)
-    except ValueError:
-        return ValueError("its bytes are not those that the catalog says")
-    return jpeg
-
-
-def _key(row: TileRow) -> str:
-    """Without a dot: webdataset takes what follows the first one for the ending."""
-    return f"{row['slide_id'].replace('.', '_')}_{row['magnification']}_{row['index']:06d}"
-
-
-def _json(row: TileRow) -> bytes:
-    """JSON has no NaN and no infinity."""
-    plain = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in row.items()}
-    return json.dumps(plain, allow_nan=False).encode()
