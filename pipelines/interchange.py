@@ -15,6 +15,7 @@ from pipelines.command import (
     run_command,
 )
 from wsi_prep.curation.exchange.coordinates import Written, write_clam, write_qupath, write_trident
+from wsi_prep.curation.exchange.stored import Wanted
 from wsi_prep.curation.exchange.tables import write_tables
 from wsi_prep.curation.exchange.tars import write_tars
 from wsi_prep.errors import counted
@@ -43,10 +44,10 @@ def write(call: InterchangeCall) -> Written:
     """Do as the call say; raises UsageError."""
     shards, seconds = output_named(call.shards), call.time_limit
     require_apart("TO", call.to, [shards])
-    if call.kind == "webdataset":
-        return write_tars(shards, call.where, call.to, call.file_mb * 1_000_000, call.shuffle, seconds)
-    if call.kind == "parquet":
-        return write_tables(shards, call.where, call.to, call.file_mb * 1_000_000, call.shuffle or 0, seconds)
+    if call.kind in ("webdataset", "parquet"):
+        mixed = call.shuffle if call.kind == "webdataset" else call.shuffle or 0
+        write_tiles = write_tars if call.kind == "webdataset" else write_tables
+        return write_tiles(Wanted(shards, call.where, mixed, seconds), call.to, call.file_mb * 1_000_000)
     writers = {"qupath": write_qupath, "trident": write_trident, "clam": write_clam}
     return writers[call.kind](shards, call.where, call.to, seconds)
 

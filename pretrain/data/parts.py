@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -134,11 +135,10 @@ def write_part(
     tiles: NDArray[np.void],
     cells: NDArray[np.void],
     slides: NDArray[np.void],
-    names: dict[str, list[str]],
+    names: Mapping[str, object],
     slide_ids: pa.ChunkedArray | pa.Array,
-    **of_tables: object,
 ) -> None:
-    """Write a part aside and rename it into place; `of_tables` are Part's `tables` and `packed`."""
+    """Write a part aside and rename it into place; `names` of strata by level, and of tables `of_tables`."""
     aside = folder.with_name(f".{folder.name}.{uuid4().hex}")
     aside.mkdir(parents=True)
     packed = np.lib.format.open_memmap(aside / "tiles.npy", mode="w+", dtype=TILE, shape=tiles.shape)
@@ -147,7 +147,7 @@ def write_part(
     packed.flush()
     np.save(aside / "cells.npy", cells)
     np.save(aside / "slides.npy", slides)
-    (aside / "names.json").write_text(json.dumps(names | ({"of_tables": of_tables} if of_tables else {})))
+    (aside / "names.json").write_text(json.dumps(names))
     table = pa.table({"slide_id": slide_ids})
     with pa.ipc.new_file(aside / "slide_ids.arrow", table.schema) as file:
         file.write_table(table)

@@ -57,8 +57,8 @@ def build_table_part(source: TableFolder, where: Condition | None, folder: Path)
     _require_one_scale(source, rows, cells, slides)
     levels = {level: sorted(set(slides[level].to_pylist())) for level in STRATUM_LEVELS}
     tiles = rows[list(TILE.names or ())]
-    told = (slide_rows(slides, levels), levels, slides["slide_id"])
-    write_part(folder, tiles, cells, *told, tables=tables, packed=int((tiles["offset"] >= PACKED).sum()))
+    names = {**levels, "of_tables": {"tables": tables, "packed": int((tiles["offset"] >= PACKED).sum())}}
+    write_part(folder, tiles, cells, slide_rows(slides, levels), names, slides["slide_id"])
 
 
 def _told(source: TableFolder, name: str, where: Condition | None) -> pa.Table:

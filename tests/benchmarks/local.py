@@ -23,6 +23,7 @@ from pretrain.data.loader import Loader, LoaderSettings
 from pretrain.data.sampler import Sampler, SamplingSettings
 from tests.benchmarks.cohort import Cohort, make_peers, sizes
 from tests.benchmarks.measure import Figure, Run, compare, on_cores
+from wsi_prep.curation.exchange.stored import Wanted
 from wsi_prep.curation.exchange.tables import write_tables
 from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.format.magnifications import TILE_PX
@@ -79,7 +80,7 @@ def run_cores(cohort: Cohort, repeats: int) -> list[Figure]:
 
 def run_tables(cohort: Cohort, repeats: int) -> list[Figure]:
     """One core: the same slides as Parquet tables, ours by offset, and as others write them, by row group."""
-    write_tables(cohort.shards, "true", cohort.folder / "tables", 1_000_000_000)
+    write_tables(Wanted(cohort.shards, "true", 0), cohort.folder / "tables", 1_000_000_000)
     ours = pq.read_table(cohort.folder / "tables").drop_columns(["nbytes", "crc32"])
     (cohort.folder / "hub").mkdir()
     pq.write_table(ours, cohort.folder / "hub/train-00000.parquet", row_group_size=100)

@@ -15,6 +15,7 @@ import pytest
 from pipelines.interchange import main
 from tests.support.masked import prepared
 from tests.support.shard_folders import MPP, add_slide, grey
+from wsi_prep.curation.exchange.stored import Wanted
 from wsi_prep.curation.exchange.tars import write_tars
 from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
@@ -97,7 +98,7 @@ def test_webdataset_reads_the_tars(shards, tmp_path):
 
 def test_tars_are_bounded_and_whole(shards, tmp_path):
     to, bound = tmp_path / "to", 4 * max(row["nbytes"] for row in tiles(shards)) + 30_000
-    written = write_tars(shards, "true", to, bound)
+    written = write_tars(Wanted(shards, "true", None), to, bound)
     files = sorted(to.iterdir())
     assert [file.name for file in files] == [f"tiles-{n:05d}.tar" for n in range(written.files)]
     assert len(files) > 2

@@ -27,6 +27,7 @@ from tests.support.shard_folders import add_slide, grey
 from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.audit.pictures import tiles as tile_pictures
 from wsi_prep.curation.estimate import read_sample
+from wsi_prep.curation.exchange.stored import Wanted
 from wsi_prep.curation.exchange.tars import write_tars
 from wsi_prep.curation.verify.catalog import check_catalog_file
 from wsi_prep.curation.verify.slide import SlideCheck, check_slide
@@ -84,7 +85,7 @@ def embedded(out, to):
 
 
 def packed(out, to):
-    written = write_tars(out, "true", to / "tars", 10**6)
+    written = write_tars(Wanted(out, "true", None), to / "tars", 10**6)
     if written.left_out:
         raise OSError(next(iter(written.left_out.values())))
     return written.tiles

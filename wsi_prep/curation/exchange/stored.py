@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +25,37 @@ STRATUM = ("stain", "institution", "tissue", "patient_key")
 _TILES = "SELECT {columns} FROM tiles JOIN slides USING (slide_id) WHERE status = 'ok' AND ({where}\n) {order}"
 
 
-def pack_tiles(
-    out: str | Path,
-    where: str,
-    to: Path,
-    shuffle: int | None,
-    add: Callable[[TileRow, bytes], None],
-    of_slide: tuple[str, ...] = STRATUM,
-    seconds: float = QUESTION_SECONDS,
-) -> Written:
-    """Call `add` with row and JPEG of each tile that fits `where`, the row with the columns `of_slide` of its slide.
+@dataclass(frozen=True)
+class Wanted:
+    """Tiles of the folder or URL `out` that fit `where`: slide by slide, or in a random order that `shuffle` fixes.
 
-    Slide by slide, or in a random order that `shuffle` fixes; the folder `to` has room for sorting. A tile whose bytes
-    are not what the catalog says is left out, and named in what is returned. `seconds` as in open_catalog.
+    `seconds` as in open_catalog.
+    """
+
+    out: str | Path
+    where: str
+    shuffle: int | None
+    seconds: float = QUESTION_SECONDS
+
+
+def pack_tiles(
+    wanted: Wanted, to: Path, add: Callable[[TileRow, bytes], None], of_slide: tuple[str, ...] = STRATUM
+) -> Written:
+    """Call `add` with row and JPEG of each tile, the row with the columns `of_slide` of its slide.
+
+    The folder `to` has room for sorting. A tile whose bytes are not what the catalog says is left out, and named in
+    what is returned.
     """
     keys = "slide_id, magnification, index"
-    order = f"ORDER BY {keys}" if shuffle is None else f"ORDER BY hash({keys}, {shuffle:d}), {keys}"
+    order = f"ORDER BY {keys}" if wanted.shuffle is None else f"ORDER BY hash({keys}, {wanted.shuffle:d}), {keys}"
     columns = ", ".join(f'"{name}"' for name in (*TILE_SCHEMA.names, *of_slide))
     written = Written()
-    storage = open_storage(out)
+    storage = open_storage(wanted.out)
     with (
         tempfile.TemporaryDirectory(dir=to, prefix=".sorting.") as spill,
-        open_catalog([storage.where], Path(spill), seconds) as catalog,
+        open_catalog([storage.where], Path(spill), wanted.seconds) as catalog,
     ):
-        for batch in catalog.ask(_TILES.format(columns=columns, where=one_expression(where), order=order)):
+        for batch in catalog.ask(_TILES.format(columns=columns, where=one_expression(wanted.where), order=order)):
             placed = ((row, place_of(row)) for row in batch.to_pylist())
             for shard, tiles in itertools.groupby(placed, lambda tile: tile[1].shard):
                 for row, jpeg in _stored(storage, shard, tiles):

@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wsi_prep.curation.exchange.coordinates import Written
-from wsi_prep.curation.exchange.stored import STRATUM, pack_tiles, tile_key
+from wsi_prep.curation.exchange.stored import STRATUM, Wanted, pack_tiles, tile_key
 from wsi_prep.errors import BadOption
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, TileRow
 from wsi_prep.storage.atomic import aside
-from wsi_prep.untrusted.sql import QUESTION_SECONDS
 
 ROWS_PER_GROUP = 64
 _LEAST_BYTES = 1 << 20
@@ -40,18 +39,10 @@ TABLE_SCHEMA = pa.schema(
 """A row of such a table."""
 
 
-def write_tables(
-    out: str | Path,
-    where: str,
-    to: Path,
-    most_bytes: int,
-    shuffle: int = 0,
-    seconds: float = QUESTION_SECONDS,
-) -> Written:
-    """`to`/tiles-00000.parquet, ... of the tiles that fit `where`, none with more than `most_bytes` of JPEGs.
+def write_tables(wanted: Wanted, to: Path, most_bytes: int) -> Written:
+    """`to`/tiles-00000.parquet, ... of the tiles, none with more than `most_bytes` of JPEGs, in row groups of 64.
 
-    Tiles of all slides are in a random order that `shuffle` fixes, in row groups of 64. Raises BadOption where `to`
-    holds tables already. A tile whose bytes are not what the catalog says is left out. `seconds` as in open_catalog.
+    Raises BadOption where `to` holds tables already. A tile whose bytes are not what the catalog says is left out.
     """
     if most_bytes < _LEAST_BYTES:
         raise BadOption(f"tables of {most_bytes} bytes hold nothing; file-mb 1000 is usual")
@@ -59,7 +50,7 @@ def write_tables(
         raise BadOption(f"TO {to} holds tables already; remove them, or name another folder")
     to.mkdir(parents=True, exist_ok=True)
     with _Tables(to, most_bytes) as tables:
-        written = pack_tiles(out, where, to, shuffle, tables.add, _OF_SLIDE, seconds)
+        written = pack_tiles(wanted, to, tables.add, _OF_SLIDE)
         tables.flush()
     written.files = tables.count
     return written

@@ -10,28 +10,20 @@ from pathlib import Path
 from types import TracebackType
 
 from wsi_prep.curation.exchange.coordinates import Written
-from wsi_prep.curation.exchange.stored import pack_tiles, plain, tile_key
+from wsi_prep.curation.exchange.stored import Wanted, pack_tiles, plain, tile_key
 from wsi_prep.errors import BadOption
 from wsi_prep.format.records import TileRow
 from wsi_prep.storage.atomic import aside
-from wsi_prep.untrusted.sql import QUESTION_SECONDS
 
 _BLOCK = 512
 
 
-def write_tars(
-    out: str | Path,
-    where: str,
-    to: Path,
-    most_bytes: int,
-    shuffle: int | None = None,
-    seconds: float = QUESTION_SECONDS,
-) -> Written:
-    """`to`/tiles-00000.tar, ... of the tiles that fit `where`, none larger than `most_bytes` unless one tile is.
+def write_tars(wanted: Wanted, to: Path, most_bytes: int) -> Written:
+    """`to`/tiles-00000.tar, ... of the tiles, none larger than `most_bytes` unless one tile is.
 
     <key>.jpg holds the stored bytes, <key>.json the tile's row and its slide's stratum; the key is made of slide,
-    magnification and index. Slide by slide, or in a random order that `shuffle` fixes. Raises BadOption where `to`
-    holds tars already. A tile whose bytes are not what the catalog says is left out. `seconds` as in open_catalog.
+    magnification and index. Raises BadOption where `to` holds tars already. A tile whose bytes are not what the catalog
+    says is left out.
     """
     if most_bytes < tarfile.RECORDSIZE:
         raise BadOption(f"tars of {most_bytes} bytes hold nothing; file-mb 1000 is usual")
@@ -39,7 +31,7 @@ def write_tars(
         raise BadOption(f"TO {to} holds tars already; remove them, or name another folder")
     to.mkdir(parents=True, exist_ok=True)
     with _Tars(to, most_bytes) as tars:
-        written = pack_tiles(out, where, to, shuffle, tars.add_tile, seconds=seconds)
+        written = pack_tiles(wanted, to, tars.add_tile)
     written.files = tars.count
     return written
 
