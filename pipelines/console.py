@@ -11,6 +11,7 @@ from pipelines.command import Terminal
 from wsi_prep.errors import counted
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SlideRow, shown_name, tile_counts
+from wsi_prep.run.before import Before
 from wsi_prep.run.request import RunSummary
 
 _SHOWN = 50
@@ -61,6 +62,29 @@ class SlideProgress:
         elapsed = self._bar.tasks[0].elapsed or 0.0
         rate = self._tiles / elapsed if elapsed > 0 else 0.0
         self._bar.update(self._task, advance=1, failed=self._failed, tiles=self._tiles, rate=rate)
+
+
+def told_bytes(number: int) -> str:
+    """So many bytes, for people."""
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"
+
+
+def show_before(terminal: Terminal, before: Before) -> None:
+    """What a look before a run has found: slides opened, sizes, then what is to know, and what has to be mended."""
+    terminal.say(f"{counted(before.found, 'slide')}, {before.to_do:,} to do")
+    for each in before.tried:
+        if not each.error:
+            what = f"{each.vendor or 'no vendor'}, {each.mpp:.4g} um/px, {counted(each.tiles or 0, 'tile')} to make"
+            terminal.say(f"opens     {each.name}  {what}")
+    sizes = {"to read": before.read_bytes, "to write": before.needed, "free": before.free}
+    told = [f"{told_bytes(size)} {what}" for what, size in sizes.items() if size is not None]
+    terminal.say(f"about {', '.join(told)}" if told else "the slides do not tell their sizes")
+    for note in before.notes:
+        terminal.note(f"note: {note}")
+    for fault in before.faults:
+        terminal.warn(fault)
+    if not before.faults:
+        terminal.say("nothing was found that would keep the run from ending; nothing was made")
 
 
 def show_summary(terminal: Terminal, out: str, summary: RunSummary) -> None:

@@ -16,11 +16,12 @@ from pipelines.command import (
     require_apart,
     run_command,
 )
-from pipelines.console import SlideProgress, show_summary
+from pipelines.console import SlideProgress, show_before, show_summary
 from wsi_prep.compute.cluster.options import ClusterOptions, read_slurm_config, tls_files
 from wsi_prep.errors import BadOption, ClusterLost
 from wsi_prep.format.jpeg import JpegSettings
 from wsi_prep.format.magnifications import parse_magnifications
+from wsi_prep.run.before import look_before
 from wsi_prep.run.call import run_shards
 from wsi_prep.run.request import RunRequest
 from wsi_prep.run.task import PrepareSettings
@@ -42,6 +43,10 @@ def _work(call: ShardsCall, terminal: Terminal) -> int:
     request = build_request(call)
     if request.log is not None:
         require_apart("LOG", request.log, [request.out])
+    if call.check:
+        before = look_before(request)
+        show_before(terminal, before)
+        return EXIT_NOT_ALL if before.faults else EXIT_OK
     try:
         with SlideProgress(terminal, link=call.dashboard) as progress:
             summary = run_shards(request, progress)

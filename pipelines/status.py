@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from pipelines.calls.slides import StatusCall
 from pipelines.command import EXIT_OK, Terminal, output_named, run_command
+from pipelines.console import told_bytes
 from wsi_prep.curation.status import Status, read_status
 from wsi_prep.errors import BadOption, counted
 
@@ -38,7 +39,7 @@ def lines_of(status: Status) -> list[str]:
     lines = [f"{status.out}: {_state(status)}", f"slides     {done:,} done" + (f": {kinds}" if kinds else "")]
     if status.to_do is not None:
         lines.append(f"this call  {status.left:,} of {counted(status.to_do, 'slide')} left{_pace(status)}")
-    lines.append(f"disk       {_gb(status.bytes_made)} made{_disk(status)}")
+    lines.append(f"disk       {told_bytes(status.bytes_made)} made{_disk(status)}")
     for number, failure in enumerate(status.failures):
         beginning = "failed" if number == 0 else ""
         lines.append(f"{beginning:<9}  {failure.slides:,} {failure.error_type}, as {failure.slide_id}: {failure.error}")
@@ -74,17 +75,13 @@ def _pace(status: Status) -> str:
 
 
 def _disk(status: Status) -> str:
-    said = "" if status.bytes_to_come is None else f", about {_gb(status.bytes_to_come)} to come"
+    said = "" if status.bytes_to_come is None else f", about {told_bytes(status.bytes_to_come)} to come"
     if status.bytes_free is None:
         return said
-    said += f", {_gb(status.bytes_free)} free"
+    said += f", {told_bytes(status.bytes_free)} free"
     if status.bytes_to_come is not None and status.bytes_to_come > status.bytes_free:
         said += ": not enough, make room or stop the run"
     return said
-
-
-def _gb(number: int) -> str:
-    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":

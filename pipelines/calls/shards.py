@@ -100,6 +100,9 @@ class ShardsCall:
     log: Path | None = None
     """Append a JSON line to this file for each slide that begins or ends."""
 
+    check: bool = False
+    """Only look for what would keep the run from ending well: open some slides, test OUT, compare sizes."""
+
     redo: bool = False
     """Do slides again that were made with other settings."""
 

@@ -79,7 +79,7 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
     found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
     sources = found.sources
     storage = open_storage(request.out)
-    terms = _terms(request)
+    terms = terms_of(request)
     terms.require_kept(storage.where, read_run(storage))
     if request.names is not None:
         check_names_file(request.names, local_folder(request.out))
@@ -135,7 +135,8 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
     return summary
 
 
-def _terms(request: RunRequest) -> Terms:
+def terms_of(request: RunRequest) -> Terms:
+    """What the output must have been made with."""
     settings = {**request.settings.as_dict(), "ids_below_root": request.id_root is not None}
     if request.id_key is not None:
         settings["private"] = key_check(request.id_key)

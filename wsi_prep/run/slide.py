@@ -27,8 +27,7 @@ from wsi_prep.format.layout import output_places
 from wsi_prep.format.records import TILE_SCHEMA, SlideRow, warned
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.run.row import blank_row, facts, failure, tile_columns, verdict
-from wsi_prep.run.stages import StageClock
-from wsi_prep.run.staging import StagedSlide
+from wsi_prep.run.stages import StageClock, StagedSlide
 from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.base import SlideReader
 from wsi_prep.slides.fetch.cache import Lease

@@ -1,10 +1,13 @@
-"""Where a slide's time goes: wall seconds of each stage of its work on a worker."""
+"""A slide that is being made: where its time goes, by stage of the work on it, and the folder that it is made in."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from wsi_prep.format.records import SlideRow
+from wsi_prep.storage.digests import sha256
 
 STAGES = ("open", "tissue", "tiles", "publish")
 """open: content's mark, opening, scale; tissue: thumbnail, tissue, stain, plan, overlay; tiles: pixels read, measured,
@@ -41,3 +44,16 @@ class StageClock:
             "seconds_tiles": seconds("tiles"),
             "seconds_publish": seconds("publish"),
         }
+
+
+@dataclass
+class StagedSlide:
+    """The folder, and `digests` of its files by their names within the slide."""
+
+    folder: Path
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write one file whole."""
+        (self.folder / name).write_bytes(data)
+        self.digests[name] = sha256(data)

@@ -59,6 +59,16 @@ def test_what_lies_beyond_the_end_is_found_and_nothing_else(tmp_path_factory, or
         open_slide(str(path))
 
 
+def test_a_level_that_only_one_reader_knows_may_not_be_cut_off(tmp_path):
+    path = tmp_path / "cut.tif"
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(PIXELS, photometric="rgb", metadata=None, subifds=1, tile=(128, 128))
+        tif.write(PIXELS[::2, ::2], photometric="rgb", metadata=None, tile=(128, 128))
+    path.write_bytes(path.read_bytes()[:-1000])  # OpenSlide opens this: it takes the first level alone
+    with pytest.raises(DamagedSlide, match="the file is truncated: the tiles of its TIFF directory 2"):
+        open_slide(str(path))
+
+
 @pytest.mark.parametrize("end", [".ndpi", ".scn", ".bif", ".svs", ".tiff"])
 def test_no_advice_is_given_whatever_it_is_called(tmp_path, end):
     path = tmp_path / f"a{end}"

@@ -107,6 +107,9 @@ def _opened(path: str, reader: str, pool: ThreadPool | None, files: Sequence[str
     except UnreadableSlide as error:
         raise UnreadableSlide(f"no reader takes this file: {refusal}; {error}. {advice(path)}") from error
     _require_same(last, refusal.largest, str(refusal))
+    if what := truncated(path):  # of levels that OpenSlide does not know
+        last.close()
+        raise DamagedSlide(f"the file is truncated: {what}; copy the slide again")
     return last
 
 
