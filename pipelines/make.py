@@ -190,7 +190,8 @@ def _check(_target: Target, _said: Mapping[str, str]) -> Commands:
 def _test(target: Target, said: Mapping[str, str]) -> Commands:
     # two runs of neighbours: what a module's tests share is made once, or twice for the one that is parted
     chosen = {"test": "not long", "test-fast": _LEFT_OUT, "test-long": "long"}[target.name]
-    return [_python("pytest", "-n", "2", "--dist", "worksteal", "-m", chosen, *arguments(said))]
+    few = ["--hypothesis-profile=quick"] if target.name == "test-fast" else []
+    return [_python("pytest", "-n", "2", "--dist", "worksteal", "-m", chosen, *few, *arguments(said))]
 
 
 def _docs(_target: Target, said: Mapping[str, str]) -> Commands:

@@ -19,6 +19,7 @@ from tests.support.paths import REAL, ROOT
 
 # a busy machine is no fault; 60 examples, where 100 are usual, keep the whole check under 20 minutes
 hypothesis.settings.register_profile("untimed", deadline=None, max_examples=60)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)  # for make test-fast
 hypothesis.settings.load_profile("untimed")
 
 MARKED_BY = {

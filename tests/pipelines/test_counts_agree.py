@@ -35,6 +35,7 @@ def counts(said):
     ]
 
 
+@pytest.mark.slow
 def test_audit_peek_and_embed_count_alike(shards, tmp_path, capsys):
     assert audit.main(["--shards", *shards, "--to", str(tmp_path / "audit.html")]) == 3  # there are no overlays
     audited = counts(capsys.readouterr())

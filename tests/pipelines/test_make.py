@@ -44,6 +44,7 @@ def commands(goal, **given):
     return [command[command.index("-m") + 1 :] for command in plan(made, goal)]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(typed, typed)
 def test_make_passes_on_what_was_typed(tmp_path_factory, first, second):

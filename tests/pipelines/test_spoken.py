@@ -58,6 +58,7 @@ def test_every_option_has_both_its_names(name):
             assert in_callers_words(f"add {option.variable}={value}, please", name) == f"add {said}, please"
 
 
+@pytest.mark.slow
 def test_a_refusal_tells_each_caller_what_to_type(tmp_path, capsys):
     slide = add_slide(tmp_path / "made", 1, {"5x": 1})
     call = ["--slides", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--names", "x.csv"]

@@ -89,6 +89,7 @@ def top(name):
     return PurePosixPath(name).parts[0]
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel, tracked):
     held = {name for name in wheel.namelist() if not top(name).endswith(".dist-info")}
     assert held == {name for name in tracked if top(name) in PACKAGES}

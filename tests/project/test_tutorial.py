@@ -44,7 +44,7 @@ def done(he_slide, nompp_slide, tmp_path_factory):
     return folder, said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_block_does_what_the_page_says(done):
     folder, (cut, again, overlays, _, answer, _, _, _, rows) = done
     assert "2 slides: 1 excluded, 1 ok" in cut

@@ -103,7 +103,8 @@ def look_before(request: RunRequest, seed: int = 0, seconds: float = _SECONDS) -
         if each.error:
             before.notes.append(f"{each.name} makes no tiles: {each.error}")
     if before.tried and all(each.error for each in before.tried):
-        before.faults.append(f"{counted(len(before.tried), 'slide was', 'slides were')} opened, and none of them makes tiles")
+        opened_slides = counted(len(before.tried), "slide was", "slides were")
+        before.faults.append(f"{opened_slides} opened, and none of them makes tiles")
     return before
 
 

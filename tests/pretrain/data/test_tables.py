@@ -17,6 +17,8 @@ from pretrain.errors import BadShards
 from tests.support.shard_folders import MPP, add_slide, grey
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
 
+pytestmark = pytest.mark.slow
+
 COUNTS = {1: {"20x": 70, "5x": 2}, 2: {"20x": 4, "10x": 3}}
 
 

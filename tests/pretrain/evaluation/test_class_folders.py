@@ -159,6 +159,7 @@ def test_a_pattern_that_cannot_be_used_is_one_line(text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_pattern_that_would_never_end_is_stopped():
     with pytest.raises(BadOption, match=r"takes more than 1 s on .*; do not repeat what repeats"):
         GroupPattern(r"^(?P<group>(a|aa)+)$").search("a" * 900 + "b")

@@ -108,6 +108,7 @@ def test_gaussians_are_told_apart_about_as_well_as_they_can_be():
     assert accuracy(probe.knn, features, task) == pytest.approx(best, abs=0.025)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", [probe.knn, probe.linear])
 def test_shuffled_labels_give_chance(judge):
     scores = []

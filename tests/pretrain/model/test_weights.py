@@ -143,6 +143,7 @@ def test_a_folder_that_would_give_other_features_than_its_model_is_refused(tmp_p
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_begins_from_them_and_says_what_it_took(tmp_path, capsys):
     from tests.support.training import run
 

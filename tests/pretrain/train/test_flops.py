@@ -75,6 +75,7 @@ def test_selective_recomputation_repeats_no_matrix_product():
     assert step_flops(small(recompute="selective")).executed == step_flops(small()).executed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", [{}, {"swiglu": True, "mlp_ratio": 5.5}, {"mlp_ratio": 3.0}])
 def test_lean_recomputation_repeats_the_first_layer_of_wide_mlps(backbone):
     recipes = [small(recompute=mode, **backbone) for mode in ("none", "lean")]
@@ -96,6 +97,7 @@ def test_executed_falls_with_stochastic_depth_and_rises_with_recomputation():
         assert step_flops(full).dense == step_flops(recipe).dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [virchow2(), virchow2g()], ids=["virchow2", "virchow2g"])
 def test_blocks_cost_two_flops_a_parameter_and_token_and_attention(recipe):
     settings = recipe.backbone

@@ -48,6 +48,7 @@ def until(process, beginning):
     return next(line for line in process.stdout if line.startswith(beginning))
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_the_step_where_tee_ends_before_the_run(shards, tmp_path):
     with begun(command(shards, tmp_path / "run", "schedule.steps=100000", "saving.every=100000")) as process:
         until(process, "step      3")
@@ -60,6 +61,7 @@ def test_ctrl_c_saves_the_step_where_tee_ends_before_the_run(shards, tmp_path):
     assert [number for number, *_ in losses(tmp_path / "run")] == list(range(step))
 
 
+@pytest.mark.long
 def test_a_lost_terminal_saves_the_step(shards, tmp_path):
     """Whose output cannot be written any more, and which sends SIGHUP by the shell and by the kernel."""
     with begun(command(shards, tmp_path / "run", "schedule.steps=100000", "saving.every=100000")) as process:
@@ -137,6 +139,7 @@ def test_ctrl_c_is_answered_at_once_and_a_second_one_ends_the_run_without_saving
     assert latest_step(tmp_path / "run/checkpoints") is None
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_its_own_shards_and_filter(shards, tmp_path, capsys):
     own = shutil.copytree(shards, tmp_path / "own")
     only = ["--where", "stain = 'HE'"]

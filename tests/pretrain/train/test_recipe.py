@@ -206,6 +206,7 @@ def test_a_mix_of_other_magnifications_is_a_difference(mixes):
     assert found[0].startswith("sampling.mix.5x:")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "millions", "image_px"), [(virchow2, 631, 224), (virchow2g, 1850, 224), (virchow2g_mini, 22, 518)]
 )
@@ -234,6 +235,7 @@ def test_bad_settings_are_refused(group, wrong):
         group(**wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_the_command_shows_can_be_given_back_to_it(name, capsys):
     from pipelines.recipe import main
@@ -247,6 +249,7 @@ def test_what_the_command_shows_can_be_given_back_to_it(name, capsys):
     assert changed(recipe(name), settable) == recipe(name)
 
 
+@pytest.mark.slow
 def test_the_command_says_where_values_come_from(capsys):
     from pipelines.recipe import main
 

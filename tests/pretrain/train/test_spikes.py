@@ -40,6 +40,7 @@ def falling(steps, seed):
     return (8 - 5 * along) * rng.normal(1, 0.01, steps), (4 - 3 * along) * rng.lognormal(0, 0.25, steps)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10**6), steps=st.integers(60, 300))
 def test_a_run_that_only_falls_has_none(seed, steps):
     assert named(*falling(steps, seed)) == {}

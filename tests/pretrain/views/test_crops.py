@@ -75,6 +75,7 @@ def test_a_sample_looks_the_same_however_the_batch_is_cut(tiles):
             assert torch.allclose(crop(tiles[rows], some), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_layout_and_precision_do_not_matter(tiles):
     windows, _ = plan_crops(CropSettings(), Places(0, 0, POSITIONS))
     plain = crop(tiles, windows)
@@ -129,6 +130,7 @@ def spots(image):
     return found[0], found[1], image[0].sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("continuous", [False, True])
 def test_a_nucleus_keeps_its_size_and_mpp_is_true(continuous):
     y, x = np.mgrid[:TILE_PX, :TILE_PX] + 0.5

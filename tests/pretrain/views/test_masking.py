@@ -32,6 +32,7 @@ calls = st.fixed_dictionaries(
 steps = st.builds(Places, st.integers(0, 2**64 - 1), st.integers(0, 10**9), st.none())
 
 
+@pytest.mark.slow
 @given(call=calls, step=steps, start=st.integers(0, 10**5), batch=st.integers(1, 12))
 @settings(max_examples=150, deadline=None)
 def test_counts_lie_in_range_and_index_and_weight_fit_the_mask(call, step, start, batch):

@@ -120,6 +120,7 @@ def test_a_worker_with_other_versions_is_refused_before_work(slides, tmp_path, o
         assert committed(tmp_path / "out") == 0
 
 
+@pytest.mark.long
 def test_a_worker_with_other_versions_that_joins_late_is_sent_away(slides, undisturbed, tmp_path, other_imagecodecs):
     out = tmp_path / "out"
     with DaskProcesses(tmp_path) as cluster:
@@ -135,6 +136,7 @@ def test_a_worker_with_other_versions_that_joins_late_is_sent_away(slides, undis
         assert outcome(out) == undisturbed
 
 
+@pytest.mark.long
 def test_a_run_with_only_other_versions_left_ends_and_can_go_on(slides, undisturbed, tmp_path, other_imagecodecs):
     out = tmp_path / "out"
     with DaskProcesses(tmp_path) as cluster:

@@ -109,6 +109,7 @@ def looked(out):
         return audited, concerns(audited, connection)
 
 
+@pytest.mark.slow
 def test_reasons_are_words_with_their_numbers(tmp_path):
     scanned = {"width": 100_000, "height": 80_000, "mpp_x": 0.25, "mpp_y": 0.25}
     add_slide(tmp_path, 1, {"40x": 4}, file="few.svs", tissue_mm2=2.0, **scanned)  # these tiles have no focus

@@ -124,6 +124,7 @@ def test_time_is_shown_in_hours_too_and_money_with_its_currency(sample, tmp_path
     assert all(" EUR " in line for line in money)
 
 
+@pytest.mark.slow
 def test_a_small_cohort_is_told_in_minutes_and_gb_and_magnifications_of_nobody_are_not(tmp_path, capsys):
     for n in range(4):
         add_slide(tmp_path, n, {"20x": 5}, seconds=36.0, bytes=2_000_000, files=3, source_bytes=500_000_000)

@@ -82,6 +82,7 @@ def test_clam_finds_the_coordinates_and_the_slide_of_each_line_of_its_list(cohor
     assert "slide.svs" not in {row["slide_id"] for row in lines}
 
 
+@pytest.mark.slow
 def test_trident_finds_the_coordinates_of_each_slide_of_its_list(cohort):
     """As Processor.py does: the file of the list in the folder of slides, then <stem>_patches.h5."""
     assert exported(cohort, "trident") == 0
@@ -103,6 +104,7 @@ def test_each_link_leads_to_the_slide_that_its_id_means(cohort):
     }
 
 
+@pytest.mark.slow
 def test_slides_that_moved_are_found_by_their_place_below_the_root(cohort):
     out = cohort / "moved"
     for name in NAMES[:2]:

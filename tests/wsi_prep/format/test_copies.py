@@ -103,6 +103,7 @@ def test_all_who_read_count_the_same_copy(folders, tmp_path, capsys, order, expe
     assert f"audit: {said}\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_filter_that_the_counted_copy_does_not_pass_brings_no_other_in(folders, tmp_path):
     shards, where = list(map(str, folders)), "magnification = '10x'"
     index = open_index(shards, tmp_path / "index", where)

@@ -61,6 +61,7 @@ def test_two_places_give_two_ids_in_any_case(name, one, other):
     assert len(digests) == len({one, other})
 
 
+@pytest.mark.slow
 @given(
     st.builds("{}{}{}".format, PLAIN, st.text(string.ascii_letters + "0189._-", max_size=80), PLAIN),
     st.text(max_size=50),

@@ -83,6 +83,7 @@ def test_a_structure_covers_the_share_that_was_asked_for(share, where, seed):
     assert (found > 0.6).mean() == pytest.approx(share, abs=0.03)
 
 
+@pytest.mark.slow
 @given(st.floats(0.05, 0.95), st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_collagen_and_muscle_share_the_tissue(share, seed):
@@ -105,6 +106,7 @@ def test_jpeg_of_a_picture_is_near_it():
     assert np.abs(compress(picture, 90).astype(int) - picture).mean() < 3
 
 
+@pytest.mark.slow
 def test_pictures_are_of_every_class_and_made_the_same_each_time():
     bases = [Base(case, "one", he_tissue(seed=number)[1] / 0.8) for number, case in enumerate("ab")]
     pictures = [picture("a"), picture("b", seed=1), picture("c", "IHC"), picture("d", "SPECIAL")]
@@ -116,6 +118,7 @@ def test_pictures_are_of_every_class_and_made_the_same_each_time():
         assert all(np.array_equal(one.features, two.features) for one, two in zip(found, again, strict=True))
 
 
+@pytest.mark.slow
 def test_special_stains_are_dyed_most_and_ihc_least():
     """Four to two to one, as SPECIAL is of many stains; of what hardly takes a dye there is no picture."""
     found = dyed([Base("a", "one", he_tissue(count=9, side=64)[1] / 0.8)], 56, 0)
@@ -123,6 +126,7 @@ def test_special_stains_are_dyed_most_and_ihc_least():
     assert shares == pytest.approx([2 / 7, 1 / 7, 4 / 7], abs=0.09)
 
 
+@pytest.mark.slow
 def test_a_large_laboratory_does_not_outweigh_the_others():
     """Nine cases of one laboratory and one of another: three pictures to one, whatever the slides of a case."""
     large = [picture(f"a{number}", laboratory="large") for number in range(9)]

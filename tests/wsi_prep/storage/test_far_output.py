@@ -214,7 +214,9 @@ def asked(server, method, part):
     return any(r.method == method and part in r.path for r in list(server.requests))
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", ["in the first slide's shards", pytest.param("in the merge", marks=pytest.mark.long)]
+)
 def test_a_run_killed_and_run_again_equals_one_that_was_not(server, slides, scheduler, local, moment):
     call = ["--slides", str(slides), "--out", AT, "--assume-mpp", "0.5", "--mags", "10x 5x", "--workers", "1"]
     process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from wsi_prep.tiles.overlay import _can_draw, panels_of
 NAMES = tuple(m.name for m in MAGNIFICATIONS)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.integers(60, 500), st.integers(60, 500), st.sets(st.sampled_from(NAMES)))
 def test_panels_are_where_the_slide_lies(width, height, magnifications):

@@ -26,6 +26,7 @@ def write(folder, counts, jpeg=None):
     return places
 
 
+@pytest.mark.slow
 def test_zarr_reads_what_the_offset_holds(tmp_path, monkeypatch):
     for module in (zarr_metadata, shards):  # several shards, the last one partly filled
         monkeypatch.setattr(module, "SHARD_TILES", 4)

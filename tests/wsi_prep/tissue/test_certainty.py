@@ -29,6 +29,7 @@ def test_a_plain_section_is_certain():
     assert np.array_equal(outline.tissue, detect_tissue(section(0.4)[0], MASK_MPP))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("softness", [0.6, 8])
 def test_it_falls_as_tissue_gets_paler_and_is_low_before_the_outline_is_lost(softness):
     sure = [
@@ -51,6 +52,7 @@ def test_glass_alone_has_no_outline_to_rely_on():
     assert (glass.tissue.any(), glass.certain) == (False, None)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.sampled_from([0.02, 0.04, 0.1, 0.5]), st.integers(0, 3), st.booleans())
 def test_it_is_a_share_whichever_way_the_slide_lies(strength, turns, flipped):

@@ -195,6 +195,7 @@ anything = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(anything)
 def test_whatever_json_comes_nothing_but_a_bad_mask_is_raised(document):

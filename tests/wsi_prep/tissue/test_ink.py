@@ -96,6 +96,7 @@ def test_a_stroke_of_another_colour_is_found_on_a_special_stain(stain, pen):
     assert found[cv2.dilate(cover, np.ones((17, 17))) == 0].mean() < 0.02
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(
     st.sampled_from(sorted(set(PENS) - {"purple"})), st.integers(0, 3), st.booleans(), st.sampled_from([4.0, 8.0, 16.0])

@@ -80,6 +80,7 @@ def test_a_list_that_is_no_file_or_has_no_end_is_one_line(tmp_path, read, kind):
         read(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["a.dcm pipe", "a.vms pipe", "a.vms device", "a.vms huge"])
 def test_a_slide_that_is_no_file_keeps_no_call_waiting(tmp_path, what):
     """It is found, so that it fails alone."""

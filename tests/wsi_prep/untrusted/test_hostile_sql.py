@@ -304,6 +304,7 @@ def in_child(shards, question, *more, settings=""):
     return done.returncode, done.stderr, int(done.stdout.split()[-1]) * 1024 if done.stdout else 0
 
 
+@pytest.mark.slow
 def test_one_long_call_of_a_function_is_ended_with_its_process(shards):
     deaf = "SELECT length(rpad(slide_id, 400000000, 'b')) FROM slides"
     code, error, _ = in_child(shards, deaf, "--time-limit", "0.05", settings="sql.GRACE_S = 0.1")
@@ -312,6 +313,7 @@ def test_one_long_call_of_a_function_is_ended_with_its_process(shards):
     assert "took longer than 0.05 s" in error
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_too_large_is_one_line_in_bounded_memory(shards):
     large = "SELECT length(format('{:>2000000000}', slide_id)) FROM slides"
     code, error, peak = in_child(shards, large, settings="q._MEMORY_BYTES = 1 << 30")

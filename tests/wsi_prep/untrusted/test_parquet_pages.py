@@ -33,6 +33,7 @@ def refused(file, reason):
     assert pa.total_allocated_bytes() - before < 2**24
 
 
+@pytest.mark.slow
 def test_the_trees_are_the_bytes(file):
     body, footer = footer_of(file.read_bytes())
     file.write_bytes(parquet(body, footer))
@@ -79,6 +80,7 @@ def test_pages_without_values_are_not_walked_without_end(file):
     refused(file, "a page has no values")
 
 
+@pytest.mark.slow
 def test_pages_that_many_columns_share_are_counted_for_each(file):
     body, footer = footer_of(file.read_bytes())
     one = {1: (I32, 0), 2: (I32, 0), 3: (I32, 0), 5: (STRUCT, {1: (I32, 1), 2: (I32, 0)})}

@@ -112,6 +112,7 @@ def test_the_drop_is_that_of_loops_over_the_same_draws(two_draws):
     assert rows[DROP].low <= rows[DROP].value <= rows[DROP].high
 
 
+@pytest.mark.slow
 def test_features_that_know_the_site_lose_more(monkeypatch):
     monkeypatch.setattr("pretrain.evaluation.robustness.confounded.DRAWS", 1)
     labels, sites, slides = cohort(2, 2, 6, 10)
