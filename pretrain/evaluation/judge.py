@@ -52,17 +52,18 @@ class EvaluationRow:
 
 
 def folds(task: Task) -> list[Task]:
-    """The task as the data divide it; else, where groups are few, once for each choice of a group of every class.
+    """The task as the data divide it; else, where owners are few, once for each choice of an owner of every class.
 
-    The chosen groups are held out with all their tiles. Where there are more than 32 choices, as it was divided.
+    The chosen owners (patients, slides or cases) are held out with all their tiles. Where there are more than 32
+    choices, as it was divided.
     """
-    by_class = [np.unique(task.groups[task.labels == number]) for number in range(len(task.classes))]
+    by_class = [np.unique(task.owners[task.labels == number]) for number in range(len(task.classes))]
     choices = math.prod(len(groups) for groups in by_class)
     if task.divided or choices > _MOST_FOLDS:
         return [task]
     found = []
     for chosen in itertools.product(*by_class):
-        train = ~np.isin(task.groups, chosen)
+        train = ~np.isin(task.owners, chosen)
         if all(train[task.labels == n].any() and not train[task.labels == n].all() for n in range(len(task.classes))):
             found.append(replace(task, train=train))
     return found or [task]
@@ -86,12 +87,12 @@ def _judged(
 ) -> list[EvaluationRow]:
     """A row each metric."""
     said_by, guess = by
-    judged_on = np.unique(np.concatenate([fold.groups[fold.test] for fold in divided]))
+    judged_on = np.unique(np.concatenate([fold.owners[fold.test] for fold in divided]))
     sides = (len(divided), int(divided[0].train.sum()), int(divided[0].test.sum()))
     if features.isfinite().all():
         guesses = [np.atleast_2d(guess(features, fold)) for fold in divided]
         judged = [
-            (said, fold.labels[fold.test], fold.groups[fold.test]) for said, fold in zip(guesses, divided, strict=True)
+            (said, fold.labels[fold.test], fold.owners[fold.test]) for said, fold in zip(guesses, divided, strict=True)
         ]
         found = figures(judged, len(task.classes))
     else:

@@ -1,6 +1,6 @@
 """How well frozen embeddings tell labelled tiles apart: nearest neighbours, a linear model, and ten examples a class.
 
-Groups of tiles, slides or cases, are never divided between what is learnt from and what is judged on.
+Patients, slides or cases are never divided between what is learnt from and what is judged on.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def linear(features: Tensor, task: Task, penalties: Sequence[float] = PENALTIES)
 
     Minimises the mean cross entropy, every class of equal weight, + penalty / 2 |W|^2; the intercept is free. Where
     there are several penalties, the one that does best on the task's `valid` is taken, the strongest among equals, and
-    none is tried after three in a row were no better. A task without: groups of the train side are held out to choose
-    (tiles where groups cannot put every class on both sides), and the model is then fitted to the whole train side.
+    none is tried after three in a row were no better. A task without: patients or groups of the train side are held out
+    to choose (tiles where these cannot put every class on both sides), and the model is then fitted to all of it.
     """
     rows, test = np.flatnonzero(task.train), np.flatnonzero(task.test)
     ordered = sorted(set(penalties), reverse=True)
@@ -130,7 +130,7 @@ def linear(features: Tensor, task: Task, penalties: Sequence[float] = PENALTIES)
         valid = np.flatnonzero(task.valid)
         return _best(task, valid, _predictions(features, task, rows, [valid, test], ordered))[1]
     labels = task.labels[rows]
-    held = hold_out(task.groups[rows], labels)
+    held = hold_out(task.owners[rows], labels)
     if not np.array_equal(np.unique(labels[held]), np.unique(labels[~held])):
         held = hold_out(np.arange(len(rows)), labels)
     chosen, _ = _best(task, rows[held], _predictions(features, task, rows[~held], [rows[held]], ordered))

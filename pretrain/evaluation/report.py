@@ -91,7 +91,9 @@ def _about(first: EvaluationRow) -> str:
     """What a task's figures stand on, by one of them."""
     folds = f", {first.folds} folds" if first.folds > 1 else ""
     ends = (
-        f"bars are 95 % intervals over {first.groups:,} slides or cases" if first.groups > 1 else _NO_ENDS[first.groups]
+        f"bars are 95 % intervals over {first.groups:,} slides, cases or patients"
+        if first.groups > 1
+        else _NO_ENDS[first.groups]
     )
     return f"{first.train:,} tiles to learn from, {first.test:,} held out{folds}; {ends}"
 

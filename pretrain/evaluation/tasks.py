@@ -38,12 +38,12 @@ UNKNOWN = "which slide or case a tile is of is not known, so that one may be on 
 class Task:
     """Tiles of n labels.
 
-    `labels`: (n,) int64 numbers into `classes`. `groups`: (n,) int64, the slide or case; where they are not known,
-    `grouped` is false and each tile is a group. `train`: (n,) bool; `valid`: (n,) bool, what choices are made on, None
-    for a part of `train` that the judge holds out. The rest is judged on. `divided`: the data's own split, not one made
-    here. `px`: the side that tiles are resized to, 0 for their own. `notes`: what a user should know of all this.
-    `sites`: where tiles are from, by each column that says so. `patients`: (n,) int64, whose they are, a slide for
-    itself where that is not known; None where no column says so.
+    `labels`: (n,) int64 numbers into `classes`. `groups`: (n,) int64, the slide or case, each tile for itself where
+    they are not known; `grouped` is false where patients are not, either. `train`: (n,) bool; `valid`: (n,) bool, what
+    choices are made on, None for a part of `train` that the judge holds out. The rest is judged on. `divided`: the
+    data's own split, not one made here. `px`: the side that tiles are resized to, 0 for their own. `notes`: what a user
+    should know of all this. `sites`: where tiles are from, by each column that says so. `patients`: (n,) int64, whose
+    they are, a slide for itself where that is not known; None where no column says so.
     """
 
     name: str
@@ -119,9 +119,9 @@ def load_tasks(
     `path.parquet`, or `path.parquet:labels` for labels that are not in `label`. `labels`: a column, or an expression
     over the columns in DuckDB's SQL (`... as name` names the task), null for rows to leave out, as in
     `atlas.parquet:if(stain = 'HE', organ, null) as organ`. Columns: `image` (encoded bytes), labels, and if there
-    `group` (else each tile is one), `split` ("train", "valid" or "test"; else groups with about a third of the tiles
-    are held out), `magnification` (a task each, where there are several), and where tiles are from: the columns that
-    `sites` names, or else those of SITES, and one of PATIENTS.
+    `group` (else each tile is one), one of PATIENTS, `split` ("train", "valid" or "test"; else patients, or groups
+    where these are not known, with about a third of the tiles are held out), `magnification` (a task each, where there
+    are several), and where tiles are from: the columns that `sites` names, or else those of SITES.
     A folder: as class_folders.read_classes takes it, with `pattern`, or a folder or Parquet file of these named by a
     magnification (`20x/`, `10x.parquet`), a task each.
     Classes that cannot be on both sides are left out. `limit`: most tiles a side, drawn by `seed` in every class; 0 for
@@ -144,24 +144,29 @@ def make_task(name: str, told: LabelledTiles, limit: int = 0, seed: int = 0, px:
         raise BadTask(f"{path}: {name} has no tile with a label; name other labels")
     names, numbers = np.unique(np.asarray(told.labels), return_inverse=True)
     group = numbered(groups if groups is not None else range(len(numbers)))
+    patients = None if told.patients is None else _patients(told.patients, group)
+    owner = group if patients is None else patients
     valid = None
     if split is None:
-        train = ~hold_out(group, numbers)
+        train = ~hold_out(owner, numbers)
     else:
         train, valid = _sides(path, split, None if told.official else group)
     test = ~train if valid is None else ~(train | valid)
     both = np.intersect1d(numbers[train], numbers[test])
     if len(both) < 2:
-        raise BadTask(f"{path}: {name}: {_too_few(names, numbers, group, train, test, split is not None)}")
+        raise BadTask(f"{path}: {name}: {_too_few(names, numbers, owner, train, test, split is not None)}")
     if limit and limit < len(both):
         raise BadTask(f"{path}: a limit of {limit} tiles is less than one of each of {len(both)} classes; allow more")
     keep = np.flatnonzero(np.isin(numbers, both))
     side = np.where(train, 1, np.where(test, 0, 2))
     notes = [*told.notes, *_on_one_side(names, numbers, both)]
-    if groups is None:
+    if groups is None and patients is None:
         notes.append(f"{UNKNOWN}: figures may be too high, and have no interval; {told.hint}")
     elif told.official and (shared := len(np.intersect1d(group[train], group[test]))):
         notes.append(f"{counted(shared, 'slide or case', 'slides or cases')} are on both sides; {OFFICIAL}")
+    elif shared := len(np.intersect1d(owner[~test], owner[test])):
+        both_sides = f"{counted(shared, 'patient is', 'patients are')} on both sides by the column split"
+        notes.append(f"{both_sides}: figures may be too high; put each patient on one side, or leave split out")
     limited = keep[_limited(numbers[keep], side[keep], limit or len(keep), seed)]
     if len(limited) < len(keep):
         notes.append(f"{len(limited):,} of {len(keep):,} tiles, by the limit of {limit} a side")
@@ -176,10 +181,10 @@ def make_task(name: str, told: LabelledTiles, limit: int = 0, seed: int = 0, px:
         None if valid is None else valid[keep],
         split is not None,
         px,
-        groups is not None,
+        groups is not None or patients is not None,
         tuple(notes),
         tuple(site.take(keep) for site in told.sites),
-        None if told.patients is None else _patients(told.patients, group)[keep],
+        None if patients is None else patients[keep],
     )
 
 

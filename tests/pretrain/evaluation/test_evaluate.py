@@ -165,7 +165,7 @@ def test_tiles_of_unknown_slides_have_no_interval_and_this_is_said(finished, tmp
     said, page = capsys.readouterr().out, (tmp_path / "grouped/figures.html").read_text()
     assert rows["colours alone", "kNN"]["value"] < 0.9
     assert all(row["groups"] == 6 and row["low"] <= row["value"] <= row["high"] for row in rows.values())
-    assert "intervals over 6 slides or cases" in page
+    assert "intervals over 6 slides, cases or patients" in page
     assert "note: mine: slides are what the group pattern finds: 6, as slide0 in a/slide0_0.png" in said
 
 

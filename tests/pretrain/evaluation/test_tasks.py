@@ -64,6 +64,30 @@ def test_groups_are_never_divided_and_every_class_is_on_both_sides(tmp_path, sli
         assert np.mean(~task.train) == pytest.approx(1 / 3, abs=0.03)
 
 
+@pytest.mark.parametrize("column", ["patient", "patient_id", "patient_key"])
+def test_no_patient_is_on_both_sides_however_many_slides_it_has(tmp_path, column):
+    tiles = range(240)
+    columns = {"label": [n % 3 for n in tiles], "group": [f"slide {n // 4}" for n in tiles]}
+    whose = [f"patient {n // 24}" if n < 216 else None for n in tiles]  # six slides each; the last six are of nobody
+    task = load_task(table(tmp_path / "t.parquet", **columns, **{column: whose}))
+    told = np.array([str(name) for name in whose])
+    assert not set(told[task.train]) & set(told[task.test]) - {"None"}
+    assert len(np.unique(task.owners)) == 9 + 6
+    without = load_task(table(tmp_path / "u.parquet", label=columns["label"], **{column: whose}))
+    assert without.grouped  # patients alone are enough
+    assert not set(told[without.train]) & set(told[without.test]) - {"None"}
+
+
+def test_a_patient_on_both_sides_of_a_split_is_said(tmp_path):
+    columns = {"label": [0, 1] * 6, "group": [f"slide {n // 2}" for n in range(12)]}
+    split = ["train"] * 6 + ["test"] * 6
+    whose = ["p"] * 4 + ["q"] * 4 + ["r"] * 4
+    (said,) = load_task(table(tmp_path / "t.parquet", **columns, split=split, patient=whose)).notes
+    assert said.startswith("1 patient is on both sides by the column split: figures may be too high")
+    apart = ["p"] * 6 + ["q"] * 6
+    assert load_task(table(tmp_path / "u.parquet", **columns, split=split, patient=apart)).notes == ()
+
+
 def test_a_division_that_works_is_found_among_few_groups(tmp_path):
     classes = {"a": "pq", "b": "rs", "c": "qrt", "d": "ps"}  # of the 30 divisions, few put each on both sides
     rows = [(label, group) for label, groups in classes.items() for group in groups for _ in range(4)]
