@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.tissue.picture import largest
+from wsi_prep.tissue.picture import deviation, largest
 
 _DARK = 60
 """Brightness (0 to 255) below which nothing is looked at: borders, dark filling."""
@@ -34,6 +34,20 @@ _LEAST_FLAT_SHARE, _MOST_FLATS = 0.01, 4
 _STRAIGHT, _LEAST_BORDER_SHARE = 0.68, 0.05
 """Share of a flat part's edge that runs along rows and columns: a disc has 0.4, glass around tissue 0.3 to 0.65."""
 
+WITHIN = (1, 12)
+"""Levels by which pixels of filling may be off: as they are, and where JPEG spoils them."""
+
+_LEAST_TILE_PX, _ON_GRID_PX, _ON_GRID, _LEAST_EDGE_TILES = 6, 1.5, 0.8, 4
+"""Filling may end with the file's tiles: share of its edge that then lies so near their grid (by chance it is a half at
+most), and how long the edge must be at least."""
+
+_RIM_FROM_PX, _RIM_TO_PX, RIM_SPREAD, _LEAST_RIM_SHARE, _RIM_ALIKE = 2, 6, 4.0, 0.1, 0.4
+"""Beside filling there is glass, if only to the edge of a tile: where it is looked for, beyond what is mixed with
+filling, how smooth it is, and its share of what lies there, and of what is smooth there."""
+
+_HUGS = 3
+"""Times as much of the edge of what was scanned that is filling's as is the picture's."""
+
 _FAR_LEVELS = 8
 _MIXED_PX = 5
 """Side of what resampling and JPEG mix at the edge of a flat part."""
@@ -41,27 +55,40 @@ _MIXED_PX = 5
 
 @dataclass(frozen=True)
 class Flat:
-    """A `colour` that large straight-edged parts of a picture have exactly; `outer`: they reach the picture's edge."""
+    """A `colour` that large straight-edged parts of a picture have exactly.
+
+    `outer`: they reach the picture's edge. `tiled`: by how many levels a pixel may be off and count as theirs, so that
+    they end with the tiles that the file stores; none, and they do not.
+    """
 
     colour: tuple[int, int, int]
     outer: bool
+    tiled: tuple[int, ...] = ()
 
     def shown(self, picture: NDArray[np.uint8], within: int = 1) -> NDArray[np.bool_]:
         """(h, w): where the picture has this colour, give or take `within` levels."""
         least, most = (np.clip(np.add(self.colour, by), 0, 255) for by in (-within, within))
         return np.asarray(cv2.inRange(picture, least, most), dtype=np.bool_)
 
+    def is_spoilt(self, colour: NDArray[np.float64]) -> bool:
+        """Whether a colour may be what JPEG left of it, and not glass, which goes beyond whole tiles."""
+        return bool(np.abs(colour - self.colour).max() <= _LEVELS_AROUND) and WITHIN[-1] in self.tiled
+
     def darkens(self, glass: NDArray[np.float64]) -> bool:
         """Whether it would pass for tissue on such glass: filling at the picture's edge, or black anywhere."""
         return (self.outer or max(self.colour) < _DARK) and bool((glass - self.colour).max() > _FAR_LEVELS)
 
 
-def flat_parts(sample: NDArray[np.uint8], spread: NDArray[np.float32]) -> list[Flat]:
-    """Colours that scanners and converters fill with what was not scanned, in a sample of a picture's pixels.
+def flat_parts(
+    picture: NDArray[np.uint8], stride: int, spread: NDArray[np.float32], tile: tuple[float, float] | None = None
+) -> list[Flat]:
+    """Colours that scanners and converters fill with what was not scanned, of every `stride`-th row and column.
 
     `spread` is the standard deviation of brightness around each. Bare glass after strong JPEG is flat too, but goes
-    around the tissue, where filling has straight edges.
+    around the tissue, where filling has straight edges, or ends with the file's tiles, of so many pixels, width and
+    height, of the picture.
     """
+    sample = picture[::stride, ::stride]
     flat_px = sample[spread <= _EXACT_SPREAD]
     every = max(1, len(flat_px) // _COUNTED_PX)
     packed, counts = np.unique(flat_px[::every].astype(np.int64) @ [65536, 256, 1], return_counts=True)
@@ -72,8 +99,9 @@ def flat_parts(sample: NDArray[np.uint8], spread: NDArray[np.float32]) -> list[F
         value = int(packed[at])
         flat = Flat((value >> 16, value >> 8 & 255, value & 255), False)
         shown = flat.shown(sample)
-        if _straightness(shown) >= _STRAIGHT:
-            found[flat] = shown
+        tiled = ends_with_tiles(flat, picture, tile)
+        if tiled or _straightness(shown) >= _STRAIGHT:
+            found[replace(flat, tiled=tiled)] = shown
     return _outer_marked(found)
 
 
@@ -94,7 +122,7 @@ def _outer_marked(shown: dict[Flat, NDArray[np.bool_]]) -> list[Flat]:
         if not len(rows) or not len(cols):
             break
         left = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
-    return [Flat(flat.colour, flat in outer) for flat in shown]
+    return [replace(flat, outer=flat in outer) for flat in shown]
 
 
 def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -109,6 +137,71 @@ def _straightness(shown: NDArray[np.bool_]) -> float:
     straight = np.count_nonzero(across[1:] & across[:-1]) + np.count_nonzero(down[:, 1:] & down[:, :-1])
     edge = int(np.count_nonzero(across) + np.count_nonzero(down))
     return float(straight) / max(1, edge)
+
+
+def ends_with_tiles(flat: Flat, picture: NDArray[np.uint8], tile: tuple[float, float] | None) -> tuple[int, ...]:
+    """By how many levels a pixel may be off this colour, so that what has it ends on the grid of the file's tiles.
+
+    `tile`: their width and height in pixels of the picture.
+    """
+    if tile is None or min(tile) < _LEAST_TILE_PX:
+        return ()
+    return tuple(within for within in WITHIN if _is_on_grid(opened(picture, [flat], within) > 0, tile))
+
+
+def _is_on_grid(shown: NDArray[np.bool_], tile: tuple[float, float]) -> bool:
+    edge, on_grid = 0, 0
+    for pitch, changes in (
+        (tile[0], np.count_nonzero(shown[:, 1:] != shown[:, :-1], axis=0)),
+        (tile[1], np.count_nonzero(shown[1:] != shown[:-1], axis=1)),
+    ):
+        at = np.arange(1.0, len(changes) + 1)
+        near = np.abs(at - np.rint(at / pitch) * pitch) <= _ON_GRID_PX
+        edge += int(changes.sum())
+        on_grid += int(changes[near].sum())
+    return edge >= _LEAST_EDGE_TILES * min(tile) and on_grid >= _ON_GRID * edge
+
+
+def rim_of_glass(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np.float64] | None:
+    """(3,) the colour of the glass beside filling, be it a rim narrower than a block; None where nothing is even there.
+
+    What was left out was glass, most likely, and so is what lies next to it.
+    """
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    smooth = deviation(grey, 3) <= RIM_SPREAD
+    for within in sorted({within for flat in flats for within in flat.tiled}):
+        filled = opened(picture, flats, within)
+        near = cv2.dilate(filled, square(_RIM_TO_PX)) & ~cv2.dilate(filled, square(_RIM_FROM_PX)) > 0
+        colours = picture[near].astype(np.float32)
+        scanned = colours.max(axis=1, initial=0) >= _DARK
+        quiet = scanned & smooth[near]
+        colour = _brightest_even(colours, quiet, scanned, _LEAST_RIM_SHARE, _LEAST_RIM_SHARE)
+        if colour is None or any(flat.is_spoilt(colour) for flat in flats):
+            continue
+        alike = np.abs(colours[quiet] - colour).max(axis=1) <= _LEVELS_AROUND
+        if alike.mean() >= _RIM_ALIKE:
+            return colour
+    return None
+
+
+def opened(picture: NDArray[np.uint8], flats: list[Flat], within: int = 1) -> NDArray[np.uint8]:
+    """(h, w) 255 where a picture is filled, but for what is narrower than 3 px."""
+    shown = np.zeros(picture.shape[:2], np.uint8)
+    for flat in flats:
+        shown |= flat.shown(picture, within)
+    return np.asarray(cv2.morphologyEx(shown * 255, cv2.MORPH_OPEN, square(1), borderValue=255), dtype=np.uint8)
+
+
+def hugs(filled: NDArray[np.uint8]) -> bool:
+    """Whether filling is nearly all that goes around what was scanned, not the picture's edge."""
+    shown = filled > 0
+    between = np.count_nonzero(shown[:, 1:] != shown[:, :-1]) + np.count_nonzero(shown[1:] != shown[:-1])
+    return bool(between > _HUGS * np.count_nonzero(~_edge(shown)))
+
+
+def square(by: int) -> NDArray[np.uint8]:
+    """A structuring element that reaches so far from its middle."""
+    return np.ones((2 * by + 1, 2 * by + 1), np.uint8)
 
 
 def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np.float64] | None:
@@ -131,7 +224,18 @@ def _brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat], block_px: in
         beside = np.ones((2 * side + 1, 2 * side + 1), np.uint8)  # what is mixed with filling
         scanned &= np.asarray(cv2.dilate(_filled_blocks(picture, flats, top.shape), beside)) == 0
     quiet = scanned & (differs <= np.maximum(_LEAST_QUIET, _QUIET_SHARE * top))
-    level = np.rint(mean.mean(axis=2)).astype(np.int64)
+    return _brightest_even(mean, quiet, scanned, _LEAST_SHARE, _LEAST_PINK_SHARE)
+
+
+def _brightest_even(
+    mean: NDArray[np.float32],
+    quiet: NDArray[np.bool_],
+    scanned: NDArray[np.bool_],
+    least_share: float,
+    least_pink_share: float,
+) -> NDArray[np.float64] | None:
+    """(3,) the brightest colour, of `quiet` ones, that a share of all `scanned` ones have, give or take."""
+    level = np.rint(mean.mean(axis=-1)).astype(np.int64)
     total = max(1, int(np.count_nonzero(scanned)))
     if not quiet.any():
         return None
@@ -141,7 +245,7 @@ def _brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat], block_px: in
     share = np.convolve(np.bincount(level[quiet], minlength=256), window, mode="same") / total
     outshone = np.bincount(level[scanned], minlength=256)[::-1].cumsum()[::-1] / total
     above = np.append(outshone[around + 3 :], np.zeros(around + 3))
-    good = np.flatnonzero((share >= _LEAST_SHARE) & (above <= _MOST_ABOVE * share))
+    good = np.flatnonzero((share >= least_share) & (above <= _MOST_ABOVE * share))
     if not len(good):
         return None
     best = int(good[-1])
@@ -149,19 +253,16 @@ def _brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat], block_px: in
         best -= 1
     colour = np.median(mean[quiet & (np.abs(level - best) <= around)], axis=0).astype(np.float64)
     pink = math.log10(max(min(colour[0], colour[2]), 1.0) / max(colour[1], 1.0))
-    return None if pink > _DYED or (pink > _PINK and share[best] < _LEAST_PINK_SHARE) else colour
+    return None if pink > _DYED or (pink > _PINK and share[best] < least_pink_share) else colour
 
 
 def _filled_blocks(picture: NDArray[np.uint8], flats: list[Flat], blocks: tuple[int, ...]) -> NDArray[np.uint8]:
     """Above 0 for the blocks of a picture, so many rows and columns of them, in which there is filling."""
-    shown = np.zeros(picture.shape[:2], np.uint8)
-    for flat in flats:
-        shown |= flat.shown(picture)
-    opened = cv2.morphologyEx(shown * 255, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8), borderValue=255)
+    filled = opened(picture, flats)
     step = min(picture.shape[0] // blocks[0], picture.shape[1] // blocks[1])
     return np.asarray(
         cv2.resize(
-            opened[: blocks[0] * step, : blocks[1] * step], (blocks[1], blocks[0]), interpolation=cv2.INTER_AREA
+            filled[: blocks[0] * step, : blocks[1] * step], (blocks[1], blocks[0]), interpolation=cv2.INTER_AREA
         ),
         dtype=np.uint8,
     )

@@ -5,13 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.tissue.background import Flat, brightest_quiet, flat_parts
+from wsi_prep.tissue.background import (
+    RIM_SPREAD,
+    WITHIN,
+    Flat,
+    brightest_quiet,
+    ends_with_tiles,
+    flat_parts,
+    hugs,
+    opened,
+    rim_of_glass,
+    square,
+)
 from wsi_prep.tissue.picture import bands, brightest, darkest
 
 _ASSUMED_GLASS = 243.0
@@ -30,6 +41,13 @@ _LEVEL_NOISE, _TILT_PRIOR = 0.01, 0.05
 
 _FILLING_NOISE, _FILLING_PX, _FILLING_RIM_PX, _MIXED_PX = 2, 5, 2, 3
 _SPOILT_NOISE, _SPOILT_PX = 12, 6
+_RIM_ABOVE, _RIM_BELOW = 3, 4
+"""Levels by which glass beside filling must be brighter than what is even elsewhere, or may be darker where filling
+goes all around, since what is even within may be tissue or fat."""
+
+_BESIDE_PX, _CLEAN_PERCENT, _USUAL_SPREAD = 12, 12.5, 0.25
+"""How wide a rim of glass is looked at, how much of it lies clear of tissue at least, and how its noise is spread, of
+itself."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,7 @@ class BackgroundModel:
 
     `sampled` marks, at every `stride`-th row and column, the pixels that it was taken from. `fillings`: what parts that
     were not scanned are filled with, where that is darker; `beside`: where it is not. `assumed`: the picture shows no
-    glass.
+    glass. `thin`: it was taken from the rim beside filling alone, most of which may be near tissue.
     """
 
     colour: NDArray[np.float64]
@@ -48,6 +66,7 @@ class BackgroundModel:
     fillings: tuple[Flat, ...] = ()
     beside: tuple[Flat, ...] = ()
     assumed: bool = False
+    thin: bool = False
 
     @property
     def warning(self) -> str | None:
@@ -61,11 +80,17 @@ class BackgroundModel:
 
     @classmethod
     def of(
-        cls, thumbnail: NDArray[np.uint8], *, tinted: bool = True, filling: tuple[int, int, int] | None = None
+        cls,
+        thumbnail: NDArray[np.uint8],
+        *,
+        tinted: bool = True,
+        filling: tuple[int, int, int] | None = None,
+        tile: tuple[float, float] | None = None,
     ) -> BackgroundModel:
         """The glass of an (h, w, 3) picture, whatever its colour; assumed where the picture shows too little.
 
-        `filling` is the colour of parts that are known to be left out.
+        `filling` is the colour of parts that are known to be left out, `tile` the width and height, in pixels of the
+        picture, of the tiles that the file stores.
 
         Not `tinted`: glass is white or light grey, and there is no filling, as in a crop of tissue alone, of which the
         palest part would pass for glass of its tint.
@@ -73,18 +98,57 @@ class BackgroundModel:
         stride = max(1, math.isqrt(thumbnail.shape[0] * thumbnail.shape[1] // _SAMPLED_PX))
         sample = thumbnail[::stride, ::stride]
         grey, spread = _smoothness(thumbnail, stride)
-        flats = flat_parts(sample, spread) if tinted else []
+        flats = flat_parts(thumbnail, stride, spread, tile) if tinted else []
         if filling is not None and all(flat.colour != filling for flat in flats):
             flats.append(Flat(filling, True))
+            flats[-1] = replace(flats[-1], tiled=ends_with_tiles(flats[-1], thumbnail, tile))
         mode = brightest_quiet(thumbnail, flats) if tinted else None
-        white = [flat for flat in flats if flat.colour != filling or not _outshines(flat, sample)]
+        tiled = [flat for flat in flats if flat.tiled]
+        rim = rim_of_glass(thumbnail, tiled) if tiled else None
+        if rim is not None and (mode is None or rim.mean() > mode.mean() - _RIM_BELOW):
+            beside = cls._beside(rim, thumbnail, spread, stride, flats)
+            if beside.thin or mode is None or rim.mean() > mode.mean() + _RIM_ABOVE:
+                return beside
+        white = [
+            flat
+            for flat in flats
+            if not (WITHIN[-1] in flat.tiled or (flat.colour == filling and _outshines(flat, sample)))
+        ]
         balanced, candidate = _candidates(sample, grey, spread, flats, white, mode)
         if candidate is None:
             colour = np.full(3, _ASSUMED_GLASS)
             return cls(colour, np.zeros(6), np.zeros(spread.shape, bool), stride, *_sorted(flats, colour), assumed=True)
         lowest = darkest(balanced)
         near = candidate & (np.abs(lowest.astype(int) - _bright_mode(lowest[candidate])) <= 8)
-        colour = np.median(sample[near], axis=0).astype(np.float64)
+        return cls._around(np.median(sample[near], axis=0).astype(np.float64), sample, candidate, stride, flats)
+
+    @classmethod
+    def _beside(
+        cls,
+        rim: NDArray[np.float64],
+        thumbnail: NDArray[np.uint8],
+        spread: NDArray[np.float32],
+        stride: int,
+        flats: list[Flat],
+    ) -> BackgroundModel:
+        """Glass of the colour that the rim beside filling has; taken from the rim alone where that goes all around."""
+        filled = opened(thumbnail, flats)
+        thin = hugs(filled)
+        near = cv2.dilate(filled, square(_BESIDE_PX)) if thin else np.full_like(filled, 255)
+        candidate = (near & ~cv2.dilate(filled, square(_MIXED_PX)))[::stride, ::stride] > 0
+        model = cls._around(rim, thumbnail[::stride, ::stride], candidate & (spread <= RIM_SPREAD), stride, flats)
+        return replace(model, thin=thin)
+
+    @classmethod
+    def _around(
+        cls,
+        colour: NDArray[np.float64],
+        sample: NDArray[np.uint8],
+        candidate: NDArray[np.bool_],
+        stride: int,
+        flats: list[Flat],
+    ) -> BackgroundModel:
+        """Glass of about this colour, among the candidates of a sampled picture."""
         sorted_flats = _sorted(flats, colour)
         taken = _taken(colour, sample)
         mean = (taken[0] + taken[1] + taken[2]) / np.float32(3)
@@ -134,6 +198,8 @@ class BackgroundModel:
         found = evidence[:: self.stride, :: self.stride][self.sampled]
         if not len(found):
             return 0.0
+        if self.thin:
+            return min(0.05, float(np.percentile(found, _CLEAN_PERCENT)) * (1 + _USUAL_SPREAD * spreads))
         middle = float(np.median(found))
         return min(0.05, middle + spreads * 1.4826 * float(np.median(np.abs(found - middle))))
 
@@ -166,7 +232,8 @@ def _candidates(
 
     `white`, flat parts that may be saturated glass, are it only where nothing else looks like it, or is brighter.
     """
-    beside = ~_any_shown(flats, sample)
+    tiled = [flat for flat in flats if flat.tiled]
+    beside = ~(_any_shown(flats, sample) | _grown(_any_shown(tiled, sample), _MIXED_PX))
     usual = _smooth_and_bright(sample, grey, spread, beside)
     if mode is None and white and usual.sum() <= _LEAST_BESIDE_FLAT * beside.sum():
         lightest = max(white, key=lambda flat: sum(flat.colour))

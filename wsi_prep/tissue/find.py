@@ -48,7 +48,8 @@ def find_tissue(
         if not reader.confirms():
             continue
         check(thumbnail)
-        glass = BackgroundModel.of(thumbnail.pixels, filling=reader.info.filling)
+        tile = reader.info.tile_px / thumbnail.step_x0, reader.info.tile_px / thumbnail.step_y0
+        glass = BackgroundModel.of(thumbnail.pixels, filling=reader.info.filling, tile=tile)
         marks = ink(thumbnail.pixels, thumbnail.mpp, glass)
         if mask:
             given = mask(thumbnail)

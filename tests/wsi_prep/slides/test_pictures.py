@@ -68,6 +68,23 @@ def test_channels_in_another_order_are_sorted_by_their_names(tmp_path, painted):
     require_right(prepare(write_ome(tmp_path / "in/s.ome.tif", bgr, "CYX", metadata=meta), tmp_path / "out"), painted)
 
 
+def test_the_scale_may_stand_with_any_channel(tmp_path):
+    """Red comes last in the file, and TIFF's resolution stands with its first page alone."""
+    path, plane = tmp_path / "s.ome.tif", np.full((600, 700), 240, np.uint8)
+    with tifffile.TiffWriter(path, ome=True) as tif:
+        meta = {"axes": "CYX", "Channel": {"Name": ["Blue", "Green", "Red"]}, "PhysicalSizeX": 0.5}
+        meta |= {"PhysicalSizeXUnit": "furlong", "PhysicalSizeY": 0.55, "PhysicalSizeYUnit": "furlong"}
+        tif.write(np.stack([plane] * 3), photometric="minisblack", metadata=meta, **TILED)
+    with tifffile.TiffFile(path, mode="r+b") as tif:
+        for number, page in enumerate(tif.pages):
+            page.tags["XResolution"].overwrite((20000, 1) if number == 0 else (1, 1))
+            page.tags["YResolution"].overwrite((200000, 11) if number == 0 else (1, 1))
+            page.tags["ResolutionUnit"].overwrite(3 if number == 0 else 1)
+    info = open_slide(str(path)).info
+    assert (info.mpp_x, info.mpp_y, info.mpp_source) == (0.5, 0.55, "tiff-resolution")
+    assert "furlong" in info.mpp_stated
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [

@@ -61,7 +61,8 @@ def _scale(tiff: Any, page: Any, pyramid: Pyramid) -> tuple[tuple[float, float] 
         if value is not None:
             return (value, value), "vendor", ""
         stated = f"MPP = {text}" if text else ""
-    mpp, resolution = _resolution(page)
+    found = [_resolution(plane) for plane, _ in pyramid.levels[0].planes]  # writers may tag the first channel's alone
+    mpp, resolution = next((one for one in found if one[0] is not None), found[0])
     if mpp is None:
         return None, None, stated or resolution
     return mpp, "vendor" if tiff.is_svs else "tiff-resolution", stated
