@@ -41,6 +41,9 @@ _LEAST_TILE_PX, _ON_GRID_PX, _ON_GRID, _LEAST_EDGE_TILES = 6, 1.5, 0.8, 4
 """Filling may end with the file's tiles: share of its edge that then lies so near their grid (by chance it is a half at
 most), and how long the edge must be at least."""
 
+_EVERY_LINE = 4
+"""Of the rows and columns on which such edges are looked for."""
+
 _RIM_FROM_PX, _RIM_TO_PX, RIM_SPREAD, _LEAST_RIM_SHARE, _RIM_ALIKE = 2, 6, 4.0, 0.1, 0.4
 """Beside filling there is glass, if only to the edge of a tile: where it is looked for, beyond what is mixed with
 filling, how smooth it is, and its share of what lies there, and of what is smooth there."""
@@ -146,20 +149,28 @@ def ends_with_tiles(flat: Flat, picture: NDArray[np.uint8], tile: tuple[float, f
     """
     if tile is None or min(tile) < _LEAST_TILE_PX:
         return ()
-    return tuple(within for within in WITHIN if _is_on_grid(opened(picture, [flat], within) > 0, tile))
+    return tuple(within for within in WITHIN if _is_on_grid(flat, within, picture, tile))
 
 
-def _is_on_grid(shown: NDArray[np.bool_], tile: tuple[float, float]) -> bool:
-    edge, on_grid = 0, 0
-    for pitch, changes in (
-        (tile[0], np.count_nonzero(shown[:, 1:] != shown[:, :-1], axis=0)),
-        (tile[1], np.count_nonzero(shown[1:] != shown[:-1], axis=1)),
-    ):
-        at = np.arange(1.0, len(changes) + 1)
-        near = np.abs(at - np.rint(at / pitch) * pitch) <= _ON_GRID_PX
-        edge += int(changes.sum())
-        on_grid += int(changes[near].sum())
-    return edge >= _LEAST_EDGE_TILES * min(tile) and on_grid >= _ON_GRID * edge
+def _is_on_grid(flat: Flat, within: int, picture: NDArray[np.uint8], tile: tuple[float, float]) -> bool:
+    """By some of the picture's rows, and where those do not rule it out, some of its columns."""
+    least = _LEAST_EDGE_TILES * min(tile) / _EVERY_LINE
+    across, on_grid = _edges(flat.shown(picture[::_EVERY_LINE], within), tile[0])
+    if across >= least and on_grid < _ON_GRID / 2 * across:
+        return False
+    down, also_on_grid = _edges(flat.shown(np.ascontiguousarray(picture[:, ::_EVERY_LINE]), within).T, tile[1])
+    return across + down >= least and on_grid + also_on_grid >= _ON_GRID * (across + down)
+
+
+def _edges(lines: NDArray[np.bool_], pitch: float) -> tuple[int, int]:
+    """Of (lines, px): how often what is three wide begins or ends, and how often near a grid of that pitch."""
+    wide = cv2.morphologyEx(
+        np.ascontiguousarray(lines).view(np.uint8), cv2.MORPH_OPEN, np.ones((1, 3), np.uint8), borderValue=255
+    )
+    changes = np.count_nonzero(wide[:, 1:] != wide[:, :-1], axis=0)
+    at = np.arange(1.0, len(changes) + 1)
+    near = np.abs(at - np.rint(at / pitch) * pitch) <= _ON_GRID_PX
+    return int(changes.sum()), int(changes[near].sum())
 
 
 def rim_of_glass(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np.float64] | None:
