@@ -22,7 +22,7 @@ from pretrain.compute import distributed
 from pretrain.compute.randomness import Places
 from pretrain.learning.optimizer import optimizer_state
 from pretrain.model.packing import plan_drop
-from pretrain.train.loop import Learner, objective_of, require_division
+from pretrain.train.learner import Learner, objective_of, require_division
 from pretrain.train.planning import ledger as parts
 from pretrain.train.planning.ledger import Collective, Ledger, Operation
 from pretrain.train.recipe.recipe import Recipe
