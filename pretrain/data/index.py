@@ -68,6 +68,11 @@ class Index:
             raise BadShards("the shards hold no tile; see status and error in their catalog/slides")
 
     @property
+    def parts(self) -> list[tuple[ShardSource, Part]]:
+        """What it was put together from, in the order of its slides and tiles."""
+        return list(zip(self._sources, self._parts, strict=True))
+
+    @property
     def warnings(self) -> list[str]:
         """What a user should know of these shards."""
         found = [*self.copies.notes]
@@ -90,6 +95,11 @@ class Index:
     def _shown(self) -> NDArray[np.int64]:
         return np.unique(self.cells["slide"])
 
+    def in_parts(self, tiles: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of tiles of these row numbers: the number of the part that each is in, and its row there."""
+        parts = np.searchsorted(self._tile_base, tiles, side="right") - 1
+        return parts, tiles - self._tile_base[parts]
+
     def source(self, tile: int) -> ShardSource:
         """Which of the folders holds the tile of this row number."""
         return self._sources[self._part(tile)]
@@ -100,10 +110,9 @@ class Index:
 
     def addresses(self, tiles: NDArray[np.int64]) -> list[TileAddress]:
         """Where the tiles of these row numbers are."""
-        parts = np.searchsorted(self._tile_base, tiles, side="right") - 1
+        parts, rows = self.in_parts(tiles)
         cells = self.cells[np.searchsorted(self._cell_ends, tiles.astype(np.uint64), side="right")]
         arrays = map(self._array, cells["slide"].tolist(), cells["magnification"].tolist())
-        rows = tiles - self._tile_base[parts]
         return [self._address(*at) for at in zip(parts.tolist(), rows.tolist(), arrays, strict=True)]
 
     def _address(self, part: int, row: int, array: str) -> TileAddress:
@@ -172,7 +181,7 @@ def open_index(
         progress(done, len(todo))
         if not (kept / key).is_dir():
             build_part(source, name, has_tiles, condition, kept / key)
-        parts.append((source, open_part(kept / key)))
+        parts.append((source, open_part(kept / key, name)))
     progress(len(todo), len(todo))
     if condition and not any(len(part.tiles) for _, part in parts):
         raise BadFilter(f"the filter {told!r} leaves no tile; compare it with the catalog")

@@ -76,8 +76,13 @@ class TileRows:
 
 @dataclass(frozen=True)
 class Part:
-    """A part as it lies on disk: arrays of the dtypes above, and its names of strata by level."""
+    """A part as it lies on disk: arrays of the dtypes above, and its names of strata by level.
 
+    `catalog`: the name of the catalog's files that it was made of, whose order is another.
+    """
+
+    folder: Path
+    catalog: str
     tiles: TileRows
     cells: NDArray[np.void]
     slides: NDArray[np.void]
@@ -85,12 +90,12 @@ class Part:
     slide_ids: pa.ChunkedArray
 
 
-def open_part(folder: Path) -> Part:
-    """A part that was built before."""
+def open_part(folder: Path, catalog: str = "") -> Part:
+    """A part that was built before, of the catalog's files of this name."""
     cells, slides = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("cells", "slides"))
     names = json.loads((folder / "names.json").read_text())
     slide_ids = pa.ipc.open_file(pa.memory_map(str(folder / "slide_ids.arrow"))).read_all()["slide_id"]
-    return Part(TileRows(folder / "tiles.npy"), cells, slides, names, slide_ids)
+    return Part(folder, catalog, TileRows(folder / "tiles.npy"), cells, slides, names, slide_ids)
 
 
 def build_part(source: ShardSource, name: str, has_tiles: bool, where: Condition | None, folder: Path) -> None:

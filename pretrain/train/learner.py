@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,14 @@ from torch.profiler import record_function
 from pretrain.compute import distributed
 from pretrain.compute.memory import require_memory
 from pretrain.compute.randomness import Places
+from pretrain.data.fields import Field, LabelArray
 from pretrain.learning import schedules
 from pretrain.learning.distillation import Distillation
+from pretrain.learning.guide import Guide, outputs
 from pretrain.learning.optimizer import clip_gradients, make_optimizer, optimizer_state, take_step
 from pretrain.learning.self_distillation import Objective, SelfDistillation
+from pretrain.model.guide import GuideHeads
+from pretrain.model.initial import initialise
 from pretrain.model.network import Network
 from pretrain.model.weights.load import Loaded, load_backbone
 from pretrain.train.recipe.recipe import Recipe
@@ -40,18 +45,26 @@ class Learner:
     """What a step changes on this process, and how: the objective's networks, and their optimizer.
 
     Raises BadOption where recipe and processes do not fit together. `objective`: the recipe's own on the meta device,
-    to plan with: it gets no weights, and no memory by itself. Nothing can be learnt before `prepare`.
+    to plan with: it gets no weights, and no memory by itself. `fields`: those that the recipe's guide wants. Nothing
+    can be learnt before `prepare`.
     """
 
-    def __init__(self, recipe: Recipe, world: distributed.World, objective: Objective | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        world: distributed.World,
+        objective: Objective | None = None,
+        fields: Sequence[Field] = (),
+    ) -> None:
         self.recipe, self.world = recipe, world
+        self.guide = Guide(fields, world.device)
         self.dtype = DTYPES[recipe.compute.precision]
         shards = recipe.compute.parallel == "fsdp" and world.size > 1
         self._late = objective is not None or (shards and not recipe.start_from)  # no process makes the whole network
         self.loaded: Loaded | None = None
         if objective is None:
             _require_room(recipe, world.size if self._late else 1)
-            objective = objective_of(recipe, recipe.seed, "meta" if self._late else "cpu")
+            objective = objective_of(recipe, recipe.seed, "meta" if self._late else "cpu", outputs(fields))
         self.objective = objective
         if not self._late:
             self.loaded = self._begin_from(recipe.start_from)
@@ -72,16 +85,18 @@ class Learner:
         """The student, without what spreads it over processes."""
         return cast("Network", distributed.plain(self.objective.student))
 
-    def learn(self, tiles: Tensor, places: Places) -> dict[str, Tensor]:
+    def learn(self, tiles: Tensor, places: Places, labels: Sequence[LabelArray] = ()) -> dict[str, Tensor]:
         """One update by this process's share of a batch, `tiles` (B, 3, 392, 392) uint8 on the device, at these places.
 
-        Returns single numbers on the device: losses, the gradient's norm, and whether they were `bad`.
+        `labels`: of the tiles, for each field of the guide, as Field.labels has them. Returns single numbers on the
+        device: losses, the gradient's norm, and whether they were `bad`.
         """
         recipe = self.recipe
         at = schedules.at(recipe.schedule, places.step, recipe.sampling.batch)
         parts = recipe.compute.accumulate
         size = len(tiles) // parts
         sums: dict[str, Tensor] = {}
+        labelled = self.guide.send(labels)
         for part in range(parts):
             rows = slice(part * size, (part + 1) * size)
             with record_function("views"):
@@ -95,13 +110,15 @@ class Learner:
             with distributed.gradients_summed(self.objective.student, now=part == parts - 1):
                 with self._autocast():
                     losses = self.objective.losses(views, at)
+                with record_function("losses"):
+                    of_guide, told = self.guide.losses(losses.told, labelled, rows, parts)
                 with record_function("backward"):
-                    (losses.total / parts).backward()  # type: ignore[no-untyped-call]
-            for name, value in losses.parts.items():
+                    ((losses.total + of_guide) / parts).backward()  # type: ignore[no-untyped-call]
+            for name, value in {**losses.parts, **told}.items():
                 sums[name] = sums[name] + value / parts if name in sums else value / parts
         with record_function("update"):
             norm = clip_gradients(self.network, recipe.optim)
-            seen = distributed.all_mean(sums) | {"gradient_norm": norm}
+            seen = self.guide.figures(distributed.all_mean(sums)) | {"gradient_norm": norm}
             bad = (~torch.isfinite(norm + seen["loss"])).float()
             take_step(self.optimizer, at, bad)
             self.optimizer.zero_grad(set_to_none=True)
@@ -155,15 +172,23 @@ def require_division(recipe: Recipe, processes: int) -> None:
         )
 
 
-def objective_of(recipe: Recipe, seed: int, where: str = "cpu") -> Objective:
+def objective_of(recipe: Recipe, seed: int, where: str = "cpu", guide: Mapping[str, int] | None = None) -> Objective:
     """What the recipe minimises: self-distillation, or distillation from `recipe.teacher`.
 
-    `where`: the device that the student is made on; on "meta" it has no weights until self_distillation.begin. Raises
-    BadRun and BadWeights where the teacher cannot be loaded.
+    `where`: the device that the student is made on; on "meta" it has no weights until self_distillation.begin. `guide`:
+    by field of the recipe's guide, what its head has to give. Raises BadRun and BadWeights where the teacher cannot be
+    loaded.
     """
     recompute, most = recipe.compute.recompute, (recipe.compute.loss_mb << 20) // 4
     teacher = load_teacher(Path(recipe.teacher)) if recipe.teacher else None
     with torch.device(where):
+        objective: SelfDistillation | Distillation
         if teacher is None:
-            return SelfDistillation(recipe.objective, recipe.backbone, seed, recompute, most)
-        return Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute, most)
+            objective = SelfDistillation(recipe.objective, recipe.backbone, seed, recompute, most)
+        else:
+            objective = Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute, most)
+        heads = GuideHeads(recipe.backbone.width, guide or {}, recipe.guide.wanted)
+        objective.student.guide = heads
+    if where != "meta":
+        initialise(heads, seed, "guide.")
+    return objective

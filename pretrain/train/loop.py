@@ -7,19 +7,20 @@ are read a step later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pretrain.compute import distributed
 from pretrain.compute.randomness import Places
+from pretrain.data.fields import fields
 from pretrain.data.loader import Batch, Loader, on_device
 from pretrain.data.sampler import Sampler
-from pretrain.errors import NonFinite
+from pretrain.errors import BadRun, NonFinite
 from pretrain.learning import schedules
 from pretrain.model.backbone import Backbone
 from pretrain.train.branch import begin_with
@@ -35,6 +36,7 @@ from wsi_prep.storage.atomic import write_json
 
 _MOST_SPIKES = 20
 """Of a call, of which the tiles are written."""
+_NAMED = 8  # classes in a message
 
 
 class Watcher(Protocol):
@@ -69,7 +71,7 @@ class Trainer(Learner):
 
     def __init__(self, recipe: Recipe, sampler: Sampler, run: Path, world: distributed.World) -> None:
         require_division(recipe, world.size)
-        super().__init__(recipe, world)
+        super().__init__(recipe, world, fields=fields(sampler, recipe.guide.wanted))
         self.prepare()
         self.sampler, self.run_folder = sampler, run
         self.loader = Loader(sampler, recipe.loader, world.rank, world.size)
@@ -103,11 +105,26 @@ class Trainer(Learner):
             if self.recipe.continue_from:
                 begin_with(self.recipe, self.tensors())
             return 0
+        self._require_classes(self.checkpoints.state(step))
         state = self.checkpoints.load(step, self.tensors())
         self._left_out.restore(state.get("left_out"), step)
         if self.world.first:  # counts are summed over processes
             self.loader.drawn.restore(state["drawn"])
         return step
+
+    def _require_classes(self, state: dict[str, Any]) -> None:
+        """Raise BadRun where a head of the guide has learnt other classes than the shards have now."""
+        learnt = state.get("guide", {})
+        for name, now in self._classes().items():
+            if (before := learnt.get(name)) != now:
+                raise BadRun(
+                    f"guide.{name} had {_listed(before)} when this run began, and the tiles that can be drawn now have "
+                    f"{_listed(now)}; name the SHARDS and WHERE of then, or begin another run with what this one has "
+                    f"learnt: CONTINUE={self.run_folder}"
+                )
+
+    def _classes(self) -> dict[str, list[str]]:
+        return {field.name: list(field.classes) for field in self.guide.fields}
 
     def run(self, start: int, stop: int, watcher: Watcher) -> Outcome:
         """Steps `start` up to `stop`, with a checkpoint at the end. Raises NonFinite and TooManyBadTiles."""
@@ -147,7 +164,8 @@ class Trainer(Learner):
         """One update by this process's share of a batch, `tiles` (B, 3, 392, 392) uint8 on the device."""
         self._recent[batch.step] = batch
         places = Places(self.recipe.seed, batch.step, batch.draw.position)
-        self._deferred.put(batch.step, self.learn(tiles, places))
+        labels = [field.labels(batch.draw) for field in self.guide.fields]
+        self._deferred.put(batch.step, self.learn(tiles, places, labels))
         self._clock.stepped(len(tiles) * self.world.size)
 
     def numbers_ready(
@@ -217,7 +235,9 @@ class Trainer(Learner):
         return f"the batch's tiles are in {file}"
 
     def _save(self, step: int) -> None:
-        state = {"recipe": self.recipe.name, "drawn": self.drawn(), "left_out": self._left_out.steps}
+        state: dict[str, object] = {"recipe": self.recipe.name, "drawn": self.drawn(), "left_out": self._left_out.steps}
+        if self.guide.fields:
+            state["guide"] = self._classes()
         self.checkpoints.save(step, self.tensors(), state)
 
     def drawn(self) -> list[dict[str, object]]:
@@ -231,6 +251,12 @@ class Trainer(Learner):
         bad, read = distributed.all_sum(torch.tensor([own.bad, own.read])).tolist()
         first = next((f", as {name} ({why})" for name, why in own.named.items()), "")
         return f"{bad:,} of {read:,} tiles cannot be read{first}; others of their strata replaced them" if bad else ""
+
+
+def _listed(classes: Sequence[str] | None) -> str:
+    """Values for a message."""
+    more = f" and {len(classes) - _NAMED} more" if classes and len(classes) > _NAMED else ""
+    return ", ".join(map(repr, classes[:_NAMED])) + more if classes else "numbers"
 
 
 def _resident_gb() -> float:
