@@ -62,9 +62,25 @@ def unknown_field(name: str) -> str:
     return f"no field {name[:_SHOWN]!r} can guide a training; these fields of the catalog can: {known}"
 
 
+def association(sampler: Sampler, one: Field, other: Field) -> float:
+    """Cramer's V of two fields of classes over what is drawn and known in both: 1 where either tells the other."""
+    cells = sampler.cells
+    every = Draw(0, np.arange(len(cells.slide)), cells.start, cells.slide, cells.stratum, cells.mpp)
+    a, b = (field.labels(every).astype(np.int64) for field in (one, other))
+    known = (a >= 0) & (b >= 0)
+    joint = np.zeros((len(one.classes), len(other.classes)))
+    np.add.at(joint, (a[known], b[known]), cells.chance[known])
+    joint = joint[joint.sum(1) > 0][:, joint.sum(0) > 0]
+    if min(joint.shape) < 2:
+        return 0.0
+    joint /= joint.sum()
+    independent = np.outer(joint.sum(1), joint.sum(0))
+    return float(np.sqrt((((joint - independent) ** 2) / independent).sum() / (min(joint.shape) - 1)))
+
+
 def _checked(sampler: Sampler, name: str) -> Field:
     if name in CLASSES:
-        found = _classes(sampler, name)
+        found = class_field(sampler, name)
         if len(found.classes) > 1:
             return found
         has = f"all have {found.classes[0]!r}, or none" if found.classes else "none has any"
@@ -75,7 +91,7 @@ def _checked(sampler: Sampler, name: str) -> Field:
         has = f"all have {found.mean:.4g}, or none" if found.known else "none has any"
     else:
         raise BadOption(unknown_field(name))
-    counts = {other: len(_classes(sampler, other).classes) for other in CLASSES}
+    counts = {other: len(class_field(sampler, other).classes) for other in CLASSES}
     several = ", ".join(f"{other} ({count})" for other, count in counts.items() if count > 1) or "none"
     raise BadOption(
         f"guide.{name} has nothing to tell apart: of the tiles that can be drawn {has}; leave it out, or widen SHARDS, "
@@ -83,7 +99,8 @@ def _checked(sampler: Sampler, name: str) -> Field:
     )
 
 
-def _classes(sampler: Sampler, name: str) -> Field:
+def class_field(sampler: Sampler, name: str) -> Field:
+    """A field of classes, of however many."""
     cells = sampler.cells
     if name == "magnification":
         names, codes = [m.name for m in MAGNIFICATIONS], sampler.magnification_of(cells.stratum)

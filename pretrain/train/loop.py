@@ -7,7 +7,7 @@ are read a step later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ from wsi_prep.storage.atomic import write_json
 
 _MOST_SPIKES = 20
 """Of a call, of which the tiles are written."""
-_NAMED = 8  # classes in a message
+_NAMED, _LONGEST = 8, 60  # classes in a message, and characters of each
 
 
 class Watcher(Protocol):
@@ -114,9 +114,10 @@ class Trainer(Learner):
 
     def _require_classes(self, state: dict[str, Any]) -> None:
         """Raise BadRun where a head of the guide has learnt other classes than the shards have now."""
-        learnt = state.get("guide", {})
+        learnt = state.get("guide")
         for name, now in self._classes().items():
-            if (before := learnt.get(name)) != now:
+            before = learnt.get(name) if isinstance(learnt, dict) else None
+            if before != now:
                 raise BadRun(
                     f"guide.{name} had {_listed(before)} when this run began, and the tiles that can be drawn now have "
                     f"{_listed(now)}; name the SHARDS and WHERE of then, or begin another run with what this one has "
@@ -253,10 +254,12 @@ class Trainer(Learner):
         return f"{bad:,} of {read:,} tiles cannot be read{first}; others of their strata replaced them" if bad else ""
 
 
-def _listed(classes: Sequence[str] | None) -> str:
+def _listed(classes: object) -> str:
     """Values for a message."""
-    more = f" and {len(classes) - _NAMED} more" if classes and len(classes) > _NAMED else ""
-    return ", ".join(map(repr, classes[:_NAMED])) + more if classes else "numbers"
+    if not isinstance(classes, list) or not classes:
+        return "none"
+    more = f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else ""
+    return ", ".join(repr(value)[:_LONGEST] for value in classes[:_NAMED]) + more
 
 
 def _resident_gb() -> float:
