@@ -125,7 +125,7 @@ def _held_out(slides: int, tiles: int = 8) -> tuple[Task, Task]:
         sites += [SITES.index(site)] * tiles
         groups += [number] * tiles
     train = np.array(groups) % 2 == 0
-    both = ((("shape"), SHAPES, shapes), (("site"), SITES, sites))
+    both = (("shape", SHAPES, shapes), ("site", SITES, sites))
     one, other = (
         Task(name, EncodedTiles(images), np.array(labels), classes, np.array(groups), train)
         for name, classes, labels in both
@@ -151,7 +151,7 @@ def _judged(who: str, backbone: Backbone, held: tuple[Task, Task]) -> list[Figur
     for task in held:
         for name, part in (("class token", features[:, :width]), ("embedding", features)):
             right = balanced_accuracy(linear(part, task), task.labels[task.test], len(task.classes))
-            found.append(Figure(who, f"{task.name} told from the {name}", f"{right:.3f}", "", True))
+            found.append(Figure(who, f"{task.name} told from the {name}", f"{right:.3f}"))
     return found
 
 
