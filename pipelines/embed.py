@@ -14,7 +14,7 @@ from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, require_apart, ru
 from pretrain.compute.devices import best_device
 from pretrain.features.embed import Embedded, EmbedSettings, FeaturesTo, WantedTiles, embed_shards
 from pretrain.features.embedder import Inference
-from pretrain.train.loop import DTYPES
+from pretrain.train.learner import DTYPES
 from pretrain.train.runs import load_embedder, model_name
 from wsi_prep.errors import counted
 

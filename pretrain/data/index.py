@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pretrain.data.parts import INDEX_VERSION, Part, build_part, open_part, read_filter
 from pretrain.data.sources import ShardSource, TileSource, digest, folders_of
-from pretrain.data.table_part import build_table_part
-from pretrain.data.tables import TableFolder, open_any
+from pretrain.data.tables.folder import TableFolder, open_any
+from pretrain.data.tables.part import build_table_part
 from pretrain.errors import BadFilter, BadShards
 from wsi_prep.errors import counted
 from wsi_prep.format.copies import which_count
@@ -58,7 +58,7 @@ class Index:
     'shards/stores/slide1-00000001.zarr/20x[3]'
     """
 
-    def __init__(self, parts: Sequence[tuple[TileSource, Part]]) -> None:
+    def __init__(self, parts: Sequence[tuple[ShardSource | TableFolder, Part]]) -> None:
         self._sources = [source for source, _ in parts]
         self._parts = [part for _, part in parts]
         self._tile_base = _bases(len(part.tiles) for part in self._parts)
@@ -70,6 +70,11 @@ class Index:
         self._cell_ends = self.cells["start"] + self.cells["count"]
         if not len(self.cells):
             raise BadShards("the shards hold no tile; see status and error in their catalog/slides")
+
+    @property
+    def parts(self) -> list[tuple[ShardSource | TableFolder, Part]]:
+        """What it was put together from, in the order of its slides and tiles."""
+        return list(zip(self._sources, self._parts, strict=True))
 
     @property
     def warnings(self) -> list[str]:
@@ -99,6 +104,11 @@ class Index:
     def _shown(self) -> NDArray[np.int64]:
         return np.unique(self.cells["slide"])
 
+    def in_parts(self, tiles: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of tiles of these row numbers: the number of the part that each is in, and its row there."""
+        parts = np.searchsorted(self._tile_base, tiles, side="right") - 1
+        return parts, tiles - self._tile_base[parts]
+
     def source(self, tile: int) -> TileSource:
         """Which of the folders holds the tile of this row number."""
         return self._sources[self._part(tile)]
@@ -109,10 +119,9 @@ class Index:
 
     def addresses(self, tiles: NDArray[np.int64]) -> list[TileAddress]:
         """Where the tiles of these row numbers are."""
-        parts = np.searchsorted(self._tile_base, tiles, side="right") - 1
+        parts, rows = self.in_parts(tiles)
         cells = self.cells[np.searchsorted(self._cell_ends, tiles.astype(np.uint64), side="right")]
         arrays = map(self._array, cells["slide"].tolist(), cells["magnification"].tolist())
-        rows = tiles - self._tile_base[parts]
         return [self._address(*at) for at in zip(parts.tolist(), rows.tolist(), arrays, strict=True)]
 
     def _address(self, part: int, row: int, array: str) -> TileAddress:
@@ -178,7 +187,7 @@ def open_index(
     condition = read_filter(where, seconds)
     told = condition.text if condition else ""
     todo = [(source, *pair) for source in map(open_any, folders_of(shards)) for pair in _pairs(source)]
-    parts = []
+    parts: list[tuple[ShardSource | TableFolder, Part]] = []
     for done, (source, name, has_tiles, stamp) in enumerate(todo):
         key = digest(str(INDEX_VERSION), str(FORMAT_VERSION), os.path.abspath(source.where), name, stamp, told)  # noqa: PTH100
         progress(done, len(todo))
@@ -187,7 +196,7 @@ def open_index(
                 build_table_part(source, condition, kept / key)
             else:
                 build_part(source, name, has_tiles, condition, kept / key)
-        parts.append((source, open_part(kept / key)))
+        parts.append((source, open_part(kept / key, name)))
     progress(len(todo), len(todo))
     if condition and not any(len(part.tiles) for _, part in parts):
         raise BadFilter(f"the filter {told!r} leaves no tile; compare it with the catalog")

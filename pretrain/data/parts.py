@@ -79,10 +79,13 @@ class TileRows:
 class Part:
     """A part as it lies on disk: arrays of the dtypes above, and its names of strata by level.
 
-    `tables`: where it was made from a folder of tables, their names, each with the `index` of its first row; `packed`:
-    how many of its tiles can be read only with their row groups.
+    `catalog`: the name of the catalog's files that it was made of, whose order is another. `tables`: where it was made
+    from a folder of tables, their names, each with the `index` of its first row; `packed`: how many of its tiles can be
+    read only with their row groups.
     """
 
+    folder: Path
+    catalog: str
     tiles: TileRows
     cells: NDArray[np.void]
     slides: NDArray[np.void]
@@ -92,14 +95,16 @@ class Part:
     packed: int = 0
 
 
-def open_part(folder: Path) -> Part:
-    """A part that was built before."""
+def open_part(folder: Path, catalog: str = "") -> Part:
+    """A part that was built before, of the catalog's files of this name."""
     cells, slides = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("cells", "slides"))
     names = json.loads((folder / "names.json").read_text())
     slide_ids = pa.ipc.open_file(pa.memory_map(str(folder / "slide_ids.arrow"))).read_all()["slide_id"]
     of_tables = names.pop("of_tables", {"tables": [], "packed": 0})
     tables = tuple((str(name), int(first)) for name, first in of_tables["tables"])
-    return Part(TileRows(folder / "tiles.npy"), cells, slides, names, slide_ids, tables, int(of_tables["packed"]))
+    at = folder / "tiles.npy"
+    packed = int(of_tables["packed"])
+    return Part(folder, catalog, TileRows(at), cells, slides, names, slide_ids, tables, packed)
 
 
 def build_part(source: ShardSource, name: str, has_tiles: bool, where: Condition | None, folder: Path) -> None:

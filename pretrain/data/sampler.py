@@ -93,6 +93,22 @@ class Draw:
         return Draw(self.step, *of, self.mpp[rows])
 
 
+@dataclass(frozen=True)
+class Cells:
+    """Tiles of one slide at one magnification that can be drawn, by the cell: rows `start` to `start + count` of the
+    index, its `slide`, `stratum` and `mpp` (um/px), and the `chance` of a draw to be one of them.
+
+    Chances add up to 1; of the tiles of a cell each has the same. (That a batch holds no tile twice is not in them.)
+    """
+
+    start: NDArray[np.int64]
+    count: NDArray[np.int64]
+    slide: NDArray[np.int64]
+    stratum: NDArray[np.int64]
+    mpp: NDArray[np.float32]
+    chance: NDArray[np.float64]
+
+
 class Sampler:
     """Draws from an index. Raises BadOption where the settings leave too few tiles to fill a batch.
 
@@ -130,6 +146,20 @@ class Sampler:
     def slides(self) -> int:
         """Slides that tiles can be drawn of."""
         return len(np.unique(self._slide[self._probability[self._stratum_of_cell] > 0]))
+
+    @property
+    def cells(self) -> Cells:
+        """What can be drawn, and how often."""
+        chance = self._probability[self._stratum_of_cell] / self._cells_in[self._stratum_of_cell]
+        drawn = chance > 0
+        return Cells(
+            self._start[drawn],
+            self._count[drawn].astype(np.int64),
+            self._slide[drawn].astype(np.int64),
+            self._stratum_of_cell[drawn].astype(np.int64),
+            self._mpp[drawn],
+            chance[drawn],
+        )
 
     def magnification_of(self, stratum: NDArray[np.int64]) -> NDArray[np.int64]:
         """Numbers into magnifications.MAGNIFICATIONS of strata."""

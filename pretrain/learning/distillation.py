@@ -81,7 +81,7 @@ class Distillation(nn.Module):
         with record_function("teacher"), torch.no_grad():
             told: Seen = self.teacher([views.global_crops], views.chosen)
         with record_function("student"):
-            seen: Seen = self.student(views.groups, views.chosen)
+            seen: Seen = self.student(views.groups, views.chosen, ramp=at.guide)
         compare = self._compare_heads if self._has_heads else self._compare_features
         features = seen.features.view(-1, views.tiles, seen.features.shape[-1])
         with record_function("losses"):
@@ -89,7 +89,7 @@ class Distillation(nn.Module):
             spread = spreading(settings, features)
         total = settings.dino_weight * of_cls + settings.ibot_weight * of_patches + settings.spread_weight * spread
         parts |= {"loss": total, f"loss_{settings.spread}": spread, "feature_spread": feature_spread(seen.features)}
-        return Losses(total, {name: value.detach() for name, value in parts.items()})
+        return Losses(total, {name: value.detach() for name, value in parts.items()}, seen.told)
 
     def update(self, at: Scheduled) -> None:
         """See Objective."""

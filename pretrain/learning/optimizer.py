@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,9 +170,15 @@ class StableAdamW(torch.optim.Optimizer):
         return (total / self._sizes[counts]).sqrt()
 
 
+def _apart(network: nn.Module) -> Iterator[nn.Module]:
+    """The backbone and each head."""
+    for part in network.children():
+        yield from part.children() if isinstance(part, nn.ModuleDict) else [part]
+
+
 def clip_gradients(network: nn.Module, settings: OptimSettings) -> Tensor:
     """Scale gradients as the settings say; returns the norm of all together before, one number on the device."""
-    parts = network.children() if settings.clip_apart else [network]
+    parts = [*_apart(network)] if settings.clip_apart else [network]
     norms = []
     for part in parts:
         if held := [parameter for parameter in part.parameters() if parameter.grad is not None]:

@@ -22,9 +22,12 @@ class ScheduleSettings:
     share in which the prototypes stand still. `momentum`, `decay`: first and last. `temperature`: the teacher's, first
     and after `temperature_warmup`.
 
+    `guide_ramp`: share in which the guide's weights rise to their full size.
+
     `shape` "constant": after its warm-up the rate stays at its top until the last `cooldown` of the steps, in which it
     falls linearly; `decay` and `momentum` stay at their first. So nothing depends on `steps` before the cooldown, if
-    `shares_of` is set: the steps that `warmup`, `temperature_warmup` and `frozen` are shares of, 0 for `steps`.
+    `shares_of` is set: the steps that `warmup`, `temperature_warmup`, `frozen` and `guide_ramp` are shares of, 0 for
+    `steps`.
     """
 
     steps: int = 1000
@@ -39,6 +42,7 @@ class ScheduleSettings:
     temperature: tuple[float, float] = (0.04, 0.07)
     temperature_warmup: float = 0.3
     frozen: float = 0.01
+    guide_ramp: float = 0.25
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= _MOST_STEPS:
@@ -47,7 +51,7 @@ class ScheduleSettings:
             raise BadOption(f"shape {self.shape!r} is not known; choose from {', '.join(SHAPES)}")
         if not 0 <= self.shares_of <= _MOST_STEPS:
             raise BadOption(f"shares_of {self.shares_of} is not between 0 and {_MOST_STEPS:,}")
-        for name in ("warmup", "temperature_warmup", "frozen", "cooldown"):
+        for name in ("warmup", "temperature_warmup", "frozen", "guide_ramp", "cooldown"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadOption(f"{name} {getattr(self, name)} is not a share between 0 and 1")
         if not (0 <= self.least_rate <= self.rate < math.inf):
@@ -62,7 +66,7 @@ class ScheduleSettings:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """The values of one step."""
+    """The values of one step. `guide`: what the guide's weights are multiplied with."""
 
     step: int
     rate: float
@@ -70,6 +74,7 @@ class Scheduled:
     momentum: float
     temperature: float
     frozen: bool
+    guide: float = 1.0
 
 
 def at(settings: ScheduleSettings, step: int, batch: int) -> Scheduled:
@@ -86,7 +91,13 @@ def at(settings: ScheduleSettings, step: int, batch: int) -> Scheduled:
         momentum=_cosine(*settings.momentum, along),
         temperature=last if step >= cool else first + (last - first) * step / cool,
         frozen=step < settings.frozen * shares_of,
+        guide=_ramp(step, settings.guide_ramp * shares_of),
     )
+
+
+def _ramp(step: int, steps: float) -> float:
+    """From 0 to 1 in so many steps, as Ganin & Lempitsky have it (arXiv 1409.7495, section 4)."""
+    return 2 / (1 + math.exp(-10 * step / steps)) - 1 if step < steps else 1.0
 
 
 def _falling(settings: ScheduleSettings, top: float, step: int, warmup: float) -> float:

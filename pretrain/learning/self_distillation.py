@@ -20,6 +20,7 @@ from pretrain.learning import losses
 from pretrain.learning.schedules import Scheduled
 from pretrain.learning.targets import MOST_NUMBERS, Centre, Cosines, Targets, sinkhorn_knopp
 from pretrain.model.backbone import BackboneSettings
+from pretrain.model.guide import Told
 from pretrain.model.heads import HeadSettings, Projection
 from pretrain.model.initial import initialise
 from pretrain.model.network import Network, Seen
@@ -58,10 +59,14 @@ class ObjectiveSettings:
 
 @dataclass(frozen=True)
 class Losses:
-    """`total` is minimised; `parts` are numbers to look at, single elements on the device, without gradients."""
+    """`total` is minimised; `parts` are numbers to look at, single elements on the device, without gradients.
+
+    `told`: what the guide's heads say of the class tokens, of which nothing is in `total`.
+    """
 
     total: Tensor
     parts: Mapping[str, Tensor]
+    told: Told
 
 
 class Objective(Protocol):
@@ -144,14 +149,14 @@ class SelfDistillation(nn.Module):
             cls_targets = self._targets(self.cls_centre, told.cls, None, at.temperature)
             patch_targets = self._targets(self.patch_centre, told.patches, valid, at.temperature)
         with record_function("student"):
-            seen = self._study(views)
+            seen = self._study(views, at.guide)
         with record_function("losses"):
             dino, ibot = dino_ibot_losses(settings, views, seen, cls_targets, patch_targets)
             spread = spreading(settings, seen.features.view(-1, tiles, seen.features.shape[-1]))
             total = settings.dino_weight * dino + settings.ibot_weight * ibot + settings.spread_weight * spread
             parts = {"loss": total, "loss_dino": dino, "loss_ibot": ibot, f"loss_{settings.spread}": spread}
             looks = cls_targets.looks() | {"feature_spread": feature_spread(told.features)}
-        return Losses(total, {name: value.detach() for name, value in (parts | looks).items()})
+        return Losses(total, {name: value.detach() for name, value in (parts | looks).items()}, seen.told)
 
     @torch.no_grad()
     def update(self, at: Scheduled) -> None:
@@ -166,7 +171,7 @@ class SelfDistillation(nn.Module):
         seen: Seen = self.ema([views.global_crops], views.chosen)
         return seen
 
-    def _study(self, views: Views) -> Seen:
+    def _study(self, views: Views, ramp: float) -> Seen:
         groups = views.groups
         backbone = self.ema.backbone  # of the same settings
         packing = backbone.packing([(len(group), group.shape[-1]) for group in groups])
@@ -177,7 +182,7 @@ class SelfDistillation(nn.Module):
             plan = plan_drop(views.places, crops, depth)
             kept = keep_crops(plan, packing, self.drop_path, views.global_crops.device)
         masks = [views.mask, *[None] * (len(groups) - 1)]
-        seen: Seen = self.student(groups, views.chosen, masks, kept)
+        seen: Seen = self.student(groups, views.chosen, masks, kept, ramp)
         return seen
 
     @torch.no_grad()
@@ -220,16 +225,21 @@ def begin(student: nn.Module, ema: Network, seed: int) -> None:
         return
     initialise(student, seed)
     with torch.no_grad():
-        for mine, theirs in zip(ema.parameters(), student.parameters(), strict=True):
-            distributed.local(mine).copy_(distributed.local(theirs))
+        for mine, theirs in _pairs(ema, student):
+            mine.copy_(theirs)
 
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the moving mean's parameters towards the student's; whole or in shards alike."""
-    pairs = zip(ema.parameters(), student.parameters(), strict=True)
-    mine, theirs = zip(*((distributed.local(a), distributed.local(s)) for a, s in pairs), strict=True)
+    mine, theirs = zip(*_pairs(ema, student), strict=True)
     torch._foreach_lerp_(list(mine), list(theirs), 1 - momentum)
+
+
+def _pairs(ema: nn.Module, student: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """What this process holds of the moving mean's parameters, each with the student's; a guide's heads have none."""
+    of_student = dict(distributed.plain(student).named_parameters())
+    return [(distributed.local(own), distributed.local(of_student[name])) for name, own in ema.named_parameters()]
 
 
 @torch.no_grad()

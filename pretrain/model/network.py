@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.model.backbone import Backbone, BackboneSettings
+from pretrain.model.guide import GuideHeads, Told
 from pretrain.model.heads import Head, HeadSettings, Projection
 from pretrain.model.packing import Kept
 
@@ -18,20 +19,23 @@ class Seen(NamedTuple):
 
     `cls`: what the head makes of every crop's class token, group after group. `patches`: the same of the M chosen
     patches of the first group. Projections; of a network whose heads are none of DINO's, (crops, K) and (M, K) tensors.
-    `features`: (B, D) class tokens of the first group, as the heads get them.
+    `features`: (B, D) class tokens of the first group, as the heads get them. `told`: what the guide's heads say of
+    these.
     """
 
     cls: Projection | Tensor
     patches: Projection | Tensor
     features: Tensor
+    told: Told
 
 
 class Network(nn.Module):
-    """A backbone, a head for class tokens, and one for patch tokens."""
+    """A backbone, a head for class tokens, and one for patch tokens. A student may have heads of a `guide` besides."""
 
     def __init__(self, backbone: Backbone, cls_head: nn.Module, patch_head: nn.Module) -> None:
         super().__init__()
         self.backbone, self.cls_head, self.patch_head = backbone, cls_head, patch_head
+        self.guide = GuideHeads(0, {}, {})
 
     @staticmethod
     def with_heads(backbone: BackboneSettings, head: HeadSettings, recompute: str = "none") -> Network:
@@ -45,14 +49,18 @@ class Network(nn.Module):
         chosen: Tensor,
         masks: Sequence[Tensor | None] | None = None,
         kept: Kept | None = None,
+        ramp: float = 1.0,
     ) -> Seen:
-        """Groups of (B, 3, h, w) crops; `chosen` (M,) int64: patches of the first group, flattened over its crops."""
+        """Groups of (B, 3, h, w) crops; `chosen` (M,) int64: patches of the first group, flattened over its crops;
+        `ramp`: see GuideHeads.
+        """
         tokens = self.backbone(groups, masks, kept)
         patches = tokens[0].patches.flatten(0, 1)[chosen]
-        cls = torch.cat([group.cls for group in tokens])
-        return Seen(self.cls_head(cls), self.patch_head(patches), tokens[0].cls)
+        first, told = self.guide(tokens[0].cls, ramp)
+        cls = torch.cat([first, *(group.cls for group in tokens[1:])])
+        return Seen(self.cls_head(cls), self.patch_head(patches), first, told)
 
     def units(self) -> list[nn.Module]:
         """The parts that are spread over processes one by one, and gathered when they are called."""
         heads = [head for head in (self.cls_head, self.patch_head) if any(True for _ in head.parameters())]
-        return [*self.backbone.vit.blocks, *heads]
+        return [*self.backbone.vit.blocks, *heads, *self.guide.values()]

@@ -18,6 +18,7 @@ from pretrain.train.recipe.recipe import Recipe
 from wsi_prep.errors import first_line
 
 _OF_BACKBONE = re.compile(r"(student|average)\.backbone\.")
+_OF_GUIDE = re.compile(r"(student|optimizer)\.guide\.")  # whose classes are those of the shards
 
 
 def prolonged(asked: Recipe, saved: Recipe, done: int) -> Recipe | None:
@@ -73,6 +74,8 @@ def begin_with(recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _is_continued(name: str, how: str) -> bool:
+    if _OF_GUIDE.match(name):
+        return False
     if how == "backbone":
         return _OF_BACKBONE.match(name) is not None
     return how == "all" or not name.startswith("optimizer.")

@@ -150,7 +150,15 @@ def run(
         slow = slow_precision(world.device, recipe.compute.precision)
         of_tasks = [f"{task.name}: {line}" for task in tasks for line in task.notes]
         begun = continued_notes(recipe) if not start else []
-        notes = [*index.warnings, *sampler.warnings, *caveats(recipe, sampler), *slow, *loaded, *begun, *of_tasks]
+        notes = [
+            *index.warnings,
+            *sampler.warnings,
+            *caveats(recipe, sampler, trainer.guide.fields),
+            *slow,
+            *loaded,
+            *begun,
+            *of_tasks,
+        ]
         for line in [*notes, *_write_run(call, index, trainer, notes)]:
             reporter.note(line)
     watcher = RunWatcher(call.folder, trainer, reporter, tasks)

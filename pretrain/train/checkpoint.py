@@ -6,10 +6,11 @@ processes can read what any other number has written.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +67,20 @@ class Checkpoints:
         """The newest step that can be gone on from; None where there is none."""
         return latest_step(self._folder)
 
+    def state(self, step: int) -> dict[str, Any]:
+        """What was saved beside the tensors. Raises BadRun."""
+        with _reading(folder := self._path(step)):
+            state = read_json(folder / STATE, _MOST_STATE)
+            if not isinstance(state, dict):
+                raise ValueError(f"its {STATE} is no record")  # noqa: TRY004 - of what a file says
+            return state
+
     def load(self, step: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Fill the tensors in place, and return what else was saved. Raises BadRun."""
-        folder = self._path(step)
-        try:
-            state: dict[str, Any] = read_json(folder / STATE, _MOST_STATE)
+        state = self.state(step)
+        with _reading(folder := self._path(step)):
             _check_sizes(folder, state["files"])
             distributed.load(tensors, folder)
-        except Exception as error:  # of json, safetensors and torch, each with errors of its own
-            line = first_line(error)
-            raise BadRun(f"{folder} cannot be read ({line}); delete it to continue from the one before") from error
         if state.get("version") != CHECKPOINT_VERSION:
             raise BadRun(f"{folder} is of checkpoint version {state.get('version')}, not {CHECKPOINT_VERSION}")
         return state
@@ -126,6 +131,15 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return step_folder(self._folder, step)
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of json, safetensors and torch, each with errors of its own
+        line = first_line(error)
+        raise BadRun(f"{folder} cannot be read ({line}); delete it to continue from the one before") from error
 
 
 def latest_step(folder: Path) -> int | None:

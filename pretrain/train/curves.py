@@ -27,7 +27,7 @@ def draw_curves(runs: Sequence[Path], file: Path) -> None:
     names = {name for rows in found.values() for row in rows for name in row}
     panels = [name for name in _FIRST if name in names]
     panels[1:1] = sorted(name for name in names if name.startswith("loss_"))
-    panels += sorted(name for name in names if name.startswith("probe_"))
+    panels += sorted(name for name in names if name.startswith(("guide_", "probe_")))
     down = max(1, -(-len(panels) // _ACROSS))
     figure = Figure(figsize=(4.6 * _ACROSS, 2.9 * down), layout="constrained")
     axes = figure.subplots(down, _ACROSS, squeeze=False).ravel()

@@ -8,45 +8,35 @@ are read a step later.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from pretrain.compute import distributed
-from pretrain.compute.memory import require_memory
 from pretrain.compute.randomness import Places
+from pretrain.data.fields import fields
 from pretrain.data.loader import Batch, Loader, on_device
 from pretrain.data.sampler import Sampler
-from pretrain.errors import NonFinite
+from pretrain.errors import BadRun, NonFinite
 from pretrain.learning import schedules
-from pretrain.learning.distillation import Distillation
-from pretrain.learning.optimizer import clip_gradients, make_optimizer, optimizer_state, take_step
-from pretrain.learning.self_distillation import Objective, SelfDistillation
 from pretrain.model.backbone import Backbone
-from pretrain.model.network import Network
-from pretrain.model.weights.load import Loaded, load_backbone
 from pretrain.train.branch import begin_with
 from pretrain.train.checkpoint import Checkpoints
+from pretrain.train.learner import Learner, require_division
 from pretrain.train.metrics import Clock, Deferred
 from pretrain.train.recipe.flops import step_flops
 from pretrain.train.recipe.recipe import Recipe
-from pretrain.train.runs import load_teacher
 from pretrain.train.watch.left_out import LeftOut
 from pretrain.train.watch.signals import Signals
 from pretrain.train.watch.spikes import Spikes
-from pretrain.views.views import make_views
-from wsi_prep.errors import BadOption
 from wsi_prep.storage.atomic import write_json
 
 _MOST_SPIKES = 20
 """Of a call, of which the tiles are written."""
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_NAMED, _LONGEST = 8, 60  # classes in a message, and characters of each
 
 
 class Watcher(Protocol):
@@ -68,14 +58,6 @@ class Watcher(Protocol):
         """Told in a thread, as soon as the signal comes that ends the run after the step."""
 
 
-def _require_room(recipe: Recipe, shares: int) -> None:
-    """Raise BadOption where not even the weights of student and average fit into this machine."""
-    backbone, head = recipe.backbone, recipe.objective.head
-    heads = sum(each.parameters(backbone.width) for each in (head, head.of_patches))
-    numbers = 2 * (backbone.parameters + heads)
-    require_memory(4 * numbers / shares, f"the recipe's network ({numbers / 2e6:,.0f} M parameters)", BadOption)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a call of `Trainer.run` ended: `step` is the next to be done, `stopped` by a signal and which."""
@@ -84,131 +66,12 @@ class Outcome:
     stopped: int = 0
 
 
-class Learner:
-    """What a step changes on this process, and how: the objective's networks, and their optimizer.
-
-    Raises BadOption where recipe and processes do not fit together. `objective`: the recipe's own on the meta device,
-    to plan with: it gets no weights, and no memory by itself. Nothing can be learnt before `prepare`.
-    """
-
-    def __init__(self, recipe: Recipe, world: distributed.World, objective: Objective | None = None) -> None:
-        self.recipe, self.world = recipe, world
-        self.dtype = DTYPES[recipe.compute.precision]
-        shards = recipe.compute.parallel == "fsdp" and world.size > 1
-        self._late = objective is not None or (shards and not recipe.start_from)  # no process makes the whole network
-        self.loaded: Loaded | None = None
-        if objective is None:
-            _require_room(recipe, world.size if self._late else 1)
-            objective = objective_of(recipe, recipe.seed, "meta" if self._late else "cpu")
-        self.objective = objective
-        if not self._late:
-            self.loaded = self._begin_from(recipe.start_from)
-        self._spread_out()
-
-    def prepare(self) -> None:
-        """Weights for networks that were made on the meta device, and the optimizer."""
-        if self._late:
-            self.objective.materialise(self.world.device, self.recipe.seed)
-        self.add_optimizer()
-
-    def add_optimizer(self) -> None:
-        """Of the student's parameters, with its state."""
-        self.optimizer = make_optimizer(self.network, self.recipe.backbone.depth, self.recipe.optim)
-
-    @property
-    def network(self) -> Network:
-        """The student, without what spreads it over processes."""
-        return cast("Network", distributed.plain(self.objective.student))
-
-    def learn(self, tiles: Tensor, places: Places) -> dict[str, Tensor]:
-        """One update by this process's share of a batch, `tiles` (B, 3, 392, 392) uint8 on the device, at these places.
-
-        Returns single numbers on the device: losses, the gradient's norm, and whether they were `bad`.
-        """
-        recipe = self.recipe
-        at = schedules.at(recipe.schedule, places.step, recipe.sampling.batch)
-        parts = recipe.compute.accumulate
-        size = len(tiles) // parts
-        sums: dict[str, Tensor] = {}
-        for part in range(parts):
-            rows = slice(part * size, (part + 1) * size)
-            with record_function("views"):
-                views = make_views(
-                    tiles[rows],
-                    recipe.views,
-                    replace(places, position=places.position[rows]),
-                    recipe.backbone.patch_px,
-                    self.dtype if tiles.is_cuda else torch.float32,
-                )
-            with distributed.gradients_summed(self.objective.student, now=part == parts - 1):
-                with self._autocast():
-                    losses = self.objective.losses(views, at)
-                with record_function("backward"):
-                    (losses.total / parts).backward()  # type: ignore[no-untyped-call]
-            for name, value in losses.parts.items():
-                sums[name] = sums[name] + value / parts if name in sums else value / parts
-        with record_function("update"):
-            norm = clip_gradients(self.network, recipe.optim)
-            seen = distributed.all_mean(sums) | {"gradient_norm": norm}
-            bad = (~torch.isfinite(norm + seen["loss"])).float()
-            take_step(self.optimizer, at, bad)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.objective.update(at)
-        return seen | {"bad": bad}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that changes, by name; parameters are named alike whether they are in shards or not."""
-        objective = self.objective
-        found: dict[str, Tensor] = {}
-        for name, module in (("student", self.network), ("average", objective.ema)):
-            found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-        found |= {f"objective.{key}": value for key, value in objective.kept.items()}
-        found |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer, self.network).items()}
-        return {name: value.detach() for name, value in found.items()}
-
-    def _begin_from(self, weights: str) -> Loaded | None:
-        if not weights:
-            return None
-        loaded = load_backbone(self.network.backbone, Path(weights))
-        self.objective.ema.backbone.load_state_dict(self.network.backbone.state_dict())
-        return loaded
-
-    def _spread_out(self) -> None:
-        """To the device, where there are weights yet, and over the processes."""
-        compute, objective = self.recipe.compute, self.objective
-        student = self.network
-        if not self._late:
-            cast("torch.nn.Module", objective).to(self.world.device)
-        if compute.compile:
-            for network in (student, *objective.frozen):
-                network.backbone.compile_blocks()
-        objective.student = distributed.share_out(student, student.units(), compute.parallel, self.world, self.dtype)
-        if compute.parallel == "fsdp":
-            for network in objective.frozen:
-                distributed.share_out(network, network.units(), compute.parallel, self.world, self.dtype)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.world.device.type, self.dtype)
-
-
-def require_division(recipe: Recipe, processes: int) -> None:
-    """Raise BadOption where the batch cannot be shared out to so many processes."""
-    parts = recipe.compute.accumulate
-    if recipe.sampling.batch % (processes * parts):
-        raise BadOption(
-            f"a batch of {recipe.sampling.batch} does not divide by {processes} processes times {parts} parts; change "
-            "sampling.batch or compute.accumulate"
-        )
-
-
 class Trainer(Learner):
     """One run on this process. Raises BadOption where recipe and processes do not fit together."""
 
     def __init__(self, recipe: Recipe, sampler: Sampler, run: Path, world: distributed.World) -> None:
         require_division(recipe, world.size)
-        super().__init__(recipe, world)
+        super().__init__(recipe, world, fields=fields(sampler, recipe.guide.wanted))
         self.prepare()
         self.sampler, self.run_folder = sampler, run
         self.loader = Loader(sampler, recipe.loader, world.rank, world.size)
@@ -242,11 +105,27 @@ class Trainer(Learner):
             if self.recipe.continue_from:
                 begin_with(self.recipe, self.tensors())
             return 0
+        self._require_classes(self.checkpoints.state(step))
         state = self.checkpoints.load(step, self.tensors())
         self._left_out.restore(state.get("left_out"), step)
         if self.world.first:  # counts are summed over processes
             self.loader.drawn.restore(state["drawn"])
         return step
+
+    def _require_classes(self, state: dict[str, Any]) -> None:
+        """Raise BadRun where a head of the guide has learnt other classes than the shards have now."""
+        learnt = state.get("guide")
+        for name, now in self._classes().items():
+            before = learnt.get(name) if isinstance(learnt, dict) else None
+            if before != now:
+                raise BadRun(
+                    f"guide.{name} had {_listed(before)} when this run began, and the tiles that can be drawn now have "
+                    f"{_listed(now)}; name the SHARDS and WHERE of then, or begin another run with what this one has "
+                    f"learnt: CONTINUE={self.run_folder}"
+                )
+
+    def _classes(self) -> dict[str, list[str]]:
+        return {field.name: list(field.classes) for field in self.guide.fields}
 
     def run(self, start: int, stop: int, watcher: Watcher) -> Outcome:
         """Steps `start` up to `stop`, with a checkpoint at the end. Raises NonFinite and TooManyBadTiles."""
@@ -286,7 +165,8 @@ class Trainer(Learner):
         """One update by this process's share of a batch, `tiles` (B, 3, 392, 392) uint8 on the device."""
         self._recent[batch.step] = batch
         places = Places(self.recipe.seed, batch.step, batch.draw.position)
-        self._deferred.put(batch.step, self.learn(tiles, places))
+        labels = [field.labels(batch.draw) for field in self.guide.fields]
+        self._deferred.put(batch.step, self.learn(tiles, places, labels))
         self._clock.stepped(len(tiles) * self.world.size)
 
     def numbers_ready(
@@ -356,7 +236,9 @@ class Trainer(Learner):
         return f"the batch's tiles are in {file}"
 
     def _save(self, step: int) -> None:
-        state = {"recipe": self.recipe.name, "drawn": self.drawn(), "left_out": self._left_out.steps}
+        state: dict[str, object] = {"recipe": self.recipe.name, "drawn": self.drawn(), "left_out": self._left_out.steps}
+        if self.guide.fields:
+            state["guide"] = self._classes()
         self.checkpoints.save(step, self.tensors(), state)
 
     def drawn(self) -> list[dict[str, object]]:
@@ -372,21 +254,15 @@ class Trainer(Learner):
         return f"{bad:,} of {read:,} tiles cannot be read{first}; others of their strata replaced them" if bad else ""
 
 
+def _listed(classes: object) -> str:
+    """Values for a message."""
+    if not isinstance(classes, list) or not classes:
+        return "none"
+    more = f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else ""
+    return ", ".join(repr(value)[:_LONGEST] for value in classes[:_NAMED]) + more
+
+
 def _resident_gb() -> float:
     import resource  # noqa: PLC0415 - not on every system
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-
-
-def objective_of(recipe: Recipe, seed: int, where: str = "cpu") -> Objective:
-    """What the recipe minimises: self-distillation, or distillation from `recipe.teacher`.
-
-    `where`: the device that the student is made on; on "meta" it has no weights until self_distillation.begin. Raises
-    BadRun and BadWeights where the teacher cannot be loaded.
-    """
-    recompute, most = recipe.compute.recompute, (recipe.compute.loss_mb << 20) // 4
-    teacher = load_teacher(Path(recipe.teacher)) if recipe.teacher else None
-    with torch.device(where):
-        if teacher is None:
-            return SelfDistillation(recipe.objective, recipe.backbone, seed, recompute, most)
-        return Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute, most)

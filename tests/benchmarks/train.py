@@ -18,7 +18,8 @@ from pretrain.compute import distributed
 from pretrain.data.index import open_index
 from pretrain.data.loader import Batch, on_device
 from pretrain.data.sampler import Sampler
-from pretrain.train.loop import DTYPES, Trainer
+from pretrain.train.learner import DTYPES
+from pretrain.train.loop import Trainer
 from pretrain.train.recipe.flops import measured_peak
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe

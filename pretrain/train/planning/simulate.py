@@ -20,9 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain.compute import distributed
 from pretrain.compute.randomness import Places
+from pretrain.learning.guide import outputs, supposed_fields, supposed_labels
 from pretrain.learning.optimizer import optimizer_state
 from pretrain.model.packing import plan_drop
-from pretrain.train.loop import Learner, objective_of, require_division
+from pretrain.train.learner import Learner, objective_of, require_division
 from pretrain.train.planning import ledger as parts
 from pretrain.train.planning.ledger import Collective, Ledger, Operation
 from pretrain.train.recipe.recipe import Recipe
@@ -97,7 +98,8 @@ def simulate_whole(recipe: Recipe, processes: int) -> Simulated:
             tiles = torch.empty(share, 3, TILE_PX, TILE_PX, dtype=torch.uint8)
             ledger.assign([tiles], parts.VIEWS)
             ledger.begin()
-            learner.learn(tiles[: len(places.position)], places)
+            labels = supposed_labels(recipe.guide, len(places.position))
+            learner.learn(tiles[: len(places.position)], places, labels)
         del buckets
     return Simulated(
         at_rest,
@@ -133,10 +135,11 @@ def _deeper(few: Simulated, more: Simulated, way: float) -> Simulated:
 
 def _learner(recipe: Recipe, processes: int) -> Learner:
     """One without weights. With ddp it is alone, since what wraps it takes no tensors without numbers."""
-    objective = objective_of(recipe, recipe.seed, "meta")
+    fields = supposed_fields(recipe.guide)
+    objective = objective_of(recipe, recipe.seed, "meta", outputs(fields))
     cast("nn.Module", objective).to("meta")
     spread = processes if recipe.compute.parallel == "fsdp" else 1
-    return Learner(recipe, distributed.World(0, spread, torch.device("cpu")), objective)
+    return Learner(recipe, distributed.World(0, spread, torch.device("cpu")), objective, fields)
 
 
 def _prepare(learner: Learner, ledger: Ledger, processes: int) -> list[torch.Tensor]:

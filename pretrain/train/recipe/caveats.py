@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from pretrain.data.fields import CLASSES, Field, association, class_field
 from pretrain.data.sampler import Sampler
 from pretrain.train.recipe.recipe import Recipe
 
 _FEW = 32  # tiles of a stratum
 _SHOWN = 3  # strata that are named
+_KNOWN = 0.5  # share of the draws
+_CONFOUNDED = 0.5  # Cramer's V
 
 
-def caveats(recipe: Recipe, sampler: Sampler) -> list[str]:
-    """A line each, for people; none where all is well."""
+def caveats(recipe: Recipe, sampler: Sampler, guide: Sequence[Field] = ()) -> list[str]:
+    """A line each, for people; none where all is well. `guide`: the fields of the recipe's guide."""
     found = [_spread(recipe), _masks(recipe), _slides(sampler), _held_out(recipe, sampler), _strata(recipe, sampler)]
+    found += [_hardly_known(field) for field in guide] + _confounded(recipe, sampler, guide)
     return [line for line in found if line]
 
 
@@ -54,6 +59,32 @@ def _held_out(recipe: Recipe, sampler: Sampler) -> str:
         return ""
     slides = len(sampler.index.slides)
     return f"sampling.held_out={share:g} holds out none of the {slides:,} slides: the patients are too few"
+
+
+def _hardly_known(field: Field) -> str:
+    if field.known >= _KNOWN:
+        return ""
+    return (
+        f"guide.{field.name} is known of {field.known:.0%} of the tiles that are drawn: its head learns of these alone"
+    )
+
+
+def _confounded(recipe: Recipe, sampler: Sampler, guide: Sequence[Field]) -> list[str]:
+    """What is to be removed, and tells what there is to learn: tissue and stain, and fields that are encouraged."""
+    weights = recipe.guide.wanted
+    removed = [field for field in guide if field.classes and weights[field.name] < 0]
+    wanted = {name: weight > 0 for name, weight in weights.items()} | {"tissue": True, "stain": True}
+    wanted |= {field.name: False for field in removed}
+    found = []
+    for field in removed:
+        for name in (name for name in CLASSES if wanted.get(name)):
+            other = class_field(sampler, name)
+            if other.classes and (together := association(sampler, field, other)) > _CONFOUNDED:
+                found.append(
+                    f"guide.{field.name} and {name} go together in these shards (Cramer's V {together:.2f}): what "
+                    f"removes the {field.name} removes the {name}, too"
+                )
+    return found
 
 
 def _strata(recipe: Recipe, sampler: Sampler) -> str:

@@ -13,8 +13,10 @@ from typing import Any
 
 from pretrain.compute.distributed import MODES as PARALLEL
 from pretrain.compute.plain_files import read_json
+from pretrain.data.fields import unknown_field
 from pretrain.data.loader import MOST_THREADS, LoaderSettings
 from pretrain.data.sampler import SamplingSettings
+from pretrain.learning.guide import GuideSettings
 from pretrain.learning.optimizer import OptimSettings
 from pretrain.learning.schedules import ScheduleSettings
 from pretrain.learning.self_distillation import ObjectiveSettings
@@ -102,6 +104,7 @@ class Recipe:
     views: ViewSettings = field(default_factory=ViewSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    guide: GuideSettings = field(default_factory=GuideSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     loader: LoaderSettings = field(default_factory=LoaderSettings)
@@ -221,6 +224,8 @@ def build(kind: Any, values: Any, name: str) -> Any:
 
 def unknown_setting(name: str) -> str:
     """What to tell somebody who names a setting that no recipe has, with the nearest that there is."""
+    if name.startswith("guide."):
+        return unknown_field(name.removeprefix("guide."))
     names = [known for known in _setting_names(Recipe) if known != "name"]
     tail = [known for known in names if known.split(".")[-1] == name.rsplit(".", maxsplit=1)[-1]]
     near = difflib.get_close_matches(name, tail or names, n=1, cutoff=0.0 if tail else 0.4)

@@ -99,7 +99,7 @@ _LONG = ScheduleSettings(
 )
 _LONG_SOURCES = {
     "schedule": LONG,
-    **dict.fromkeys(("schedule.shape", "schedule.cooldown", "schedule.shares_of"), OURS),
+    **dict.fromkeys(("schedule.shape", "schedule.cooldown", "schedule.shares_of", "schedule.guide_ramp"), OURS),
     "schedule.least_rate": SHORT,
     "schedule.temperature": f"{PAPER}; {SHORT}",
     "schedule.temperature_warmup": f"{SHORT}: 30 epochs",

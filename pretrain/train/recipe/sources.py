@@ -27,6 +27,7 @@ DEFAULTS = {
     "schedule.shape": OURS,
     "schedule.cooldown": OURS,
     "schedule.shares_of": OURS,
+    "schedule.guide_ramp": OURS,
     "schedule.decay": LONG,
     "schedule.temperature": f"{PAPER}; {SHORT}",
     "views.crops": SHORT,

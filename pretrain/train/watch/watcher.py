@@ -14,7 +14,8 @@ from pretrain.evaluation.robustness.figures import indices
 from pretrain.evaluation.tasks import Task
 from pretrain.features.embedder import Inference
 from pretrain.pictures.feature_picture import FeaturePictures, LookSettings, save_picture
-from pretrain.train.loop import DTYPES, Trainer
+from pretrain.train.learner import DTYPES
+from pretrain.train.loop import Trainer
 from pretrain.train.metrics import MetricsLog
 from pretrain.train.recipe.flops import measured_peak
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.interchange import main
+from pretrain.data.columns import TileNumbers, slide_texts
 from pretrain.data.index import open_index
 from pretrain.data.loader import Loader, read_tile
 from pretrain.data.sampler import Sampler, SamplingSettings
@@ -132,6 +133,22 @@ def test_the_index_finds_the_same_tiles_in_tables_as_in_shards(shards, tables, t
     assert sorted(index.slides["split"]) == sorted(of_shards.slides["split"])  # who is held out
     direct = {index.address(tile).offset for tile in range(index.tiles)}
     assert max(direct) < (tables / "tiles-00000.parquet").stat().st_size  # each by its offset
+
+
+def test_fields_that_can_guide_a_training_are_the_same(shards, tables, tmp_path):
+    told = []
+    for folder in (shards, tables):
+        index = open_index(folder, tmp_path / "index")
+        every = np.arange(index.tiles)
+        slides = [index.slide_id(number) for number in range(len(index.slides))]
+        pixels = [int(read_tile(index.address(tile))[0, 0, 0]) for tile in every]
+        focus = TileNumbers(index, "focus")[every].tolist()
+        assert np.isnan(TileNumbers(index, "od_dab")[every]).all()
+        told.append(
+            (sorted(zip(slides, slide_texts(index, "scanner"), strict=True)), sorted(zip(pixels, focus, strict=True)))
+        )
+    assert told[0] == told[1]
+    assert told[0][0] == [("slide1-00000001", "S360"), ("slide2-00000002", None)]
 
 
 def test_a_batch_of_tables_is_drawn_and_read_with_what_its_tiles_are(tables, tmp_path):

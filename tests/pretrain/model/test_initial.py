@@ -8,7 +8,7 @@ from scipy.stats import kstest
 from torch import nn
 
 from pretrain.model.initial import initialise
-from pretrain.train.loop import objective_of
+from pretrain.train.learner import objective_of
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipes import recipe
 

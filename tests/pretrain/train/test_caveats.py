@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from pretrain.data.fields import fields
 from pretrain.data.sampler import Sampler
 from pretrain.train.metrics import read_metrics
 from pretrain.train.recipe.caveats import caveats
@@ -97,3 +98,24 @@ def test_tiles_that_others_stood_in_for_are_said_at_the_end(tmp_path, capsys):
     bad = read_metrics(tmp_path / "run")[-1]["bad_tiles"]
     assert line.startswith(f"note: {bad} of {24 + bad} tiles cannot be read, as ")
     assert "slide1-00000001.zarr/10x[" in line
+
+
+TOGETHER = [("HE", "A", {"20x": 400}), ("IHC", "B", {"20x": 400}), ("HE", "A", {"20x": 100})]
+APART = [*TOGETHER, ("IHC", "A", {"20x": 500}), ("HE", "B", {"20x": 400})]
+UNKNOWN = [("HE", "unknown", {"20x": 4000}), ("HE", "A", {"20x": 300}), ("HE", "B", {"20x": 300})]
+
+
+@pytest.mark.parametrize(
+    ("cohort", "change", "words"),
+    [
+        (TOGETHER, "guide.institution=-0.1", ["guide.institution and stain go together", "Cramer's V 1.00", "too"]),
+        (APART, "guide.institution=-0.1", []),
+        (TOGETHER, "guide.institution=0.1", []),
+        (UNKNOWN, "guide.institution=0.1", ["guide.institution is known of 35% of the tiles that are drawn"]),
+    ],
+)
+def test_a_guide_whose_field_tells_the_biology_or_is_hardly_known_is_named(tmp_path, cohort, change, words):
+    recipe, sampler = sampler_of(tmp_path, cohort, change)
+    lines = caveats(recipe, sampler, fields(sampler, recipe.guide.wanted))
+    assert len(lines) == bool(words)
+    assert all(word in line for line in lines for word in words)

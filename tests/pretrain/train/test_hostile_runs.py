@@ -176,7 +176,7 @@ def test_a_recipe_that_never_ends_is_one_line(tmp_path, write):
 
 
 def test_a_network_that_no_memory_holds_is_refused_before_it_is_made():
-    from pretrain.train.loop import _require_room
+    from pretrain.train.learner import _require_room
 
     large = changed(debug(), ["backbone.width=16384", "backbone.heads=64", "backbone.depth=25"])
     refused(_require_room, large, 1, match="M parameters.* takes .* GB of memory", error=BadOption)

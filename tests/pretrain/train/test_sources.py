@@ -160,9 +160,20 @@ def test_the_large_recipes_take_the_long_training_and_the_paper_whole(name):
     from_paper = {setting for setting, source in sources.items() if "paper" in source and "ours" not in source}
     assert from_paper == set(PAPER) | set(MODELS[name]) | set(OWN)
     ours = {setting for setting, source in sources.items() if source.startswith("ours")}
-    about = ("compute.", "loader.", "saving.", "looking.", "sampling.", "name", "start_from", "continue_", "teacher")
+    about = (
+        "compute.",
+        "guide.",
+        "loader.",
+        "saving.",
+        "looking.",
+        "sampling.",
+        "name",
+        "start_from",
+        "continue_",
+        "teacher",
+    )
     assert {setting for setting in ours if not setting.startswith(about)} <= {
-        *("schedule.shape", "schedule.cooldown", "schedule.shares_of"),
+        *("schedule.shape", "schedule.cooldown", "schedule.shares_of", "schedule.guide_ramp"),
         "views.crops.right_angles",
         "views.crops.continuous",
         "views.colour.stain",

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from pretrain.compute.distributed import World
 from pretrain.compute.randomness import Places
 from pretrain.model.network import Network
-from pretrain.train.loop import Learner
+from pretrain.train.learner import Learner
 from pretrain.train.planning import ledger
 from pretrain.train.planning import simulate as simulation
 from pretrain.train.planning.simulate import simulate, simulate_whole

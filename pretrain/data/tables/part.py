@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pretrain.data.parts import ROW, TILE, cells_of, matching_rows, slide_rows, words_of, write_part
-from pretrain.data.tables import PACKED, RowGroup, TableFolder
+from pretrain.data.tables.folder import PACKED, RowGroup, TableFolder
 from pretrain.errors import BadShards
 from wsi_prep.format.jpeg import first_frame
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
@@ -59,6 +59,17 @@ def build_table_part(source: TableFolder, where: Condition | None, folder: Path)
     tiles = rows[list(TILE.names or ())]
     names = {**levels, "of_tables": {"tables": tables, "packed": int((tiles["offset"] >= PACKED).sum())}}
     write_part(folder, tiles, cells, slide_rows(slides, levels), names, slides["slide_id"])
+
+
+def column_of(source: TableFolder, name: str, column: str) -> pa.Table | None:
+    """`slide_id` and a `value` of each row of a table, in order; None where it has no such column."""
+    file = source.table(name)
+    there = set(file.schema_arrow.names)
+    if column not in there:
+        return None
+    slide = next(each for each in _TELLS_SLIDE if each in there)
+    read = file.read([slide, column], use_threads=False)
+    return pa.table({"slide_id": read[slide].cast(pa.string()), "value": read[column]})
 
 
 def _told(source: TableFolder, name: str, where: Condition | None) -> pa.Table:

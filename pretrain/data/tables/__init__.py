@@ -1,0 +1,1 @@
+"""Folders of Parquet tables with image bytes in place of shards."""

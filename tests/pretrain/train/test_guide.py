@@ -1,0 +1,195 @@
+"""Guided runs: exact when gone on with, the same however a batch is cut, not exported, refused where they cannot."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import distributed as dist
+
+from pipelines.command import EXIT_WRONG_CALL
+from pipelines.export import main as export
+from pretrain.compute.distributed import World
+from pretrain.compute.randomness import Places
+from pretrain.learning.guide import supposed_fields
+from pretrain.train.checkpoint import step_folder
+from pretrain.train.learner import Learner
+from pretrain.train.metrics import read_metrics
+from pretrain.train.planning.simulate import simulate
+from pretrain.train.recipe.overrides import changed
+from pretrain.train.recipe.recipe import load
+from pretrain.train.recipe.recipes import recipe
+from tests.support.shard_folders import add_slide
+from tests.support.training import TINY, in_processes, run
+from wsi_prep.errors import BadOption
+
+pytestmark = pytest.mark.slow
+
+GUIDE = ("guide.institution=-0.1", "guide.scanner=-0.2", "guide.stain=0.1", "guide.focus=-0.1", "schedule.steps=4")
+
+
+def make_shards(out, institutions="ABB"):
+    for number, institution in enumerate(institutions):
+        more = {"scanner": ("S", None, "T")[number % 3], "stain": ("HE", "IHC")[number % 2]}
+        add_slide(out, number + 1, {"20x": 12, "10x": 6}, institution=institution, **more)
+    return out
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("shards") / "out")
+
+
+@pytest.fixture(scope="module")
+def unbroken(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert run(shards, folder, *GUIDE) == 0
+    return folder
+
+
+def tensors(folder, step):
+    files = step_folder(folder / "checkpoints", step).glob("*.safetensors")
+    return {name: value for file in files for name, value in load_file(file).items()}
+
+
+def figures(folder):
+    kept = ("loss", "guide_", "gradient_norm", "tiles_seen")
+    return [{k: v for k, v in row.items() if k.startswith(kept)} for row in read_metrics(folder)]
+
+
+def test_a_guided_run_that_was_stopped_goes_on_to_the_bit(shards, unbroken, tmp_path):
+    assert run(shards, tmp_path / "run", *GUIDE, stop_at=2) == 0
+    assert run(shards, tmp_path / "run", *GUIDE) == 0
+    assert figures(tmp_path / "run") == figures(unbroken)
+    mine, theirs = tensors(tmp_path / "run", 4), tensors(unbroken, 4)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    heads = [name for name in theirs if ".guide." in name]
+    assert {name.split(".")[2] for name in heads} == {"institution", "scanner", "stain", "focus"}
+    assert {name.split(".")[0] for name in heads} == {"student", "optimizer"}
+    last = figures(unbroken)[-1]
+    assert {"loss_guide_focus", "guide_focus_r2", "guide_stain_balanced_accuracy"} < last.keys()
+    assert 0 < last["guide_institution_gradient_ratio"] < 1
+
+
+def test_an_exported_model_has_nothing_of_the_guide_but_its_settings(unbroken, tmp_path):
+    assert export(["--folder", str(unbroken), "--to", str(tmp_path / "model")]) == 0
+    with safe_open(tmp_path / "model/model.safetensors", "pt") as weights:
+        assert not [name for name in weights.keys() if "guide" in name]  # noqa: SIM118 - no dictionary
+    assert {file.name for file in (tmp_path / "model").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert "guide" not in (tmp_path / "model/config.json").read_text()
+    assert "guide.institution=-0.1" in (tmp_path / "model/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            "guide.hospital=-0.1",
+            "no field 'hospital' can guide a training; these fields of the catalog can: instit",
+        ),
+        ("guide.tissue=0.1", "guide.tissue has nothing to tell apart: of the tiles that can be drawn none has any;"),
+        ("guide.magnification=a", "guide.magnification is a number, not 'a'"),
+    ],
+)
+def test_what_cannot_guide_is_refused_in_a_line(shards, tmp_path, capsys, change, says):
+    assert run(shards, tmp_path / "run", change) == EXIT_WRONG_CALL
+    told = " ".join(capsys.readouterr().err.split())
+    assert says in told
+    assert "Traceback" not in told
+
+
+def test_other_classes_than_the_heads_have_learnt_are_refused(unbroken, tmp_path, capsys):
+    other = make_shards(tmp_path / "other", "ABC")
+    assert run(other, unbroken, *GUIDE) == EXIT_WRONG_CALL
+    told = " ".join(capsys.readouterr().err.split())
+    assert "guide.institution had 'A', 'B' when this run began, and the tiles that can be drawn now have 'A'" in told
+
+
+def test_a_run_that_continues_a_guided_one_begins_with_heads_of_its_own(unbroken, tmp_path):
+    other = make_shards(tmp_path / "other", "ABC")
+    still = ("schedule.rate=0", "schedule.least_rate=0", "schedule.momentum=1,1", "schedule.decay=0,0")
+    assert run(other, tmp_path / "new", *still, "schedule.steps=1", begin_with=f"{unbroken}@4") == 0
+    mine, theirs = tensors(tmp_path / "new", 1), tensors(unbroken, 4)
+    assert mine["student.guide.institution.mlp.4.weight"].shape[0] == 3
+    assert torch.equal(mine["student.backbone.vit.norm.weight"], theirs["student.backbone.vit.norm.weight"])
+    assert (tmp_path / "new/recipe.json").is_file()
+    assert run(other, tmp_path / "bare", *still, "schedule.steps=1", *_none(), begin_with=f"{unbroken}@4") == 0
+    assert not [name for name in tensors(tmp_path / "bare", 1) if ".guide." in name]
+
+
+def _none():
+    return [f"{change.partition('=')[0]}=0" for change in GUIDE if change.startswith("guide.")]
+
+
+def test_a_recipe_from_before_there_were_guides_is_one_without(unbroken, tmp_path):
+    saved = json.loads((unbroken / "recipe.json").read_text())
+    del saved["guide"], saved["schedule"]["guide_ramp"]
+    (tmp_path / "recipe.json").write_text(json.dumps(saved))
+    assert load(tmp_path / "recipe.json").guide.wanted == {}
+
+
+def learnt(world, *changes):
+    """The numbers of two steps of this process's share of a batch whose labels are made up, a third of them absent."""
+    made = changed(recipe("debug"), [*TINY, *GUIDE, "schedule.guide_ramp=0", *changes])
+    learner = Learner(made, world, fields=supposed_fields(made.guide))
+    learner.prepare()
+    share = made.sampling.batch // world.size
+    own = slice(world.rank * share, (world.rank + 1) * share)
+    found = []
+    for step in range(2):
+        rng = np.random.default_rng(step)
+        tiles = torch.from_numpy(rng.integers(0, 256, (made.sampling.batch, 3, 392, 392), np.uint8))
+        labels = [rng.integers(0, 16, len(tiles)) * (rng.random(len(tiles)) < 0.7) - 1 for _ in range(3)]
+        labels.append(np.where(rng.random(len(tiles)) < 0.7, rng.normal(size=len(tiles)), np.nan).astype(np.float32))
+        seen = learner.learn(tiles[own], Places(0, step, np.arange(own.start, own.stop)), [one[own] for one in labels])
+        found.append({name: value.item() for name, value in seen.items()})
+    return found
+
+
+WAYS = {"ddp": (), "fsdp": ("compute.parallel=fsdp",), "in parts": ("compute.accumulate=2",)}
+
+
+def _one_of_two(rank, folder, teacher):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/meeting", 2), rank=rank, world_size=2)
+    for name, changes in _with_distillation(teacher).items():
+        seen = learnt(World(rank, 2, torch.device("cpu")), *changes)
+        if not rank:
+            (folder / f"{name}.json").write_text(json.dumps(seen))
+    dist.destroy_process_group()
+
+
+def _with_distillation(teacher):
+    return {**WAYS, "distilled": (f"teacher={teacher}", "compute.parallel=fsdp")}
+
+
+def test_figures_do_not_change_with_how_the_batch_is_cut(unbroken, tmp_path):
+    in_processes(_one_of_two, tmp_path, str(unbroken))
+    alone = World(0, 1, torch.device("cpu"))
+    usual = learnt(alone)
+    for name, changes in _with_distillation(unbroken).items():
+        seen = json.loads((tmp_path / f"{name}.json").read_text())
+        wanted = learnt(alone, *changes) if name == "distilled" else usual
+        if name == "in parts":  # in which targets see each other only: what is sent for them differs, and the next step
+            kept = [k for k in usual[0] if "guide" in k and "ratio" not in k]
+            seen, wanted = ([{k: row[k] for k in kept} for row in rows[:1]] for rows in (seen, usual))
+        for mine, theirs in zip(seen, wanted, strict=True):
+            assert mine == pytest.approx(theirs, rel=5e-4, abs=1e-6), name
+    assert usual[0]["loss_guide_institution"] > 0
+
+
+def test_a_guided_training_is_planned_by_the_loops_own_step():
+    made = changed(
+        recipe("debug"), ["sampling.batch=4", "backbone.depth=1", "guide.institution=-0.1", "guide.focus=0.1"]
+    )
+    seen, width, hidden = simulate(made, 2), made.backbone.width, 256
+    heads = sum((width + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * outputs for outputs in (16, 1))
+    assert seen.at_rest["parameters"] - seen.at_rest["EMA model"] == 4 * heads
+
+
+def test_a_weight_that_is_no_number_is_refused():
+    with pytest.raises(BadOption, match=r"guide.scanner is a number"):
+        changed(recipe("debug"), ["guide.scanner=nan"])
