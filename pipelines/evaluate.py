@@ -17,6 +17,7 @@ from pipelines.bars import Bar
 from pipelines.calls.training import EvaluateCall
 from pipelines.command import EXIT_OK, Terminal, run_command
 from pretrain.compute.devices import best_device
+from pretrain.data.overlap import overlap
 from pretrain.evaluation.class_folders import GroupPattern
 from pretrain.evaluation.datasets import AnyTask, read_tasks
 from pretrain.evaluation.judge import EvaluationRow, alike, judge, remarks
@@ -24,7 +25,7 @@ from pretrain.evaluation.probe import colour_statistics
 from pretrain.evaluation.report import robustness_lines, summary_lines, write_page, write_parquet
 from pretrain.evaluation.robustness.figures import remarks as robustness_remarks
 from pretrain.evaluation.robustness.figures import robustness
-from pretrain.evaluation.tasks import Task
+from pretrain.evaluation.tasks import Task, table_of
 from pretrain.features.embedder import Embedder, Inference, cached, features_of, of_backbone
 from pretrain.train.runs import load_embedder, load_run, model_name, untrained
 from wsi_prep.errors import BadOption
@@ -49,6 +50,7 @@ def _work(call: EvaluateCall, terminal: Terminal) -> int:
     pattern, sites = _pattern(call), _sites(call)
     tasks = [task for spec in call.tasks for task in read_tasks(spec, call.limit, 0, call.px, pattern, sites)]
     notes = {task.name: _remarks(task) for task in tasks}
+    shared = _shared(call)
     if len(notes) < len(tasks):
         twice = next(task.name for task in tasks if sum(task.name == other.name for other in tasks) > 1)
         raise BadOption(f"two tasks are named {twice!r}; rename a file or folder, so that the table can tell them")
@@ -65,9 +67,21 @@ def _work(call: EvaluateCall, terminal: Terminal) -> int:
         terminal.out.print(_robustness_table(lines))
     for name, note in ((name, note) for name, of_task in notes.items() for note in of_task):
         terminal.say(f"note: {name}: {note}")
+    for name, note in shared.items():
+        terminal.say(f"note: {name}: {note}")
     if call.to:
         terminal.say(f"look at {call.to}: figures.html, figures.parquet")
     return EXIT_OK
+
+
+def _shared(call: EvaluateCall) -> dict[str, str]:
+    """By table, what it shares with SHARDS."""
+    if not call.shards:
+        return {}
+    tables = {str(path): path for spec in call.tasks if (path := table_of(spec)) is not None}
+    return {name: overlap(path, call.shards).line for name, path in tables.items()} or {
+        "SHARDS": "none of TASKS is a table that could say which slides and patients its tiles are of"
+    }
 
 
 def _pattern(call: EvaluateCall) -> GroupPattern | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -22,7 +23,9 @@ from pipelines.processes import EXIT_SAVED, of_torchrun, run_together, torchrun_
 from pretrain.compute import distributed
 from pretrain.compute.devices import gpu_memory
 from pretrain.data.index import default_folder
+from pretrain.data.overlap import overlap, without
 from pretrain.errors import CheckpointFailed, NonFinite, ProcessDied, TooManyBadTiles
+from pretrain.evaluation.tasks import table_of
 from pretrain.train.branch import origin_of
 from pretrain.train.call import RunCall, RunResult, run, settle_data, settle_recipe
 from pretrain.train.checkpoint import latest_step
@@ -60,6 +63,7 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     index = call.index or default_folder()
     begun = (folder / "run.json").exists() or not origin
     shards, where, note = settle_data(folder if begun else origin_of(origin)[0], call.shards, call.where)
+    where, left_out = _leave_out(call.exclude, shards, where)
     if several:
         sys.stdout.flush()
         return _together(folder, terminal, together)
@@ -67,8 +71,9 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     try:
         with distributed.world(chosen.compute.device) as world:
             terminal.out.quiet = not world.first
-            if note:
-                terminal.say(f"note: {note}")
+            for line in (note, *left_out):
+                if line:
+                    terminal.say(f"note: {line}")
             try:
                 with contextlib.ExitStack() as bar:
                     of_index = bar.enter_context(progress(terminal.out, "index"))
@@ -99,6 +104,20 @@ def _together(folder: Path, terminal: Terminal, words: list[str]) -> int:
     except KeyboardInterrupt:
         terminal.warn(f"interrupted; {_saved(folder)}")
         return EXIT_INTERRUPTED
+
+
+def _leave_out(tables: Sequence[str], shards: Sequence[str], where: str | None) -> tuple[str | None, list[str]]:
+    """The condition that leaves out what tables of labelled tiles are of, too, and what is to be said of it."""
+    shared, said = [], []
+    for spec in tables:
+        if (path := table_of(spec)) is None:
+            raise BadOption(f"EXCLUDE names {spec}, which is no Parquet file of labelled tiles")
+        shared.append(found := overlap(path, shards))
+        if found.of_slides is None and found.of_patients is None:
+            raise BadOption(f"EXCLUDE={spec} cannot be left out: {found.line}")
+        what = f"{counted(len(found.slides), 'slide')} and {counted(len(found.patients), 'patient')}"
+        said.append(f"{what} of {spec} are in SHARDS, and are not trained on")
+    return without(where, shared), said
 
 
 def _require_fit(call: PretrainCall, chosen: Recipe, terminal: Terminal) -> None:

@@ -77,6 +77,9 @@ class PretrainCall(OfTiles, OfShards):
     probe: Annotated[tuple[str, ...], Option('"tiles.parquet ..."', cohort=True)] = ()
     """Labelled tiles to probe with, as file.parquet or file.parquet:column."""
 
+    exclude: Annotated[tuple[str, ...], Option('"tiles.parquet ..."', cohort=True)] = ()
+    """Tables of labelled tiles: their slides and patients are not trained on."""
+
     set: Annotated[tuple[str, ...], _SETTINGS] = ()
     """Changes to the recipe, as in schedule.rate=0.002."""
 
@@ -158,6 +161,9 @@ class EvaluateCall:
 
     tasks: Annotated[tuple[str, ...], Option('"pcam:/data/pcam tiles.parquet:labels ..."')]
     """Data sets, tables or folders."""
+
+    shards: Annotated[tuple[str, ...], Option('"folder ..."')] = ()
+    """Folders or URLs that a model was trained on: which slides and patients of the tables are in them is said."""
 
     like: Annotated[str | None, Option("model")] = None
     """Show how far each model sees the same tiles as neighbours as this one does."""

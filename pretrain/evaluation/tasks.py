@@ -147,10 +147,10 @@ def make_task(name: str, told: LabelledTiles, limit: int = 0, seed: int = 0, px:
     patients = None if told.patients is None else _patients(told.patients, group)
     owner = group if patients is None else patients
     valid = None
-    if split is None:
-        train = ~hold_out(owner, numbers)
-    else:
+    if split is not None:
         train, valid = _sides(path, split, None if told.official else group)
+    else:
+        train = ~hold_out(owner, numbers)
     test = ~train if valid is None else ~(train | valid)
     both = np.intersect1d(numbers[train], numbers[test])
     if len(both) < 2:
@@ -228,7 +228,7 @@ def _too_few(names: NDArray[Any], numbers: Ints, group: Ints, train: Bools, test
 
 
 def _some(words: Sequence[str]) -> str:
-    return ", ".join(words[:_SHOWN]) + (f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else "")
+    return ", ".join(words[:_SHOWN]) + (f" and {len(words) - _SHOWN} more" if words[_SHOWN:] else "")
 
 
 def numbered(names: Sequence[object]) -> Ints:
@@ -254,6 +254,11 @@ def hold_out(groups: Ints, labels: Ints) -> Bools:
     both = ((found > 0) & (found < tiles.sum(0))).sum(1)
     miss = np.abs(found / tiles.sum(0) - _HELD_OUT).mean(1) + np.abs(found.sum(1) / tiles.sum() - _HELD_OUT)
     return held[np.lexsort((miss, -both))[0]][group]  # type: ignore[no-any-return]
+
+
+def table_of(spec: str) -> Path | None:
+    """The Parquet file that a task is read from; None where it is no table."""
+    return path if (path := _names(spec)[0]).suffix == ".parquet" and path.is_file() else None
 
 
 def _names(spec: str) -> tuple[Path, str | None]:

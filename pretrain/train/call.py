@@ -19,6 +19,7 @@ from pretrain.compute.devices import slow_precision
 from pretrain.compute.plain_files import read_json
 from pretrain.data.index import Index, open_index
 from pretrain.data.sampler import Sampler
+from pretrain.data.tables.folder import holds_tiles
 from pretrain.errors import BadRun
 from pretrain.evaluation.probe import Score
 from pretrain.evaluation.tasks import load_tasks
@@ -117,7 +118,7 @@ def settle_data(folder: Path, shards: tuple[str, ...], where: str | None) -> tup
     if not isinstance(own, list) or not own or not all(isinstance(each, str) for each in own):
         raise BadRun(f"RUN={folder} needs SHARDS: its run.json names none")
     named = " ".join(own[:_SHOWN]) + (f" and {len(own) - _SHOWN:,} more" if len(own) > _SHOWN else "")
-    missing = [each for each in own if not (Path(each) / "catalog/slides").is_dir()]
+    missing = [each for each in own if not holds_tiles(Path(each))]
     if missing:  # nor is a URL asked that somebody else may have written there
         raise BadRun(f"RUN={folder} needs SHARDS: it had {named}, and {missing[0]} is no folder of shards here")
     chosen = where if where is not None or not isinstance(own_where, str) else own_where

@@ -11,13 +11,22 @@ import io
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pretrain.data.sources import CatalogFile, LocalFolder, ObjectStore, ShardSource, open_folder, open_source
+from pretrain.data.sources import (
+    CatalogFile,
+    LocalFolder,
+    ObjectStore,
+    ShardSource,
+    is_parquet,
+    open_folder,
+    open_source,
+)
 from pretrain.errors import BadShards
 from wsi_prep.untrusted.pages import BadTable, one_plain_page
 from wsi_prep.untrusted.tables import open_table
@@ -157,6 +166,16 @@ class _Bytes(io.RawIOBase):
         memory[:count] = self._files.read(self._name, self._at, count) if count else b""
         self._at += count
         return count
+
+
+def holds_tiles(folder: Path) -> bool:
+    """Whether a folder looks as if it held shards or tables."""
+    return (folder / "catalog/slides").is_dir() or any(
+        is_parquet(file.name)
+        for place in ("", "data")
+        if (folder / place).is_dir()
+        for file in (folder / place).iterdir()
+    )
 
 
 def open_any(where: str) -> ShardSource | TableFolder:

@@ -64,22 +64,44 @@ def build_table_part(source: TableFolder, where: Condition | None, folder: Path)
 def column_of(source: TableFolder, name: str, column: str) -> pa.Table | None:
     """`slide_id` and a `value` of each row of a table, in order; None where it has no such column."""
     file = source.table(name)
-    there = set(file.schema_arrow.names)
-    if column not in there:
+    if column not in file.schema_arrow.names:
         return None
-    slide = next(each for each in _TELLS_SLIDE if each in there)
-    read = file.read([slide, column], use_threads=False)
+    slide = _slide_column(source, name)
+    read = file.read(sorted({slide, column}), use_threads=False)
     return pa.table({"slide_id": read[slide].cast(pa.string()), "value": read[column]})
+
+
+def slides_of(source: TableFolder, name: str) -> pa.Table:
+    """`slide_id` and `patient_key` of each slide of a table; the latter null where it is not said."""
+    file, slide = source.table(name), _slide_column(source, name)
+    read = file.read(sorted({slide, "patient_key"} & set(file.schema_arrow.names)), use_threads=False)
+    keys = (
+        read["patient_key"].cast(pa.string())
+        if "patient_key" in read.column_names
+        else pa.nulls(len(read), pa.string())
+    )
+    rows = pa.table({"slide_id": read[slide].cast(pa.string()), "patient_key": keys})
+    found = rows.group_by("slide_id", use_threads=False).aggregate([("patient_key", "first")])
+    return found.rename_columns(["slide_id", "patient_key"])
+
+
+def _slide_column(source: TableFolder, name: str) -> str:
+    there = source.table(name).schema_arrow.names
+    slide = next((column for column in _TELLS_SLIDE if column in there), None)
+    if slide is None:
+        raise BadShards(f"{source.where}/{name} has no column slide_id, which tells the trainer what its tiles are of")
+    return slide
 
 
 def _told(source: TableFolder, name: str, where: Condition | None) -> pa.Table:
     """What a table says of its tiles, in the catalog's columns: those that the index needs, and that `where` names."""
     file = source.table(name)
     there = set(file.schema_arrow.names)
-    slide = next((column for column in _TELLS_SLIDE if column in there), None)
-    if slide is None or not there & {"mpp", "magnification"}:
-        lacks = "slide_id" if slide is None else "mpp or magnification"
-        raise BadShards(f"{source.where}/{name} has no column {lacks}, which tells the trainer what its tiles are")
+    slide = _slide_column(source, name)
+    if not there & {"mpp", "magnification"}:
+        raise BadShards(
+            f"{source.where}/{name} has no column mpp or magnification, which says what scale its tiles have"
+        )
     words = words_of(where) if where else set()
     wanted = {field.name: field for field in (*SLIDE_SCHEMA, *TILE_SCHEMA)}
     needed = {"slide_id", "magnification", "mpp", "nbytes", "crc32", *_ABOUT_SLIDE}
