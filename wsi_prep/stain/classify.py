@@ -15,8 +15,11 @@ from wsi_prep.stain.model import CLASSES, packaged_model
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.picture import brightest, darkest
 
-SURE = 0.6
-"""Confidence below which a stain is UNKNOWN: more than every third such guess is wrong."""
+SURE = 0.5
+"""Confidence below which a stain is UNKNOWN: the best guess is then likelier wrong than right."""
+
+_GLOWS = 0.6
+"""How far from grey, of 1, light on a dark ground is that fluoresces."""
 
 DISAGREES = 0.98
 """Confidence from which pixels that say another stain than the manifest are worth a warning: docs/stain.md has why."""
@@ -124,7 +127,7 @@ def classify_glow(thumbnail: NDArray[np.uint8]) -> StainCall:
     if light.mean() < 0.01:
         return StainCall("UNKNOWN", 0.0)
     confidence = float((light * (1 - lowest / np.maximum(highest, 1))).sum() / light.sum())
-    return StainCall("FLUORESCENCE" if confidence >= SURE else "UNKNOWN", confidence)
+    return StainCall("FLUORESCENCE" if confidence >= _GLOWS else "UNKNOWN", confidence)
 
 
 def stain_columns(stated: str | None, seen: StainCall | None, warning: str | None) -> SlideRow:
