@@ -90,8 +90,10 @@ def colour_warning(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glas
 
 def _colour(pixels: NDArray[np.uint8], glass: BackgroundModel) -> NDArray[np.float64]:
     """(n,): how far apart the channels of (n, 3) pixels are, in levels, where glass is grey."""
-    balanced = pixels * (glass.colour.mean() / glass.colour)
-    return np.asarray(balanced.max(axis=1) - balanced.min(axis=1))
+    red, green, blue = (pixels[:, i] * (glass.colour.mean() / glass.colour[i]) for i in range(3))
+    return np.asarray(
+        np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue), dtype=np.float64
+    )
 
 
 def _step(tissue: NDArray[np.bool_]) -> int:
@@ -112,8 +114,8 @@ def tissue_densities(
     """(n, 3) float32 optical densities of at most some 20,000 pixels of tissue, row by row."""
     glass = glass or _glass_beside(thumbnail, tissue)
     step = _step(tissue)
-    density = glass.density(np.ascontiguousarray(thumbnail[::step, ::step]))
-    return density[tissue[::step, ::step]]
+    at = np.nonzero(tissue[::step, ::step])
+    return glass.density_at(thumbnail[::step, ::step], at) if len(at[0]) else np.empty((0, 3), np.float32)
 
 
 def classify_glow(thumbnail: NDArray[np.uint8]) -> StainCall:
