@@ -113,6 +113,17 @@ def test_it_does_not_matter_how_the_slide_lies_nor_at_which_scale_it_is_seen(pen
     assert found[cover == 0].mean() < 0.12  # the rim
 
 
+@settings(deadline=None, max_examples=6)
+@given(st.sampled_from(sorted(PENS)), st.sampled_from([135, 220, 400]), st.integers(0, 3), st.integers(0, 3))
+def test_the_first_look_at_every_other_pixel_loses_no_stroke(pen, width_um, right, down):
+    """Wherever a stroke lies, and as narrow as may be: what is found is what is found without a first look."""
+    picture, _ = marked(stained(DYES["H&E"], 5)[0], PENS[pen], width_um, [(40 + right, 30 + down), (250, 280)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wsi_prep.tissue.ink._FINE_UM", 0.0)
+        whole = found_in(picture)
+    assert np.array_equal(found_in(picture), whole)
+
+
 def test_bare_glass_has_no_ink():
     glass = np.random.default_rng(0).normal(240, 2, (200, 300, 3)).clip(0, 255).astype(np.uint8)
     assert not found_in(glass).any()
