@@ -37,6 +37,11 @@ _SATURATED = 1.0
 _LEAST_EVEN = 0.35
 """Share of a stroke's area that is even. A stain has even places too, but most of it is not."""
 
+_LEAST_SMOOTH = 0.66
+"""The same of all that a stroke reaches, where a dye comes close: broad fields of collagen in a trichrome follow the
+tissue's texture, and most have less.
+"""
+
 _MOST_ALIKE, _MOST_ELSEWHERE, _ALIKE = 0.3, 1.0, 0.1
 """Of the tissue outside, the share that may look like the stroke; and how large that may be next to all strokes. Alike:
 no further off than one standard deviation, or this.
@@ -227,7 +232,9 @@ def _strokes(pen: _Pen, colours: _Colours, seen: NDArray[np.bool_], um: float) -
             top, left, bottom, right = regions.box[number]
             box = np.s_[max(0, top - margin) : bottom + 1 + margin, max(0, left - margin) : right + 1 + margin]
             zone = regions.labels[box] == number
-            stroke[number] = _adds([channel[box] for channel in colours.channels], zone, outside[box], um)
+            stroke[number] = _adds([channel[box] for channel in colours.channels], zone, outside[box], um) and _smooth(
+                zone, kind.layer[box], pen.uneven, radius
+            )
     if not stroke.any():
         return np.zeros_like(wide)
     found = regions.those(stroke)
@@ -255,6 +262,13 @@ def _adds(channels: list[NDArray[np.float32]], zone: NDArray[np.bool_], tissue: 
         return True
     border = zone & _within(beside, _BESIDE_UM / um)
     return all(np.median(each[border]) >= _ADDED * np.median(each[beside]) for each in channels)
+
+
+def _smooth(zone: NDArray[np.bool_], density: NDArray[np.float32], uneven: float, radius: int) -> bool:
+    """Whether a zone is an even layer nearly all over, but for its rim and what lies on it."""
+    layer = np.minimum(density, _SATURATED)
+    even = morphed(zone & (deviation(layer, 3) < uneven * layer), cv2.MORPH_OPEN, radius)
+    return bool(np.count_nonzero(even) >= _LEAST_SMOOTH * np.count_nonzero(zone))
 
 
 def _within(mask: NDArray[np.bool_], radius_px: float) -> NDArray[np.bool_]:
