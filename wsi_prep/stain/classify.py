@@ -15,8 +15,11 @@ from wsi_prep.stain.model import CLASSES, packaged_model
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.picture import brightest, darkest
 
-SURE = 0.6
-"""Confidence below which a stain is UNKNOWN: more than every third such guess is wrong."""
+SURE = 0.5
+"""Confidence below which a stain is UNKNOWN: the best guess is then likelier wrong than right."""
+
+_GLOWS = 0.6
+"""How far from grey, of 1, light on a dark ground is that fluoresces."""
 
 DISAGREES = 0.98
 """Confidence from which pixels that say another stain than the manifest are worth a warning: docs/stain.md has why."""
@@ -87,8 +90,10 @@ def colour_warning(thumbnail: NDArray[np.uint8], tissue: NDArray[np.bool_], glas
 
 def _colour(pixels: NDArray[np.uint8], glass: BackgroundModel) -> NDArray[np.float64]:
     """(n,): how far apart the channels of (n, 3) pixels are, in levels, where glass is grey."""
-    balanced = pixels * (glass.colour.mean() / glass.colour)
-    return np.asarray(balanced.max(axis=1) - balanced.min(axis=1))
+    red, green, blue = (pixels[:, i] * (glass.colour.mean() / glass.colour[i]) for i in range(3))
+    return np.asarray(
+        np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue), dtype=np.float64
+    )
 
 
 def _step(tissue: NDArray[np.bool_]) -> int:
@@ -109,8 +114,8 @@ def tissue_densities(
     """(n, 3) float32 optical densities of at most some 20,000 pixels of tissue, row by row."""
     glass = glass or _glass_beside(thumbnail, tissue)
     step = _step(tissue)
-    density = glass.density(np.ascontiguousarray(thumbnail[::step, ::step]))
-    return density[tissue[::step, ::step]]
+    at = np.nonzero(tissue[::step, ::step])
+    return glass.density_at(thumbnail[::step, ::step], at) if len(at[0]) else np.empty((0, 3), np.float32)
 
 
 def classify_glow(thumbnail: NDArray[np.uint8]) -> StainCall:
@@ -124,7 +129,7 @@ def classify_glow(thumbnail: NDArray[np.uint8]) -> StainCall:
     if light.mean() < 0.01:
         return StainCall("UNKNOWN", 0.0)
     confidence = float((light * (1 - lowest / np.maximum(highest, 1))).sum() / light.sum())
-    return StainCall("FLUORESCENCE" if confidence >= SURE else "UNKNOWN", confidence)
+    return StainCall("FLUORESCENCE" if confidence >= _GLOWS else "UNKNOWN", confidence)
 
 
 def stain_columns(stated: str | None, seen: StainCall | None, warning: str | None) -> SlideRow:

@@ -8,7 +8,7 @@ that no thickness of the section changes, the distance from the middle tells col
 
 from __future__ import annotations
 
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,48 +43,71 @@ def stain_features(density: NDArray[np.float32]) -> NDArray[np.float32] | None:
     the logarithm of how often a dense pixel has each hue, so that few coloured cells are seen; density's median and
     spread; how much bluer the dense pixels are.
     """
-    stained = density[density.max(axis=1) > _STAINED_DENSITY] if len(density) else density
+    red, green, blue = density.T
+    stained = density[np.maximum(np.maximum(red, green), blue) > _STAINED_DENSITY]
     if len(stained) < _LEAST_PIXELS:
         return None
-    amount = stained.mean(axis=1)
-    angle, colour = _hue_and_colour(stained, amount)
-    coloured = np.minimum(1.0, colour / _FULL_COLOUR)
-    phase = np.exp(1j * angle)
-    edges = np.quantile(amount, _TIERS)
+    # from pale to dense, so that a tier is a slice
+    stained = stained[np.argsort(_total(stained))]
+    amount = np.asarray(_total(stained) / 3, dtype=np.float32)
+    hue = _Hue.of(stained, amount)
+    coloured = np.minimum(1.0, hue.colour / _FULL_COLOUR)
     found = []
-    for lower, upper in pairwise(edges):
-        tier = (amount >= lower) & (amount <= upper)
-        weight = amount[tier]
-        hues = _hue_histogram(angle[tier], weight * coloured[tier])
-        grey = (weight * (1 - coloured[tier])).sum()
-        shares = np.append(hues, grey) / weight.sum()
-        direction = np.average(phase[tier], weights=weight * coloured[tier] + 1e-6)
-        spread = np.average(np.abs(phase[tier] - direction), weights=weight)
-        found += [np.log(shares + _LEAST_SHARE), [direction.real, direction.imag, spread]]
-        found.append([np.average(colour[tier], weights=weight)])
+    edges = np.quantile(amount, _TIERS)
+    firsts, ends = np.searchsorted(amount, edges[:-1]), np.searchsorted(amount, edges[1:], "right")
+    for first, end in zip(firsts, ends, strict=True):
+        tier = slice(int(first), int(end))
+        weight, total = amount[tier], amount[tier].sum()
+        by_colour = weight * coloured[tier]
+        shares = np.append(hue.histogram(tier, by_colour), (weight * (1 - coloured[tier])).sum()) / total
+        by_colour += 1e-6
+        x, y = (float(by_colour @ each[tier] / by_colour.sum()) for each in (hue.cosine, hue.sine))
+        spread = weight @ _length(hue.cosine[tier] - x, hue.sine[tier] - y) / total
+        found += [np.log(shares + _LEAST_SHARE), [x, y, spread, weight @ hue.colour[tier] / total]]
     middle, dense, densest = np.quantile(amount, [0.5, 0.9, 0.98])
-    rare = coloured * (amount > 1.2 * middle) / len(amount)
-    found.append(np.log10(_hue_histogram(angle, rare) + _LEAST_RARE_SHARE))
+    rare = slice(int(np.searchsorted(amount, 1.2 * middle, "right")), None)
+    found.append(np.log10(hue.histogram(rare, coloured[rare] / len(amount)) + _LEAST_RARE_SHARE))
     found.append([np.log(middle), np.log(dense / middle), np.log(densest / middle), *_bluer_where_denser(stained)])
     return np.concatenate(found).astype(np.float32)
 
 
-def _hue_and_colour(
-    density: NDArray[np.float32], amount: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Angle (radians) and distance from grey of each density's direction, in the plane where the mean channel is 1."""
-    red, green, blue = (density / amount[:, None]).T
-    across, along = (red - green) / np.sqrt(2), (red + green - 2 * blue) / np.sqrt(6)
-    return np.arctan2(along, across), np.hypot(across, along)
+class _Hue(NamedTuple):
+    """Of n densities: the `cosine` and `sine` of the hue's angle, the two hues that it lies between by the `place` of
+    the lower one, its `part` of the way to the other; and the `colour`, its distance from grey; (n,) each.
+    """
+
+    cosine: NDArray[np.float32]
+    sine: NDArray[np.float32]
+    place: NDArray[np.int64]
+    part: NDArray[np.float32]
+    colour: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, density: NDArray[np.float32], amount: NDArray[np.float32]) -> _Hue:
+        """In the plane where the mean channel, `amount`, is 1."""
+        red, green, blue = (np.divide(channel, amount) for channel in density.T)
+        across, along = (red - green) / np.sqrt(np.float32(2)), (red + green - 2 * blue) / np.sqrt(np.float32(6))
+        colour = _length(across, along)
+        grey = colour == 0
+        divisor = np.where(grey, 1, colour)
+        place = (np.arctan2(along, across) / (2 * np.pi) * HUES) % HUES
+        below = np.floor(place)
+        return cls(across / divisor + grey, along / divisor, below.astype(np.int64), place - below, colour)
+
+    def histogram(self, those: slice, weight: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(HUES,): the weights of `those` densities, each shared between the two nearest hues."""
+        below, part = self.place[those] % HUES, self.part[those]
+        shared = np.bincount(below, weight * (1 - part), minlength=HUES)
+        # what goes to the hue above is counted at the one below, and moved on
+        return np.asarray(shared + np.roll(np.bincount(below, weight * part, minlength=HUES), 1))
 
 
-def _hue_histogram(angle: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(HUES,): weights by angle, each shared between the two nearest hues."""
-    place = (angle / (2 * np.pi) * HUES) % HUES
-    below = np.floor(place).astype(np.int64)
-    part = place - below
-    lower = np.bincount(below % HUES, weight * (1 - part), minlength=HUES)
-    return np.asarray(lower + np.bincount((below + 1) % HUES, weight * part, minlength=HUES))
+def _total(density: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(density[:, 0] + density[:, 1] + density[:, 2])
+
+
+def _length(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(np.sqrt(x * x + y * y))
 
 
 def _bluer_where_denser(density: NDArray[np.float32]) -> tuple[float, float]:
@@ -93,7 +116,7 @@ def _bluer_where_denser(density: NDArray[np.float32]) -> tuple[float, float]:
     Two dyes of which the denser one is blue (H&E) correlate; pink of one hue at every density (PAS) does not.
     """
     blueness = np.log(np.maximum(density[:, 0], 0.005) / np.maximum(density[:, 1], 0.005))
-    total = np.log(density.sum(axis=1))
+    total = np.log(_total(density))
     if blueness.std() < 1e-3 or total.std() < 1e-3:
         return 0.0, 0.0
     correlation = float(np.corrcoef(blueness, total)[0, 1])

@@ -98,6 +98,18 @@ def test_adding_dab_to_blue_tissue_keeps_it_ihc(share, strength):
     assert classify_stain(*slide(blue, (DAB, 0.3 * strength, strength, share)))[0] == "IHC"
 
 
+@pytest.mark.parametrize(("lead", "said"), [(1.0, "HE"), (0.72, "HE"), (0.66, "UNKNOWN"), (0.1, "UNKNOWN")])
+def test_a_guess_that_is_likelier_right_than_wrong_is_said_with_its_confidence(monkeypatch, lead, said):
+    """A model of no slope, whose probabilities are known: exp(lead) to 1 to 1."""
+    model = packaged_model()
+    outputs = np.array([lead, 0, 0], np.float32)
+    flat = replace(model, slope=np.zeros_like(model.slope), bias=outputs, temperature=1.0)
+    monkeypatch.setattr("wsi_prep.stain.classify.packaged_model", lambda: flat)
+    call = classify_stain(*slide(*SLIDES["HE"]))
+    assert call.confidence == pytest.approx(np.exp(lead) / (np.exp(lead) + 2), abs=1e-6)
+    assert call.stain == said
+
+
 def test_no_tissue_is_unknown():
     picture, tissue = slide(*SLIDES["HE"])
     assert classify_stain(picture, np.zeros_like(tissue)) == ("UNKNOWN", 0.0)

@@ -252,7 +252,7 @@ def test_tables_are_those_of_scikit_learn(pairs):
 
 def test_figures_by_case_count_unknown_as_wrong():
     """Four cases: H&E right twice and UNKNOWN once, in one case and another; IHC called SPECIAL; SPECIAL right."""
-    probabilities = np.array([[0.9, 0.1, 0], [0.8, 0.1, 0.1], [0.5, 0.5, 0], [0.0, 0.3, 0.7], [0.0, 0.05, 0.95]])
+    probabilities = np.array([[0.9, 0.1, 0], [0.8, 0.1, 0.1], [0.4, 0.3, 0.3], [0.0, 0.3, 0.7], [0.0, 0.05, 0.95]])
     truth, cases = np.array([0, 0, 0, 1, 2]), np.array(["a", "a", "b", "c", "d"])
     judged = held_out(truth, np.log(probabilities + 1e-9), cases)
     weight = even_weights(judged)

@@ -88,6 +88,24 @@ def test_a_stain_is_no_ink(stain, density):
     assert not found_in(picture).any()
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_broad_fields_of_blue_collagen_are_no_ink(seed):
+    """As in a trichrome: collagen blue, muscle red, over more than a millimetre, both of the tissue's own texture."""
+    rng, size = np.random.default_rng(seed), (420, 560)
+
+    def noise(sigma):
+        field = cv2.GaussianBlur(rng.normal(size=size), (0, 0), sigma)
+        return field / field.std()
+
+    y, x = np.mgrid[: size[0], : size[1]]
+    tissue = np.hypot((x - 280) / 1.4, y - 210) + 8 * noise(15) < 170
+    collagen = np.clip(4 * noise(35) - 1.5, 0, 1)[..., None]
+    amount = np.clip(0.6 + 0.1 * noise(2) + 0.1 * noise(12), 0.05, 1.5) * tissue
+    dyes = collagen * (0.9, 0.55, 0.2) + (1 - collagen) * (0.1, 0.5, 0.35)
+    picture = 243 * 10 ** (-0.9 * amount[..., None] * dyes) + rng.normal(0, 1, (*size, 3))
+    assert not found_in(np.clip(np.rint(picture), 0, 255).astype(np.uint8)).any()
+
+
 @pytest.mark.parametrize(("stain", "pen"), [("Giemsa", "teal"), ("light green", "red"), ("silver", "blue")])
 def test_a_stroke_of_another_colour_is_found_on_a_special_stain(stain, pen):
     picture, cover = marked(stained(DYES[stain], 3)[0], PENS[pen], 500, CURVED)
@@ -112,6 +130,17 @@ def test_it_does_not_matter_how_the_slide_lies_nor_at_which_scale_it_is_seen(pen
     assert found.shape == cover.shape
     assert found[cover > 0.9].mean() > 0.9
     assert found[cover == 0].mean() < 0.12  # the rim
+
+
+@settings(deadline=None, max_examples=6)
+@given(st.sampled_from(sorted(PENS)), st.sampled_from([135, 220, 400]), st.integers(0, 3), st.integers(0, 3))
+def test_the_first_look_at_every_other_pixel_loses_no_stroke(pen, width_um, right, down):
+    """Wherever a stroke lies, and as narrow as may be: what is found is what is found without a first look."""
+    picture, _ = marked(stained(DYES["H&E"], 5)[0], PENS[pen], width_um, [(40 + right, 30 + down), (250, 280)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wsi_prep.tissue.ink._FINE_UM", 0.0)
+        whole = found_in(picture)
+    assert np.array_equal(found_in(picture), whole)
 
 
 def test_bare_glass_has_no_ink():

@@ -14,7 +14,7 @@ from wsi_prep.stain.fit.fit import HeldOut, calibrated, even_weights
 from wsi_prep.stain.model import CLASSES
 
 _DRAWS = 1000
-_LIMITS = (0.0, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.01)
+_LIMITS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.01)
 
 Figure = Callable[[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]], float]
 """A figure of truth (n,), probabilities (n, 3), and what each picture weighs, (n,)."""
@@ -108,6 +108,7 @@ def section(title: str, judged: HeldOut, *, name_wrong: bool) -> list[str]:
         ("three classes, every picture called", best_guess),
         (f"right of those with {DISAGREES:g} or more", right_from(DISAGREES)),
         ("right of those with 0.9 or more", right_from(0.9)),
+        ("right of those with 0.6 or more", right_from(0.6)),
         (f"right of those with {SURE:g} or more", right_from(SURE)),
     ):
         found, low, high = interval(figure, judged, probabilities)
