@@ -80,14 +80,15 @@ def overlap(table: Path, shards: str | Path | Sequence[str | Path]) -> Overlap:
 
 def without(where: str | None, shared: Sequence[Overlap]) -> str | None:
     """The condition `where`, and that a tile is of none of these slides and patients."""
-    conditions = [f"({where})"] if where else []
+    conditions = []
     for column, names in (
         ("slide_id", sorted({name for each in shared for name in each.slides})),
         ("coalesce(patient_key, '')", sorted({name for each in shared for name in each.patients})),
     ):
-        if names:
-            conditions.append(f"{column} NOT IN ({', '.join(map(_quoted, names))})")
-    return " AND ".join(conditions) or None
+        condition = f"{column} NOT IN ({', '.join(map(_quoted, names))})"
+        if names and condition not in (where or ""):  # of a run that goes on with its own
+            conditions.append(condition)
+    return " AND ".join([*([f"({where})"] if where else []), *conditions]) if conditions else where
 
 
 def _slides_of(where: str) -> Iterator[tuple[str, str, str]]:
