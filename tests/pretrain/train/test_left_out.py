@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines.train import EXIT_STOPPED
 from pretrain.learning.targets import Centre, Cosines
 from pretrain.model.heads import Projection
-from pretrain.train import loop
+from pretrain.train import learner
 from pretrain.train.metrics import read_metrics
 from pretrain.train.watch.left_out import LeftOut
 from tests.support.training import as_rank, close_to, losses, make_shards, run, train_together
@@ -52,7 +52,7 @@ def test_a_centre_stays_where_it_is():
 
 def planted(steps, place=PLACE):
     """A number of the first global crop is NaN, of the tile at this place of the batch, in these steps."""
-    real = loop.make_views
+    real = learner.make_views
 
     def views(tiles, settings, places, *arguments):
         made = real(tiles, settings, places, *arguments)
@@ -62,7 +62,7 @@ def planted(steps, place=PLACE):
         crops[list(places.position).index(place), 1, 2, 3] = math.nan
         return replace(made, global_crops=crops)
 
-    return patch.object(loop, "make_views", views)
+    return patch.object(learner, "make_views", views)
 
 
 @pytest.fixture(scope="module")

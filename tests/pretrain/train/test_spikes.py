@@ -12,7 +12,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.train import loop
+from pretrain.train import learner
 from pretrain.train.watch import spikes, watcher
 from pretrain.train.watch.spikes import Spikes
 from tests.support.labelled_tiles import table
@@ -61,7 +61,7 @@ def test_a_step_far_beyond_the_others_is_named_once(seed, at, times, of):
 
 @pytest.mark.slow
 def test_a_run_says_it_goes_on_and_writes_the_tiles(shards, tmp_path, capsys):
-    real = loop.clip_gradients
+    real = learner.clip_gradients
 
     def clipped(network, settings):
         norm = real(network, settings)
@@ -69,7 +69,7 @@ def test_a_run_says_it_goes_on_and_writes_the_tiles(shards, tmp_path, capsys):
         return norm * 100 if len(calls) == 6 else norm
 
     calls = []
-    with patch.object(loop, "clip_gradients", clipped), patch.object(spikes, "_LEAST", 4):
+    with patch.object(learner, "clip_gradients", clipped), patch.object(spikes, "_LEAST", 4):
         assert run(shards, tmp_path / "run") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "step 5: spike: gradient norm" in said
