@@ -20,7 +20,7 @@ from pretrain.compute.randomness import Purpose, uniforms
 from pretrain.data.labelled import EncodedTiles, TileFiles, Tiles
 from pretrain.errors import BadTask
 from pretrain.evaluation.class_folders import SIDES, GroupPattern, holds_images, read_classes
-from pretrain.evaluation.robustness.sites import PATIENTS, SITES, Site, is_missing
+from pretrain.evaluation.robustness.sites import GROUPS, PATIENTS, SITES, Site, is_missing
 from wsi_prep.errors import BadQuery, counted
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.untrusted.sql import Condition
@@ -119,7 +119,7 @@ def load_tasks(
     `path.parquet`, or `path.parquet:labels` for labels that are not in `label`. `labels`: a column, or an expression
     over the columns in DuckDB's SQL (`... as name` names the task), null for rows to leave out, as in
     `atlas.parquet:if(stain = 'HE', organ, null) as organ`. Columns: `image` (encoded bytes), labels, and if there
-    `group` (else each tile is one), one of PATIENTS, `split` ("train", "valid" or "test"; else patients, or groups
+    one of GROUPS (else each tile is one), and PATIENTS, `split` ("train", "valid" or "test"; else patients, or groups
     where these are not known, with about a third of the tiles are held out), `magnification` (a task each, where there
     are several), and where tiles are from: the columns that `sites` names, or else those of SITES.
     A folder: as class_folders.read_classes takes it, with `pattern`, or a folder or Parquet file of these named by a
@@ -167,10 +167,9 @@ def make_task(name: str, told: LabelledTiles, limit: int = 0, seed: int = 0, px:
     elif shared := len(np.intersect1d(owner[~test], owner[test])):
         both_sides = f"{counted(shared, 'patient is', 'patients are')} on both sides by the column split"
         notes.append(f"{both_sides}: figures may be too high; put each patient on one side, or leave split out")
-    limited = keep[_limited(numbers[keep], side[keep], limit or len(keep), seed)]
-    if len(limited) < len(keep):
-        notes.append(f"{len(limited):,} of {len(keep):,} tiles, by the limit of {limit} a side")
-    keep = limited
+    every, keep = keep, keep[_limited(numbers[keep], side[keep], limit or len(keep), seed)]
+    if len(keep) < len(every):
+        notes.append(f"{len(keep):,} of {len(every):,} tiles, by the limit of {limit} a side")
     return Task(
         name,
         told.tiles.take(keep),
@@ -321,8 +320,9 @@ def _table_tasks(path: Path, column: str, limit: int, seed: int, px: int, sites:
 
 def _columns(whole: pa.Table, rows: Ints, by_site: Sequence[str]) -> dict[str, list[object]]:
     """What these rows say besides their labels, by what it is."""
-    names = {name: name for name in ("group", "split", "magnification")} | {f"by {name}": name for name in by_site}
-    names |= {_PATIENT: next((name for name in PATIENTS if name in whole.column_names), "")}
+    names = {name: name for name in ("split", "magnification")} | {f"by {name}": name for name in by_site}
+    first = {"group": GROUPS, _PATIENT: PATIENTS}
+    names |= {what: next((n for n in any_of if n in whole.column_names), "") for what, any_of in first.items()}
     told = {what: whole[name].to_pylist() for what, name in names.items() if name in whole.column_names}
     return {what: [values[row] for row in rows] for what, values in told.items()}
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 SITES = ("institution", "scanner", "site")
 """Columns that say where a tile is from."""
+GROUPS = ("group", "slide_id", "slide")
+"""Columns that say which slide or case it is of; the first that there is counts."""
 PATIENTS = ("patient", "patient_id", "patient_key")
 """Columns that say whose it is; the first that there is counts."""
 

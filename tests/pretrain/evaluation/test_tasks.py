@@ -45,6 +45,14 @@ def test_a_table_becomes_a_task(tmp_path):
     np.testing.assert_array_equal(task.groups == task.groups[0], [True, True, False, False, False])
 
 
+@pytest.mark.parametrize("column", ["slide_id", "slide"])
+def test_a_column_of_slides_is_a_group(tmp_path, column):
+    slides = [f"s{n // 4}" for n in range(48)]
+    task = load_task(table(tmp_path / "t.parquet", label=[0, 1] * 24, **{column: slides}))
+    assert task.grouped
+    assert not set(np.array(slides)[task.train]) & set(np.array(slides)[task.test])
+
+
 def test_another_column_holds_the_labels(tmp_path):
     spec = table(tmp_path / "tiles.parquet", label=["a"] * 12, grade=[1, 2, 10] * 4)
     task = load_task(f"{spec}:grade")
