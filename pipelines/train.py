@@ -114,7 +114,7 @@ def _leave_out(tables: Sequence[str], shards: Sequence[str], where: str | None) 
             raise BadOption(f"EXCLUDE names {spec}, which is no Parquet file of labelled tiles")
         shared.append(found := overlap(path, shards))
         if found.of_slides is None and found.of_patients is None:
-            raise BadOption(f"EXCLUDE={spec} cannot be left out: {found.line}")
+            raise BadOption(f"EXCLUDE={spec} cannot be excluded: {found.line}")
         what = f"{counted(len(found.slides), 'slide')} and {counted(len(found.patients), 'patient')}"
         said.append(f"{what} of {spec} are in SHARDS, and are not trained on")
     return without(where, shared), said

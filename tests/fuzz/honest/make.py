@@ -68,8 +68,11 @@ def make_case(seed: int, folder: Path, bases: tuple[str, ...] = BASES, *, plain:
     if reader != "auto":
         case.refusals += [r"OpenSlide", *[r"mpp|scale"] * any(" first, in tiles" in told for told in case.told)]
     case.settings = PrepareSettings(PlanSettings(tuple(mags.split())), reader=reader)
-    if mags != _MAGS[0] and any(_too_coarse(picture, mags) for picture in (case.truth, *case.scenes)):
+    pictures = (case.truth, *case.scenes)
+    if mags != _MAGS[0] and any(_too_coarse(picture, mags) for picture in pictures):
         case.warnings.append(r"cannot be made: the slide's finest is")
+    if any(_too_coarse(picture, min(mags.split(), key=_number)) for picture in pictures):
+        case.refusals.append(r"can be made: the slide's finest is")
     if not plain and (mags, reader) != (_MAGS[0], "auto"):
         case.told.append(f"mags {mags}, reader {reader}")
     if not plain and chance(rng, 0.3):
@@ -81,8 +84,12 @@ def make_case(seed: int, folder: Path, bases: tuple[str, ...] = BASES, *, plain:
 
 def _too_coarse(picture, mags):
     """Whether one of the magnifications would have to be upsampled, whose scale is 10 um/px over its number."""
-    finest = max(int(name.removesuffix("x")) for name in mags.split())
+    finest = max(map(_number, mags.split()))
     return max(picture.mpp_x, picture.mpp_y) > 1.05 * 10 / finest
+
+
+def _number(name):
+    return int(name.removesuffix("x"))
 
 
 class _Sound:
