@@ -8,8 +8,9 @@ import sys
 from dataclasses import asdict
 
 from pipelines.calls.slides import StatusCall
-from pipelines.command import EXIT_OK, Terminal, output_named, run_command
+from pipelines.command import EXIT_OK, Terminal, output_named, require_apart, run_command
 from pipelines.console import told_bytes
+from pipelines.metrics import write_metrics
 from wsi_prep.curation.status import Status, read_status
 from wsi_prep.errors import BadOption, counted
 
@@ -22,8 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _work(call: StatusCall, terminal: Terminal) -> int:
     if call.rows < 1:
         raise BadOption("--rows must be at least 1")
-    for out in [output_named(where) for where in call.shards]:
-        status = read_status(out, call.rows)
+    outs = [output_named(where) for where in call.shards]
+    if call.metrics is not None:
+        require_apart("METRICS", call.metrics, outs)
+    statuses = [read_status(out, call.rows) for out in outs]
+    if call.metrics is not None:
+        write_metrics(statuses, call.metrics)
+    for status in statuses:
         if call.json:
             terminal.say(json.dumps(asdict(status)))
         else:

@@ -59,6 +59,9 @@ class StatusCall(OfShards):
     json: bool = False
     """One line of JSON for each output, for a dashboard."""
 
+    metrics: Annotated[Path | None, Option("file.prom", local=True)] = None
+    """Write the same for Prometheus to this file, which its node exporter's textfile collector reads."""
+
     rows: int = 5
     """Most slides in each list."""
 

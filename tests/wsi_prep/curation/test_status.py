@@ -6,6 +6,7 @@ import time
 from datetime import datetime
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.shards import main as make_shards
 from pipelines.status import main
@@ -116,3 +117,22 @@ def test_what_is_no_output_is_refused_in_a_line(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "no output of make shards" in said
     assert said.count("\n") == 1
+
+
+def test_prometheus_reads_the_same_from_a_file(out, tmp_path):
+    add_row(out, "slide9-00000009", status="failed", error_type="DamagedSlide", error="cut off")
+    write_run(open_storage(str(out)), {"format": 3})
+    with at_work(out, 5):
+        assert main(["--shards", str(out), "--metrics", str(tmp_path / "mixmag.prom")]) == 0
+        status = read_status(str(out))
+    families = text_string_to_metric_families((tmp_path / "mixmag.prom").read_text())
+    found = {(each.name, *sorted(each.labels.values())): each.value for one in families for each in one.samples}
+    where = str(out)
+    assert found["mixmag_slides", *sorted([where, "ok"])] == 2
+    assert found["mixmag_failed", *sorted([where, "DamagedSlide"])] == 1
+    assert found["mixmag_at_work", where] == 1
+    assert found["mixmag_to_do", where] == status.to_do == 5
+    assert found["mixmag_left", where] == status.left
+    assert found["mixmag_bytes_made", where] == status.bytes_made
+    assert ("mixmag_seconds_left", where) not in found or status.seconds_left is not None
+    assert main(["--shards", str(out), "--metrics", str(out / "catalog/m.prom")]) == 2
