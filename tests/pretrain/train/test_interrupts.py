@@ -73,6 +73,7 @@ def test_a_lost_terminal_saves_the_step(shards, tmp_path):
     assert [number for number, *_ in losses(tmp_path / "run")] == list(range(latest_step(tmp_path / "run/checkpoints")))
 
 
+@pytest.mark.long
 def test_ctrl_c_saves_the_step_of_several_processes_without_a_traceback(shards, tmp_path):
     """They are in sessions of their own, under torchrun, which has tracebacks of its own."""
     words = command(shards, tmp_path / "run", "schedule.steps=100000", "saving.every=100000", processes=2)

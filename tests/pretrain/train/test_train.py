@@ -60,6 +60,7 @@ def test_two_processes_do_what_one_does_and_one_goes_on_from_them(shards, unbrok
     assert json.loads((tmp_path / "run/drawn.json").read_text()) == json.loads((unbroken / "drawn.json").read_text())
 
 
+@pytest.mark.long
 def test_a_narrow_virchow2g_in_shards_does_what_it_does_whole(shards, tmp_path):
     """Its optimizer, registers, normalised queries and keys, SwiGLU, and recomputation, in two processes and in one."""
     narrow = (
@@ -162,6 +163,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(shards, tmp_path, capsys, chan
     assert "does not divide" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_other_tiles_than_before_are_said(shards, tmp_path, capsys):
     assert run(shards, tmp_path / "run", stop_at=2) == 0
     more = make_shards(tmp_path / "more", first=7)

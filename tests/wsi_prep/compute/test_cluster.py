@@ -77,6 +77,7 @@ def test_the_scheduler_serves_metrics_for_prometheus(tmp_path):
     assert "dask_scheduler_tasks" in text
 
 
+@pytest.mark.long
 def test_workers_may_join_and_leave_in_the_middle(slides, undisturbed, tmp_path):
     out = tmp_path / "out"
     with DaskProcesses(tmp_path) as cluster:

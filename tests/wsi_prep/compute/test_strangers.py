@@ -67,6 +67,7 @@ def works(client):
     return list(run_tasks(client, abs, [-1], str)) == [(-1, 1)]
 
 
+@pytest.mark.long
 def test_the_stranger_gets_into_a_cluster_that_is_open(secret):
     with LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as open_:
         (nanny,) = open_.workers.values()
@@ -153,6 +154,7 @@ def test_certificates_are_valid_whatever_the_clock_says():
     assert made.tls_worker_key != throw_away_certificates().tls_worker_key
 
 
+@pytest.mark.long
 def test_jobs_of_slurm_let_nobody_in(secret, tmp_path, monkeypatch):
     kept = stand_in(tmp_path, monkeypatch)
     before = listening(psutil.Process())

@@ -54,6 +54,7 @@ def contents(out):
     return {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
+@pytest.mark.long
 def test_a_copy_that_is_gone_is_a_fault_and_restored_and_what_is_beside_is_left(folder, capsys):
     out = folder / "out"
     before = contents(out)

@@ -170,6 +170,7 @@ def shifted_clock(tmp_path):
     return library
 
 
+@pytest.mark.long
 def test_workers_whose_clocks_are_days_off_make_the_same(slides, undisturbed, tmp_path, shifted_clock):
     out = tmp_path / "out"
     wrong = {"LD_PRELOAD": str(shifted_clock), "CLOCK_SHIFT": str(3 * 86_400)}

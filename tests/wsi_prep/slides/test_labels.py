@@ -163,3 +163,16 @@ def test_a_word_within_a_word_is_no_label(name):
 )
 def test_a_description_names_its_picture(description, aside):
     assert is_aside(name_in(description)) == aside
+
+
+def test_a_black_and_white_slide_that_its_file_names_is_not_given_up_for_a_coloured_level(tmp_path, slide):
+    """As of another slide by mistake: the file says which picture is the slide, and that level is not used."""
+    grey = np.where(slide.min(axis=2, keepdims=True) < 140, 40, 240).astype(np.uint8).repeat(3, axis=2)
+    other = np.ascontiguousarray(slide[::-2, ::-2])
+    kind = {"photometric": "rgb", "tile": (256, 256), "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "s.svs") as tif:
+        tif.write(grey, description="Aperio Image Library v1\n900x850 [0,0 900x850] (256x256)|MPP = 1.0", **kind)
+        tif.write(other, description="Aperio Image Library v1\n900x850 -> 450x425", subfiletype=1, **kind)
+    opened = open_slide(str(tmp_path / "s.svs"))
+    assert (opened.info.width0, opened.info.height0) == (900, 850)
+    opened.close()

@@ -159,11 +159,13 @@ def _slide(found: Sequence[Candidate], looks: _Looks, *, is_aperio: bool) -> Can
     named = sorted((one for one in found if not one.is_aside), key=lambda one: -one.area)
     slide = named[0]
     pyramid = next((one for one in named if looks.is_pyramid(one)), None)
+    is_base = is_aperio and slide.is_base
     if pyramid not in (None, slide) and pyramid.area >= _DWARFED * slide.area:
-        slide = _of_two(slide, pyramid, looks, is_base=is_aperio and slide.is_base)
+        slide = _of_two(slide, pyramid, looks, is_base=is_base)
     if slide.why_not:
         raise UnsupportedLayout(slide.why_not, slide.sides)
-    return _rather(slide, named, looks, is_shown=pyramid is not None and slide.count == 1)
+    is_shown = pyramid is not None and slide.count == 1
+    return _rather(slide, named, looks, is_shown=is_shown or (is_base and slide is named[0]))
 
 
 def _of_two(alone: Candidate, pyramid: Candidate, looks: _Looks, *, is_base: bool) -> Candidate:
@@ -189,7 +191,8 @@ def _of_two(alone: Candidate, pyramid: Candidate, looks: _Looks, *, is_base: boo
 def _rather(slide: Candidate, named: Sequence[Candidate], looks: _Looks, *, is_shown: bool) -> Candidate:
     """Another picture of tissue size where the slide looks like a label, and that one does not.
 
-    Where the slide `is_shown` reduced by others, those of its proportions need no look.
+    Where the slide `is_shown` reduced by others, or the file says that it is the slide, those of its proportions need
+    no look.
     """
     large = (one for one in named if one is not slide and not one.why_not and one.area >= _DWARFED * slide.area)
     rivals = [one for one in large if not (is_shown and one.reduces(slide))]
