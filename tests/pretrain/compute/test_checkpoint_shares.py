@@ -56,6 +56,7 @@ def _one_of_two(rank, folder):
     distributed.destroy_process_group()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_copy_and_write_half_each_and_read_all(tmp_path):
     (tmp_path / "step").mkdir()

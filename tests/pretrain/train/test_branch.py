@@ -110,6 +110,7 @@ def test_one_that_was_killed_before_it_saved_begins_there_again(shards, first, t
     assert losses(tmp_path / "run") == losses(tmp_path / "unbroken")
 
 
+@pytest.mark.long
 def test_two_processes_begin_in_shards_with_what_one_has_saved(shards, first, tmp_path):
     assert run(shards, tmp_path / "one", "schedule.steps=3", begin_with=first) == 0
     train_together(shards, tmp_path / "two", "schedule.steps=3", "compute.parallel=fsdp", begin_with=first)

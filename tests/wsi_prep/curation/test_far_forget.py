@@ -106,6 +106,7 @@ def test_every_object_of_a_patient_goes_and_stays_away(server, made, scheduler, 
     assert verify(["--shards", AT, "--workers", "1"]) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "part", "after"), [("PUT", ".journal.json", 0), ("POST", "delete", 2)])
 def test_a_call_that_is_killed_is_completed_by_the_same_call(server, made, method, part, after):
     folder, before = made

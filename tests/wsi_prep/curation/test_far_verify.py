@@ -162,6 +162,7 @@ def test_a_store_that_does_not_answer_is_no_broken_slide(server, made, capsys):
     assert without_lock(server.objects(PREFIX)) == without_lock(made[1])
 
 
+@pytest.mark.long
 def test_damage_is_told_repaired_and_made_again(server, made, scheduler, capsys):
     stores = {stem: store_of(made, stem) for stem in "abcd"}
     ids = {stem: row_of(made, stem)["slide_id"] for stem in "abcd"}

@@ -32,6 +32,7 @@ def run(*command):
     )
 
 
+@pytest.mark.long
 def test_slides_broken_in_every_way_break_no_rule(tmp_path):
     call = ("--made-only", "--cases", 16, "--seed", 100, "--limit-seconds", 60, "--keep", tmp_path / "found")
     found = run("-m", "tests.fuzz", *call)

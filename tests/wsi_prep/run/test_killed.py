@@ -108,6 +108,7 @@ def test_the_client_is_killed_and_the_workers_live_on(slides, undisturbed, clust
     assert outcome(out) == undisturbed
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("shared_dask")
 def test_the_scheduler_is_killed_and_the_same_call_goes_on(slides, undisturbed, tmp_path):
     out = tmp_path / "out"

@@ -132,6 +132,7 @@ def test_processes_hold_shards_and_the_same_activations(of_one, of_four):
     assert shards.at_peak[ledger.ACTIVATIONS] == pytest.approx(alone.at_peak[ledger.ACTIVATIONS], rel=0.1)
 
 
+@pytest.mark.long
 def test_rounds_that_are_alike_are_simulated_once_and_counted_as_often_as_they_are(of_one):
     parted = simulate(made("activations", "compute.accumulate=8"), 1)
     assert flops(parted) == pytest.approx(flops(of_one["activations"]), rel=0.1)
