@@ -46,12 +46,17 @@ class Overlap:
             (self.of_patients, self.patients, "patient", PATIENTS),
         ):
             if count is None:
-                told.append(f"it has no column {' or '.join(columns)}, so {what}s that are in SHARDS too are not known")
+                told.append(
+                    f"whether {what}s of it are in SHARDS is not known: it has no column {' or '.join(columns)}"
+                )
+            elif not count:
+                told.append(f"no tile is of a {what} in SHARDS")
             else:
-                told.append(f"{count:,} of {self.tiles:,} tiles are of {counted(len(names), what)} in SHARDS")
-        seen = self.slides or self.patients
-        advice = ": a model that was trained on these has seen them; EXCLUDE of make pretrain leaves them out"
-        return "; ".join(told) + (advice if seen else "")
+                tiles = counted(self.tiles, "tile is", "tiles are")
+                told.append(f"{count:,} of {tiles} of {counted(len(names), what)} in SHARDS")
+        if self.slides or self.patients:
+            told.append("a model that was trained on these has seen them; EXCLUDE of make pretrain keeps them out")
+        return "; ".join(told)
 
 
 def overlap(table: Path, shards: str | Path | Sequence[str | Path]) -> Overlap:

@@ -17,14 +17,16 @@ from wsi_prep.errors import StoreFailed, counted
 from wsi_prep.format.records import SlideRow
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import read_run
-from wsi_prep.run.call import terms_of
+from wsi_prep.output.tombstone import read_tombstone
+from wsi_prep.run.call import asked_for, terms_of
 from wsi_prep.run.request import RunRequest
 from wsi_prep.run.row import failure
+from wsi_prep.run.task import SlideTask
+from wsi_prep.run.todo import forgotten_note, not_forgotten, without_forgotten
 from wsi_prep.slides.fetch.cache import Lease
-from wsi_prep.slides.find.endings import ending, left_out_note
-from wsi_prep.slides.find.manifest import EMPTY_ROW, read_manifest
+from wsi_prep.slides.find.endings import ending
 from wsi_prep.slides.find.sizes import source_bytes
-from wsi_prep.slides.find.sources import SlideSource, look_for_slides
+from wsi_prep.slides.find.sources import look_for_slides
 from wsi_prep.slides.pyramid.trusted import TrustedLevels
 from wsi_prep.slides.readers.select import opened
 from wsi_prep.slides.scale import resolve_scale
@@ -58,7 +60,8 @@ class Tried:
 
 @dataclass
 class Before:
-    """`to_do` of the `found` slides are not in the output. `faults` keep the run from ending well; `notes` are to know.
+    """`to_do` of the `found` slides, less forgotten ones, are not in the output. `faults` keep the run from ending
+    well; `notes` are to know.
 
     `read_bytes` of slides, and `needed` bytes of output, are what a sample of them says; None where it says nothing.
     """
@@ -79,25 +82,23 @@ def look_before(request: RunRequest, seed: int = 0, seconds: float = _SECONDS) -
     `seconds` for opening slides; `seed` chooses them, one of each ending first. Raises UsageError as a run would.
     """
     found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
-    manifest = {}
-    notes = left_out_note(found.left_out)
-    if request.manifest_path is not None:
-        private = request.id_key is not None
-        matched = read_manifest(request.manifest_path).match(found.sources, found.left_out)
-        manifest, notes = matched.rows, [*notes, *matched.notes(private=private)]
     storage = open_storage(request.out)
     terms_of(request).require_kept(storage.where, read_run(storage))
+    every, notes = asked_for(request, found, storage, "")
+    tasks = not_forgotten(read_tombstone(storage), every)
+    ids = {task.source.slide_id for task in tasks}
+    forgotten = [task for task in every if task.source.slide_id not in ids]
     known = _known(storage)
-    todo = [source for source in found.sources if source.slide_id not in known]
-    before = Before(len(found.sources), len(todo), notes=notes)
+    todo = [task for task in tasks if not {task.source.slide_id, task.source.former_id} & known.keys()]
+    notes = [*without_forgotten(notes, forgotten), *forgotten_note(len(forgotten))]
+    before = Before(len(tasks), len(todo), notes=notes)
     before.faults += _of_output(request.out)
     order = np.random.default_rng(seed).permutation(len(todo))[:_SIZES]
     drawn = [todo[number] for number in order]
-    sizes = [size for source in drawn if (size := source_bytes(source)) is not None]
+    sizes = [size for task in drawn if (size := source_bytes(task.source)) is not None]
     if sizes:
         before.read_bytes = round(sum(sizes) / len(sizes) * len(todo))
-    mpps = {slide_id: row.mpp for slide_id, row in manifest.items()}
-    before.tried = _tried(request, _each_ending_first(drawn), mpps, seconds)
+    before.tried = _tried(_each_ending_first(drawn), seconds)
     _add_room(before, request.out, known)
     for each in before.tried:
         if each.error:
@@ -116,38 +117,34 @@ def _known(storage: Storage) -> dict[str, SlideRow]:
     return {row["slide_id"]: row for row in Catalog(storage).slides(columns) if row["status"] != "failed"}
 
 
-def _each_ending_first(sources: Iterable[SlideSource]) -> list[SlideSource]:
-    first: dict[str, SlideSource] = {}
-    others = [source for source in sources if first.setdefault(ending(source.path), source) is not source]
+def _each_ending_first(tasks: Iterable[SlideTask]) -> list[SlideTask]:
+    first: dict[str, SlideTask] = {}
+    others = [task for task in tasks if first.setdefault(ending(task.source.path), task) is not task]
     return [*first.values(), *others][:_OPENED]
 
 
-def _tried(
-    request: RunRequest, sources: Iterable[SlideSource], mpps: Mapping[str, float | None], seconds: float
-) -> list[Tried]:
+def _tried(tasks: Iterable[SlideTask], seconds: float) -> list[Tried]:
     """The slides as far as there is time; one that takes all of it is the last, and is left to itself."""
     done: list[Tried] = []
     until = time.monotonic() + seconds
-    for source in sources:
+    for task in tasks:
         if time.monotonic() >= until:
             break
-        name = source.slide_id if request.id_key is not None else source.name
         told: list[Tried] = []
-        mpp = mpps.get(source.slide_id, EMPTY_ROW.mpp)
-        work = threading.Thread(target=lambda: told.append(_open(request, source, name, mpp)), daemon=True)  # noqa: B023
+        work = threading.Thread(target=lambda: told.append(_open(task)), daemon=True)  # noqa: B023
         work.start()
         work.join(max(0.0, until - time.monotonic()))
-        done.append(told[0] if told else Tried(name, error=f"it is not open after {seconds:.0f} s"))
+        done.append(told[0] if told else Tried(task.source.name, error=f"it is not open after {seconds:.0f} s"))
     return done
 
 
-def _open(request: RunRequest, source: SlideSource, name: str, mpp: float | None) -> Tried:
-    settings = request.settings
-    tried = Tried(name)
+def _open(task: SlideTask) -> Tried:
+    source, settings = task.source, task.settings
+    tried = Tried(source.name)
     try:
-        with Lease(request.cache) as lease, opened(source, settings.reader, lease) as reader:
+        with Lease(task.cache) as lease, opened(source, settings.reader, lease) as reader:
             tried = replace(tried, vendor=reader.info.vendor)
-            scale = resolve_scale(reader.info, mpp, settings.assume_mpp)
+            scale = resolve_scale(reader.info, task.manifest.mpp, settings.assume_mpp)
             tried = replace(tried, mpp=scale.mpp_x)
             grid = Grid.of_slide(reader.info.width0, reader.info.height0, scale.mpp_x, scale.mpp_y)
             found = find_tissue(TrustedLevels(reader), scale, settings.tissue)

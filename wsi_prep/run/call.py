@@ -53,7 +53,7 @@ from wsi_prep.run.todo import (
 )
 from wsi_prep.slides.find.endings import left_out_note
 from wsi_prep.slides.find.manifest import EMPTY_ROW
-from wsi_prep.slides.find.sources import look_for_slides
+from wsi_prep.slides.find.sources import Found, look_for_slides
 from wsi_prep.slides.private import add_names, check_names_file, key_check
 from wsi_prep.slides.urls import bare_url
 from wsi_prep.storage.base import Storage
@@ -83,21 +83,9 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
     terms.require_kept(storage.where, read_run(storage))
     if request.names is not None:
         check_names_file(request.names, local_folder(request.out))
-    manifest, warnings = manifest_rows(request, found, read_tombstone(storage))
-    masks, mask_notes = find_masks(
-        request.masks, local_folder(request.out), sources, private=request.id_key is not None
-    )
-    origins = origins_of(request, sources, manifest)
-    notes = [*left_out_note(found.left_out), *warnings, *mask_notes, *origin_notes(request, origins)]
-    summary = RunSummary(len(sources), request.settings.plan.magnifications, warnings=notes)
     token = uuid.uuid4().hex
-    tasks = [
-        task_of(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
-        for source, origin in zip(sources, origins, strict=True)
-    ]
-    if request.id_key is None:
-        folders = folders_of(request, sources)
-        tasks = [replace(task, file_folder=folders.get(task.source.slide_id)) for task in tasks]
+    tasks, notes = asked_for(request, found, storage, token)
+    summary = RunSummary(len(sources), request.settings.plan.magnifications, warnings=notes)
     made_at = None
     if request.id_key is not None:  # the order of work tells nothing of names, nor do times
         made_at = began_at
@@ -133,6 +121,22 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
             _record(storage, catalog, summary, worked=bool(tasks))
         log.run_ended(summary.statuses, summary.seconds)
     return summary
+
+
+def asked_for(request: RunRequest, found: Found, storage: Storage, token: str) -> tuple[list[SlideTask], list[str]]:
+    """A task for each slide that was found, whether it is done or forgotten; and what a user should know of them."""
+    sources, private = found.sources, request.id_key is not None
+    manifest, warnings = manifest_rows(request, found, read_tombstone(storage))
+    masks, mask_notes = find_masks(request.masks, local_folder(request.out), sources, private=private)
+    origins = origins_of(request, sources, manifest)
+    tasks = [
+        task_of(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
+        for source, origin in zip(sources, origins, strict=True)
+    ]
+    if not private:
+        folders = folders_of(request, sources)
+        tasks = [replace(task, file_folder=folders.get(task.source.slide_id)) for task in tasks]
+    return tasks, [*left_out_note(found.left_out), *warnings, *mask_notes, *origin_notes(request, origins)]
 
 
 def terms_of(request: RunRequest) -> Terms:

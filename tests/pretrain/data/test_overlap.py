@@ -39,7 +39,7 @@ def test_a_slide_is_found_by_its_id_and_by_its_file(shards, tmp_path, called, co
     found = overlap(table(tmp_path / "t.parquet", **{column: [called, "other", called, None]}), shards)
     assert found == Overlap(4, 2, (IDS[0],), None, ())
     assert "2 of 4 tiles are of 1 slide in SHARDS" in found.line
-    assert "no column patient_key, so patients that are in SHARDS too are not known" in found.line
+    assert "whether patients of it are in SHARDS is not known: it has no column patient_key" in found.line
     assert "EXCLUDE" in found.line
 
 
@@ -62,7 +62,7 @@ def test_tables_of_tiles_are_compared_as_shards_are(shards, tmp_path):
 
 def test_nothing_shared_is_said_and_changes_no_condition(shards, tmp_path):
     found = overlap(table(tmp_path / "t.parquet", slide=["other"], patient_key=["nobody"]), shards)
-    assert found.line == "0 of 1 tiles are of 0 slides in SHARDS; 0 of 1 tiles are of 0 patients in SHARDS"
+    assert found.line == "no tile is of a slide in SHARDS; no tile is of a patient in SHARDS"
     assert without("mpp < 1", [found]) == "mpp < 1"
     assert without(None, [found]) is None
     (tmp_path / "no.parquet").write_text("none")

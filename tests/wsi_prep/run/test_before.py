@@ -11,9 +11,12 @@ from pipelines.shards import main
 from tests.support.shard_folders import add_slide
 from wsi_prep.errors import UsageError
 from wsi_prep.format.records import SLIDE_SCHEMA, tile_counts
+from wsi_prep.output.tombstone import Tombstone, write_tombstone
 from wsi_prep.run.before import TILE_BYTES, look_before
 from wsi_prep.run.call import terms_of
 from wsi_prep.run.request import RunRequest
+from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.storage.select import open_storage
 
 pytestmark = pytest.mark.slow
 
@@ -79,3 +82,21 @@ def test_other_settings_than_the_output_has_are_refused_as_by_the_run(slides, tm
     (tmp_path / "out/run.json").write_text(json.dumps({"settings": terms_of(request).settings | {"reader": "tiff"}}))
     with pytest.raises(UsageError, match="reader was tiff, now auto"):
         look_before(request)
+
+
+def test_a_forgotten_slide_is_neither_opened_nor_named(slides, tmp_path):
+    out = tmp_path / "out"
+    request = RunRequest(str(slides), str(out))
+    add_slide(out, 1, {"20x": 2})
+    (out / "run.json").write_text(json.dumps({"settings": terms_of(request).settings}))
+    gone = next(source for source in find_slides(str(slides)) if source.name == "good.svs")
+    write_tombstone(open_storage(out), Tombstone(frozenset(), frozenset()).with_more([], [gone.slide_id]))
+    before = look_before(request)
+    assert (before.found, before.to_do) == (2, 2)
+    assert "good.svs" not in repr(before)
+    assert any(note.startswith("1 slide in SLIDES is forgotten") for note in before.notes)
+
+
+def test_an_object_store_is_written_to_and_left_as_it_was(slides, object_server):
+    assert look_before(RunRequest(str(slides), "s3://slides/out")).faults == []
+    assert object_server.objects() == {}

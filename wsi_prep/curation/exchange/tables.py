@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -56,25 +55,17 @@ def write_tables(wanted: Wanted, to: Path, most_bytes: int) -> Written:
     return written
 
 
-class _Tables:
+class _Tables(ExitStack):
     """Tables of bounded size, one after another, each made aside and renamed when it is whole."""
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
+        super().__init__()
         self._folder = folder
         self._most_bytes = most_bytes
-        self._stack = ExitStack()
         self._writer: pq.ParquetWriter | None = None
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
         self.count = 0
-
-    def __enter__(self) -> _Tables:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
 
     def add(self, row: TileRow, jpeg: bytes) -> None:
         """Add a tile and its row."""
@@ -89,7 +80,7 @@ class _Tables:
             return
         size = sum(row["nbytes"] for row in self._rows)
         if self._writer is not None and self._bytes + size > self._most_bytes:
-            self._stack.close()
+            self.close()
             self._writer = None
         if self._writer is None:
             self._writer, self._bytes = self._begun(), 0
@@ -100,9 +91,9 @@ class _Tables:
     def _begun(self) -> pq.ParquetWriter:
         columns = [name for name in TABLE_SCHEMA.names if name != "image"]
         kinds = {"image.bytes": "NONE", "image.path": "ZSTD"} | dict.fromkeys(columns, "ZSTD")
-        file = self._stack.enter_context(aside(self._folder / f"tiles-{self.count:05d}.parquet"))
+        file = self.enter_context(aside(self._folder / f"tiles-{self.count:05d}.parquet"))
         self.count += 1
-        return self._stack.enter_context(
+        return self.enter_context(
             pq.ParquetWriter(
                 file,
                 TABLE_SCHEMA,

@@ -7,7 +7,6 @@ import json
 import tarfile
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 from wsi_prep.curation.exchange.coordinates import Written
 from wsi_prep.curation.exchange.stored import Wanted, pack_tiles, plain, tile_key
@@ -36,23 +35,15 @@ def write_tars(wanted: Wanted, to: Path, most_bytes: int) -> Written:
     return written
 
 
-class _Tars:
+class _Tars(ExitStack):
     """Tar files of bounded size, one after another, each made aside and renamed when it is whole."""
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
+        super().__init__()
         self._folder = folder
         self._most_bytes = most_bytes
-        self._stack = ExitStack()
         self._tar: tarfile.TarFile | None = None
         self.count = 0
-
-    def __enter__(self) -> _Tars:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
 
     def add_tile(self, row: TileRow, jpeg: bytes) -> None:
         """Add a tile and its row."""
@@ -62,11 +53,11 @@ class _Tars:
         """Add one sample, all of it to one tar."""
         size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for data in parts.values())
         if self._tar is not None and self._tar.offset + size + tarfile.RECORDSIZE > self._most_bytes:
-            self._stack.close()
+            self.close()
             self._tar = None
         if self._tar is None:
-            file = self._stack.enter_context(aside(self._folder / f"tiles-{self.count:05d}.tar"))
-            self._tar = self._stack.enter_context(tarfile.open(file, "w", format=tarfile.USTAR_FORMAT))  # noqa: SIM115
+            file = self.enter_context(aside(self._folder / f"tiles-{self.count:05d}.tar"))
+            self._tar = self.enter_context(tarfile.open(file, "w", format=tarfile.USTAR_FORMAT))  # noqa: SIM115
             self.count += 1
         for ending, data in parts.items():
             entry = tarfile.TarInfo(f"{key}.{ending}")
