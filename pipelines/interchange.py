@@ -41,7 +41,7 @@ def _work(call: InterchangeCall, terminal: Terminal) -> int:
 
 
 def write(call: InterchangeCall) -> Written:
-    """Do as the call say; raises UsageError."""
+    """Do as the call says; raises UsageError."""
     shards, seconds = output_named(call.shards), call.time_limit
     require_apart("TO", call.to, [shards])
     if call.kind in ("webdataset", "parquet"):

@@ -166,7 +166,12 @@ class Sampler:
         return self._magnification[stratum]
 
     def draw(self, step: int) -> Draw:
-        """The global batch of a step."""
+        """The global batch of a step: no tile twice, as long as there are enough tiles.
+
+        A place that drew a tile which another place has already draws again: `_TRIES_IN_STRATUM` times from its own
+        stratum, then from any stratum by its probability, and after `_TRIES` from any by its number of tiles. Where
+        tiles are few, what is left is filled up without chance (`_fill`).
+        """
         size = self.settings.batch
         tile, cell, stratum = (np.empty(size, np.int64) for _ in range(3))
         todo = np.arange(size)
@@ -176,8 +181,7 @@ class Sampler:
                 self._fill(tile, cell, stratum, todo)
                 break
             u = uniforms(self.settings.seed, Purpose.DRAW, step, range(size), 4, attempt)[todo]
-            inside = 0 < attempt <= _TRIES_IN_STRATUM  # a double is first drawn anew from its own stratum
-            if not inside:
+            if not 0 < attempt <= _TRIES_IN_STRATUM:
                 stratum[todo] = self._strata_at(u[:, 0], tempered=attempt <= _TRIES)
             cell[todo], tile[todo] = self._in_stratum(stratum[todo], u[:, 1], u[:, 2])
             first = np.zeros(size, bool)
@@ -200,7 +204,13 @@ class Sampler:
         return float(seen[each > 0].sum() / self.eligible)
 
     def _build(self) -> None:
-        """Cells sorted by (magnification, stratum), and the probability of each stratum."""
+        """Cells sorted by (magnification, stratum), and the probability of each stratum.
+
+        A cell is what a slide has at one magnification; cells of a stratum stand beside each other. Of each of n cells:
+        `_start`, `_count`, its tiles in the index; `_slide`; `_mpp`; `_stratum_of_cell`. Of each of k strata: `_begin`,
+        `_cells_in`, its cells; `_magnification`; `_probability`; and sums of probability (`_upto`) and of tiles
+        (`_tiles_upto`) up to it, which a random number is looked up in.
+        """
         index, settings = self.index, self.settings
         cells = index.cells
         if settings.split != "all":

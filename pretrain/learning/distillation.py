@@ -34,7 +34,7 @@ from wsi_prep.errors import BadOption
 
 
 class Distillation(nn.Module):
-    """See the module; an self_distillation.Objective. Raises BadOption where student and teacher cannot be compared."""
+    """See the module; a self_distillation.Objective. Raises BadOption where student and teacher cannot be compared."""
 
     def __init__(
         self,

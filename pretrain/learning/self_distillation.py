@@ -144,19 +144,20 @@ class SelfDistillation(nn.Module):
         settings, tiles = self.settings, views.tiles
         valid = (views.weight > 0).float()
         with record_function("teacher"):
-            told = self._teach(views)
+            teacher_out = self._teach(views)
         with record_function("losses"):
-            cls_targets = self._targets(self.cls_centre, told.cls, None, at.temperature)
-            patch_targets = self._targets(self.patch_centre, told.patches, valid, at.temperature)
+            cls_targets = self._targets(self.cls_centre, teacher_out.cls, None, at.temperature)
+            patch_targets = self._targets(self.patch_centre, teacher_out.patches, valid, at.temperature)
         with record_function("student"):
-            seen = self._study(views, at.guide)
+            student_out = self._study(views, at.guide)
         with record_function("losses"):
-            dino, ibot = dino_ibot_losses(settings, views, seen, cls_targets, patch_targets)
-            spread = spreading(settings, seen.features.view(-1, tiles, seen.features.shape[-1]))
+            dino, ibot = dino_ibot_losses(settings, views, student_out, cls_targets, patch_targets)
+            features = student_out.features
+            spread = spreading(settings, features.view(-1, tiles, features.shape[-1]))
             total = settings.dino_weight * dino + settings.ibot_weight * ibot + settings.spread_weight * spread
             parts = {"loss": total, "loss_dino": dino, "loss_ibot": ibot, f"loss_{settings.spread}": spread}
-            looks = cls_targets.looks() | {"feature_spread": feature_spread(told.features)}
-        return Losses(total, {name: value.detach() for name, value in (parts | looks).items()}, seen.told)
+            looks = cls_targets.looks() | {"feature_spread": feature_spread(teacher_out.features)}
+        return Losses(total, {name: value.detach() for name, value in (parts | looks).items()}, student_out.told)
 
     @torch.no_grad()
     def update(self, at: Scheduled) -> None:
@@ -186,8 +187,8 @@ class SelfDistillation(nn.Module):
         return seen
 
     @torch.no_grad()
-    def _targets(self, centre: Centre, told: Projection | Tensor, valid: Tensor | None, temperature: float) -> Targets:
-        cosines = Cosines(projection(told), self._most)
+    def _targets(self, centre: Centre, out: Projection | Tensor, valid: Tensor | None, temperature: float) -> Targets:
+        cosines = Cosines(projection(out), self._most)
         if self.settings.targets == "sinkhorn":
             return sinkhorn_knopp(cosines, temperature, valid)
         self._pending.append((centre, cosines, valid))

@@ -52,7 +52,7 @@ class WrongWorker(RuntimeError):
 def cluster(options: ClusterOptions) -> Iterator[Client]:
     """A client of the named scheduler, of SLURM's jobs, or of a local cluster of one single-threaded process a core.
 
-    What is started here lets nobody else in (closed_cluster.py); a named scheduler is for its operator to close.
+    What is started here lets nobody else in (cluster/closed.py); a named scheduler is for its operator to close.
     Raises BadOption where no scheduler answers or SLURM takes no job, WrongVersions where a machine has other versions.
     """
     settings = {

@@ -4,8 +4,8 @@ A worker commits a slide with two small files named by the slide's id, tiles fir
 row the slide does not exist. The small files are merged into parts, some thousand while a run
 lasts and the rest at its end. A merge, or the removal of rows
 from a part, is written aside, then announced by a journal, then carried out by renames; what a crash interrupts is
-finished at the next start. Each file holds a digest of itself (`sealed_parquet`); none whose digest
-is wrong is written anew. All of it goes through a `Storage`, so it holds on a disk and in an object store alike.
+finished at the next start. Each file holds a digest of itself (`sealed_parquet`); a file whose digest is wrong is
+never rewritten. All of it goes through a `Storage`, so it holds on a disk and in an object store alike.
 """
 
 from __future__ import annotations

@@ -100,15 +100,7 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
         _add_names(request, storage, tasks)
         catalog = begin(storage, terms, patients=any(task.patient_key for task in tasks))
         with writing(storage):
-            tombstone = read_tombstone(storage)
-            remember(storage, tombstone)
-            tasks = known_before(storage, tasks, catalog)
-            tasks, forgotten = leave_forgotten(tombstone, tasks, catalog)
-            summary.found = len(tasks)
-            summary.warnings = [*without_forgotten(notes, forgotten), *forgotten_note(len(forgotten))]
-            script = request.script if without_forgotten([request.slides], forgotten) else None
-            if script is not None and request.id_key is None:
-                write_call(storage, script)
+            tasks = _not_forgotten(request, tasks, storage, catalog, summary)
             tasks = not_done(request, tasks, catalog, summary)
         if tasks:
             _work(request, tasks, catalog, summary, watcher, log)
@@ -121,6 +113,22 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
             _record(storage, catalog, summary, worked=bool(tasks))
         log.run_ended(summary.statuses, summary.seconds)
     return summary
+
+
+def _not_forgotten(
+    request: RunRequest, tasks: list[SlideTask], storage: Storage, catalog: Catalog, summary: RunSummary
+) -> list[SlideTask]:
+    """The tasks of slides that nobody had deleted for good; the others are named nowhere, not even in the summary."""
+    tombstone = read_tombstone(storage)
+    remember(storage, tombstone)
+    tasks = known_before(storage, tasks, catalog)
+    tasks, forgotten = leave_forgotten(tombstone, tasks, catalog)
+    summary.found = len(tasks)
+    summary.warnings = [*without_forgotten(summary.warnings, forgotten), *forgotten_note(len(forgotten))]
+    script = request.script if without_forgotten([request.slides], forgotten) else None
+    if script is not None and request.id_key is None:
+        write_call(storage, script)
+    return tasks
 
 
 def asked_for(request: RunRequest, found: Found, storage: Storage, token: str) -> tuple[list[SlideTask], list[str]]:

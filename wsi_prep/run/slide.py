@@ -48,6 +48,7 @@ from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.overlay import draw_overlay
 from wsi_prep.tiles.plan import plan_tiles
 from wsi_prep.tiles.writer import TileSettings, write_tiles
+from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import check_bright_field
 from wsi_prep.tissue.find import FoundTissue, find_tissue
 from wsi_prep.tissue.geojson import FILE_FRAME, feature_collection
@@ -170,7 +171,7 @@ def _prepare_open(bench: _Bench, reader: TrustedLevels) -> pa.Table:
     mask = task.mask
     given = (lambda thumbnail: read_mask(mask, reader.info, thumbnail)) if mask else None
     found = find_tissue(
-        reader, scale, task.settings.tissue, given, lambda thumbnail: _check_bright_field(task, row, thumbnail)
+        reader, scale, task.settings.tissue, given, lambda seen, glass: _check_bright_field(task, row, seen, glass)
     )
     thumbnail, glass, tissue = found.thumbnail, found.glass, found.tissue
     row["tissue_mm2"] = float(tissue.sum()) * _mask_pixel_mm2(thumbnail, scale)
@@ -182,10 +183,10 @@ def _prepare_open(bench: _Bench, reader: TrustedLevels) -> pa.Table:
     return _make_tiles(bench, reader, scale, found)
 
 
-def _check_bright_field(task: SlideTask, row: SlideRow, thumbnail: Thumbnail) -> None:
+def _check_bright_field(task: SlideTask, row: SlideRow, thumbnail: Thumbnail, glass: BackgroundModel) -> None:
     """Raise NotBrightField for fluorescence and the like, whose row still says what the pixels look like."""
     try:
-        check_bright_field(thumbnail.pixels)
+        check_bright_field(thumbnail.pixels, glass)
     except NotBrightField:
         row.update(stain_columns(task.manifest.stain, classify_glow(thumbnail.pixels), row["warning"]))
         raise

@@ -217,6 +217,10 @@ class BackgroundModel:
         near = _grown(opened, _SPOILT_PX) & _any_shown(self.fillings, thumbnail, _SPOILT_NOISE)
         return _grown(opened | near, _FILLING_RIM_PX)
 
+    def filled(self, thumbnail: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """(h, w): all flat parts, those brighter than the glass too, and the pixels around them that are mixed."""
+        return _grown(_any_shown((*self.fillings, *self.beside), thumbnail, _FILLING_NOISE), _MIXED_PX)
+
 
 def _candidates(
     sample: NDArray[np.uint8],

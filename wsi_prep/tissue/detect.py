@@ -31,6 +31,12 @@ MASK_MPP = 8.0
 _IN_FAT, _FAINT = 6.0, 5.0
 """Times the least hole and fragment, of what fat may leave open, and of fragments that have nothing dense."""
 
+_LIT, _LEAST_LIT = 60, 0.005
+"""Of 255: what is brighter is not black; and the share of a picture that must be."""
+
+_BLACK, _BESIDE_BLACK_PX = 12, (6, 2)
+"""Of 255: filling, as JPEG leaves it; and how far from it, at most and at least, glass is looked for."""
+
 _NEUTRAL = 0.2
 """(strongest - weakest channel) / strongest, in optical density, below which a thing is grey: no dye looks so."""
 
@@ -70,29 +76,45 @@ class Outline:
     certain: float | None
 
 
-def check_bright_field(thumbnail: NDArray[np.uint8]) -> None:
-    """Raise NotBrightField where (h, w, 3) uint8 RGB shows light on a dark ground: fluorescence or dark field."""
+def check_bright_field(thumbnail: NDArray[np.uint8], glass: BackgroundModel | None = None) -> None:
+    """Raise NotBrightField where (h, w, 3) uint8 RGB shows light on a dark ground: fluorescence or dark field.
+
+    `glass`: the picture's, where it is known.
+    """
     highest, lowest = brightest(thumbnail), darkest(thumbnail)
-    lit = float((highest >= 60).mean())
+    lit = float((highest >= _LIT).mean())
     # stained tissue lets some light of every colour through; what glows is coloured, or no brighter than dim
     through = float(((highest >= 130) & (lowest >= 40)).mean())
-    if lit >= 0.5 and through < 0.05:
+    if lit >= _LEAST_LIT and (through < 0.05 if lit >= 0.5 else through < 0.5 * lit):
         # a lamp set low lights everything evenly: what is brightest is a wide, quiet ground, where what glows is small
-        through = max(through, _dim_share(thumbnail, highest, lowest))
-    if lit < 0.005 or (through < 0.5 * lit and (lit < 0.5 or through < 0.05)):
+        through = max(through, _dim_share(thumbnail, glass or BackgroundModel.of(thumbnail), lit))
+    if lit < _LEAST_LIT or (through < 0.5 * lit and (lit < 0.5 or through < 0.05)):
         raise NotBrightField(
             f"{1 - lit:.0%} of the slide is nearly black and only {through:.0%} lets light through: "
             "fluorescence or dark field, where bright-field tiles are made"
         )
 
 
-def _dim_share(thumbnail: NDArray[np.uint8], highest: NDArray[np.uint8], lowest: NDArray[np.uint8]) -> float:
-    """Share of a picture that lets light of every colour through where its glass is dim; 0 where it shows none."""
-    glass = BackgroundModel.of(thumbnail)
-    outshone = float((highest > 1.2 * glass.colour.max()).mean())
-    if glass.assumed or glass.colour.min() < 0.4 * glass.colour.max() or outshone > 0.005:
+def _dim_share(thumbnail: NDArray[np.uint8], glass: BackgroundModel, lit: float) -> float:
+    """Share of a picture that lets light of every colour through where its glass is dim; 0 where it shows none.
+
+    `lit`: the share that is not nearly black.
+    """
+    highest = brightest(thumbnail)
+    outshone = float(((highest > 1.2 * glass.colour.max()) & ~glass.filled(thumbnail)).mean())
+    if glass.assumed or glass.colour.min() < 0.4 * glass.colour.max() or outshone > 0.005 * lit:
         return 0.0
-    return float((lowest >= 0.2 * glass.colour.min()).mean())
+    if lit < 0.5 and not _glass_beside_black(highest, glass):
+        return 0.0
+    return float((darkest(thumbnail) >= 0.2 * glass.colour.min()).mean())
+
+
+def _glass_beside_black(highest: NDArray[np.uint8], glass: BackgroundModel) -> bool:
+    """Whether what is black is filling: glass lies beside it, where what glows fades into its dark ground."""
+    black = (highest <= _BLACK).astype(np.uint8)
+    outer, inner = (cv2.dilate(black, np.ones((2 * px + 1,) * 2, np.uint8)) for px in _BESIDE_BLACK_PX)
+    beside = highest[(outer > 0) & (inner == 0)]
+    return bool(beside.size and np.median(beside) >= 0.8 * glass.colour.max())
 
 
 def detect_tissue(

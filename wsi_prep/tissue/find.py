@@ -36,20 +36,20 @@ def find_tissue(
     scale: Scale,
     settings: TissueSettings,
     mask: Callable[[Thumbnail], NDArray[np.bool_]] | None = None,
-    check: Callable[[Thumbnail], None] = lambda thumbnail: check_bright_field(thumbnail.pixels),
+    check: Callable[[Thumbnail, BackgroundModel], None] = lambda seen, glass: check_bright_field(seen.pixels, glass),
 ) -> FoundTissue:
     """Where the tissue is, at MASK_MPP; by `mask`, where one is given, and not by the picture.
 
     A level whose picture is not that of level 0 is given up, and all of it done again. Raises what `check` raises of a
-    thumbnail: NotBrightField.
+    thumbnail and its glass: NotBrightField.
     """
     while True:
         thumbnail = reader.thumbnail = read_thumbnail(reader, scale.mpp_x, scale.mpp_y, MASK_MPP)
         if not reader.confirms():
             continue
-        check(thumbnail)
         tile = reader.info.tile_px / thumbnail.step_x0, reader.info.tile_px / thumbnail.step_y0
         glass = BackgroundModel.of(thumbnail.pixels, filling=reader.info.filling, tile=tile)
+        check(thumbnail, glass)
         marks = ink(thumbnail.pixels, thumbnail.mpp, glass)
         if mask:
             given = mask(thumbnail)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sample_slides.make import mask_path
+from wsi_prep.errors import NotBrightField
 from wsi_prep.slides.pyramid.thumbnail import read_thumbnail
 from wsi_prep.slides.readers.select import open_slide
 from wsi_prep.tissue.background_model import BackgroundModel
@@ -66,9 +67,8 @@ def overlap(found, known):
 @pytest.mark.parametrize(("tile", "jpeg"), [(16, False), (15, True)])
 def test_a_rim_of_glass_inside_filling_is_no_tissue(he, glass, filling, tile, jpeg):
     picture, known = without_bare_tiles(he, GLASSES[glass], FILLINGS[filling], tile, jpeg)
-    if (glass, filling) != ("dim", "black"):  # too much like fluorescence, which the reason says
-        check_bright_field(picture)
     found = model(picture, filling, tile)
+    check_bright_field(picture, found)
     assert not found.assumed
     assert found.colour == pytest.approx(GLASSES[glass], abs=10 if jpeg else 4)  # mixed with filling
     assert overlap(detect_tissue(picture, MASK_MPP, glass=found), known) > 0.93
@@ -100,3 +100,19 @@ def test_fat_and_pale_tissue_inside_filling_stay_tissue(he):
     pale = np.where(known[..., None], np.clip(245 * (pixels / 245.0) ** 0.12, 0, 255), pixels).astype(np.uint8)
     picture, reduced = without_bare_tiles((pale, known), (245, 245, 245), 255, 16)
     assert overlap(detect_tissue(picture, MASK_MPP, glass=model(picture, "left out", 16)), reduced) > 0.85
+
+
+@pytest.mark.parametrize("haze", [0, 15])
+def test_what_glows_on_a_haze_inside_black_filling_is_no_bright_field(he, haze):
+    """As dim as a lamp set low, but brighter than what lies beside the filling."""
+    pixels, known = he
+    glow = np.clip(haze + (255 - pixels).max(axis=2, keepdims=True) * [0.4, 0.7, 0.9], 0, 255).astype(np.uint8)
+    glow[~kept_tiles(known, 16)] = 0
+    picture = cv2.resize(glow, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    with pytest.raises(NotBrightField):
+        check_bright_field(picture, model(picture, "black", 16))
+
+
+def test_dim_glass_inside_filling_that_is_brighter_is_bright_field(he):
+    picture, _ = without_bare_tiles(he, (100, 100, 100), 128, 16)
+    check_bright_field(picture, model(picture, "dark grey", 16))
