@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import async_save
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -34,7 +34,8 @@ from pretrain.errors import ProcessDied
 from wsi_prep.errors import BadOption, first_line
 from wsi_prep.untrusted.own_folder import own_folder
 
-MODES = ("ddp", "fsdp")
+MODES = ("ddp", "fsdp", "hsdp")
+SHARDED = MODES[1:]
 _OF_GLOO = "gloo/transport"
 """In what it says of a connection that broke."""
 
@@ -127,13 +128,13 @@ def pretended(processes: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def group_size(arguments: Iterable[Any]) -> int:
-    """How many processes take part in a collective operation with these arguments."""
+def group_ranks(arguments: Iterable[Any]) -> list[int]:
+    """Which processes take part in a collective operation with these arguments, in order."""
     for each in arguments:
         if isinstance(each, torch.ScriptObject):
             with contextlib.suppress(RuntimeError, TypeError):  # of another class: the kind of sum
-                return int(dist.ProcessGroup.unbox(each).size())
-    return size()
+                return sorted(dist.get_process_group_ranks(dist.ProcessGroup.unbox(each)))
+    return [*range(size())]
 
 
 def rank() -> int:
@@ -213,22 +214,51 @@ def agree(mine: bool) -> bool:
     return bool(all_sum(torch.tensor([float(mine)])).item())
 
 
-def share_out(network: nn.Module, units: Iterable[nn.Module], mode: str, world: World, dtype: torch.dtype) -> nn.Module:
-    """The network as `mode` spreads it over the processes: whole copies (ddp), or its `units` in shards (fsdp).
+@dataclass(frozen=True)
+class Spread:
+    """How a network lies on the processes: a whole copy on each (ddp), its units in shards over all of them (fsdp), or
+    in shards over each `group` of neighbours, so that there are several copies (hsdp).
 
-    `dtype` is what fsdp gathers and computes in; gradients are summed in float32 by both.
+    `dtype` is what shards are gathered and computed in; gradients are summed in float32.
     """
-    if mode not in MODES:
-        raise BadOption(f"parallel {mode!r} is not known; choose from {', '.join(MODES)}")
+
+    mode: str
+    group: int
+    dtype: torch.dtype
+
+    def shards(self, processes: int) -> int:
+        """Into how many a copy is cut. Raises BadOption where the groups do not divide the processes."""
+        if self.mode not in MODES:
+            raise BadOption(f"parallel {self.mode!r} is not known; choose from {', '.join(MODES)}")
+        if self.mode != "hsdp" or processes <= self.group:
+            return processes if self.mode in SHARDED else 1
+        if processes % self.group:
+            raise BadOption(
+                f"{processes} processes make no whole groups of {self.group}, over each of which hsdp cuts a copy: "
+                "change compute.shard_group"
+            )
+        return self.group
+
+    def mesh(self, world: World) -> DeviceMesh:
+        """The processes of shards; where there are several copies, (copies, shards)."""
+        shards = self.shards(world.size)
+        if shards == world.size:
+            return init_device_mesh(world.device.type, (world.size,))
+        return init_device_mesh(world.device.type, (world.size // shards, shards), mesh_dim_names=("copies", "shards"))
+
+
+def share_out(network: nn.Module, units: Iterable[nn.Module], spread: Spread, world: World) -> nn.Module:
+    """The network, with its `units`, as it is to lie on the processes."""
+    spread.shards(world.size)
     if world.size == 1:
         return network
-    if mode == "ddp":
+    if spread.mode == "ddp":
         device = [world.device.index] if world.device.type == "cuda" else None
         return DistributedDataParallel(
             network, device_ids=device, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    mesh = spread.mesh(world)
+    policy = MixedPrecisionPolicy(param_dtype=spread.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=True)  # the teacher has no backward pass
@@ -270,16 +300,29 @@ def fill(values: Tensor, given: Tensor) -> None:
     local(values).copy_(given)
 
 
+def copies(values: Tensor) -> int:
+    """How many processes hold the same part of a tensor that may be in shards; 1 where it is none."""
+    if not isinstance(values, DTensor):
+        return 1
+    return math.prod(
+        size
+        for size, placement in zip(values.device_mesh.shape, values.placements, strict=True)
+        if placement.is_replicate()
+    )
+
+
 def own_share(tensors: dict[str, Tensor], process: int, processes: int) -> dict[str, Tensor]:
-    """What one of some processes writes: its shards, and a part of what all hold whole, of nearly equal size."""
-    own: dict[str, Tensor] = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+    """What one of some processes writes: its shards, and a part of what others hold too, of nearly equal size."""
+    own: dict[str, Tensor] = {}
     loads = [0] * processes
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].nbytes, item[0])):
-        if not isinstance(tensor, DTensor):
-            least = loads.index(min(loads))
-            loads[least] += tensor.nbytes
-            if least == process:
-                own[name] = tensor
+        held = copies(tensor) if isinstance(tensor, DTensor) else processes
+        shards = processes // held  # of a copy, on processes beside each other
+        least = min(range(held), key=lambda copy: max(loads[copy * shards : (copy + 1) * shards]))
+        for holder in range(least * shards, (least + 1) * shards):
+            loads[holder] += tensor.nbytes // shards
+        if process // shards == least:
+            own[name] = tensor
     return own
 
 

@@ -163,7 +163,7 @@ class StableAdamW(torch.optim.Optimizer):
         sums = [(g.square() / v.clamp_min(eps**2)).sum() for g, v in zip(gradients, second, strict=True)]
         total = torch.stack(sums)
         if any(distributed.local(p) is not p for p in parameters):
-            total = distributed.all_sum(total)
+            total = distributed.all_sum(total / distributed.copies(parameters[0]))
         counts = tuple(p.numel() for p in parameters)
         if counts not in self._sizes:  # once: a step must not wait for a copy to the device
             self._sizes[counts] = torch.tensor(counts, dtype=total.dtype, device=total.device)

@@ -59,11 +59,13 @@ class Learner:
         self.recipe, self.world = recipe, world
         self.guide = Guide(fields, world.device)
         self.dtype = DTYPES[recipe.compute.precision]
-        shards = recipe.compute.parallel == "fsdp" and world.size > 1
-        self._late = objective is not None or (shards and not recipe.start_from)  # no process makes the whole network
+        compute = recipe.compute
+        self._spread = distributed.Spread(compute.parallel, compute.shard_group, self.dtype)
+        shards = self._spread.shards(world.size)
+        self._late = objective is not None or (shards > 1 and not recipe.start_from)  # nobody makes the whole network
         self.loaded: Loaded | None = None
         if objective is None:
-            _require_room(recipe, world.size if self._late else 1)
+            _require_room(recipe, shards if self._late else 1)
             objective = objective_of(recipe, recipe.seed, "meta" if self._late else "cpu", outputs(fields))
         self.objective = objective
         if not self._late:
@@ -151,10 +153,10 @@ class Learner:
         if compute.compile:
             for network in (student, *objective.frozen):
                 network.backbone.compile_blocks()
-        objective.student = distributed.share_out(student, student.units(), compute.parallel, self.world, self.dtype)
-        if compute.parallel == "fsdp":
+        objective.student = distributed.share_out(student, student.units(), self._spread, self.world)
+        if compute.parallel in distributed.SHARDED:
             for network in objective.frozen:
-                distributed.share_out(network, network.units(), compute.parallel, self.world, self.dtype)
+                distributed.share_out(network, network.units(), self._spread, self.world)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.dtype == torch.float32:

@@ -91,7 +91,7 @@ class Trainer(Learner):
     def whole_backbone(self) -> Backbone | None:
         """That backbone, whole, on the first process, None on the others; every process must ask."""
         backbone = self.backbone
-        if self.recipe.compute.parallel == "fsdp" and self.world.size > 1:
+        if self.recipe.compute.parallel in distributed.SHARDED and self.world.size > 1:
             tensors = {name: distributed.whole(value) for name, value in backbone.state_dict().items()}
             if self.world.first:
                 backbone = Backbone(self.recipe.backbone).to(self.world.device)

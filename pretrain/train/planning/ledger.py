@@ -72,12 +72,16 @@ class Operation:
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of exchange of `nbytes` (of the whole, not of a share) among `processes`."""
+    """One kind of exchange of `nbytes` (of the whole, not of a share) among `processes`.
+
+    `reach`: how many there are from the first to the last of these; 0 where they lie beside each other.
+    """
 
     kind: str
     nbytes: int
     processes: int
     round: int
+    reach: int = 0
 
 
 @dataclass
@@ -205,7 +209,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kind == "reduce_scatter":
             self.assign(tensors[:1], GRADIENTS)
         nbytes = max(map(_bytes, tensors), default=0)
-        self.collectives[Collective(kind, nbytes, distributed.group_size(args), self._rounds)] += 1
+        ranks = distributed.group_ranks(args)
+        reach = ranks[-1] - ranks[0] + 1
+        apart = reach if reach > len(ranks) else 0
+        self.collectives[Collective(kind, nbytes, len(ranks), self._rounds, apart)] += 1
 
 
 def _own(tensor: Tensor) -> Tensor:

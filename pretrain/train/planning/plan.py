@@ -130,7 +130,11 @@ def nearest(recipe: Recipe, gpus: int, fits: Callable[[Simulated], bool]) -> tup
 def changes(recipe: Recipe, other: Recipe) -> str:
     """What SET has to say to make the other recipe of this one, of what `nearest` changes: "compute.recompute=full"."""
     before, now = recipe.compute, other.compute
-    names = [name for name in ("parallel", "recompute", "accumulate") if getattr(now, name) != getattr(before, name)]
+    names = [
+        name
+        for name in ("parallel", "shard_group", "recompute", "accumulate")
+        if getattr(now, name) != getattr(before, name)
+    ]
     return " ".join(f"compute.{name}={getattr(now, name)}" for name in names)
 
 
@@ -146,7 +150,11 @@ def _leaner(recipe: Recipe, gpus: int, accumulate: int) -> Iterator[Recipe]:
     """Settings that hold ever less, from the recipe's own on."""
     compute = recipe.compute
     modes = MODES[MODES.index(compute.recompute) :]
-    ways = [compute.parallel] + ["fsdp"] * (compute.parallel == "ddp" and gpus > 1)
+    ways = [compute.parallel]
+    if gpus > compute.shard_group and gpus % compute.shard_group == 0 and compute.parallel == "ddp":
+        ways.append("hsdp")
+    if gpus > 1 and compute.parallel != "fsdp":
+        ways.append("fsdp")
     for mode in modes:
         for way in ways:
             changed = replace(compute, recompute=mode, parallel=way, accumulate=accumulate)

@@ -66,7 +66,8 @@ def exchange_time(collective: Collective, gpu: Gpu, assumed: PlanAssumptions) ->
     if not others:
         return 0.0
     network = gpu.network_gb_s if assumed.network is None else assumed.network
-    slowest = gpu.machine_gb_s if collective.processes <= assumed.per_machine else min(network, gpu.machine_gb_s)
+    reach = collective.reach or collective.processes
+    slowest = gpu.machine_gb_s if reach <= assumed.per_machine else min(network, gpu.machine_gb_s)
     passes = 2 if collective.kind == "allreduce" else 1
     sent = passes * collective.nbytes * others / collective.processes
     return _LATENCY_S + sent / (slowest * _GIGA * assumed.bandwidth)

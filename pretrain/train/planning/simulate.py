@@ -1,7 +1,7 @@
 """One step of a recipe as the first of many processes would do it, over tensors that have shapes and no numbers.
 
 It is the loop's own step, on the CPU's operators. On a GPU, these differ: compiled blocks hold less than is counted
-here; blocks that are not, with fsdp, hold up to 8 bytes more for each token and channel, since LayerNorm is in float32.
+here; blocks that are not, in shards, hold up to 8 bytes more for each token and channel, since LayerNorm is in float32.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _learner(recipe: Recipe, processes: int) -> Learner:
     fields = supposed_fields(recipe.guide)
     objective = objective_of(recipe, recipe.seed, "meta", outputs(fields))
     cast("nn.Module", objective).to("meta")
-    spread = processes if recipe.compute.parallel == "fsdp" else 1
+    spread = processes if recipe.compute.parallel in distributed.SHARDED else 1
     return Learner(recipe, distributed.World(0, spread, torch.device("cpu")), objective, fields)
 
 

@@ -131,7 +131,7 @@ def virchow2() -> Recipe:
         ),
         objective=ObjectiveSettings(head=_HEAD),
         optim=OptimSettings(layer_decay=1.0),
-        compute=ComputeSettings(compile=True, recompute="selective"),
+        compute=ComputeSettings(compile=True, parallel="hsdp", recompute="selective"),
         saving=SavingSettings(every=1000),
         looking=LookingSettings(picture=2000, probe=2000),
     )
@@ -156,7 +156,7 @@ def virchow2g() -> Recipe:
         ),
         objective=ObjectiveSettings(head=_HEAD),
         optim=OptimSettings(kind="stable_adamw", betas=(0.9, 0.95), layer_decay=1.0),
-        compute=ComputeSettings(compile=True, parallel="fsdp", recompute="selective"),
+        compute=ComputeSettings(compile=True, parallel="hsdp", recompute="selective"),
         saving=SavingSettings(every=1000),
         looking=LookingSettings(picture=2000, probe=2000),
     )

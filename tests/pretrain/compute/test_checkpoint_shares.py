@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import distributed
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pretrain.compute.distributed import Writer, finish, load, own_share
+from pretrain.compute.distributed import Spread, World, Writer, finish, load, own_share, pretended
 from tests.support.training import in_processes
+from wsi_prep.errors import BadOption
 
 
 @given(st.lists(st.integers(0, 1000), max_size=30), st.integers(1, 9))
@@ -20,6 +22,31 @@ def test_every_tensor_is_of_one_process_and_none_has_much_more_than_another(size
     assert sorted(name for share in shares for name in share) == sorted(tensors)
     loads = [sum(tensor.numel() for tensor in share.values()) for share in shares]
     assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+@given(st.lists(st.integers(1, 1000), max_size=20), st.sampled_from([1, 2, 4, 8]))
+def test_each_shard_of_several_copies_is_written_once_and_the_copies_take_turns(sizes, shards):
+    count = 8
+    with pretended(count):
+        mesh = Spread("hsdp", shards, torch.float32).mesh(World(0, count, torch.device("cpu")))
+        tensors = {f"t{n}": distribute_tensor(torch.zeros(size * shards), mesh) for n, size in enumerate(sizes)}
+        if mesh.ndim == 2:
+            tensors = {name: t.redistribute(placements=[Replicate(), Shard(0)]) for name, t in tensors.items()}
+        else:
+            tensors = {name: t.redistribute(placements=[Shard(0)]) for name, t in tensors.items()}
+        shares = [own_share(tensors, process, count) for process in range(count)]
+    for shard in range(shards):
+        written = [name for process in range(shard, count, shards) for name in shares[process]]
+        assert sorted(written) == sorted(tensors)
+    loads = [sum(tensors[name].numel() for name in share) for share in shares]
+    assert max(loads) - min(loads) <= max(sizes, default=0) * shards
+
+
+def test_groups_must_divide_the_processes_but_a_single_group_needs_not_be_full():
+    assert [Spread(mode, 8, torch.float32).shards(16) for mode in ("ddp", "fsdp", "hsdp")] == [1, 16, 8]
+    assert Spread("hsdp", 8, torch.float32).shards(3) == 3
+    with pytest.raises(BadOption, match=r"12 processes make no whole groups of 8.*compute.shard_group"):
+        Spread("hsdp", 8, torch.float32).shards(12)
 
 
 class Made(TorchDispatchMode):

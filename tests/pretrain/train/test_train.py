@@ -72,6 +72,17 @@ def test_a_narrow_virchow2g_in_shards_does_what_it_does_whole(shards, tmp_path):
     close_to(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.long
+def test_copies_in_shards_do_what_one_process_does_and_one_goes_on_from_them(shards, tmp_path):
+    """Two copies, each over two of four processes, with an optimizer that looks at whole tensors."""
+    narrow = ("optim.kind=stable_adamw", "optim.betas=0.9,0.95", "backbone.registers=2")
+    assert run(shards, tmp_path / "one", *narrow) == 0
+    copies = ("compute.parallel=hsdp", "compute.shard_group=2")
+    train_together(shards, tmp_path / "run", *narrow, *copies, processes=4, stop_at=5)
+    assert run(shards, tmp_path / "run", *narrow) == 0
+    close_to(tmp_path / "run", tmp_path / "one")
+
+
 def test_what_one_process_saved_two_go_on_from(shards, unbroken, tmp_path):
     assert run(shards, tmp_path / "run", stop_at=4) == 0
     train_together(shards, tmp_path / "run", "compute.parallel=fsdp")

@@ -60,6 +60,12 @@ def test_a_collective_is_a_ring_over_the_slowest_link(kind, processes, seconds):
     assert exchange_time(Collective(kind, 10**9, processes, 1), GPU, PLAIN) == pytest.approx(seconds, abs=1e-4)
 
 
+def test_processes_that_do_not_lie_beside_each_other_meet_on_the_network():
+    """One of each of two machines of eight."""
+    apart = Collective("allreduce", 10**9, 2, 1, reach=9)
+    assert exchange_time(apart, GPU, PLAIN) == pytest.approx(2 * 1 / 2 * 0.1, abs=1e-4)
+
+
 def test_what_is_not_hidden_is_waited_for_and_so_is_the_host():
     product = {Operation(10**12, 0, False, ledger.ACTIVATIONS, 1): 1}  # 10 ms
     gather = {Collective("allgather", 10**9, 8, 1): 1}  # 8.75 ms
@@ -116,6 +122,15 @@ def test_the_nearest_settings_are_the_first_that_fit(peaks, room):
     made = found[0].compute
     assert (made.accumulate, made.recompute, made.parallel) == wanted
     assert changed(SMALL, changes(SMALL, found[0]).split()) == found[0]
+
+
+@pytest.mark.parametrize(("room", "way"), [(8, "ddp"), (5, "hsdp"), (2, "fsdp")])
+def test_copies_in_shards_are_tried_before_shards_over_all(room, way):
+    held = {"ddp": 8, "hsdp": 5, "fsdp": 2}
+    with patch.object(plan, "simulate", lambda tried, _: seen(peak=held[tried.compute.parallel])):
+        found = nearest(SMALL, 16, lambda other: other.peak <= room)
+        assert nearest(changed(SMALL, ["compute.shard_group=3"]), 16, lambda other: other.peak == 5) is None
+    assert found[0].compute.parallel == way
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,9 @@ def test_flops_are_those_of_the_settings(name, of_one):
     assert 0.97 < found / step_flops(chosen).executed < 1.2
 
 
+SENT = ("allgather", "reduce_scatter", "allreduce")
+
+
 @pytest.fixture(scope="module")
 def of_four():
     """By one of four processes that share a batch, either way."""
@@ -137,6 +140,20 @@ def test_rounds_that_are_alike_are_simulated_once_and_counted_as_often_as_they_a
     parted = simulate(made("activations", "compute.accumulate=8"), 1)
     assert flops(parted) == pytest.approx(flops(of_one["activations"]), rel=0.1)
     assert parted.peak < 0.4 * of_one["activations"].peak
+
+
+def test_copies_in_shards_gather_among_neighbours_and_sum_gradients_among_copies(of_one):
+    """Four processes hold two copies, so each holds half of one."""
+    words = ["sampling.batch=64", "compute.parallel=hsdp", "compute.shard_group=2", *PLAIN]
+    alone, seen = of_one["activations"], simulate(made("activations", *words), 4)
+    assert seen.at_rest[ledger.OPTIMIZER] == pytest.approx(alone.at_rest[ledger.OPTIMIZER] / 2, rel=0.05)
+    assert seen.checkpoint == alone.checkpoint
+    among = {kind: {(each.processes, each.reach) for each in seen.collectives if each.kind == kind} for kind in SENT}
+    assert (among["allgather"], among["reduce_scatter"]) == ({(2, 0), (4, 0)}, {(2, 0)})  # features, of all four
+    assert (2, 3) in among["allreduce"]
+    of_gradients = {each: count for each, count in seen.collectives.items() if each.reach == 3}
+    nbytes = sum(each.nbytes * count for each, count in of_gradients.items())
+    assert nbytes == pytest.approx(seen.at_rest[ledger.PARAMETERS], rel=0.05)
 
 
 def test_ddp_sends_each_gradient_once_and_fsdp_gathers_each_weight(of_one, of_four):
