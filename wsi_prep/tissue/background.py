@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -24,6 +25,9 @@ _LEVELS_AROUND = 4
 _LEAST_SHARE, _LEAST_PINK_SHARE, _PINK, _DYED = 0.01, 0.1, 0.025, 0.1
 """Share of the picture that must be quiet and of one brightness; where it is pink (log10 of the lesser of red and blue
 over green), as tissue is and glass hardly ever, it must be more; and none is as pink as the last."""
+
+_LEAST_TINT = 0.65
+"""Of its strongest channel, what the weakest of glass has; that of old yellow glass 0.72, DAB less than half."""
 
 _MOST_ABOVE = 0.25
 """Of the background's share, how much of the picture may be brighter."""
@@ -73,6 +77,12 @@ class Flat:
         least, most = (np.clip(np.add(self.colour, by), 0, 255) for by in (-within, within))
         return np.asarray(cv2.inRange(picture, least, most), dtype=np.bool_)
 
+    @property
+    def is_dyed(self) -> bool:
+        """Whether tissue may have this colour, and glass hardly ever."""
+        weakest, strongest = min(self.colour), max(self.colour)
+        return strongest >= _DARK and (_pink(self.colour) > _PINK or weakest < _LEAST_TINT * strongest)
+
     def is_spoilt(self, colour: NDArray[np.float64]) -> bool:
         """Whether a colour may be what JPEG left of it, and not glass, which goes beyond whole tiles."""
         return bool(np.abs(colour - self.colour).max() <= _LEVELS_AROUND) and WITHIN[-1] in self.tiled
@@ -109,12 +119,22 @@ def flat_parts(
 
 
 def _outer_marked(shown: dict[Flat, NDArray[np.bool_]]) -> list[Flat]:
-    """The flats, `outer` where they reach the picture's edge, or that of what is left without the outer ones."""
+    """The flats, `outer` where they reach the picture's edge, or that of what is left without the outer ones.
+
+    One of a dye's colour is filling only at the picture's edge, or inside of darker filling: glass may be flat, too,
+    and what lies on it is tissue.
+    """
     outer: set[Flat] = set()
     filled = np.zeros(next(iter(shown.values())).shape if shown else (0, 0), np.uint8)
     left = (slice(None), slice(None))
     for _ in shown:
-        reach = {flat for flat in shown.keys() - outer if _edge(shown[flat][left]).mean() >= _LEAST_BORDER_SHARE}
+        lightest = max((sum(flat.colour) for flat in outer), default=0)
+        reach = {
+            flat
+            for flat in shown.keys() - outer
+            if _edge(shown[flat][left]).mean() >= _LEAST_BORDER_SHARE
+            and not (flat.is_dyed and sum(flat.colour) < lightest)
+        }
         if not reach:
             break
         outer |= reach
@@ -125,7 +145,7 @@ def _outer_marked(shown: dict[Flat, NDArray[np.bool_]]) -> list[Flat]:
         if not len(rows) or not len(cols):
             break
         left = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
-    return [replace(flat, outer=flat in outer) for flat in shown]
+    return [replace(flat, outer=flat in outer) for flat in shown if flat in outer or not flat.is_dyed]
 
 
 def _edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -224,7 +244,10 @@ def brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat]) -> NDArray[np
     """
     blocks = (_BLOCK_PX,) if picture.shape[0] * picture.shape[1] > _SMALL_PX else (_BLOCK_PX, _BLOCK_PX // 2)
     colours = (_brightest_quiet(picture, flats, block_px) for block_px in blocks)
-    return next((colour for colour in colours if colour is not None), None)
+    found = next((colour for colour in colours if colour is not None), None)
+    if found is not None and _pink(found.tolist()) > _PINK and any(min(flat.colour) > found.max() for flat in flats):
+        return None  # pale tissue on glass that is flat
+    return found
 
 
 def _brightest_quiet(picture: NDArray[np.uint8], flats: list[Flat], block_px: int) -> NDArray[np.float64] | None:
@@ -263,8 +286,15 @@ def _brightest_even(
     while share[best - 1] >= share[best]:
         best -= 1
     colour = np.median(mean[quiet & (np.abs(level - best) <= around)], axis=0).astype(np.float64)
-    pink = math.log10(max(min(colour[0], colour[2]), 1.0) / max(colour[1], 1.0))
-    return None if pink > _DYED or (pink > _PINK and share[best] < least_pink_share) else colour
+    pink = _pink(colour.tolist())
+    dyed = pink > _DYED or colour.min() < _LEAST_TINT * colour.max()
+    return None if dyed or (pink > _PINK and share[best] < least_pink_share) else colour
+
+
+def _pink(colour: Sequence[float]) -> float:
+    """log10 of the lesser of red and blue over green."""
+    red, green, blue = colour
+    return math.log10(max(min(red, blue), 1.0) / max(green, 1.0))
 
 
 def _filled_blocks(picture: NDArray[np.uint8], flats: list[Flat], blocks: tuple[int, ...]) -> NDArray[np.uint8]:

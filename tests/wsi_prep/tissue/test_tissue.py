@@ -282,3 +282,14 @@ def test_tinted_glass_in_the_corners_of_a_small_slide_is_told_from_white_filling
     filled = cv2.copyMakeBorder(tinted, 0, 32, 0, 48, cv2.BORDER_CONSTANT, value=(255, 255, 255))
     beside = cv2.copyMakeBorder(known.astype(np.uint8), 0, 32, 0, 48, cv2.BORDER_CONSTANT) > 0
     assert iou(detect_tissue(filled, MASK_MPP), beside) > 0.9
+
+
+@pytest.mark.parametrize("colour", [(190, 110, 170), (225, 180, 215), (215, 190, 205)])
+def test_tissue_of_one_colour_on_glass_of_one_colour_is_no_filling(colour):
+    """A painted slide, whose pixels are as even after averaging as what a scanner fills with."""
+    picture = np.full((581, 868, 3), (243, 243, 244), np.uint8)
+    known = np.zeros(picture.shape[:2], bool)
+    for x0, y0, x1, y1 in ((62, 62, 187, 187), (312, 312, 500, 500), (656, 250, 812, 531)):
+        known[y0:y1, x0:x1] = True
+    picture[known] = colour
+    assert iou(detect_tissue(picture, MASK_MPP), known) > 0.95
