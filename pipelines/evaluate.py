@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pipelines.bars import Bar
 from pipelines.calls.training import EvaluateCall
-from pipelines.command import EXIT_OK, Terminal, run_command
+from pipelines.command import EXIT_OK, Terminal, progress, run_command
 from pretrain.compute.devices import best_device
-from pretrain.data.overlap import overlap
+from pretrain.data.seen.near import SeenTiles, likenesses_of_tiles
+from pretrain.data.seen.overlap import overlap
 from pretrain.evaluation.class_folders import GroupPattern
 from pretrain.evaluation.datasets import AnyTask, read_tasks
 from pretrain.evaluation.judge import EvaluationRow, alike, judge, remarks
@@ -25,10 +26,11 @@ from pretrain.evaluation.probe import colour_statistics
 from pretrain.evaluation.report import robustness_lines, summary_lines, write_page, write_parquet
 from pretrain.evaluation.robustness.figures import remarks as robustness_remarks
 from pretrain.evaluation.robustness.figures import robustness
-from pretrain.evaluation.tasks import Task, table_of
+from pretrain.evaluation.tasks import Regression, Task, table_of
 from pretrain.features.embedder import Embedder, Inference, cached, features_of, of_backbone
 from pretrain.train.runs import load_embedder, load_run, model_name, untrained
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadOption, counted
+from wsi_prep.overlap.near import twins
 
 COLOURS = "colours alone"
 _WIDTH = 160  # of the table in a file
@@ -50,7 +52,7 @@ def _work(call: EvaluateCall, terminal: Terminal) -> int:
     pattern, sites = _pattern(call), _sites(call)
     tasks = [task for spec in call.tasks for task in read_tasks(spec, call.limit, 0, call.px, pattern, sites)]
     notes = {task.name: _remarks(task) for task in tasks}
-    shared = _shared(call)
+    shared = [*_shared(call).items(), *_near(call, tasks, terminal.out)]
     if len(notes) < len(tasks):
         twice = next(task.name for task in tasks if sum(task.name == other.name for other in tasks) > 1)
         raise BadOption(f"two tasks are named {twice!r}; rename a file or folder, so that the table can tell them")
@@ -67,7 +69,7 @@ def _work(call: EvaluateCall, terminal: Terminal) -> int:
         terminal.out.print(_robustness_table(lines))
     for name, note in ((name, note) for name, of_task in notes.items() for note in of_task):
         terminal.say(f"note: {name}: {note}")
-    for name, note in shared.items():
+    for name, note in shared:
         terminal.say(f"note: {name}: {note}")
     if call.to:
         terminal.say(f"look at {call.to}: figures.html, figures.parquet")
@@ -82,6 +84,24 @@ def _shared(call: EvaluateCall) -> dict[str, str]:
     return {name: overlap(path, call.shards).line for name, path in tables.items()} or {
         "SHARDS": "none of TASKS is a table that could say which slides and patients its tiles are of"
     }
+
+
+def _near(call: EvaluateCall, tasks: Sequence[AnyTask], console: Console) -> list[tuple[str, str]]:
+    """By task, how many of its tiles look like tiles in SHARDS."""
+    if not call.near:
+        return []
+    if not call.shards:
+        raise BadOption("NEAR needs SHARDS, which hold the tiles that those of TASKS may look like")
+    with progress(console, "tiles of SHARDS") as bar:
+        seen = SeenTiles(call.shards, threads=call.threads, progress=bar)
+    lines = []
+    for task in tasks:
+        tiles = likenesses_of_tiles(task.tiles, call.threads)
+        lines.append((task.name, seen.alike(tiles).copies.line))
+        if (isinstance(task, Regression) or task.grouped) and (alike := twins(tiles, task.groups)):
+            looks = counted(alike, "tile of it looks", "tiles of it look")
+            lines.append((task.name, f"{looks} like a tile of another of its own slides or cases"))
+    return lines
 
 
 def _pattern(call: EvaluateCall) -> GroupPattern | None:

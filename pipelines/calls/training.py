@@ -80,6 +80,9 @@ class PretrainCall(OfTiles, OfShards):
     exclude: Annotated[tuple[str, ...], Option('"tiles.parquet ..."', cohort=True)] = ()
     """Tables of labelled tiles: their slides and patients are not trained on."""
 
+    near: bool = False
+    """Exclude the slides of tiles that look like tiles of these tables, too; each tile of SHARDS is read once."""
+
     set: Annotated[tuple[str, ...], _SETTINGS] = ()
     """Changes to the recipe, as in schedule.rate=0.002."""
 
@@ -164,6 +167,9 @@ class EvaluateCall:
 
     shards: Annotated[tuple[str, ...], Option('"folder ..."')] = ()
     """Folders or URLs that a model was trained on: which slides and patients of the tables are in them is said."""
+
+    near: bool = False
+    """Say, too, how many tiles of TASKS look like tiles in SHARDS; each tile of these is read once."""
 
     like: Annotated[str | None, Option("model")] = None
     """Show how far each model sees the same tiles as neighbours as this one does."""

@@ -9,10 +9,11 @@ import pytest
 from pipelines.interchange import main as interchange
 from pipelines.train import main
 from pretrain.data.index import open_index
-from pretrain.data.overlap import Overlap, overlap, without
+from pretrain.data.seen.overlap import overlap, without
 from pretrain.errors import BadTask
 from tests.support.shard_folders import add_slide
 from tests.support.training import TINY
+from wsi_prep.overlap.shared import Overlap
 
 SETTINGS = [*TINY, "sampling.mix.10x=0"]
 IDS = [f"slide{number}-{number:08x}" for number in range(1, 6)]
