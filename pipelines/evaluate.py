@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +26,10 @@ from pretrain.evaluation.probe import colour_statistics
 from pretrain.evaluation.report import robustness_lines, summary_lines, write_page, write_parquet
 from pretrain.evaluation.robustness.figures import remarks as robustness_remarks
 from pretrain.evaluation.robustness.figures import robustness
+from pretrain.evaluation.segmentation.judge import judge_patches
+from pretrain.evaluation.segmentation.tasks import Segmentation
 from pretrain.evaluation.tasks import Regression, Task, table_of
+from pretrain.features.colours import of_patch_colours
 from pretrain.features.embedder import Embedder, Inference, cached, features_of, of_backbone
 from pretrain.train.runs import load_embedder, load_run, model_name, untrained
 from wsi_prep.errors import BadOption, counted
@@ -119,10 +122,12 @@ def _sites(call: EvaluateCall) -> tuple[str, ...] | None:
 
 
 def _remarks(task: AnyTask) -> list[str]:
+    if isinstance(task, Segmentation):
+        return list(task.notes)
     return [*remarks(task), *(robustness_remarks(task) if isinstance(task, Task) else [])]
 
 
-def _every_figure(task: AnyTask, name: str, features: Tensor) -> list[EvaluationRow]:
+def _every_figure(task: Task | Regression, name: str, features: Tensor) -> list[EvaluationRow]:
     return [*judge(task, name, features), *(robustness(task, name, features) if isinstance(task, Task) else [])]
 
 
@@ -162,6 +167,9 @@ def _judged(
     ) as bar:
         for task in tasks:
             tiles = task.tiles
+            if isinstance(task, Segmentation):
+                rows += _segmented(task, models, inference, bar)
+                continue
             colours = cached(cache, "colours", tiles, 0, lambda tiles=tiles: colour_statistics(tiles))  # type: ignore[misc]
             rows += _every_figure(task, COLOURS, colours)
             kept = {}
@@ -179,6 +187,15 @@ def _judged(
     return rows
 
 
+def _segmented(
+    task: Segmentation, models: dict[str, Embedder], inference: Inference, bar: Progress
+) -> Iterator[EvaluationRow]:
+    for name, embedder in {COLOURS: of_patch_colours(), **models}.items():
+        line = bar.add_task(f"{task.name}: {name}", total=len(task.tiles), rate="")
+        yield from judge_patches(task, name, embedder, inference, _Advance(bar, line))
+        bar.remove_task(line)
+
+
 class _Advance:
     """Moves a line of the bar, with its rate."""
 
@@ -193,7 +210,7 @@ class _Advance:
 
 
 def _table(rows: list[EvaluationRow], like: str | None) -> Table:
-    title = "balanced accuracy on what is held out; r: Pearson's"
+    title = "balanced accuracy on what is held out; r: Pearson's; IoU: mean over classes of pixels"
     headers = ["task", "features", "linear (95 % interval)", "weighted F1", "kNN", "10-shot", "folds"]
     if like is not None:
         headers.append("alike")

@@ -15,6 +15,17 @@ def of_colours() -> Embedder:
     return Embedder(nn.Identity(), colours_of, patch_px=1, about="colours alone", what=WHAT)
 
 
+def of_patch_colours(patch_px: int = 16) -> Embedder:
+    """The same of each patch too, so many px a side."""
+
+    def patches(tiles: Tensor) -> Tensor:
+        (b, _, h, w), p = tiles.shape, patch_px
+        each = tiles.reshape(b, 3, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, p, p)
+        return colours_of(each).reshape(b, h // p, w // p, -1)
+
+    return Embedder(nn.Identity(), colours_of, patch_px, about="colours alone", what=WHAT, patches=patches)
+
+
 def colours_of(tiles: Tensor) -> Tensor:
     """(b, 3, h, w) in [0, 1] -> (b, 12): four times three colours."""
     levels = tiles.flatten(2).float().sort(dim=2).values
