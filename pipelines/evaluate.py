@@ -55,10 +55,12 @@ def _work(call: EvaluateCall, terminal: Terminal) -> int:
     pattern, sites = _pattern(call), _sites(call)
     tasks = [task for spec in call.tasks for task in read_tasks(spec, call.limit, 0, call.px, pattern, sites)]
     notes = {task.name: _remarks(task) for task in tasks}
-    shared = [*_shared(call).items(), *_near(call, tasks, terminal.out)]
+    shared = _shared(call)
     if len(notes) < len(tasks):
         twice = next(task.name for task in tasks if sum(task.name == other.name for other in tasks) > 1)
         raise BadOption(f"two tasks are named {twice!r}; rename a file or folder, so that the table can tell them")
+    for name, note in _near(call, tasks, terminal.out):
+        notes[name].append(note)
     names = [name for name in call.model if name != call.like]
     models = _models([*names, call.like] if call.like else names)
     like = list(models)[-1] if call.like else None  # of a run, what it has become
@@ -72,7 +74,7 @@ def _work(call: EvaluateCall, terminal: Terminal) -> int:
         terminal.out.print(_robustness_table(lines))
     for name, note in ((name, note) for name, of_task in notes.items() for note in of_task):
         terminal.say(f"note: {name}: {note}")
-    for name, note in shared:
+    for name, note in shared.items():
         terminal.say(f"note: {name}: {note}")
     if call.to:
         terminal.say(f"look at {call.to}: figures.html, figures.parquet")

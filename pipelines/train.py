@@ -65,7 +65,7 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     index = call.index or default_folder()
     begun = (folder / "run.json").exists() or not origin
     shards, where, note = settle_data(folder if begun else origin_of(origin)[0], call.shards, call.where)
-    where, left_out = _leave_out(call, shards, where, index)
+    where, left_out = _leave_out(call, shards, where, index, terminal)
     if several:
         sys.stdout.flush()
         return _together(folder, terminal, together)
@@ -109,7 +109,7 @@ def _together(folder: Path, terminal: Terminal, words: list[str]) -> int:
 
 
 def _leave_out(
-    call: PretrainCall, shards: Sequence[str], where: str | None, index: Path
+    call: PretrainCall, shards: Sequence[str], where: str | None, index: Path, terminal: Terminal
 ) -> tuple[str | None, list[str]]:
     """The condition that leaves out what tables of labelled tiles are of, too, and what is to be said of it."""
     if call.near and not call.exclude:
@@ -126,13 +126,19 @@ def _leave_out(
         said.append(f"{what} of {spec} are in SHARDS, and are not trained on")
     if not call.near:
         return without(where, shared), said
-    seen, alike = SeenTiles(shards, index, where, own_cores()), set()
+    alike: set[str] = set()
+    with contextlib.nullcontext(_silent) if of_torchrun() else progress(terminal.out, "tiles of SHARDS") as bar:
+        seen = SeenTiles(shards, index, where, own_cores(), bar)
     for spec, path in tables.items():
         found_alike = seen.alike(likenesses_of_table(path, own_cores())) if path else None
         if found_alike:
             alike |= {*found_alike.slides}
             said.append(f"{spec}: {found_alike.copies.line}; these slides are not trained on")
     return without(where, shared, sorted(alike)), said
+
+
+def _silent(done: int, of: int) -> None:
+    del done, of
 
 
 def _require_fit(call: PretrainCall, chosen: Recipe, terminal: Terminal) -> None:

@@ -11,12 +11,14 @@ from PIL import Image
 
 from pipelines.audit import main as audit
 from pipelines.evaluate import main as evaluate
+from pipelines.interchange import main as interchange
 from pipelines.train import main as train
 from pretrain.data.seen.near import SeenTiles, likenesses_of_tiles
 from pretrain.evaluation.tasks import load_tasks
 from tests.support.shard_folders import add_slide, flat
 from tests.support.textures import texture
 from tests.support.training import TINY
+from wsi_prep.overlap.shared import likenesses_of_table
 
 SETTINGS = [*TINY, "sampling.mix.10x=0"]
 IDS = [f"slide{number}-{number:08x}" for number in range(1, 5)]
@@ -72,6 +74,12 @@ def test_copies_are_found_and_the_hashes_are_kept(shards, judged, tmp_path):
     assert (only.slides, only.copies.others) == ((), 12)
 
 
+def test_tables_of_tiles_are_compared_as_shards_are(shards, judged, tmp_path):
+    assert interchange(["--shards", str(shards), "--kind", "parquet", "--to", str(tmp_path / "tables")]) == 0
+    found = SeenTiles(tmp_path / "tables", tmp_path, threads=1).alike(likenesses_of_table(judged, 1))
+    assert (found.copies.near.tolist(), found.slides, found.copies.others) == ([0, 1], (IDS[1],), 16)
+
+
 def test_tiles_that_cannot_be_read_are_counted_and_not_kept(shards, judged, tmp_path):
     import shutil
 
@@ -90,8 +98,9 @@ def test_evaluate_says_how_many(shards, judged, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     words = ["--run", str(run), "--index", str(tmp_path / "index"), "--stop-at", "1", "--shards", str(shards)]
     assert train([*words, "--set", *SETTINGS]) == 0
-    words = ["--model", str(run), "--tasks", str(judged)]
+    words = ["--model", str(run), "--tasks", str(judged), "--to", str(tmp_path / "figures")]
     assert evaluate([*words, "--shards", str(shards), "--near"]) == 0
+    assert "2 of 8 tiles look like tiles in SHARDS" in (tmp_path / "figures/figures.html").read_text()
     out = " ".join(capsys.readouterr().out.split())
     assert "note: t: 2 of 8 tiles look like tiles in SHARDS, of 1 slide (by chance, fewer than 0.01 would)" in out
     assert "not compared: 1 plain of it, 4 in SHARDS" in out
