@@ -17,6 +17,9 @@ from wsi_prep.overlap.likeness import Likenesses, likeness_of_image, likenesses
 SLIDES = ("slide_id", "slide", "group")
 """Columns of tables that name a tile's slide: by its id, its file, or its file without the ending."""
 
+FINGERPRINT = "fingerprint"
+"""A column that knows a slide by its content, as the catalog's does, whatever it is named; looked at besides."""
+
 PATIENTS = ("patient_key",)
 """Columns that name its patient as shards do: by the keyed hash."""
 
@@ -64,29 +67,58 @@ class Overlap:
         return "; ".join(told)
 
 
-def shared_with(table: Path, known: Callable[[], Iterable[tuple[str, str, str]]]) -> Overlap:
-    """What a table of labelled tiles shares with shards that hold these slides: id, file and patient's key of each.
+@dataclass(frozen=True)
+class KnownSlide:
+    """A slide of the shards: its id, file, patient's key and fingerprint; "" for what is not said."""
 
-    "" for what is not said. Raises BadTask.
-    """
+    slide_id: str
+    file: str = ""
+    patient_key: str = ""
+    fingerprint: str = ""
+
+
+def shared_with(table: Path, known: Callable[[], Iterable[KnownSlide]]) -> Overlap:
+    """What a table of labelled tiles shares with shards that hold these slides. Raises BadTask."""
     try:
         file = pq.ParquetFile(table)
         there = file.schema_arrow.names
         slide, patient, owner = (next((n for n in names if n in there), None) for names in (SLIDES, PATIENTS, OWNERS))
-        told = file.read(sorted({name for name in (slide, patient, owner, SPLIT) if name and name in there}))
+        wanted = {slide, patient, owner, SPLIT, FINGERPRINT}
+        told = file.read(sorted(name for name in wanted if name and name in there))
         rows = file.metadata.num_rows
     except (OSError, pa.ArrowException) as error:
         raise BadTask(f"{table} is no table of labelled tiles: {one_line(error)}") from error
     ids: dict[str, set[str]] = {}
+    contents: dict[str, set[str]] = {}
     patients: set[str] = set()
-    for slide_id, name, key in known():
-        for called in {slide_id, name, bare_name(name)} - {""}:
-            ids.setdefault(called, set()).add(slide_id)
-        patients |= {key} - {""}
-    of_slides, slides = _shared(told[slide], set(ids)) if slide else (None, [])
-    of_patients, keys = _shared(told[patient], patients) if patient else (None, [])
-    found = tuple(sorted({one for name in slides for one in ids[name]}))
-    return Overlap(rows, of_slides, found, of_patients, tuple(keys), _divided(told, owner or slide))
+    for each in known():
+        for called in {each.slide_id, each.file, bare_name(each.file)} - {""}:
+            ids.setdefault(called, set()).add(each.slide_id)
+        if each.fingerprint:
+            contents.setdefault(each.fingerprint, set()).add(each.slide_id)
+        patients |= {each.patient_key} - {""}
+    by = [(told[name], of) for name, of in ((slide, ids), (FINGERPRINT, contents)) if name in told.column_names]
+    of_slides, slides = _of_slides(by)
+    keys = _there(told[patient], patients) if patient else None
+    return Overlap(
+        rows,
+        of_slides if by else None,
+        slides,
+        None if keys is None else int(pc.sum(keys).as_py() or 0),
+        () if keys is None else _distinct(told[patient], keys),
+        _divided(told, owner or slide),
+    )
+
+
+def _of_slides(by: Sequence[tuple[pa.ChunkedArray, dict[str, set[str]]]]) -> tuple[int, tuple[str, ...]]:
+    """How many rows are of slides that are known by the one or the other column, and the ids of these slides."""
+    found: set[str] = set()
+    rows = None
+    for column, ids in by:
+        mine = _there(column, set(ids))
+        found |= {one for name in _distinct(column, mine) for one in ids[name]}
+        rows = mine if rows is None else pc.or_(rows, mine)
+    return int(pc.sum(rows).as_py() or 0) if by else 0, tuple(sorted(found))
 
 
 def likenesses_of_table(table: Path, threads: int) -> Likenesses:
@@ -126,11 +158,13 @@ def _divided(told: pa.Table, owner: str | None) -> int:
     return int(pc.sum(pc.greater(sides["side_count_distinct"], 1)).as_py() or 0)
 
 
-def _shared(column: pa.ChunkedArray, known: set[str]) -> tuple[int, list[str]]:
-    """How many rows have one of these names, and which of them are there."""
-    values = column.cast(pa.string())
-    mine = pc.is_in(values, pa.array(sorted(known), pa.string()))
-    return int(pc.sum(mine).as_py() or 0), sorted(values.filter(mine).unique().to_pylist())
+def _there(column: pa.ChunkedArray, known: set[str]) -> pa.ChunkedArray:
+    """Which rows have one of these names."""
+    return pc.is_in(column.cast(pa.string()), pa.array(sorted(known), pa.string()))
+
+
+def _distinct(column: pa.ChunkedArray, rows: pa.ChunkedArray) -> tuple[str, ...]:
+    return tuple(sorted(column.cast(pa.string()).filter(rows).unique().to_pylist()))
 
 
 def quoted(names: Sequence[str]) -> str:

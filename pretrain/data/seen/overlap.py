@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pretrain.data.sources import folders_of
 from pretrain.data.tables.folder import TableFolder, open_any
 from pretrain.data.tables.part import slides_of
-from wsi_prep.overlap.shared import Overlap, quoted, shared_with
+from wsi_prep.overlap.shared import KnownSlide, Overlap, quoted, shared_with
 
 
 def overlap(table: Path, shards: str | Path | Sequence[str | Path]) -> Overlap:
@@ -41,16 +41,17 @@ def _patients(shared: Overlap) -> tuple[str, ...]:
     return shared.patients
 
 
-def _slides_of(where: str) -> Iterator[tuple[str, str, str]]:
-    """The id, file name and patient's key of each slide that is ok; "" for what is not said."""
+def _slides_of(where: str) -> Iterator[KnownSlide]:
+    """Each slide that is ok."""
     source = open_any(where)
     if isinstance(source, TableFolder):
         for file in source.names:
             for row in slides_of(source, file.name).to_pylist():
-                yield row["slide_id"], "", row["patient_key"] or ""
+                yield KnownSlide(row["slide_id"], patient_key=row["patient_key"] or "")
         return
+    names = ("slide_id", "file", "patient_key", "fingerprint")
     for file in source.files("slides"):
         read = source.parquet("slides", file.name)
-        rows = read.read([n for n in ("slide_id", "file", "patient_key", "status") if n in read.schema_arrow.names])
+        rows = read.read([name for name in (*names, "status") if name in read.schema_arrow.names])
         for row in rows.filter(pc.equal(rows["status"], "ok")).to_pylist():
-            yield row["slide_id"], row.get("file") or "", row.get("patient_key") or ""
+            yield KnownSlide(*(row.get(name) or "" for name in names))

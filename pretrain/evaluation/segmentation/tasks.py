@@ -118,7 +118,7 @@ def read_masks(folder: Path, limit: int, seed: int) -> Segmentation:
     places = parts or {"": folder}
     pairs = [(side, *pair) for side, place in places.items() for pair in _pairs(place)]
     sides, tiles, masks, slides = (list(column) for column in zip(*pairs, strict=True))
-    most, binary = _values(MaskFiles(masks))
+    most, binary = _values(folder, MaskFiles(masks))
     classes = _class_names(folder, most, binary)
     known = all(slides)
     groups = numbered(slides if known else range(len(slides)))
@@ -174,11 +174,15 @@ def _pairs(place: Path) -> list[tuple[Path, Path, str]]:
     return found
 
 
-def _values(masks: MaskFiles) -> tuple[int, bool]:
-    """The largest class of all masks, and whether they hold 0 and 255 alone."""
-    seen = np.zeros(256, bool)
+def _values(folder: Path, masks: MaskFiles) -> tuple[int, bool]:
+    """The largest class of all masks, which are of one size, and whether they hold 0 and 255 alone."""
+    seen, sizes = np.zeros(256, bool), set()
     for number in range(len(masks.files)):
-        seen[np.unique(masks.read(number))] = True
+        mask = masks.read(number)
+        seen[np.unique(mask)] = True
+        sizes.add(mask.shape[::-1])
+    if len(sizes) > 1:
+        raise BadTask(f"{folder}: masks are of several sizes, {sorted(sizes)[:4]} px; cut tiles and masks to one size")
     values = np.flatnonzero(seen)
     if values.tolist() == [0, IGNORED]:
         return 1, True

@@ -20,10 +20,14 @@ from wsi_prep.format.records import TileRow
 from wsi_prep.format.stored_tiles import TilePlace, place_of, require_whole
 from wsi_prep.overlap.likeness import LIKENESS, Likenesses, likeness_of_image
 from wsi_prep.overlap.near import NearCopies, near_copies
-from wsi_prep.overlap.shared import Overlap, both_sides, likenesses_of_table, shared_with
+from wsi_prep.overlap.shared import KnownSlide, Overlap, both_sides, likenesses_of_table, shared_with
 from wsi_prep.storage.select import open_storage
 
 Progress = Callable[[int, int], None]
+_KNOWN = """
+SELECT slide_id, coalesce(file, ''), coalesce(patient_key, ''), coalesce(fingerprint, '') FROM slides
+WHERE status = 'ok'
+"""
 _ROWS = 1 << 14  # of the catalog that are read at once
 _TOGETHER = 64  # tiles of one shard that are read at once
 _NAMES = ("slide_id", "magnification", "index", "shard", "offset", "nbytes", "crc32")
@@ -56,8 +60,7 @@ def overlaps(
 
     Raises BadTask and StoreFailed.
     """
-    sql = "SELECT slide_id, coalesce(file, ''), coalesce(patient_key, '') FROM slides WHERE status = 'ok'"
-    known = connection.execute(sql).fetchall() if tables else []
+    known = [KnownSlide(*row) for row in connection.execute(_KNOWN).fetchall()] if tables else []
     shared = [shared_with(table, lambda: known) for table in tables]
     copies: list[NearCopies | None] = [None] * len(tables)
     if near and tables:

@@ -44,6 +44,15 @@ def test_a_slide_is_found_by_its_id_and_by_its_file(shards, tmp_path, called, co
     assert "EXCLUDE" in found.line
 
 
+def test_a_slide_is_found_by_its_content_under_another_name(tmp_path):
+    add_slide(tmp_path / "out", 1, {"20x": 2}, fingerprint="f1")
+    add_slide(tmp_path / "out", 2, {"20x": 2})
+    judged = table(tmp_path / "t.parquet", slide=["new", IDS[1], "new", None], fingerprint=["f1", "f2", None, ""])
+    assert overlap(judged, tmp_path / "out") == Overlap(4, 2, (IDS[0], IDS[1]), None, ())
+    alone = table(tmp_path / "t.parquet", fingerprint=["f1", "f2", None, ""])
+    assert overlap(alone, tmp_path / "out") == Overlap(4, 1, (IDS[0],), None, ())
+
+
 def test_a_patient_is_found_by_its_key_and_all_its_slides_left_out(shards, tmp_path):
     judged = table(tmp_path / "t.parquet", group=[IDS[0], "x", "y"], patient_key=["q's", "q's", "nobody"])
     found = overlap(judged, [shards])

@@ -209,6 +209,10 @@ def one_class(folder):
         write(file, np.zeros((40, 40), np.uint8))
 
 
+def of_several_sizes(folder):
+    write(folder / "masks/0/1.png", np.zeros((39, 40), np.uint8))
+
+
 def few_names(folder):
     (folder / "classes.txt").write_text("only\n")
 
@@ -239,6 +243,7 @@ def nothing(folder):
         (broken_mask, "cannot be read as a mask"),
         (pipe, "has no mask"),
         (one_class, "hold one class alone"),
+        (of_several_sizes, r"several sizes, \[\(40, 39\), \(40, 40\)\] px"),
         (few_names, "names 1 class, and masks hold class 1"),
         (beside, "has tiles beside folders of tiles"),
         (half_a_split, "both train and test are needed"),
@@ -254,10 +259,10 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, change, said):
 
 def test_a_mask_of_another_size_than_its_tile_is_refused(tmp_path):
     coloured(tmp_path)
-    write(tmp_path / "masks/0/0.png", np.ones((39, 40), np.uint8))
+    write(tmp_path / "images/0/0.png", np.ones((39, 40, 3), np.uint8))
     (task,) = read_tasks(f"masks:{tmp_path}")
-    with pytest.raises(BadTask, match=r"mask \d+ is of \(40, 39\) px, its tile of \(40, 40\)"):
-        judge_patches(task, "colours", of_patch_colours(8), INFERENCE)
+    with pytest.raises(BadTask, match=r"mask \d+ is of \(40, 40\) px, its tile of \(40, 39\)"):
+        judge_patches(task, "colours", of_patch_colours(8), Inference(CPU, 1, 1))
 
 
 TISSUES = ("Breast", "Colon", "Head&Neck")
