@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.calls.slides import AuditCall
-from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, printable, require_apart, run_command
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, printable, progress, require_apart, run_command
 from wsi_prep.curation.audit.concerns import Concerns, concerns
 from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.audit.numbers import Audit, balance, significant
+from wsi_prep.curation.audit.overlap import overlaps
 from wsi_prep.curation.audit.page import extent, render_page
 from wsi_prep.curation.audit.pictures import Gallery, Overlay, TilePicture, overlays, tiles
 from wsi_prep.errors import BadOption, counted
@@ -31,23 +33,34 @@ def _work(call: AuditCall, terminal: Terminal) -> int:
     for name in ("gallery", "tiles", "seed"):
         if getattr(call, name) < 0:
             raise BadOption(f"--{name} {getattr(call, name)} is no whole number of at least 0")
+    if call.near and not call.tasks:
+        raise BadOption("NEAR needs TASKS, the tables whose tiles are looked for in SHARDS")
     with open_catalogs(call.shards) as connection:
         audited = count(connection, call.shards, call.alpha)
         first = concerns(audited, connection)
+        with progress(terminal.out, "tiles compared") if call.near else contextlib.nullcontext(_silent) as bar:
+            shared = overlaps(call.tasks, audited, connection, near=call.near, progress=bar)
         shown = overlays(audited, call.gallery, call.seed, [concern.slide for concern in first.shown])
         drawn = tiles(audited, connection, call.tiles, call.seed)
-    page = render_page(audited, first, shown, drawn).encode()
+    page = render_page(audited, first, shown, drawn, shared).encode()
     call.to.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(call.to, page)
     show_audit(terminal, audited)
     _show_first(terminal, audited, first)
     lost = lost_pictures(audited, shown, drawn)
+    for task in shared:
+        for line in task.lines:
+            terminal.say(f"{task.name}: {line}")
     for line in extent(audited, shown, drawn):
         terminal.say(line)
     for line in [*audited.notes, *lost]:
         terminal.warn(line)
     terminal.say(f"{call.to}: {len(page) / 1e6:.1f} MB")
     return EXIT_NOT_ALL if lost else EXIT_OK
+
+
+def _silent(done: int, of: int | None = None) -> None:
+    del done, of
 
 
 def lost_pictures(audited: Audit, shown: Gallery[Overlay], drawn: Gallery[TilePicture]) -> list[str]:

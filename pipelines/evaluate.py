@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pipelines.bars import Bar
 from pipelines.calls.training import EvaluateCall
-from pipelines.command import EXIT_OK, Terminal, run_command
+from pipelines.command import EXIT_OK, Terminal, progress, run_command
 from pretrain.compute.devices import best_device
-from pretrain.data.overlap import overlap
+from pretrain.data.seen.near import SeenTiles, likenesses_of_tiles
+from pretrain.data.seen.overlap import overlap
 from pretrain.evaluation.class_folders import GroupPattern
 from pretrain.evaluation.datasets import AnyTask, read_tasks
 from pretrain.evaluation.judge import EvaluationRow, alike, judge, remarks
@@ -25,10 +26,14 @@ from pretrain.evaluation.probe import colour_statistics
 from pretrain.evaluation.report import robustness_lines, summary_lines, write_page, write_parquet
 from pretrain.evaluation.robustness.figures import remarks as robustness_remarks
 from pretrain.evaluation.robustness.figures import robustness
-from pretrain.evaluation.tasks import Task, table_of
+from pretrain.evaluation.segmentation.judge import judge_patches
+from pretrain.evaluation.segmentation.tasks import Segmentation
+from pretrain.evaluation.tasks import Regression, Task, table_of
+from pretrain.features.colours import of_patch_colours
 from pretrain.features.embedder import Embedder, Inference, cached, features_of, of_backbone
 from pretrain.train.runs import load_embedder, load_run, model_name, untrained
-from wsi_prep.errors import BadOption
+from wsi_prep.errors import BadOption, counted
+from wsi_prep.overlap.near import twins
 
 COLOURS = "colours alone"
 _WIDTH = 160  # of the table in a file
@@ -54,6 +59,8 @@ def _work(call: EvaluateCall, terminal: Terminal) -> int:
     if len(notes) < len(tasks):
         twice = next(task.name for task in tasks if sum(task.name == other.name for other in tasks) > 1)
         raise BadOption(f"two tasks are named {twice!r}; rename a file or folder, so that the table can tell them")
+    for name, note in _near(call, tasks, terminal.out):
+        notes[name].append(note)
     names = [name for name in call.model if name != call.like]
     models = _models([*names, call.like] if call.like else names)
     like = list(models)[-1] if call.like else None  # of a run, what it has become
@@ -84,6 +91,24 @@ def _shared(call: EvaluateCall) -> dict[str, str]:
     }
 
 
+def _near(call: EvaluateCall, tasks: Sequence[AnyTask], console: Console) -> list[tuple[str, str]]:
+    """By task, how many of its tiles look like tiles in SHARDS."""
+    if not call.near:
+        return []
+    if not call.shards:
+        raise BadOption("NEAR needs SHARDS, which hold the tiles that those of TASKS may look like")
+    with progress(console, "tiles of SHARDS") as bar:
+        seen = SeenTiles(call.shards, threads=call.threads, progress=bar)
+    lines = []
+    for task in tasks:
+        tiles = likenesses_of_tiles(task.tiles, call.threads)
+        lines.append((task.name, seen.alike(tiles).copies.line))
+        if (isinstance(task, Regression) or task.grouped) and (alike := twins(tiles, task.groups)):
+            looks = counted(alike, "tile of it looks", "tiles of it look")
+            lines.append((task.name, f"{looks} like a tile of another of its own slides or cases"))
+    return lines
+
+
 def _pattern(call: EvaluateCall) -> GroupPattern | None:
     if call.group_pattern is None:
         return None
@@ -99,10 +124,12 @@ def _sites(call: EvaluateCall) -> tuple[str, ...] | None:
 
 
 def _remarks(task: AnyTask) -> list[str]:
+    if isinstance(task, Segmentation):
+        return list(task.notes)
     return [*remarks(task), *(robustness_remarks(task) if isinstance(task, Task) else [])]
 
 
-def _every_figure(task: AnyTask, name: str, features: Tensor) -> list[EvaluationRow]:
+def _every_figure(task: Task | Regression, name: str, features: Tensor) -> list[EvaluationRow]:
     return [*judge(task, name, features), *(robustness(task, name, features) if isinstance(task, Task) else [])]
 
 
@@ -142,6 +169,9 @@ def _judged(
     ) as bar:
         for task in tasks:
             tiles = task.tiles
+            if isinstance(task, Segmentation):
+                rows += _segmented(task, models, inference, bar)
+                continue
             colours = cached(cache, "colours", tiles, 0, lambda tiles=tiles: colour_statistics(tiles))  # type: ignore[misc]
             rows += _every_figure(task, COLOURS, colours)
             kept = {}
@@ -159,6 +189,15 @@ def _judged(
     return rows
 
 
+def _segmented(
+    task: Segmentation, models: dict[str, Embedder], inference: Inference, bar: Progress
+) -> Iterator[EvaluationRow]:
+    for name, embedder in {COLOURS: of_patch_colours(), **models}.items():
+        line = bar.add_task(f"{task.name}: {name}", total=len(task.tiles), rate="")
+        yield from judge_patches(task, name, embedder, inference, _Advance(bar, line))
+        bar.remove_task(line)
+
+
 class _Advance:
     """Moves a line of the bar, with its rate."""
 
@@ -173,7 +212,7 @@ class _Advance:
 
 
 def _table(rows: list[EvaluationRow], like: str | None) -> Table:
-    title = "balanced accuracy on what is held out; r: Pearson's"
+    title = "balanced accuracy on what is held out; r: Pearson's; IoU: mean over classes of pixels"
     headers = ["task", "features", "linear (95 % interval)", "weighted F1", "kNN", "10-shot", "folds"]
     if like is not None:
         headers.append("alike")

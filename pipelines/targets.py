@@ -97,6 +97,7 @@ _COMMANDS = (
     _command(training.RecipeCall),
     _command(training.CurvesCall),
     _command(training.EvaluateCall),
+    _command(training.EvaluateSlidesCall),
     _command(training.ExportCall),
     _command(training.EmbedCall),
     _command(training.FitStainCall),

@@ -21,9 +21,10 @@ from pipelines.command import (
 )
 from pipelines.processes import EXIT_SAVED, of_torchrun, run_together, torchrun_words, wants_processes
 from pretrain.compute import distributed
-from pretrain.compute.devices import gpu_memory
+from pretrain.compute.devices import gpu_memory, own_cores
 from pretrain.data.index import default_folder
-from pretrain.data.overlap import overlap, without
+from pretrain.data.seen.near import SeenTiles
+from pretrain.data.seen.overlap import overlap, without
 from pretrain.errors import CheckpointFailed, NonFinite, ProcessDied, TooManyBadTiles
 from pretrain.evaluation.tasks import table_of
 from pretrain.train.branch import origin_of
@@ -35,6 +36,7 @@ from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.recipe.recipes import debug, recipe
 from pretrain.train.watch.watcher import Reporter
 from wsi_prep.errors import BadOption, UsageError, counted
+from wsi_prep.overlap.shared import likenesses_of_table
 
 EXIT_STOPPED = 3
 
@@ -63,7 +65,7 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     index = call.index or default_folder()
     begun = (folder / "run.json").exists() or not origin
     shards, where, note = settle_data(folder if begun else origin_of(origin)[0], call.shards, call.where)
-    where, left_out = _leave_out(call.exclude, shards, where)
+    where, left_out = _leave_out(call, shards, where, index, terminal)
     if several:
         sys.stdout.flush()
         return _together(folder, terminal, together)
@@ -106,18 +108,37 @@ def _together(folder: Path, terminal: Terminal, words: list[str]) -> int:
         return EXIT_INTERRUPTED
 
 
-def _leave_out(tables: Sequence[str], shards: Sequence[str], where: str | None) -> tuple[str | None, list[str]]:
+def _leave_out(
+    call: PretrainCall, shards: Sequence[str], where: str | None, index: Path, terminal: Terminal
+) -> tuple[str | None, list[str]]:
     """The condition that leaves out what tables of labelled tiles are of, too, and what is to be said of it."""
+    if call.near and not call.exclude:
+        raise BadOption("NEAR needs EXCLUDE, the tables whose tiles are looked for in SHARDS")
+    tables = {spec: table_of(spec) for spec in call.exclude}
     shared, said = [], []
-    for spec in tables:
-        if (path := table_of(spec)) is None:
+    for spec, path in tables.items():
+        if path is None:
             raise BadOption(f"EXCLUDE names {spec}, which is no Parquet file of labelled tiles")
         shared.append(found := overlap(path, shards))
-        if found.of_slides is None and found.of_patients is None:
+        if found.of_slides is None and found.of_patients is None and not call.near:
             raise BadOption(f"EXCLUDE={spec} cannot be excluded: {found.line}")
         what = f"{counted(len(found.slides), 'slide')} and {counted(len(found.patients), 'patient')}"
         said.append(f"{what} of {spec} are in SHARDS, and are not trained on")
-    return without(where, shared), said
+    if not call.near:
+        return without(where, shared), said
+    alike: set[str] = set()
+    with contextlib.nullcontext(_silent) if of_torchrun() else progress(terminal.out, "tiles of SHARDS") as bar:
+        seen = SeenTiles(shards, index, where, own_cores(), bar)
+    for spec, path in tables.items():
+        found_alike = seen.alike(likenesses_of_table(path, own_cores())) if path else None
+        if found_alike:
+            alike |= {*found_alike.slides}
+            said.append(f"{spec}: {found_alike.copies.line}; these slides are not trained on")
+    return without(where, shared, sorted(alike)), said
+
+
+def _silent(done: int, of: int) -> None:
+    del done, of
 
 
 def _require_fit(call: PretrainCall, chosen: Recipe, terminal: Terminal) -> None:

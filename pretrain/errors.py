@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wsi_prep.errors import BadTask as BadTask  # noqa: PLC0414 - the slide stage raises it too
 from wsi_prep.errors import UsageError, WsiPrepError
 
 
@@ -27,10 +28,6 @@ class BadWeights(UsageError):
 
 class OtherFeatures(UsageError):
     """A folder of features holds those of another model, size or filter."""
-
-
-class BadTask(UsageError):
-    """A table of labelled tiles cannot be used to probe with."""
 
 
 class CheckpointFailed(WsiPrepError, OSError):

@@ -51,6 +51,10 @@ class OtherConfiguration(BadOutput):
     """The output folder was made with other settings."""
 
 
+class BadTask(UsageError):
+    """A table of labelled tiles cannot be used to judge on."""
+
+
 class StoreFailed(UsageError):
     """An object store, asked again and again, does not do what is asked of it."""
 

@@ -140,6 +140,12 @@ class AuditCall(OfShards):
     seed: int = 0
     """Show other overlays and tiles."""
 
+    tasks: Annotated[tuple[Path, ...], Option('"tiles.parquet ..."', cohort=True)] = ()
+    """Tables of labelled tiles: which of their slides and patients are in these shards is said."""
+
+    near: bool = False
+    """Say, too, how many of their tiles look like tiles of the shards; each tile of these is read once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyCall(OfShards):

@@ -80,6 +80,9 @@ class PretrainCall(OfTiles, OfShards):
     exclude: Annotated[tuple[str, ...], Option('"tiles.parquet ..."', cohort=True)] = ()
     """Tables of labelled tiles: their slides and patients are not trained on."""
 
+    near: bool = False
+    """Exclude the slides of tiles that look like tiles of these tables, too; each tile of SHARDS is read once."""
+
     set: Annotated[tuple[str, ...], _SETTINGS] = ()
     """Changes to the recipe, as in schedule.rate=0.002."""
 
@@ -165,6 +168,9 @@ class EvaluateCall:
     shards: Annotated[tuple[str, ...], Option('"folder ..."')] = ()
     """Folders or URLs that a model was trained on: which slides and patients of the tables are in them is said."""
 
+    near: bool = False
+    """Say, too, how many tiles of TASKS look like tiles in SHARDS; each tile of these is read once."""
+
     like: Annotated[str | None, Option("model")] = None
     """Show how far each model sees the same tiles as neighbours as this one does."""
 
@@ -194,6 +200,33 @@ class EvaluateCall:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateSlidesCall:
+    """Evaluate features on labelled slides, by attention over their tiles and by the mean of them.
+
+    Patients are never divided. docs/evaluation.md says how to make the features, and those of the colours alone and of
+    an untrained network to compare with.
+    """
+
+    labels: Annotated[Path, Option("labels.csv", local=True)]
+    """A CSV file with the columns slide, label and patient."""
+
+    features: Annotated[tuple[Path, ...], Option('"folder ..."', local=True)]
+    """Folders that embed has filled, one for each model."""
+
+    to: Annotated[Path | None, Option("folder", local=True)] = None
+    """Write slides.parquet here."""
+
+    magnification: Annotated[str, Option("20x")] = ""
+    """Whose tiles count, where the features are of several."""
+
+    folds: int = 5
+    """Parts that patients are divided into, each of which is judged once."""
+
+    limit: int = 2000
+    """Most tiles of a slide, drawn by chance; 0 takes all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportCall:
     """Write a run's backbone as a folder that timm loads, with a model card."""
 
@@ -218,7 +251,8 @@ class EmbedCall(OfTiles, OfShards):
     """
 
     model: Annotated[str, Option('"run, folder of weights, or timm\'s name"')]
-    """A run, a folder of weights, or a name of timm: hf-hub:owner/name, local-dir:folder."""
+    """A run, a folder of weights, or a name of timm: hf-hub:owner/name, local-dir:folder. To compare with them,
+    untrained:RUN is a run's network before its first step, and colours the colours alone."""
 
     to: Annotated[Path, Option("folder", local=True)]
     """Where the features go."""

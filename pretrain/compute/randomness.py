@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     BOOTSTRAP = 13
     EPISODE = 14
     CONFOUNDED = 15
+    BAG = 16
+    PATCHES = 17
 
 
 def uniforms(seed: int, purpose: Purpose, step: int, rows: range, width: int, attempt: int = 0) -> NDArray[np.float64]:

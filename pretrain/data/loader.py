@@ -173,7 +173,7 @@ class Loader:
         )
 
     def _read(self, tile: int) -> bytes | memoryview:
-        return _read(self._index.address(int(tile)))
+        return read_jpeg(self._index.address(int(tile)))
 
     def _fill(self, draw: Draw, arrays: NDArray[np.uint8], task: _Task) -> list[tuple[int, Draw]]:
         """Decode some tiles in place; returns the rows that had to take another tile, with it."""
@@ -182,7 +182,7 @@ class Loader:
         addresses = self._index.addresses(draw.tile[task.rows])
         for row, read, address in zip(task.rows, task.reads, addresses, strict=True):
             try:
-                decode_stored(read.result() if read else _read(address, self._memory()), address.crc32, arrays[row])
+                decode_stored(read.result() if read else read_jpeg(address, self._memory()), address.crc32, arrays[row])
             except UNREADABLE as error:
                 bad += self._note(address, error)
                 other, more = self._replace(draw, int(row), arrays[row])
@@ -212,7 +212,7 @@ class Loader:
                 continue
             address = self._index.address(int(other.tile[0]))
             try:
-                decode_stored(_read(address), address.crc32, pixels)
+                decode_stored(read_jpeg(address), address.crc32, pixels)
             except UNREADABLE as error:
                 bad += self._note(address, error)
                 continue
@@ -259,7 +259,8 @@ def magnification_names(numbers: torch.Tensor) -> list[str]:
     return [MAGNIFICATIONS[int(n)].name for n in numbers]
 
 
-def _read(address: TileAddress, memory: bytearray | None = None) -> bytes | memoryview:
+def read_jpeg(address: TileAddress, memory: bytearray | None = None) -> bytes | memoryview:
+    """The bytes of one tile as they lie there, in `memory` where that saves something; OSError if they do not come."""
     at = (address.path, address.offset, address.nbytes)
     try:
         return address.source.read(*at) if memory is None else address.source.read_into(memory, *at)
@@ -286,7 +287,7 @@ def _reason(error: Exception) -> str:
 def read_tile(address: TileAddress) -> NDArray[np.uint8]:
     """(392, 392, 3) uint8 RGB of one tile; OSError, ValueError or RuntimeError if it cannot be read."""
     pixels = np.empty((TILE_PX, TILE_PX, 3), np.uint8)
-    decode_stored(_read(address), address.crc32, pixels)
+    decode_stored(read_jpeg(address), address.crc32, pixels)
     return pixels
 
 

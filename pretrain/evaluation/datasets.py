@@ -20,13 +20,16 @@ from pretrain.errors import BadTask
 from pretrain.evaluation.class_folders import GroupPattern, image_files
 from pretrain.evaluation.csv_rows import csv_rows, inside
 from pretrain.evaluation.robustness.pathorob import PATHOROB, read_pathorob
+from pretrain.evaluation.segmentation import pannuke
+from pretrain.evaluation.segmentation import tasks as masks
+from pretrain.evaluation.segmentation.tasks import Segmentation
 from pretrain.evaluation.tasks import OFFICIAL, LabelledTiles, Regression, Task, load_tasks, make_task, numbered
 from wsi_prep.errors import counted
 
 _MOST_JSON = 256 << 20
 _FARTHEST = 1e7  # px from the origin: several times the largest slide
 MODEL_PX = 224  # smaller tiles are enlarged to what the paper's models take
-AnyTask = Task | Regression
+AnyTask = Task | Regression | Segmentation
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,10 @@ def _pathorob(folder: Path, option: str, limit: int, seed: int) -> list[AnyTask]
     return [_official(told, f"pathorob:{name}", limit, seed) for name, told in read.items()]
 
 
+def _segmentation(read: Callable[[Path, int, int], Segmentation]) -> Callable[[Path, str, int, int], list[AnyTask]]:
+    return lambda folder, _option, limit, seed: [read(folder, limit, seed)]
+
+
 _ORGANS = ("IDC", "PRAD", "PAAD", "SKCM", "COAD", "READ", "CCRCC", "HCC", "LUNG", "LYMPH_IDC")
 
 
@@ -387,5 +394,7 @@ DATASETS = {
     "midog": Dataset(_midog, "https://github.com/DeepMicroscopy/MIDOGpp"),
     "dlbcl": Dataset(_dlbcl, "https://www.cancerimagingarchive.net/collection/dlbcl-morphology"),
     "pathorob": Dataset(_pathorob, PATHOROB),
+    "masks": Dataset(_segmentation(masks.read_masks), masks.SOURCE),
+    "pannuke": Dataset(_segmentation(pannuke.read_pannuke), pannuke.SOURCE),
     "hest": Dataset(_hest, "https://huggingface.co/datasets/MahmoodLab/hest-bench"),
 }

@@ -24,8 +24,9 @@ _MOST_FOLDS = 32
 class EvaluationRow:
     """One figure of one kind of features on one task.
 
-    `judge`: linear, kNN, 10-shot, or ridge for a regression; alike for a comparison with another model. `metric`:
-    balanced accuracy or weighted F1, Pearson r, or the model whose neighbours are shared.
+    `judge`: linear, kNN, 10-shot, or ridge for a regression; patches for pixels, attention and mean of tiles for
+    slides; alike for a comparison with another model. `metric`: balanced accuracy or weighted F1, Pearson r, Dice or
+    IoU, AUC, or the model whose neighbours are shared.
     `value`: the mean over `folds`, `sd` its standard deviation over them, `low` and `high` the ends of a 95 % interval
     over groups; both NaN where there are fewer than two. `train`, `test`: tiles of the first fold. `groups`: slides or
     cases that are judged on, in all folds, 0 where they are not known.

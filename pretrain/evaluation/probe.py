@@ -22,6 +22,7 @@ from pretrain.evaluation.tasks import Ints, Regression, Task, hold_out
 from pretrain.features.embedder import Inference, embed_tiles, of_backbone
 from pretrain.model.backbone import Backbone
 
+Scores = NDArray[np.float32]
 PENALTIES = tuple(10.0**power for power in range(-5, 3))  # of the linear model's weights
 SHOTS, EPISODES = 10, 50
 _PATIENCE = 3  # penalties in a row that are no better
@@ -115,7 +116,13 @@ def few_shot(features: Tensor, task: Task, shots: int = SHOTS, episodes: int = E
 
 
 def linear(features: Tensor, task: Task, penalties: Sequence[float] = PENALTIES) -> Ints:
-    """Classes of the tiles judged on, by logistic regression on features (n, F), standardised by the train tiles.
+    """Classes of the tiles judged on, as linear_scores tells them."""
+    classes: Ints = linear_scores(features, task, penalties).argmax(1)
+    return classes
+
+
+def linear_scores(features: Tensor, task: Task, penalties: Sequence[float] = PENALTIES) -> Scores:
+    """(tiles judged on, C) float32 logits by logistic regression on features (n, F), standardised by the train tiles.
 
     Minimises the mean cross entropy, every class of equal weight, + penalty / 2 |W|^2; the intercept is free. Where
     there are several penalties, the one that does best on the task's `valid` is taken, the strongest among equals, and
@@ -181,11 +188,11 @@ def _pearson(a: Tensor, b: Tensor) -> NDArray[np.float64]:
     return ((a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()).numpy()
 
 
-def _best(task: Task, judged: Ints, guesses: Iterator[list[Ints]]) -> tuple[int, Ints]:
+def _best(task: Task, judged: Ints, guesses: Iterator[list[Scores]]) -> tuple[int, Scores]:
     """The number of the penalty whose first guesses, of the tiles `judged`, are best, and its last guesses."""
-    best, chosen, last = -1.0, 0, np.empty(0, np.int64)
+    best, chosen, last = -1.0, 0, np.empty((0, 0), np.float32)
     for number, found in enumerate(guesses):
-        accuracy = balanced_accuracy(found[0], task.labels[judged], len(task.classes))
+        accuracy = balanced_accuracy(found[0].argmax(1), task.labels[judged], len(task.classes))
         if accuracy > best:
             best, chosen, last = accuracy, number, found[-1]
         elif number - chosen == _PATIENCE:
@@ -195,15 +202,15 @@ def _best(task: Task, judged: Ints, guesses: Iterator[list[Ints]]) -> tuple[int,
 
 def _predictions(
     features: Tensor, task: Task, rows: Ints, judged: Sequence[Ints], penalties: Sequence[float]
-) -> Iterator[list[Ints]]:
-    """Classes of each set of tiles `judged`, by a model fitted to `rows` with each penalty in turn."""
+) -> Iterator[list[Scores]]:
+    """Logits of each set of tiles `judged`, by a model fitted to `rows` with each penalty in turn."""
     x, y = _standardised(features, rows), torch.from_numpy(task.labels)[rows]
     known = _Known.of(x[rows], y, len(task.classes))
     model = torch.zeros(x.shape[1], len(task.classes), dtype=torch.float64)
     intercept = torch.zeros(len(task.classes), dtype=torch.float64)
     for penalty in penalties:
         model, intercept = known.minimum(penalty, model, intercept)
-        yield [(x[of] @ model.float() + intercept.float()).argmax(1).numpy() for of in judged]
+        yield [(x[of] @ model.float() + intercept.float()).numpy() for of in judged]
 
 
 def _standardised(features: Tensor, rows: Ints) -> Tensor:

@@ -16,6 +16,7 @@ from pretrain.evaluation.judge import ALIKE, FEW, LINEAR, NEIGHBOURS, RIDGE, Eva
 from pretrain.evaluation.robustness.figures import BOTH, BY, CHANCE, CLASSES, DROP, INDEX, INDEX_CHANCE, READ, STEPS
 from pretrain.evaluation.robustness.plot import site_plots
 from pretrain.evaluation.scores import METRICS
+from pretrain.evaluation.segmentation.judge import PATCHES
 from wsi_prep.storage.atomic import aside, write_atomically
 
 PAPER_TASKS = ("pcam", "crc", "crc-nonorm", "wilds", "tils", "mhist", "dlbcl", "midog", "hest")
@@ -148,7 +149,7 @@ def summary_lines(rows: Sequence[EvaluationRow]) -> list[tuple[str, ...]]:
         cells = [_number(row.value) if row else "" for row in others]
         spread = f" ± {main.sd:.3f}" if main.folds > 1 and not math.isnan(main.sd) else ""
         ends = f" ({_ends(main)})" if _ends(main) else ""
-        kind = "r " if main.judge == RIDGE else ""
+        kind = {RIDGE: "r ", PATCHES: "IoU "}.get(main.judge, "")
         shared = next((_number(row.value) for (judge, _), row in found.items() if judge == ALIKE), "")
         lines.append((task, features, f"{kind}{_value(main)}{spread}{ends}", *cells, str(main.folds), shared))
     return lines

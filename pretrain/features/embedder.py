@@ -56,6 +56,7 @@ class Embedder:
 
     h and w are multiples of `patch_px`. `px`: the only side that it takes, 0 for any; tiles are resized to it. `module`
     holds the weights, `about` says what else features depend on, and `what` says for people what the features are.
+    `patches`: (b, rows, columns, D), the patch tokens of the same tiles, or a convolutional network's last map.
 
     >>> import torch
     >>> embedder = load_embedder("model")
@@ -72,6 +73,7 @@ class Embedder:
     px: int = 0
     about: str = ""
     what: str = TOKENS
+    patches: Callable[[Tensor], Tensor] | None = None
 
     @property
     def digest(self) -> str:
@@ -91,7 +93,14 @@ class Embedder:
 def of_backbone(backbone: Backbone) -> Embedder:
     """Class token and mean patch token of a backbone of ours."""
     patch_px, about = backbone.settings.patch_px, f"{backbone.settings.heads} heads"  # which no weight's shape tells
-    return Embedder(backbone.vit, lambda tiles: tokens_of(backbone, tiles).embedding, patch_px, about=about)
+
+    def features(tiles: Tensor) -> Tensor:
+        return tokens_of(backbone, tiles).embedding
+
+    def patches(tiles: Tensor) -> Tensor:
+        return _as_map(tokens_of(backbone, tiles).patches, tiles, patch_px)
+
+    return Embedder(backbone.vit, features, patch_px, about=about, patches=patches)
 
 
 def tokens_of(backbone: Backbone, tiles: Tensor) -> Tokens:
@@ -121,10 +130,25 @@ def of_timm(name: str) -> Embedder:
 
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
     patch_px = patch if isinstance(patch, int) else int(patch[0])
+
+    def patches(tiles: Tensor) -> Tensor:
+        found: Tensor = model.forward_features((tiles - mean.to(tiles.device)) / std.to(tiles.device))
+        if found.ndim == 3:
+            return _as_map(found[:, int(getattr(model, "num_prefix_tokens", 0)) :], tiles, patch_px)
+        last = (
+            found.shape[-1] == model.num_features != found.shape[1]
+        )  # (b, rows, columns, D), as some networks have it
+        return found if last else found.permute(0, 2, 3, 1)
+
     fixed = int(config["input_size"][-1]) if _is_fixed(model) else 0
     about = f"{type(model).__name__} {mean.flatten().tolist()} {std.flatten().tolist()} {prefix}"
     what = (TOKENS if prefix else POOLED) + (f", of tiles resized to {fixed} px" if fixed else "")
-    return Embedder(model, features, patch_px, fixed, about, what)
+    return Embedder(model, features, patch_px, fixed, about, what, patches)
+
+
+def _as_map(tokens: Tensor, tiles: Tensor, patch_px: int) -> Tensor:
+    """(b, N, D) tokens of (b, 3, h, w) tiles, row by row -> (b, rows, columns, D)."""
+    return tokens.reshape(len(tokens), tiles.shape[2] // patch_px, tiles.shape[3] // patch_px, -1)
 
 
 def _is_fixed(model: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from pretrain.compute import distributed
 from pretrain.compute.memory import require_memory
 from pretrain.errors import BadRun
+from pretrain.features.colours import of_colours
 from pretrain.features.embedder import Embedder, of_backbone, of_timm
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.initial import initialise
@@ -23,6 +24,9 @@ from pretrain.train.recipe import recipe as recipes
 from wsi_prep.errors import first_line
 
 M = TypeVar("M", bound=nn.Module)
+
+COLOURS, UNTRAINED = "colours", "untrained:"
+"""Names of what trained features are compared with."""
 
 
 def load_run(folder: Path, step: int | None = None) -> tuple[Backbone, int]:
@@ -45,7 +49,8 @@ def load_embedder(where: str | Path) -> Embedder:
     """Whatever makes features of tiles: what load_model takes, or a model by a name that timm knows.
 
     timm's names are as `vit_small_patch14_dinov2.lvd142m`, `hf-hub:owner/name` and `local-dir:folder`; pixels are
-    normalised and sized as the model asks. Raises BadRun and BadWeights.
+    normalised and sized as the model asks. Where no folder has such a name, `untrained:RUN` is a run's network before
+    its first step, and `colours` are the colours alone. Raises BadRun and BadWeights.
 
     >>> load_embedder("model").patch_px
     14
@@ -53,7 +58,13 @@ def load_embedder(where: str | Path) -> Embedder:
     0
     """
     folder = Path(where)
-    return of_backbone(load_model(folder)) if folder.exists() else of_timm(str(where))
+    if folder.exists():
+        return of_backbone(load_model(folder))
+    if str(where) == COLOURS:
+        return of_colours()
+    if str(where).startswith(UNTRAINED):
+        return of_backbone(untrained(Path(str(where).removeprefix(UNTRAINED))))
+    return of_timm(str(where))
 
 
 def model_name(where: str | Path) -> str:

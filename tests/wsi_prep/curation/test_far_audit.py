@@ -1,10 +1,16 @@
 """Shards in an object store, over HTTP, audited: the page is that of the same shards in a folder."""
 
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipelines.audit import main
 from tests.support.object_server import BUCKET
 from tests.support.shard_folders import add_overlay, add_row, add_slide
+from tests.support.textures import texture
 from wsi_prep.output.catalog import Catalog
 
 AT = f"s3://{BUCKET}/study/out"
@@ -61,3 +67,26 @@ def test_a_store_that_does_not_answer_is_one_line(object_server, shards, tmp_pat
     assert (code, page, out) == (2, "", "")
     assert err.startswith(f"audit: {AT}")
     assert err.count("\n") == 1
+
+
+def test_tiles_in_a_store_are_compared_as_those_in_a_folder(object_server, shards, tmp_path, capsys):
+    add_slide(shards, 5, {"20x": 3}, picture=lambda slide, _, index: texture(index), file="5.svs")
+    shard = shards / "stores/slide1-00000001.zarr/20x/c.0.0.0.0"
+    shard.write_bytes(shard.read_bytes()[:100])
+    object_server.upload(shards, PREFIX)
+    png = io.BytesIO()
+    Image.fromarray(texture(1)[::-1]).save(png, "PNG")
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": [png.getvalue()], "slide_id": ["5.svs"]}), table)
+    words = ["--to", str(tmp_path / "a.html"), "--tasks", str(table), "--near"]
+    said = []
+    for where in (AT, shards):
+        assert main(["--shards", str(where), *words]) == 3
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert "1 of 1 tile looks like tiles in SHARDS, of 1 slide" in said[0]
+    assert "0 plain of it, 16 in SHARDS, 0 unreadable of it, 9 in SHARDS" in said[0]
+    object_server.fail("GET", "/20x/c.", 403)
+    assert main(["--shards", AT, *words]) == 2
+    err = capsys.readouterr().err
+    assert (err.count("\n"), "403" in err or "denied" in err.lower() or "refuse" in err.lower()) == (1, True), err

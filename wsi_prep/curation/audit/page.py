@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import jinja2
 
 from wsi_prep.curation.audit.concerns import LIMITS, MOST, OF_A_KIND, RULES, Concerns
 from wsi_prep.curation.audit.numbers import MPP_BINS_AN_OCTAVE, NAMES, Audit, Distribution, Slide, significant
+from wsi_prep.curation.audit.overlap import TaskOverlap
 from wsi_prep.curation.audit.pictures import Gallery, Overlay, Picture, TilePicture
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.format.strata import STRATUM_LEVELS
@@ -39,8 +40,14 @@ class Bar:
     share: float
 
 
-def render_page(audited: Audit, concerns: Concerns, overlays: Gallery[Overlay], tiles: Gallery[TilePicture]) -> str:
-    """The page as text."""
+def render_page(
+    audited: Audit,
+    concerns: Concerns,
+    overlays: Gallery[Overlay],
+    tiles: Gallery[TilePicture],
+    overlaps: Sequence[TaskOverlap] = (),
+) -> str:
+    """The page as text; `overlaps` with tables of labelled tiles."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wsi_prep.curation.audit"),
         autoescape=True,
@@ -72,6 +79,7 @@ def render_page(audited: Audit, concerns: Concerns, overlays: Gallery[Overlay], 
         scanners=bars(audited.scanners),
         quality=_by_quantity(audited),
         limits=LIMITS,
+        overlaps=overlaps,
         extent=extent(audited, overlays, tiles),
         script=script,
         style=style,

@@ -9,10 +9,11 @@ import pytest
 from pipelines.interchange import main as interchange
 from pipelines.train import main
 from pretrain.data.index import open_index
-from pretrain.data.overlap import Overlap, overlap, without
+from pretrain.data.seen.overlap import overlap, without
 from pretrain.errors import BadTask
 from tests.support.shard_folders import add_slide
 from tests.support.training import TINY
+from wsi_prep.overlap.shared import Overlap
 
 SETTINGS = [*TINY, "sampling.mix.10x=0"]
 IDS = [f"slide{number}-{number:08x}" for number in range(1, 6)]
@@ -41,6 +42,15 @@ def test_a_slide_is_found_by_its_id_and_by_its_file(shards, tmp_path, called, co
     assert "2 of 4 tiles are of 1 slide in SHARDS" in found.line
     assert "whether patients of it are in SHARDS is not known: it has no column patient_key" in found.line
     assert "EXCLUDE" in found.line
+
+
+def test_a_slide_is_found_by_its_content_under_another_name(tmp_path):
+    add_slide(tmp_path / "out", 1, {"20x": 2}, fingerprint="f1")
+    add_slide(tmp_path / "out", 2, {"20x": 2})
+    judged = table(tmp_path / "t.parquet", slide=["new", IDS[1], "new", None], fingerprint=["f1", "f2", None, ""])
+    assert overlap(judged, tmp_path / "out") == Overlap(4, 2, (IDS[0], IDS[1]), None, ())
+    alone = table(tmp_path / "t.parquet", fingerprint=["f1", "f2", None, ""])
+    assert overlap(alone, tmp_path / "out") == Overlap(4, 1, (IDS[0],), None, ())
 
 
 def test_a_patient_is_found_by_its_key_and_all_its_slides_left_out(shards, tmp_path):

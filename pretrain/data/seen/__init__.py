@@ -1,0 +1,1 @@
+"""What labelled tiles share with the tiles that a model saw."""

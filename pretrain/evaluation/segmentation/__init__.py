@@ -1,0 +1,1 @@
+"""How good patch tokens are at telling the class of each pixel."""
