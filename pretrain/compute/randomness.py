@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     BOOTSTRAP = 13
     EPISODE = 14
     CONFOUNDED = 15
+    ANY_MPP = 16
 
 
 def uniforms(seed: int, purpose: Purpose, step: int, rows: range, width: int, attempt: int = 0) -> NDArray[np.float64]:
