@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pretrain.compute.devices import own_cores
 from pretrain.data.index import Index, TileAddress
 from pretrain.data.sampler import Draw, DrawnCounts, Sampler
-from pretrain.data.scales.cut import BLOCK_PX, quarter
+from pretrain.data.scales.cut import BLOCK_PX, shrink
 from pretrain.errors import TooManyBadTiles
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
@@ -208,28 +208,26 @@ class Loader:
         self, draw: Draw, row: int, parts: list[tuple[Future[bytes | memoryview] | None, TileAddress]], out: Pixels
     ) -> bool:
         """Whether the tile, or the block of tiles, of a row of the draw could be read; a bad one is noted."""
-        whole = len(parts) > 1
-        block = self._block() if whole else out
+        of_block = draw.any_mpp if len(parts) > 1 else None
+        picture = self._picture(int(of_block.side[row])) if of_block else out
         for number, (read, address) in enumerate(parts):
             try:
-                jpeg = read.result() if read else _read(address, self._memory())
-                if whole:  # which is decoded aside, since a part of the block's memory is not in one piece
-                    quarter(block, number)[:] = decode_stored(jpeg, address.crc32, out)
-                else:
-                    decode_stored(jpeg, address.crc32, out)
+                decode_stored(read.result() if read else _read(address, self._memory()), address.crc32, out)
             except UNREADABLE as error:
                 self._note(address, error)
                 return False
-        if whole and draw.any_mpp:
-            draw.any_mpp.cut(row, block, out)
+            if of_block:
+                of_block.put(row, number, out, picture)
+        if of_block:
+            shrink(picture, out)
         return True
 
-    def _block(self) -> Pixels:
+    def _picture(self, side: int) -> Pixels:
         """Where this thread puts the tiles of a block together."""
-        if not hasattr(self._own, "block"):
-            self._own.block = np.empty((BLOCK_PX, BLOCK_PX, 3), np.uint8)
-        block: Pixels = self._own.block
-        return block
+        if not hasattr(self._own, "picture"):
+            self._own.picture = np.empty(3 * BLOCK_PX**2, np.uint8)
+        memory: Pixels = self._own.picture
+        return memory[: 3 * side**2].reshape(side, side, 3)
 
     def _memory(self) -> bytearray:
         """Where this thread reads to."""

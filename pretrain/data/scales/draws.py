@@ -15,6 +15,7 @@ from pretrain.data.scales.served import Served
 from wsi_prep.format.magnifications import TILE_PX
 
 _TRIES_IN_SLIDE, _TRIES = 8, 24
+_ROUNDING = 1e-3  # px
 _NUMBERS = 5  # of each draw: um/px, slide, tile, and where in a block
 
 
@@ -84,8 +85,8 @@ class AnyMppDraws:
     ) -> Drawn:
         whole = tile[:, 1] >= 0
         of_tile = self.mpp[cell]
-        ratio = wanted.astype(np.float64) / of_tile
-        side = np.where(whole, np.minimum(TILE_PX * ratio, BLOCK_PX), TILE_PX)
-        corner = np.where(whole[:, None], corner * (BLOCK_PX - side)[:, None], 0.0)
-        how = AnyMpp(wanted, tile[:, 1:], corner, side)
-        return Drawn(cell, tile[:, 0].copy(), np.where(whole, wanted, of_tile), how)
+        needed = np.ceil(TILE_PX * (wanted / of_tile.astype(np.float64)) - _ROUNDING)
+        side = np.where(whole, np.clip(needed, TILE_PX, BLOCK_PX), TILE_PX).astype(np.int64)
+        room = np.where(whole, BLOCK_PX - side + 1, 1)
+        how = AnyMpp(wanted, tile[:, 1:], (corner * room[:, None]).astype(np.int64), side)
+        return Drawn(cell, tile[:, 0].copy(), (of_tile * (side / TILE_PX)).astype(np.float32), how)

@@ -5,13 +5,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import stats
 
 from pretrain.compute.randomness import Places
+from pretrain.data.fields import fields
 from pretrain.data.index import open_index
 from pretrain.data.loader import Loader, LoaderSettings
 from pretrain.data.sampler import Sampler, SamplingSettings
 from pretrain.data.scales.blocks import Blocks
+from pretrain.data.scales.cut import AnyMpp, shrink
 from pretrain.data.scales.density import Density
 from pretrain.data.scales.served import Served
 from pretrain.views.crops import CropSettings, TileScales, crop, plan_crops
@@ -150,7 +153,8 @@ def test_a_tile_serves_alone_and_a_block_beyond_and_nothing_is_made_larger(out):
             assert 1 - 1e-6 <= times <= 2 + 1e-6
             needed = draw.needed(row)
             assert len(needed) == (1 if times <= 1.4 else 4)
-            assert draw.mpp[row] == (of_tile if times <= 1.4 else draw.wanted[row])
+            own = draw.mpp[row] / draw.wanted[row]  # within a pixel of the block
+            assert draw.mpp[row] == of_tile if times <= 1.4 else 1 - 1e-6 < own < 1 + 1 / 500
             assert len({places[int(one)][:2] for one in needed}) == 1
 
 
@@ -191,6 +195,24 @@ def test_a_nucleus_keeps_its_size_and_place_at_every_um_per_px(out):
     assert np.mean(seen) == pytest.approx(WIDE_UM, rel=0.02)
     assert min(magnified) < 0.27
     assert max(magnified) > 1.85
+
+
+@pytest.mark.parametrize("side", [549, 640, 784])
+def test_pictures_of_blocks_are_pillows(side):
+    """Put together out of tiles, and made smaller."""
+    block = np.random.default_rng(side).integers(0, 256, (784, 784, 3)).astype(np.uint8)
+    corner = np.array([784 - side, (784 - side) // 3])
+    how = AnyMpp(np.ones(1, np.float32), np.ones((1, 3), int), corner[None], np.array([side]))
+    picture, out = np.zeros((side, side, 3), np.uint8), np.empty((392, 392, 3), np.uint8)
+    for number, (y, x) in enumerate([(0, 0), (0, 392), (392, 0), (392, 392)]):
+        how.put(0, number, block[y : y + 392, x : x + 392], picture)
+    x, y = corner.tolist()
+    assert np.array_equal(picture, block[y : y + side, x : x + side])
+    shrink(picture, out)
+    pillows = Image.fromarray(picture).resize((392, 392), Image.Resampling.BICUBIC)
+    differ = np.abs(out.astype(int) - np.asarray(pillows))
+    assert differ.max() <= 2  # of noise from black to white
+    assert differ.mean() < 0.1
 
 
 @pytest.mark.parametrize("cut", [CropSettings(), CropSettings(right_angles=True, local_px=112)])
@@ -260,6 +282,18 @@ def test_a_magnification_without_a_share_of_the_mix_is_not_read(out):
     read = {places[int(tile)][1] for step in range(50) for tile in draws.draw(step).tile}
     assert {list(MPP)[number] for number in read} == {"20x", "10x"}
     assert min(draws.draw(0).wanted) >= 0.5
+
+
+def test_what_guides_a_training_is_the_um_per_px_that_is_seen_and_the_mean_of_a_block(out):
+    draws = sampler(out, batch=16)
+    mpp, focus = fields(draws, ["mpp", "focus"])
+    every = [draws.draw(step) for step in range(400)]
+    wanted = np.concatenate([draw.wanted for draw in every])
+    assert (mpp.mean, mpp.spread) == pytest.approx((wanted.mean(), wanted.std()), rel=0.03)
+    assert mpp.labels(every[0]) == pytest.approx((every[0].wanted - mpp.mean) / mpp.spread, rel=1e-5)
+    for row in range(16):  # whose focus is a hundredth of its place in its array
+        each = [draws.index.address(int(tile)).index / 100 for tile in every[0].needed(row)]
+        assert focus.labels(every[0])[row] == pytest.approx((np.mean(each) - focus.mean) / focus.spread, abs=1e-5)
 
 
 def test_a_density_is_what_its_knots_say():
