@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     EPISODE = 14
     CONFOUNDED = 15
     ANY_MPP = 16
+    MPP_TOLD = 17
 
 
 def uniforms(seed: int, purpose: Purpose, step: int, rows: range, width: int, attempt: int = 0) -> NDArray[np.float64]:

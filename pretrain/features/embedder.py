@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +56,7 @@ class Embedder:
 
     h and w are multiples of `patch_px`. `px`: the only side that it takes, 0 for any; tiles are resized to it. `module`
     holds the weights, `about` says what else features depend on, and `what` says for people what the features are.
+    `at`: of a model that takes um/px, the features of tiles at these, (b,) float32; `features` then does without.
 
     >>> import torch
     >>> embedder = load_embedder("model")
@@ -72,6 +73,7 @@ class Embedder:
     px: int = 0
     about: str = ""
     what: str = TOKENS
+    at: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def digest(self) -> str:
@@ -91,12 +93,16 @@ class Embedder:
 def of_backbone(backbone: Backbone) -> Embedder:
     """Class token and mean patch token of a backbone of ours."""
     patch_px, about = backbone.settings.patch_px, f"{backbone.settings.heads} heads"  # which no weight's shape tells
-    return Embedder(backbone.vit, lambda tiles: tokens_of(backbone, tiles).embedding, patch_px, about=about)
+    told = Embedder(backbone.vit, lambda tiles: tokens_of(backbone, tiles).embedding, patch_px, about=about)
+    if backbone.mpp_token is None:
+        return told
+    whole = replace(told, module=backbone, about=f"{about}, um/px")
+    return replace(whole, at=lambda tiles, mpp: tokens_of(backbone, tiles, mpp).embedding)
 
 
-def tokens_of(backbone: Backbone, tiles: Tensor) -> Tokens:
-    """Of (b, 3, h, w) tiles in [0, 1], whole patches of the backbone's."""
-    tokens: Tokens = backbone([normalise(tiles)])[0]
+def tokens_of(backbone: Backbone, tiles: Tensor, mpp: Tensor | None = None) -> Tokens:
+    """Of (b, 3, h, w) tiles in [0, 1], whole patches of the backbone's; (b,) um/px, for one that takes them."""
+    tokens: Tokens = backbone([normalise(tiles)], mpp=() if mpp is None else (mpp,))[0]
     return tokens
 
 

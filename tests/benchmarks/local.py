@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -92,7 +93,7 @@ def run_any_mpp(cohort: Cohort, repeats: int) -> list[Figure]:
             contestants[name] = _loading(loader, cohort)
             contestants[name]()
             figures.append(Figure("any um/px", f"tiles read for one, {name}", f"{loader.bad.read / cohort.tiles:.2f}"))
-        rates = compare("any um/px, one core", contestants, repeats)
+        rates = compare("any um/px, processor time", contestants, repeats, time.process_time)
     return [*figures, *rates.figures(), *(rates.ratio(name, "stored um/px") for name in list(settings)[1:])]
 
 
