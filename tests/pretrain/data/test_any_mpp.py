@@ -20,6 +20,8 @@ from pretrain.data.scales.served import Served
 from pretrain.views.crops import CropSettings, TileScales, crop, plan_crops
 from tests.support.painted import APART_UM, WIDE_UM, nuclei, width_and_offset
 from tests.support.shard_folders import MPP, add_slide
+from wsi_prep.curation.exchange.stored import Wanted
+from wsi_prep.curation.exchange.tables import write_tables
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
 
@@ -371,3 +373,19 @@ def test_whatever_is_drawn_is_served(data):
         assert (times[whole] >= alone - 1e-5).all()
         assert (blocks[cell[whole]] > 0).all()
     assert (served.alone + served.whole).sum() == pytest.approx(1)
+
+
+def test_blocks_in_an_object_store_are_read_by_ranges(object_server, out, tmp_path):
+    object_server.upload(out, "painted/")
+    here = sampler(out, batch=16)
+    there = Sampler(open_index("s3://slides/painted", tmp_path / "index"), here.settings)
+    for mine, its in zip(batches(here, stop=2), batches(there, stop=2), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, its, strict=True))
+    assert max(len(there.draw(0).needed(row)) for row in range(16)) == 4
+
+
+def test_tiles_of_tables_serve_alone(out, tmp_path):
+    write_tables(Wanted(out, "true", 0), tmp_path / "tables", 1_000_000_000)
+    draws = Sampler(open_index(tmp_path / "tables", tmp_path / "index"), SamplingSettings(batch=8, any_mpp=True))
+    assert "no tile that can be drawn serves 0.35 to 0.5, 0.7 to 1, 1.4 to 2 um/px" in draws.warnings[0]
+    assert {len(draws.draw(step).needed(row)) for step in range(20) for row in range(8)} == {1}
