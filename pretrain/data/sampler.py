@@ -43,9 +43,9 @@ class SamplingSettings:
     that training never sees.
 
     `any_mpp`: every um/px is drawn, log-uniformly from that of the finest tiles to 2.0, or by the `density`: pairs of
-    um/px and weight, linear over log um/px between them. What is finer than a stored magnification is then cut from
-    the next finer one: from a tile `alone` up to so many times its own um/px, beyond from a block of 2 x 2. A
-    magnification without a share of the mix is not read; the other shares do not count.
+    um/px and weight, linear over log um/px between them. What lies between stored magnifications is cut from the finer
+    one: from a tile `alone` up to so many times its own um/px, beyond from a block of 2 x 2. A magnification without a
+    share of the mix is not read; the other shares do not count.
 
     >>> SamplingSettings(batch=256, mix={"20x": 0.5, "10x": 0.5}, held_out=0.1).alpha
     0.5

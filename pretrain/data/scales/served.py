@@ -17,6 +17,7 @@ COARSEST = 2.0
 """um/px up to which is drawn where no density is given."""
 
 _ROUNDING = 1e-6  # of a logarithm: more than that of a float32
+_SAME_MAGNIFICATION = math.sqrt(2)
 _SHOWN = 4  # ranges in a message
 
 
@@ -68,13 +69,24 @@ class _Way:
         return self.cell[np.clip(np.searchsorted(self.upto, aim, side="right") - 1, first, last - 1)]
 
 
+def _finest(mpp: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
+    """The um/px that the weightier half of the finest magnification has, or less: no few slides serve it alone."""
+    if not len(mpp):
+        return COARSEST
+    order = np.argsort(mpp)
+    order = order[mpp[order] < mpp[order[0]] * _SAME_MAGNIFICATION]
+    upto = np.cumsum(weight[order])
+    return float(mpp[order[np.searchsorted(upto, upto[-1] / 2)]])
+
+
 class Served:
     """The um/px that cells of tiles can serve, drawn by a density, and for each the cells that serve it, by weight.
 
     `mpp` and `weight`: (n,) of the cells, those of weight 0 being left out; `blocks`: (n,) how many blocks each has. A
     tile alone serves from its own um/px to `alone` times that, a block from there to twice. The density is drawn first,
     so that it holds whatever tiles there are; of what no tile serves the rest takes the share. Of the cells that serve
-    a um/px, each is drawn in proportion to its weight. Raises BadOption where nothing can be drawn.
+    a um/px, each is drawn in proportion to its weight. Without `knots`, from the usual um/px of the finest
+    magnification to COARSEST. Raises BadOption where nothing can be drawn.
 
     `alone` and `whole`: (n,) float64, the chances of a draw to be of a cell's tiles alone, and of its blocks.
     """
@@ -89,7 +101,7 @@ class Served:
     ) -> None:
         used = np.flatnonzero(weight > 0)
         if not knots:
-            finest = float(mpp[used].min()) if len(used) else COARSEST
+            finest = _finest(mpp[used], weight[used])
             if finest >= COARSEST:
                 raise BadOption(
                     f"sampling.any_mpp draws from the finest tiles' um/px to {COARSEST:g}, and these have "

@@ -298,6 +298,13 @@ def test_what_guides_a_training_is_the_um_per_px_that_is_seen_and_the_mean_of_a_
         assert focus.labels(every[0])[row] == pytest.approx((np.mean(each) - focus.mean) / focus.spread, abs=1e-5)
 
 
+def test_a_slide_that_is_a_little_finer_than_all_others_does_not_serve_alone():
+    mpp = np.array([0.2375, *[0.2498, 0.2527] * 50, *[0.5] * 200])
+    served = Served(mpp, np.ones(len(mpp)), np.ones(len(mpp), int), 1.4)
+    assert served.density.at(np.zeros(1))[0] == pytest.approx(0.2498)
+    assert (served.alone + served.whole).max() < 3 / 101
+
+
 def test_a_density_is_what_its_knots_say():
     knots = ((0.25, 2.0), (0.5, 0.0), (1.0, 1.0))
     density = Density(knots, np.log([[0.2, 0.4], [0.6, 2.0]]))
