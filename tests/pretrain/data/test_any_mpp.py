@@ -9,9 +9,10 @@ from PIL import Image
 from scipy import stats
 
 from pretrain.compute.randomness import Places
+from pretrain.data.columns import TileNumbers
 from pretrain.data.fields import fields
 from pretrain.data.index import open_index
-from pretrain.data.loader import Loader, LoaderSettings
+from pretrain.data.loader import Loader, LoaderSettings, read_tile
 from pretrain.data.sampler import Sampler, SamplingSettings
 from pretrain.data.scales.blocks import Blocks
 from pretrain.data.scales.cut import AnyMpp, shrink
@@ -19,6 +20,7 @@ from pretrain.data.scales.density import Density
 from pretrain.data.scales.served import Served
 from pretrain.views.crops import CropSettings, TileScales, crop, plan_crops
 from tests.support.painted import APART_UM, WIDE_UM, nuclei, width_and_offset
+from tests.support.prepared import prepare
 from tests.support.shard_folders import MPP, add_slide
 from wsi_prep.curation.exchange.stored import Wanted
 from wsi_prep.curation.exchange.tables import write_tables
@@ -396,3 +398,26 @@ def test_tiles_of_tables_serve_alone(out, tmp_path):
     draws = Sampler(open_index(tmp_path / "tables", tmp_path / "index"), SamplingSettings(batch=8, any_mpp=True))
     assert "no tile that can be drawn serves 0.35 to 0.5, 0.7 to 1, 1.4 to 2 um/px" in draws.warnings[0]
     assert {len(draws.draw(step).needed(row)) for step in range(20) for row in range(8)} == {1}
+
+
+@pytest.mark.parametrize("slide", ["he_slide", "cmu_slide"])
+def test_a_block_is_what_the_slide_stage_made_at_half_the_magnification(slide, request, tmp_path):
+    prepare(request.getfixturevalue(slide), tmp_path / "out", "20x 10x")
+    index = open_index([str(tmp_path / "out")], tmp_path / "index")
+    row, col, blocks = TileNumbers(index, "row"), TileNumbers(index, "col"), Blocks(index)
+    fine, coarse = index.cells[0], index.cells[1]
+    rows = int(coarse["start"]) + np.arange(int(coarse["count"]))
+    at = dict(zip(zip(row[rows].tolist(), col[rows].tolist(), strict=True), rows.tolist(), strict=True))
+    compared = 0
+    for block in blocks.tiles(np.zeros(blocks.count[0], int), np.arange(blocks.count[0])):
+        assert fine["start"] <= block.min() <= block.max() < fine["start"] + fine["count"]
+        half = (float(row[block[:1]][0]) / 2, float(col[block[:1]][0]) / 2)
+        if half not in at:
+            continue
+        tiles = [read_tile(index.address(int(tile))) for tile in block]
+        small = np.empty((392, 392, 3), np.uint8)
+        shrink(np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])]), small)
+        stored = read_tile(index.address(at[half])).astype(int)
+        assert np.abs(small - stored).mean() < 0.4 * np.abs(np.roll(small, 4, 1) - stored).mean()
+        compared += 1
+    assert compared >= 2
