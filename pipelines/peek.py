@@ -19,7 +19,7 @@ from pretrain.pictures.contact_sheet import PeekSettings, contact_sheet
 from pretrain.pictures.feature_picture import save_picture
 from pretrain.views.colour import ColourSettings
 from pretrain.views.crops import CropSettings
-from wsi_prep.errors import counted
+from wsi_prep.errors import BadOption, counted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,9 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _work(call: PeekCall, terminal: Terminal) -> int:
     require_apart("PNG", call.png, call.shards)
+    if call.any_mpp and call.continuous:
+        raise BadOption("ANY_MPP and CONTINUOUS exclude each other; leave one of them out")
     with progress(terminal.out, "index") as show:
         index = open_index(call.shards, call.index or default_folder(), call.where, show, call.time_limit)
-    sampler = Sampler(index, SamplingSettings(batch=1, alpha=call.alpha, seed=call.seed))
+    sampler = Sampler(index, SamplingSettings(batch=1, alpha=call.alpha, seed=call.seed, any_mpp=call.any_mpp))
     crops, settings = CropSettings(continuous=call.continuous), PeekSettings(call.strata, call.seed)
     sheet, bad = contact_sheet(sampler, crops, ColourSettings(), settings)
     save_picture(sheet, call.png)

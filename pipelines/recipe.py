@@ -10,7 +10,7 @@ from pipelines.calls.training import RecipeCall
 from pipelines.command import EXIT_OK, Terminal, run_command
 from pretrain.model.backbone import make_vit
 from pretrain.train.recipe.flops import step_flops
-from pretrain.train.recipe.overrides import changed
+from pretrain.train.recipe.overrides import changed, shown
 from pretrain.train.recipe.recipe import flat
 from pretrain.train.recipe.recipes import RECIPES, recipe
 from pretrain.train.recipe.sources import sources_of
@@ -25,18 +25,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _work(call: RecipeCall, terminal: Terminal) -> int:
     made = recipe(call.recipe)
-    shown = changed(made, call.set)
+    asked = changed(made, call.set)
     for line in (RECIPES[call.recipe].__doc__ or "").splitlines():
         terminal.say(f"# {line.strip()}")
     before, sources = flat(made), sources_of(made)
-    for name, value in flat(shown).items():
-        line = f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+    for name, value in flat(asked).items():
+        line = f"{name}={shown(value)}"
         source = sources[name] if before.get(name) == value else "SET"
         terminal.say(f"{line:<{_COLUMN}}  # {source}" if name != "name" else line)
     terminal.note(f"# recipes: {' '.join(RECIPES)}; RECIPE=name shows one")
     with torch.device("meta"):
-        millions = sum(p.numel() for p in make_vit(shown.backbone).parameters()) / 1e6
-    flops = step_flops(shown)
+        millions = sum(p.numel() for p in make_vit(asked.backbone).parameters()) / 1e6
+    flops = step_flops(asked)
     terminal.say(
         f"# backbone of {millions:,.1f} M parameters; {flops.executed / 1e12:.3g} TFLOP a tile "
         f"({flops.dense / 1e12:.3g} without stochastic depth and recomputation)"

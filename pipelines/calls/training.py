@@ -32,7 +32,10 @@ class PeekCall(OfTiles, OfShards):
     """How strata are drawn: 0 evenly, 1 as found."""
 
     continuous: bool = False
-    """Crop at every scale between the stored magnifications."""
+    """Crop at scales up to 1.75 times as coarse as the stored magnifications."""
+
+    any_mpp: bool = False
+    """Draw every um/px, as sampling.any_mpp does, and show some."""
 
     seed: int = 0
     """Draw other tiles and crops."""

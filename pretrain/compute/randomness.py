@@ -29,6 +29,8 @@ class Purpose(IntEnum):
     CONFOUNDED = 15
     BAG = 16
     PATCHES = 17
+    ANY_MPP = 18
+    MPP_TOLD = 19
 
 
 def uniforms(seed: int, purpose: Purpose, step: int, rows: range, width: int, attempt: int = 0) -> NDArray[np.float64]:

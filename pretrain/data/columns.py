@@ -29,12 +29,17 @@ def slide_texts(index: Index, column: str) -> list[str | None]:
     return [text for source, part in index.parts for text in _kept(source, part, "slides", column).to_pylist()]
 
 
+def tile_numbers(source: ShardSource | TableFolder, part: Part, column: str) -> NDArray[np.float32]:
+    """A column of the catalog's tiles for each tile of a part; NaN where nothing is said."""
+    return _numbers(_kept(source, part, "tiles", column))
+
+
 class TileNumbers:
     """A column of the catalog's tiles, by the tile's row number in the index; NaN where nothing is said."""
 
     def __init__(self, index: Index, column: str) -> None:
         self._index = index
-        self._parts = [_numbers(_kept(source, part, "tiles", column)) for source, part in index.parts]
+        self._parts = [tile_numbers(source, part, column) for source, part in index.parts]
 
     def __getitem__(self, tiles: NDArray[np.int64]) -> NDArray[np.float32]:
         found = np.empty(len(tiles), np.float32)

@@ -43,7 +43,7 @@ class Field:
     known: float
     mean: float = 0.0
     spread: float = 1.0
-    _read: Callable[[Draw], LabelArray] = field(repr=False, default=lambda draw: draw.mpp)
+    _read: Callable[[Draw], LabelArray] = field(repr=False, default=lambda draw: draw.wanted)
 
     def labels(self, draw: Draw) -> LabelArray:
         """(B,) int64, the number of each tile's class, -1 where it is not known; or float32, standardised, NaN then."""
@@ -146,6 +146,8 @@ def _number(sampler: Sampler, name: str) -> Field:
         sums = values.sums(cells.start, cells.count)
         read = partial(_value, values)
     known, first, second = (cells.chance[:, None] * sums / cells.count[:, None]).sum(0).tolist()
+    if name == "mpp" and (moments := sampler.mpp_moments):
+        return Field(name, (), (), 1.0, *moments, read)
     if not known:
         return Field(name, (), (), 0.0, 0.0, 0.0, read)
     mean = first / known
@@ -153,8 +155,15 @@ def _number(sampler: Sampler, name: str) -> Field:
 
 
 def _mpp(draw: Draw) -> NDArray[np.float32]:
-    return draw.mpp
+    return draw.wanted
 
 
 def _value(values: TileNumbers, draw: Draw) -> NDArray[np.float32]:
-    return values[draw.tile]
+    """Of each tile, or the mean over its block."""
+    found = values[draw.tile]
+    if draw.any_mpp is not None:
+        beside = draw.any_mpp.beside
+        whole = beside[:, 0] >= 0
+        others = values[beside[whole].ravel()].reshape(-1, beside.shape[1])
+        found[whole] = (found[whole] + others.sum(1)) / (1 + beside.shape[1])
+    return found

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pretrain.compute.devices import own_cores
 from pretrain.data.index import Index, TileAddress
 from pretrain.data.sampler import Draw, DrawnCounts, Sampler
+from pretrain.data.scales.cut import BLOCK_PX, shrink
 from pretrain.errors import TooManyBadTiles
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
@@ -30,6 +31,8 @@ _CHUNK = 8  # tiles a task: few enough to share a small batch, enough to make th
 _TRIES = 64
 _USUAL_JPEG = 1 << 17  # bytes; memory for larger ones grows
 _NAMED = 100
+_Reads = list[Future[bytes | memoryview] | None]
+Pixels = NDArray[np.uint8]
 UNREADABLE = (OSError, ValueError, RuntimeError, imagecodecs.Jpeg8Error)
 
 
@@ -79,13 +82,15 @@ class Batch:
     """Tiles of one rank at one step; `pixels` may be overwritten once the next batch is asked for.
 
     `pixels` (B, 3, 392, 392) uint8 RGB, in channels-last memory, pinned where CUDA is. `mpp` (B,) float32 um/px.
-    `magnification` (B,) int64, number into magnifications.MAGNIFICATIONS. `position` (B,) int64 in the global batch.
+    `wanted` (B,) float32 um/px, that at which crops are wanted: `mpp`, unless any um/px is drawn. `magnification` (B,)
+    int64, number into magnifications.MAGNIFICATIONS, of the stored tiles. `position` (B,) int64 in the global batch.
     `draw` says which tiles they are.
     """
 
     step: int
     pixels: torch.Tensor
     mpp: torch.Tensor
+    wanted: torch.Tensor
     magnification: torch.Tensor
     position: torch.Tensor
     draw: Draw
@@ -148,13 +153,11 @@ class Loader:
         pixels = self._free.pop() if self._free else self._buffer()
         arrays = pixels.permute(0, 2, 3, 1).numpy()
         order = np.argsort(draw.tile, kind="stable")  # tiles of one file one after another
-        reads = [
-            self._readers.submit(self._read, t) if self._index.source(t).remote else None for t in draw.tile[order]
-        ]
+        reads = [self._ahead(draw.needed(row)) for row in order.tolist()]
         work = []
         for at in range(0, len(order), _CHUNK):
             some = slice(at, at + _CHUNK)
-            task = _Task(order[some], reads[some])
+            task = _Task(order[some].tolist(), reads[some])
             work.append(self._decoders.submit(self._fill, draw, arrays, task))
         return _Pending(draw, pixels, work)
 
@@ -162,37 +165,69 @@ class Loader:
         draw = pending.draw
         for work in pending.work:
             for row, other in work.result():
-                draw = _with(draw, row, other)
+                draw = draw.replaced(row, other)
         return Batch(
             draw.step,
             pending.pixels,
             torch.from_numpy(draw.mpp),
+            torch.from_numpy(draw.wanted),
             torch.from_numpy(self._sampler.magnification_of(draw.stratum)),
             torch.from_numpy(draw.position),
             draw,
         )
 
+    def _ahead(self, tiles: NDArray[np.int64]) -> _Reads:
+        """Reads of tiles of one slide, under way where they are in an object store."""
+        if not self._index.source(int(tiles[0])).remote:
+            return [None] * len(tiles)
+        return [self._readers.submit(self._read, int(tile)) for tile in tiles]
+
     def _read(self, tile: int) -> bytes | memoryview:
-        return read_jpeg(self._index.address(int(tile)))
+        return read_jpeg(self._index.address(tile))
 
     def _fill(self, draw: Draw, arrays: NDArray[np.uint8], task: _Task) -> list[tuple[int, Draw]]:
         """Decode some tiles in place; returns the rows that had to take another tile, with it."""
         replaced = []
-        bad = 0
-        addresses = self._index.addresses(draw.tile[task.rows])
-        for row, read, address in zip(task.rows, task.reads, addresses, strict=True):
-            try:
-                decode_stored(read.result() if read else read_jpeg(address, self._memory()), address.crc32, arrays[row])
-            except UNREADABLE as error:
-                bad += self._note(address, error)
-                other, more = self._replace(draw, int(row), arrays[row])
-                replaced.append((int(row), other))
-                bad += more
+        bad = read = 0
+        addresses = iter(self._index.addresses(np.concatenate([draw.needed(row) for row in task.rows])))
+        for row, reads in zip(task.rows, task.reads, strict=True):
+            read += len(reads)
+            if self._decoded(draw, row, list(zip(reads, addresses, strict=False)), arrays[row]):
+                continue
+            other, more, again = self._replace(draw, row, arrays[row])
+            replaced.append((row, other))
+            bad += 1 + more
+            read += again
         with self.bad.lock:
-            self.bad.read += len(task.rows) + bad
+            self.bad.read += read
             self.bad.bad += bad
             self._check_share()
         return replaced
+
+    def _decoded(
+        self, draw: Draw, row: int, parts: list[tuple[Future[bytes | memoryview] | None, TileAddress]], out: Pixels
+    ) -> bool:
+        """Whether the tile, or the block of tiles, of a row of the draw could be read; a bad one is noted."""
+        of_block = draw.any_mpp if len(parts) > 1 else None
+        picture = self._picture(int(of_block.side[row])) if of_block else out
+        for number, (read, address) in enumerate(parts):
+            try:
+                decode_stored(read.result() if read else read_jpeg(address, self._memory()), address.crc32, out)
+            except UNREADABLE as error:
+                self._note(address, error)
+                return False
+            if of_block:
+                of_block.put(row, number, out, picture)
+        if of_block:
+            shrink(picture, out)
+        return True
+
+    def _picture(self, side: int) -> Pixels:
+        """Where this thread puts the tiles of a block together."""
+        if not hasattr(self._own, "picture"):
+            self._own.picture = np.empty(3 * BLOCK_PX**2, np.uint8)
+        memory: Pixels = self._own.picture
+        return memory[: 3 * side**2].reshape(side, side, 3)
 
     def _memory(self) -> bytearray:
         """Where this thread reads to."""
@@ -201,29 +236,27 @@ class Loader:
         memory: bytearray = self._own.memory
         return memory
 
-    def _replace(self, draw: Draw, row: int, pixels: NDArray[np.uint8]) -> tuple[Draw, int]:
-        """Another tile that can be read, not one of this batch, and how many could not."""
-        bad = 0
+    def _replace(self, draw: Draw, row: int, pixels: Pixels) -> tuple[Draw, int, int]:
+        """Another tile that can be read, not one of this batch; how many could not, and how many tiles were read."""
+        bad = read = 0
         position, stratum = int(draw.position[row]), int(draw.stratum[row])
+        wanted = draw.wanted[row] if draw.any_mpp else None
         taken = set(self._sampler.draw(draw.step).tile.tolist())
         for attempt in range(_TRIES):
-            other = self._sampler.replacement(draw.step, position, stratum, attempt)
+            other = self._sampler.replacement(draw.step, position, stratum, attempt, wanted)
             if int(other.tile[0]) in taken:
                 continue
-            address = self._index.address(int(other.tile[0]))
-            try:
-                decode_stored(read_jpeg(address), address.crc32, pixels)
-            except UNREADABLE as error:
-                bad += self._note(address, error)
-                continue
-            return other, bad
+            tiles = other.needed(0)
+            read += len(tiles)
+            if self._decoded(other, 0, [(None, address) for address in self._index.addresses(tiles)], pixels):
+                return other, bad, read
+            bad += 1
         raise TooManyBadTiles(f"no tile can be read in place of a bad one; the first bad ones: {self._first_bad()}")
 
-    def _note(self, address: TileAddress, error: Exception) -> int:
+    def _note(self, address: TileAddress, error: Exception) -> None:
         with self.bad.lock:
             if len(self.bad.named) < _NAMED:
                 self.bad.named[address.name] = _reason(error)
-        return 1
 
     def _check_share(self) -> None:
         bad, read, settings = self.bad.bad, self.bad.read, self._settings
@@ -243,8 +276,8 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Task:
-    rows: NDArray[np.int64]
-    reads: list[Future[bytes | memoryview] | None]
+    rows: list[int]
+    reads: list[_Reads]
 
 
 @dataclass(frozen=True)
@@ -268,15 +301,6 @@ def read_jpeg(address: TileAddress, memory: bytearray | None = None) -> bytes | 
         raise
     except Exception as error:  # object stores raise errors of their own
         raise OSError(_reason(error)) from error
-
-
-def _with(draw: Draw, row: int, other: Draw) -> Draw:
-    fields = []
-    for name in ("position", "tile", "slide", "stratum", "mpp"):
-        values = getattr(draw, name).copy()
-        values[row] = getattr(other, name)[0]
-        fields.append(values)
-    return Draw(draw.step, *fields)
 
 
 def _reason(error: Exception) -> str:

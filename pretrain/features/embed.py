@@ -156,7 +156,8 @@ def embed_shards(
             continue
         tile = partial(_tile, side=side, px=embedder.px)
         with contextlib.closing(_read(source, tiles, tile, inference, done.unreadable)) as batches:
-            kept, features = _embed(embedder, width, batches, inference)
+            mpp = tiles["mpp"].to_numpy().astype(np.float32)
+            kept, features = _embed(embedder, width, batches, mpp, inference)
         said = folder.stamp(stamp, len(tiles) - len(kept))
         _write(folder, slide_id, tiles.take(pa.array(kept)), features, said)
         done.slides += 1
@@ -210,9 +211,10 @@ def _embed(
     embedder: Embedder,
     width: int,
     batches: Iterable[tuple[NDArray[np.int64], NDArray[np.uint8]]],
+    mpp: NDArray[np.float32],
     inference: Inference,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Rows of the tiles that could be read, and (n, width) float32."""
+    """Rows of the tiles that could be read, and (n, width) float32; `mpp`: um/px of all rows."""
     kept, features = [np.empty(0, np.int64)], [np.empty((0, width), np.float32)]
 
     def crops() -> Iterator[Tensor]:
@@ -220,7 +222,12 @@ def _embed(
             kept.append(rows)
             yield send(pixels, inference.device).permute(0, 3, 1, 2).float() / 255  # as bytes, a quarter to send
 
-    for found in each_seen(embedder.module, embedder.features, crops(), inference.autocast):
+    def see(pixels: Tensor) -> Tensor:
+        if embedder.at is None:
+            return embedder.features(pixels)
+        return embedder.at(pixels, send(mpp[kept[-1]], inference.device))
+
+    for found in each_seen(embedder.module, see, crops(), inference.autocast):
         features.append(found.float().cpu().numpy())
         if not np.isfinite(features[-1]).all():
             raise BadWeights("the model's features are not finite numbers; its weights, or PRECISION, are no good")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +57,7 @@ class Embedder:
     h and w are multiples of `patch_px`. `px`: the only side that it takes, 0 for any; tiles are resized to it. `module`
     holds the weights, `about` says what else features depend on, and `what` says for people what the features are.
     `patches`: (b, rows, columns, D), the patch tokens of the same tiles, or a convolutional network's last map.
+    `at`: of a model that takes um/px, the features of tiles at these, (b,) float32; `features` then does without.
 
     >>> import torch
     >>> embedder = load_embedder("model")
@@ -74,6 +75,7 @@ class Embedder:
     about: str = ""
     what: str = TOKENS
     patches: Callable[[Tensor], Tensor] | None = None
+    at: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def digest(self) -> str:
@@ -100,12 +102,16 @@ def of_backbone(backbone: Backbone) -> Embedder:
     def patches(tiles: Tensor) -> Tensor:
         return _as_map(tokens_of(backbone, tiles).patches, tiles, patch_px)
 
-    return Embedder(backbone.vit, features, patch_px, about=about, patches=patches)
+    told = Embedder(backbone.vit, features, patch_px, about=about, patches=patches)
+    if backbone.mpp_token is None:
+        return told
+    whole = replace(told, module=backbone, about=f"{about}, um/px")
+    return replace(whole, at=lambda tiles, mpp: tokens_of(backbone, tiles, mpp).embedding)
 
 
-def tokens_of(backbone: Backbone, tiles: Tensor) -> Tokens:
-    """Of (b, 3, h, w) tiles in [0, 1], whole patches of the backbone's."""
-    tokens: Tokens = backbone([normalise(tiles)])[0]
+def tokens_of(backbone: Backbone, tiles: Tensor, mpp: Tensor | None = None) -> Tokens:
+    """Of (b, 3, h, w) tiles in [0, 1], whole patches of the backbone's; (b,) um/px, for one that takes them."""
+    tokens: Tokens = backbone([normalise(tiles)], mpp=() if mpp is None else (mpp,))[0]
     return tokens
 
 

@@ -79,9 +79,9 @@ class Distillation(nn.Module):
         """See Objective. The patches that self-distillation would mask are those that are compared, unmasked."""
         settings = self.settings
         with record_function("teacher"), torch.no_grad():
-            told: Seen = self.teacher([views.global_crops], views.chosen)
+            told: Seen = self.teacher([views.global_crops], views.chosen, mpp=views.told[:1])
         with record_function("student"):
-            seen: Seen = self.student(views.groups, views.chosen, ramp=at.guide)
+            seen: Seen = self.student(views.groups, views.chosen, ramp=at.guide, mpp=views.told)
         compare = self._compare_heads if self._has_heads else self._compare_features
         features = seen.features.view(-1, views.tiles, seen.features.shape[-1])
         with record_function("losses"):

@@ -98,7 +98,7 @@ def _group(name: str, parameter: Tensor, depth: int, settings: OptimSettings) ->
     layer = depth + 1
     if found := re.search(r"\bblocks\.(\d+)\.", name):
         layer = int(found[1]) + 1
-    elif re.search(r"\b(patch_embed|pos_embed|cls_token|reg_token|mask_token)\b", name):
+    elif re.search(r"\b(patch_embed|pos_embed|cls_token|reg_token|mask_token|mpp_token)\b", name):
         layer = 0
     share = settings.layer_decay ** (depth + 1 - layer)
     if "patch_embed" in name:

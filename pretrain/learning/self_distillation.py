@@ -169,7 +169,7 @@ class SelfDistillation(nn.Module):
 
     @torch.no_grad()
     def _teach(self, views: Views) -> Seen:
-        seen: Seen = self.ema([views.global_crops], views.chosen)
+        seen: Seen = self.ema([views.global_crops], views.chosen, mpp=views.told[:1])
         return seen
 
     def _study(self, views: Views, ramp: float) -> Seen:
@@ -183,7 +183,7 @@ class SelfDistillation(nn.Module):
             plan = plan_drop(views.places, crops, depth)
             kept = keep_crops(plan, packing, self.drop_path, views.global_crops.device)
         masks = [views.mask, *[None] * (len(groups) - 1)]
-        seen: Seen = self.student(groups, views.chosen, masks, kept, ramp)
+        seen: Seen = self.student(groups, views.chosen, masks, kept, ramp, views.told)
         return seen
 
     @torch.no_grad()

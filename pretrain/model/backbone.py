@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pretrain.model.packing import Kept, PackedBlock, Packing
 from wsi_prep.errors import BadOption
@@ -20,6 +21,8 @@ from timm.models.vision_transformer import VisionTransformer  # isort: skip
 
 _LARGEST = {"width": 65_536, "depth": 1000, "heads": 1024, "registers": 1024, "patch_px": 4096, "image_px": 4096}
 _MOST_PARAMETERS = 100e9  # some ten times the largest ViT that there is
+_WAVES = 6
+_LONGEST = 16.0  # octaves: from 0.004 to 250 um/px nothing comes again
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class BackboneSettings:
 
     `mlp_ratio`: hidden width over `width`; with `swiglu` that of both halves together. `layer_scale`: where its gains
     begin, 0 for none. `drop_path`: share of the crops that each residual branch leaves out. `image_px`: the crop that
-    the position embedding is made for; other sizes resample it.
+    the position embedding is made for; other sizes resample it. `mpp_token`: it is told the um/px of each crop.
 
     >>> round(BackboneSettings(width=384, depth=12, heads=6).parameters / 1e6)
     22
@@ -45,6 +48,7 @@ class BackboneSettings:
     drop_path: float = 0.0
     patch_px: int = 14
     image_px: int = 224
+    mpp_token: bool = False
 
     def __post_init__(self) -> None:
         for name, most in _LARGEST.items():
@@ -113,6 +117,27 @@ def make_vit(settings: BackboneSettings) -> VisionTransformer:
     )
 
 
+class MppToken(nn.Module):
+    """What is added to the class token of a crop: an MLP of waves over the octaves of its um/px.
+
+    The waves are 16, 8, 4, 2, 1 and 1/2 octaves long. A crop whose um/px is not known gets nothing added.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(2 * _WAVES, width)
+        self.second = nn.Linear(width, width)
+
+    def forward(self, mpp: Tensor) -> Tensor:
+        """(B,) float32 um/px, NaN where it is not known -> (B, width), in the precision of products."""
+        known = torch.isfinite(mpp)
+        octaves = torch.log2(torch.where(known, mpp, 1.0))
+        turns = octaves[:, None] * 2.0 ** torch.arange(_WAVES, device=mpp.device) / _LONGEST
+        waves = torch.cat([torch.sin(2 * math.pi * turns), torch.cos(2 * math.pi * turns)], dim=1)
+        told: Tensor = self.second(functional.gelu(self.first(waves.to(self.first.weight.dtype))))
+        return torch.where(known[:, None], told, 0.0)
+
+
 class Backbone(nn.Module):
     """A ViT and its mask token. `recompute`: how much is computed again for the backward pass, see recompute.MODES.
 
@@ -128,6 +153,7 @@ class Backbone(nn.Module):
         self.settings, self.recompute = settings, recompute
         self.vit = make_vit(settings)
         self.mask_token = nn.Parameter(torch.zeros(settings.width))
+        self.mpp_token = MppToken(settings.width) if settings.mpp_token else None
 
     @property
     def prefix(self) -> int:
@@ -145,14 +171,21 @@ class Backbone(nn.Module):
             block.compile(dynamic=False)
 
     def forward(
-        self, groups: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, kept: Kept | None = None
+        self,
+        groups: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        kept: Kept | None = None,
+        mpp: Sequence[Tensor] = (),
     ) -> list[Tokens]:
         """Groups of (B, 3, h, w) normalised crops -> the tokens of each.
 
-        `masks`: for each group None, or (B, N) bool, true where the mask token stands in a patch's place.
+        `masks`: for each group None, or (B, N) bool, true where the mask token stands in a patch's place. `mpp`: for
+        each group (B,) float32 um/px, NaN where it is not known; without it, of none.
         """
         masks = masks or [None] * len(groups)
         embedded = [self._embed(crops, mask) for crops, mask in zip(groups, masks, strict=True)]
+        if self.mpp_token is not None:
+            embedded = [self._tell(tokens, mpp[n] if mpp else None) for n, tokens in enumerate(embedded)]
         packing = Packing(tuple((len(tokens), tokens.shape[1]) for tokens in embedded))
         x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
         recompute = self.recompute if torch.is_grad_enabled() else "none"
@@ -164,6 +197,13 @@ class Backbone(nn.Module):
         parts = self.vit.norm(x).to(torch.promote_types(x.dtype, torch.float32)).split(packing.sizes)
         whole = [part.view(*shape, -1) for part, shape in zip(parts, packing.shapes, strict=True)]
         return [Tokens(tokens[:, 0], tokens[:, self.prefix :]) for tokens in whole]
+
+    def _tell(self, tokens: Tensor, mpp: Tensor | None) -> Tensor:
+        """(B, tokens, D), the class tokens being told the (B,) um/px."""
+        assert self.mpp_token is not None
+        mpp = torch.full((len(tokens),), math.nan, device=tokens.device) if mpp is None else mpp
+        told = self.mpp_token(mpp).to(tokens.dtype)
+        return torch.cat([tokens[:, :1] + told[:, None], tokens[:, 1:]], dim=1)
 
     def _embed(self, crops: Tensor, mask: Tensor | None) -> Tensor:
         """(B, 3, h, w) -> (B, prefix + N, D) with positions, in the precision of products however weights are kept."""

@@ -50,11 +50,12 @@ class Network(nn.Module):
         masks: Sequence[Tensor | None] | None = None,
         kept: Kept | None = None,
         ramp: float = 1.0,
+        mpp: Sequence[Tensor] = (),
     ) -> Seen:
         """Groups of (B, 3, h, w) crops; `chosen` (M,) int64: patches of the first group, flattened over its crops;
-        `ramp`: see GuideHeads.
+        `ramp`: see GuideHeads; `mpp`: see Backbone.
         """
-        tokens = self.backbone(groups, masks, kept)
+        tokens = self.backbone(groups, masks, kept, mpp)
         patches = tokens[0].patches.flatten(0, 1)[chosen]
         first, told = self.guide(tokens[0].cls, ramp)
         cls = torch.cat([first, *(group.cls for group in tokens[1:])])

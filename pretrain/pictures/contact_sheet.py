@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pretrain.compute.randomness import Places
-from pretrain.data.loader import UNREADABLE, read_tile
+from pretrain.data.loader import UNREADABLE, Loader, LoaderSettings, read_tile
 from pretrain.data.sampler import Draw, Sampler
 from pretrain.pictures.canvas import GAP, INK, LINE, MARGIN, PALE, blank, flow, font, heading, line, shrunk, stack
 from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
-from pretrain.views.crops import CropSettings, CropWindows, crop, plan_crops
+from pretrain.views.crops import CropSettings, CropWindows, TileScales, crop, plan_crops
 from wsi_prep.errors import counted
 from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 
 _ACROSS = 10  # tiles of a stratum
+_EXAMPLES = 6  # of any um/px
 _SMALL_PX = 124  # a tile shown small
 _WIDTH = 2 * MARGIN + _ACROSS * (_SMALL_PX + GAP) - GAP
 _GLOBAL, _LOCAL = (0, 130, 60), (220, 90, 0)
@@ -55,6 +56,13 @@ def contact_sheet(
         if example := next(_readable(sampler, most, bad), None):
             draw, pixels = example
             strips.append(_crops(draw, pixels, crops, colour, settings.seed + number))
+    if sampler.settings.any_mpp:
+        strips.append(heading(f"any um/px: {_EXAMPLES} draws", _WIDTH))
+        with Loader(sampler, LoaderSettings(threads=1, ahead=1)) as loader:
+            for batch in loader.batches(0, _EXAMPLES):
+                pixels = batch.pixels[0].permute(1, 2, 0).numpy()
+                strips.append(_crops(batch.draw.take(np.arange(1)), pixels, crops, colour, settings.seed))
+        bad += [f"{name}: {why}" for name, why in loader.bad.named.items()]
     return stack(strips), bad
 
 
@@ -89,10 +97,14 @@ def _crops(
     """One tile with its windows drawn in, and beside it what the model gets, all pixel for pixel."""
     tile = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
     places = Places(seed, draw.step, draw.position)
-    planned = plan_crops(settings, places)
+    planned = plan_crops(settings, places, TileScales(draw.mpp, draw.wanted))
     strip = blank(_WIDTH, 2 * LINE + TILE_PX + GAP)
     words = ImageDraw.Draw(strip)
-    words.text((MARGIN, 3), f"one of them, {float(draw.mpp[0]):.4g} um/px, and its crops", INK, font(14))
+    said = f"one of them, {float(draw.mpp[0]):.4g} um/px, and its crops"
+    if draw.any_mpp is not None:
+        made = "four tiles" if len(draw.needed(0)) > 1 else f"a tile of {float(draw.mpp[0]):.4g} um/px"
+        said = f"{float(draw.wanted[0]):.4g} um/px, out of {made}, and its crops"
+    words.text((MARGIN, 3), said, INK, font(14))
     whole = Image.fromarray(pixels)
     x = MARGIN + TILE_PX + GAP
     kinds = (("global", settings.global_px, _GLOBAL), ("local", settings.local_px, _LOCAL))

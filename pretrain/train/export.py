@@ -30,6 +30,11 @@ _NOT_SHOWN = (*recipes.FREE, "start_from", "continue_", "teacher")  # nor any pa
 def export(run: Path, to: Path, licence: str = "unknown", step: int | None = None) -> int:
     """Write the averaged backbone of the RUN folder into the new folder `to`; returns its step. Raises BadRun."""
     backbone, chosen = load_run(run, step)
+    if backbone.mpp_token is not None:
+        raise BadRun(
+            f"{run} has backbone.mpp_token, and timm's ViT takes no um/px of its tiles; use the run itself, as "
+            f"make embed MODEL={run}"
+        )
     if to.exists() and any(to.iterdir()):
         raise BadRun(f"{to} is not empty; name a new folder")
     unfinished = to.with_name(f".{to.name}.{uuid4().hex}")

@@ -27,6 +27,7 @@ from pretrain.model.network import Network
 from pretrain.model.weights.load import Loaded, load_backbone
 from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.runs import load_teacher
+from pretrain.views.crops import TileScales
 from pretrain.views.views import make_views
 from wsi_prep.errors import BadOption
 
@@ -87,11 +88,13 @@ class Learner:
         """The student, without what spreads it over processes."""
         return cast("Network", distributed.plain(self.objective.student))
 
-    def learn(self, tiles: Tensor, places: Places, labels: Sequence[LabelArray] = ()) -> dict[str, Tensor]:
+    def learn(
+        self, tiles: Tensor, places: Places, labels: Sequence[LabelArray] = (), scales: TileScales | None = None
+    ) -> dict[str, Tensor]:
         """One update by this process's share of a batch, `tiles` (B, 3, 392, 392) uint8 on the device, at these places.
 
-        `labels`: of the tiles, for each field of the guide, as Field.labels has them. Returns single numbers on the
-        device: losses, the gradient's norm, and whether they were `bad`.
+        `labels`: of the tiles, for each field of the guide, as Field.labels has them; `scales`: theirs. Returns single
+        numbers on the device: losses, the gradient's norm, and whether they were `bad`.
         """
         recipe = self.recipe
         at = schedules.at(recipe.schedule, places.step, recipe.sampling.batch)
@@ -108,6 +111,7 @@ class Learner:
                     replace(places, position=places.position[rows]),
                     recipe.backbone.patch_px,
                     self.dtype if tiles.is_cuda else torch.float32,
+                    scales and scales.take(rows),
                 )
             with distributed.gradients_summed(self.objective.student, now=part == parts - 1):
                 with self._autocast():

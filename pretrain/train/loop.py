@@ -32,6 +32,7 @@ from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.watch.left_out import LeftOut
 from pretrain.train.watch.signals import Signals
 from pretrain.train.watch.spikes import Spikes
+from pretrain.views.crops import TileScales
 from wsi_prep.storage.atomic import write_json
 
 _MOST_SPIKES = 20
@@ -166,7 +167,8 @@ class Trainer(Learner):
         self._recent[batch.step] = batch
         places = Places(self.recipe.seed, batch.step, batch.draw.position)
         labels = [field.labels(batch.draw) for field in self.guide.fields]
-        self._deferred.put(batch.step, self.learn(tiles, places, labels))
+        scales = TileScales(batch.draw.mpp, batch.draw.wanted)
+        self._deferred.put(batch.step, self.learn(tiles, places, labels, scales))
         self._clock.stepped(len(tiles) * self.world.size)
 
     def numbers_ready(
@@ -229,7 +231,7 @@ class Trainer(Learner):
     def _write_tiles(self, kind: str, batch: Batch, values: dict[str, float]) -> str:
         """Write this process's tiles of a batch; returns where, in words."""
         index = self.sampler.index
-        pairs = zip(index.addresses(batch.draw.tile), batch.draw.mpp.tolist(), strict=True)
+        pairs = zip(index.addresses(batch.draw.tile), batch.draw.wanted.tolist(), strict=True)
         known = {"step": batch.step, "values": {name: str(value) for name, value in values.items()}}
         file = self.run_folder / f"{kind}-step-{batch.step:08d}-rank-{self.world.rank}.json"
         write_json(file, {**known, "tiles": [{"tile": at.name, "mpp": mpp} for at, mpp in pairs]})

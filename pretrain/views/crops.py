@@ -22,6 +22,7 @@ from wsi_prep.format.magnifications import TILE_PX
 _NUMBERS = 7  # of each crop
 _SUPPORT = 2.0  # of the bicubic kernel, output px
 _A = -0.5  # its parameter (Keys 1981), as Pillow has it
+_ROUNDING = 1e-3  # px
 
 
 _MOST_CROPS = 256
@@ -67,11 +68,33 @@ class CropSettings:
             )
         if not 1 <= self.local_px <= self.global_px:
             raise BadOption(f"local crops of {self.local_px} px are not between 1 and {self.global_px} px")
-        if (need := self.global_px / low * math.sqrt(self.aspect)) > TILE_PX:
+        if (need := self.most_px) > TILE_PX:
             raise BadOption(
                 f"crops of {self.global_px} px at scale {low} and aspect {self.aspect} need {need:.0f} px of a tile of "
                 f"{TILE_PX}; ask for smaller crops or a larger scale"
             )
+
+    @property
+    def most_px(self) -> float:
+        """The widest and highest that a global crop is cut, in px of a tile whose um/px is wanted."""
+        return self.global_px / self.scale[0] * math.sqrt(self.aspect)
+
+
+@dataclass(frozen=True)
+class TileScales:
+    """(B,) float32 um/px of tiles, and at which um/px crops of them are `wanted`, before a crop's own scale."""
+
+    mpp: NDArray[np.float32]
+    wanted: NDArray[np.float32]
+
+    def take(self, rows: slice) -> TileScales:
+        """These rows alone."""
+        return TileScales(self.mpp[rows], self.wanted[rows])
+
+    @property
+    def zoom(self) -> NDArray[np.float64]:
+        """(B,) how many px of its tile a px of a crop is wide, before the crop's own scale."""
+        return self.wanted.astype(np.float64) / self.mpp
 
 
 @dataclass(frozen=True)
@@ -95,24 +118,37 @@ class CropWindows:
         return np.asarray(tile_mpp[:, None] * np.sqrt(self.width * self.height) / self.px, np.float64)
 
 
-def plan_crops(settings: CropSettings, places: Places) -> tuple[CropWindows, CropWindows]:
-    """Windows of the global and the local crops of the tiles at these places."""
+def plan_crops(
+    settings: CropSettings, places: Places, scales: TileScales | None = None
+) -> tuple[CropWindows, CropWindows]:
+    """Windows of the global and the local crops of the tiles at these places; without `scales` at the tiles' own um/px.
+
+    Raises BadOption where a tile is too small for crops at the um/px that is wanted.
+    """
+    zoom = scales.zoom if scales else None
     return (
-        _plan(settings, places, Purpose.GLOBAL_CROPS, settings.global_px, settings.global_crops),
-        _plan(settings, places, Purpose.LOCAL_CROPS, settings.local_px, settings.local_crops),
+        _plan(settings, places, Purpose.GLOBAL_CROPS, zoom),
+        _plan(settings, places, Purpose.LOCAL_CROPS, zoom),
     )
 
 
-def _plan(settings: CropSettings, places: Places, purpose: Purpose, px: int, crops: int) -> CropWindows:
+def _plan(settings: CropSettings, places: Places, purpose: Purpose, zoom: NDArray[np.float64] | None) -> CropWindows:
+    whole = purpose == Purpose.GLOBAL_CROPS
+    px = settings.global_px if whole else settings.local_px
+    crops = settings.global_crops if whole else settings.local_crops
     numbers = places.uniforms(purpose, max(crops, 1) * _NUMBERS)
     u = numbers.reshape(len(numbers), -1, _NUMBERS)[:, :crops]
     if settings.resized:
-        low, high = settings.area[:2] if purpose == Purpose.GLOBAL_CROPS else settings.area[2:]
+        low, high = settings.area[:2] if whole else settings.area[2:]
         side = TILE_PX * np.sqrt(low + u[..., 0] * (high - low))
         stretch = np.sqrt(4 / 3) ** (2 * u[..., 1] - 1)
         width, height = np.minimum(side * stretch, TILE_PX), np.minimum(side / stretch, TILE_PX)
     else:
         width, height = _translated(settings, px, u)
+    if zoom is not None:
+        width, height = width * zoom[:, None], height * zoom[:, None]
+        if (most := max(width.max(initial=0), height.max(initial=0))) > TILE_PX + _ROUNDING:
+            raise BadOption(f"crops need {most:.0f} px of a tile of {TILE_PX}; lower sampling.alone")
     flip_x, flip_y = (u[..., 4] < 0.5) & settings.flips, (u[..., 5] < 0.5) & settings.flips
     turns = (np.modf(u[..., 4] * 2)[0] * 4).astype(int) * settings.right_angles
     return CropWindows(

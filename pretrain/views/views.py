@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pretrain.compute.devices import send_together
-from pretrain.compute.randomness import Places
+from pretrain.compute.randomness import Places, Purpose
 from pretrain.model.normalise import normalise
 from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
-from pretrain.views.crops import CropSettings, crop, plan_crops
+from pretrain.views.crops import CropSettings, TileScales, crop, plan_crops
 from pretrain.views.masking import MaskingSettings, plan_masks
+
+_UNTOLD = 0.1
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class Views:
 
     `global_crops`: (G * B, 3, h, w), normalised. `local_crops`: (L * B, 3, h, w). `mask`: (G * B, N) bool, true where
     the student sees the mask token. `chosen`: (M,) int64, the masked patches in the flattened (G * B * N), padded.
-    `weight`: (M,) float32, of each in the loss, 0 for padding.
+    `weight`: (M,) float32, of each in the loss, 0 for padding. `mpp`: for each of `groups` (n * B,) float32, the um/px
+    of its crops' pixels, the geometric mean of both axes; empty where the tiles' own were not given. `told`: the same
+    with NaN for one tile in ten, which networks that take um/px are not told, so that they can do without.
     """
 
     places: Places
@@ -39,6 +44,8 @@ class Views:
     mask: Tensor
     chosen: Tensor
     weight: Tensor
+    mpp: tuple[Tensor, ...] = ()
+    told: tuple[Tensor, ...] = ()
 
     @property
     def groups(self) -> list[Tensor]:
@@ -57,19 +64,24 @@ def make_views(
     places: Places,
     patch_px: int,
     dtype: torch.dtype = torch.float32,
+    scales: TileScales | None = None,
 ) -> Views:
-    """Views of (B, 3, 392, 392) uint8 tiles on the device, at these places.
+    """Views of (B, 3, 392, 392) uint8 tiles of these scales on the device, at these places.
 
     A pure function of pixels and places; nothing waits for the device.
     """
-    groups = []
-    for kind, windows in zip(("global", "local"), plan_crops(settings.crops, places), strict=True):
+    groups, mpps = [], []
+    untold = places.uniforms(Purpose.MPP_TOLD, 1)[:, 0] < _UNTOLD
+    for kind, windows in zip(("global", "local"), plan_crops(settings.crops, places, scales), strict=True):
         crops = windows.x0.shape[1]
         cut = crop(tiles, windows, dtype)
         if crops:
             cut = apply_colour(cut, plan_colour(settings.colour, places, kind, crops))
         groups.append(normalise(cut))
+        if scales and crops:
+            mpp = windows.mpp(scales.mpp).T.astype(np.float32)
+            mpps += [mpp.ravel(), np.where(untold, np.float32(np.nan), mpp).ravel()]
     side = settings.crops.global_px // patch_px
     masks = plan_masks(settings.masking, places, settings.crops.global_crops, side)
-    mask, chosen, weight = send_together([masks.mask, masks.index, masks.weight], tiles.device)
-    return Views(places, groups[0], groups[1], mask, chosen, weight)
+    mask, chosen, weight, *sent = send_together([masks.mask, masks.index, masks.weight, *mpps], tiles.device)
+    return Views(places, groups[0], groups[1], mask, chosen, weight, tuple(sent[::2]), tuple(sent[1::2]))

@@ -22,6 +22,7 @@ from wsi_prep.output.catalog import Catalog
 from wsi_prep.tiles.store import StoreWriter
 
 _MPP = {"40x": 0.25, "20x": 0.5, "10x": 1.0, "5x": 2.0}
+_ACROSS = 8  # tiles of a slide
 _STAINS, _INSTITUTIONS = ("HE", "HE", "HE", "IHC"), 5
 
 
@@ -93,6 +94,7 @@ def _add_slide(catalog: Catalog, out: Path, number: int, jpegs: dict[str, list[b
         for jpeg in tiles:
             at = writer.append(name, jpeg)
             place = {field: getattr(at, field) for field in ("index", "offset", "nbytes", "crc32")}
+            place |= dict(zip(("row", "col"), divmod(at.index, _ACROSS), strict=True))
             where = {"array": f"{store}/{name}", "shard": f"{store}/{at.shard}"}
             rows.append({"slide_id": slide_id, "magnification": name, "mpp": _MPP[name]} | where | place)
     writer.close()

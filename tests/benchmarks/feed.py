@@ -18,7 +18,7 @@ def main() -> None:
     """Run the chosen parts, print their figures, and write them as Markdown if asked."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--shards", default="shards", help="an OUT folder whose JPEG tiles make the cohort")
-    parser.add_argument("--only", default="local cores tables remote crops scale", help="which parts")
+    parser.add_argument("--only", default="local cores any_mpp tables remote crops scale", help="which parts")
     parser.add_argument("--quick", action="store_true", help="small and once: does it run?")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     given = parser.parse_args()
@@ -46,6 +46,10 @@ def _cores(folder: Path, shards: str, quick: bool) -> list[Figure]:
     return local.run_cores(_cohort(folder, shards, quick), 1 if quick else 5)
 
 
+def _any_mpp(folder: Path, shards: str, quick: bool) -> list[Figure]:
+    return local.run_any_mpp(_cohort(folder, shards, quick), 1 if quick else 5)
+
+
 def _tables(folder: Path, shards: str, quick: bool) -> list[Figure]:
     return local.run_tables(_cohort(folder, shards, quick), 1 if quick else 5)
 
@@ -65,6 +69,7 @@ def _scale(folder: Path, shards: str, quick: bool) -> list[Figure]:
 _PARTS: dict[str, Callable[[Path, str, bool], list[Figure]]] = {
     "local": _local,
     "cores": _cores,
+    "any_mpp": _any_mpp,
     "tables": _tables,
     "remote": _remote,
     "crops": _crops,

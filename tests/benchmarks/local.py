@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,6 +77,24 @@ def run_cores(cohort: Cohort, repeats: int) -> list[Figure]:
     with one, two, workers:
         rates = compare("two cores", contestants, repeats)
     return [*rates.figures(), rates.ratio("2 threads", "1 thread", 1.8), rates.ratio("2 threads", "2 processes")]
+
+
+def run_any_mpp(cohort: Cohort, repeats: int) -> list[Figure]:
+    """One core: any um/px, by how far a tile serves alone, against stored ones, which `continuous` reads as well."""
+    index = open_index(cohort.shards, cohort.folder / "index")
+    settings = {"stored um/px": SamplingSettings(batch=cohort.batch)}
+    for alone in (1.0, 1.4, 1.53, 2.0):
+        settings[f"any um/px, alone {alone:g}"] = SamplingSettings(batch=cohort.batch, any_mpp=True, alone=alone)
+    figures = []
+    with on_cores(0), ExitStack() as open_loaders:
+        contestants = {}
+        for name, chosen in settings.items():
+            loader = open_loaders.enter_context(Loader(Sampler(index, chosen), LoaderSettings(threads=1)))
+            contestants[name] = _loading(loader, cohort)
+            contestants[name]()
+            figures.append(Figure("any um/px", f"tiles read for one, {name}", f"{loader.bad.read / cohort.tiles:.2f}"))
+        rates = compare("any um/px, processor time", contestants, repeats, time.process_time)
+    return [*figures, *rates.figures(), *(rates.ratio(name, "stored um/px") for name in list(settings)[1:])]
 
 
 def run_tables(cohort: Cohort, repeats: int) -> list[Figure]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from pretrain.data.sampler import SamplingSettings
 from pretrain.model.recompute import MODES
 from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.gpus import Gpu
@@ -15,6 +17,7 @@ from pretrain.train.recipe.recipe import Recipe
 
 _GIGA = 1e9
 _DAY_S, _HOUR_S = 86_400, 3600
+_BLOCK_TILES = 6.0  # 1,603 / 275 by docs/training-data.md
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Plan:
     @property
     def loader_cores(self) -> float:
         """Of each machine, to read and decode as fast as its GPUs train."""
-        return self.tiles_per_s / self.machines / self.assumed.core_tiles
+        return self.tiles_per_s * _work(self.recipe.sampling) / self.machines / self.assumed.core_tiles
 
     @property
     def checkpoints(self) -> int:
@@ -93,6 +96,14 @@ class Plan:
         saving = self.recipe.saving
         hours = saving.keep_hours
         return saving.keep + (int(self.days * 24 / hours) if hours else 0)
+
+
+def _work(sampling: SamplingSettings) -> float:
+    """What reading one of a batch takes, in stored tiles; for any um/px as if it were log-uniform."""
+    if not sampling.any_mpp:
+        return 1.0
+    alone = math.log2(sampling.alone)  # of each octave of um/px
+    return alone + (1 - alone) * _BLOCK_TILES
 
 
 def needed_gb(seen: Simulated, assumed: PlanAssumptions) -> float:

@@ -19,6 +19,7 @@ _CONFOUNDED = 0.5  # Cramer's V
 def caveats(recipe: Recipe, sampler: Sampler, guide: Sequence[Field] = ()) -> list[str]:
     """A line each, for people; none where all is well. `guide`: the fields of the recipe's guide."""
     found = [_spread(recipe), _masks(recipe), _slides(sampler), _held_out(recipe, sampler), _strata(recipe, sampler)]
+    found.append(_told(recipe))
     found += [_hardly_known(field) for field in guide] + _confounded(recipe, sampler, guide)
     return [line for line in found if line]
 
@@ -59,6 +60,12 @@ def _held_out(recipe: Recipe, sampler: Sampler) -> str:
         return ""
     slides = len(sampler.index.slides)
     return f"sampling.held_out={share:g} holds out none of the {slides:,} slides: the patients are too few"
+
+
+def _told(recipe: Recipe) -> str:
+    if not (recipe.backbone.mpp_token and recipe.guide.wanted.get("mpp")):
+        return ""
+    return "guide.mpp asks for what backbone.mpp_token tells, so that little is learnt from it; leave out one of them"
 
 
 def _hardly_known(field: Field) -> str:

@@ -26,6 +26,13 @@ def changed(recipe: Recipe, changes: Sequence[str]) -> Recipe:
     return made
 
 
+def shown(value: object) -> str:
+    """A value as somebody types it."""
+    if not isinstance(value, tuple):
+        return str(value)
+    return ",".join(":".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in value)
+
+
 def _set(values: dict[str, Any], record: Any, name: str, text: str) -> None:
     """Replace one value, by its dotted name, in the nested dictionaries of the record."""
     *way, last = name.split(".")
@@ -44,15 +51,20 @@ def _set(values: dict[str, Any], record: Any, name: str, text: str) -> None:
 
 
 def _parse(name: str, text: str, wanted: Any) -> Any:
-    """The text as a value of the type; tuples are written with commas."""
+    """The text as a value of the type; tuples are written with commas, and tuples in them with colons."""
+    return _parse_by(name, text, wanted, ",")
+
+
+def _parse_by(name: str, text: str, wanted: Any, between: str) -> Any:
     if typing.get_origin(wanted) is tuple:
         kinds = typing.get_args(wanted)
-        words = [word.strip() for word in text.split(",") if word.strip()]
+        words = [word.strip() for word in text.split(between) if word.strip()]
         if kinds[-1] is Ellipsis:
-            return tuple(_parse(name, word, kinds[0]) for word in words)
+            return tuple(_parse_by(name, word, kinds[0], ":") for word in words)
         if len(words) != len(kinds):
-            raise BadOption(f"{name} takes {len(kinds)} values with commas between them, not {text!r}")
-        return tuple(_parse(name, word, kind) for word, kind in zip(words, kinds, strict=True))
+            named = {",": "commas", ":": "colons"}[between]
+            raise BadOption(f"{name} takes {len(kinds)} values with {named} between them, not {text!r}")
+        return tuple(_parse_by(name, word, kind, ":") for word, kind in zip(words, kinds, strict=True))
     if wanted is bool:
         if text.lower() not in ("true", "false"):
             raise BadOption(f"{name} is true or false, not {text!r}")

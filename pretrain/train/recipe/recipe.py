@@ -25,6 +25,7 @@ from pretrain.model.recompute import MODES as RECOMPUTE
 from pretrain.train.checkpoint import SavingSettings
 from pretrain.views.views import ViewSettings
 from wsi_prep.errors import BadOption
+from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.storage.atomic import write_json
 
 PRECISIONS = ("fp32", "bf16")
@@ -133,8 +134,21 @@ class Recipe:
         for px in (crops.global_px, crops.local_px):
             if px % patch:
                 raise BadOption(f"crops of {px} px do not divide into patches of {patch} px")
+        if self.sampling.any_mpp:
+            self._require_any_mpp()
         if crops.global_crops + crops.local_crops < 2:
             raise BadOption("one crop of a tile has nothing to be compared with; ask for at least two")
+
+    def _require_any_mpp(self) -> None:
+        crops, alone = self.views.crops, self.sampling.alone
+        if crops.continuous or crops.resized:
+            other = "continuous" if crops.continuous else "resized"
+            raise BadOption(f"sampling.any_mpp and views.crops.{other} exclude each other; switch one of them off")
+        if (need := crops.most_px * alone) > TILE_PX:
+            raise BadOption(
+                f"crops of {crops.global_px} px need {need:.0f} px of a tile of {TILE_PX} at {alone:g} times its own "
+                f"um/px; ask for sampling.alone={math.floor(TILE_PX / crops.most_px * 100) / 100:g} or less"
+            )
 
 
 FREE = ("compute", "loader", "saving", "looking")

@@ -108,6 +108,7 @@ _LONG_SOURCES = {
     "schedule.warmup": f"{LONG}: 80 epochs",
     "sampling.batch": PAPER,
     "backbone": PAPER,
+    "backbone.mpp_token": OURS,
     "backbone.layer_scale": SHORT,
     "backbone.drop_path": LONG,
     "objective.head.prototypes": PAPER,
@@ -162,7 +163,15 @@ def virchow2g() -> Recipe:
     )
 
 
-@sourced({"sampling.batch": PAPER, "backbone": PAPER, "objective.head.prototypes": PAPER, "schedule.momentum": LONG})
+@sourced(
+    {
+        "sampling.batch": PAPER,
+        "backbone": PAPER,
+        "backbone.mpp_token": OURS,
+        "objective.head.prototypes": PAPER,
+        "schedule.momentum": LONG,
+    }
+)
 def virchow2g_mini() -> Recipe:
     """Virchow2G Mini: ViT-S/14 of 22 M, distilled: give the teacher as `teacher=`."""
     return Recipe(

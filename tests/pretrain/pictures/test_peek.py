@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pipelines.peek import main
+from tests.support.painted import nuclei
 from tests.support.shard_folders import add_slide, grey
 
 
@@ -60,3 +61,16 @@ def test_the_sheet_is_a_png_by_any_name(tmp_path):
     add_slide(out, 1, {"20x": 3}, patient_key="p")
     assert main(["--shards", str(out), "--out", str(tmp_path / "sheet"), "--index", str(tmp_path / "index")]) == 0
     assert Image.open(tmp_path / "sheet").format == "PNG"
+
+
+def test_any_um_per_px_is_shown_as_it_is_drawn(tmp_path, capsys):
+    out, sheets = tmp_path / "out", [tmp_path / "stored.png", tmp_path / "any.png"]
+    add_slide(out, 1, {"20x": 12}, nuclei, patient_key="p")
+    for sheet, more in zip(sheets, ([], ["--any-mpp"]), strict=True):
+        options = ["--shards", str(out), "--png", str(sheet), "--index", str(tmp_path / "index")]
+        assert main([*options, *more]) == 0
+    stored, any_mpp = (np.asarray(Image.open(sheet).convert("L")).astype(int) for sheet in sheets)
+    assert any_mpp.shape[0] - stored.shape[0] > 6 * 392
+    assert "serves 1 to 2 um/px" in " ".join(capsys.readouterr().err.split())
+    assert main([*options, "--any-mpp", "--continuous"]) == 2
+    assert "exclude each other" in capsys.readouterr().err

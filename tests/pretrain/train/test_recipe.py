@@ -10,7 +10,7 @@ import torch
 from pretrain.data.sampler import SamplingSettings
 from pretrain.model.backbone import make_vit
 from pretrain.train.checkpoint import SavingSettings
-from pretrain.train.recipe.overrides import changed
+from pretrain.train.recipe.overrides import changed, shown
 from pretrain.train.recipe.recipe import ComputeSettings, LookingSettings, differences, flat, load, save
 from pretrain.train.recipe.recipes import RECIPES, debug, recipe, virchow2, virchow2g, virchow2g_mini, vit_s
 from wsi_prep.errors import BadOption
@@ -42,6 +42,7 @@ def test_an_unknown_recipe_is_refused_with_those_there_are():
         ("sampling.mix.40x=0.7", 0.7),
         ("sampling.strata=stain", ("stain",)),
         ("sampling.strata=", ()),
+        ("sampling.any_mpp=true", True),
         ("objective.head.prototypes=4096", 4096),
         ("views.crops.local_crops=0", 0),
         ("compute.device=cpu", "cpu"),
@@ -112,6 +113,9 @@ def test_what_is_no_setting_is_refused(wrong):
         ("sampling.mix.40x=half", "sampling.mix.40x is a number, not 'half'"),
         ("schedule.rate", "sets nothing"),
         ("optim.kind=sgd", "optimizer 'sgd' is not known"),
+        ("sampling.density=0.25:1,2", "sampling.density takes 2 values with colons between them, not '2'"),
+        ("sampling.density=0.25:1,2:many", "sampling.density is a number, not 'many'"),
+        ("sampling.density=0.25:1,2:1", "sampling.any_mpp=true"),
         ("backbone.patch_px=15", "px"),
     ],
 )
@@ -146,6 +150,33 @@ def test_a_file_of_before_goes_on_as_before(tmp_path):
             del group[name]
     (tmp_path / "recipe.json").write_text(json.dumps(values))
     assert load(tmp_path / "recipe.json") == held
+
+
+ANY = ["sampling.any_mpp=true", "sampling.density=0.25:1, 0.5:3.5,2:0"]
+
+
+def test_a_density_is_set_shown_and_saved(tmp_path):
+    held = changed(recipe("vit_s"), ANY)
+    assert held.sampling.density == ((0.25, 1.0), (0.5, 3.5), (2.0, 0.0))
+    assert shown(held.sampling.density) == "0.25:1.0,0.5:3.5,2.0:0.0"
+    assert changed(recipe("vit_s"), [ANY[0], f"sampling.density={shown(held.sampling.density)}"]) == held
+    save(held, tmp_path / "recipe.json")
+    assert load(tmp_path / "recipe.json") == held
+    assert differences(load(tmp_path / "recipe.json"), recipe("vit_s"))[:1] == ["sampling.any_mpp: False -> True"]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("views.crops.continuous=true", "any_mpp and views.crops.continuous exclude"),
+        ("views.crops.resized=true", "any_mpp and views.crops.resized exclude"),
+        ("sampling.alone=1.6", r"need 408 px of a tile of 392 at 1.6 times its own um/px; ask for sampling.alone=1.53"),
+    ],
+)
+def test_any_mpp_with_crops_that_it_does_not_go_with_is_refused(more, says):
+    with pytest.raises(BadOption, match=says):
+        changed(recipe("vit_s"), [*ANY, more])
+    assert changed(recipe("vit_s"), [*ANY, "sampling.alone=1.53"]).sampling.alone == 1.53
 
 
 def nested(values, path, value):

@@ -176,6 +176,7 @@ def test_the_large_recipes_take_the_long_training_and_the_paper_whole(name):
         *("schedule.shape", "schedule.cooldown", "schedule.shares_of", "schedule.guide_ramp"),
         "views.crops.right_angles",
         "views.crops.continuous",
+        "backbone.mpp_token",
         "views.colour.stain",
         "views.masking.blocks",
         "views.masking.scattered",

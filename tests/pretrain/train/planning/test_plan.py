@@ -86,6 +86,9 @@ def test_a_plan_adds_up():
     assert (made.time.step, made.tiles, made.tiles_per_s, made.peak_share) == pytest.approx((0.5, 2, 64, 1))
     assert (made.days, made.gpu_hours, made.cost) == pytest.approx((1, 384, 768))
     assert (made.machines, made.loader_cores, made.checkpoints) == (2, 8, 6)
+    for alone, cores in ((1.0, 48), (2.0, 8), (2**0.5, 28)):  # four tiles cost as much as six
+        any_mpp = changed(chosen, ["sampling.any_mpp=true", f"sampling.alone={alone}"])
+        assert replace(made, recipe=any_mpp).loader_cores == pytest.approx(cores)
 
 
 @given(st.floats(0, 20), st.floats(0, 0.5), st.floats(0, 5))
