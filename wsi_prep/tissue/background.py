@@ -184,9 +184,7 @@ def _is_on_grid(flat: Flat, within: int, picture: NDArray[np.uint8], tile: tuple
 
 def _edges(lines: NDArray[np.bool_], pitch: float) -> tuple[int, int]:
     """Of (lines, px): how often what is three wide begins or ends, and how often near a grid of that pitch."""
-    wide = cv2.morphologyEx(
-        np.ascontiguousarray(lines).view(np.uint8), cv2.MORPH_OPEN, np.ones((1, 3), np.uint8), borderValue=255
-    )
+    wide = cv2.morphologyEx(np.ascontiguousarray(lines).view(np.uint8), cv2.MORPH_OPEN, np.ones((1, 3), np.uint8))
     changes = np.count_nonzero(wide[:, 1:] != wide[:, :-1], axis=0)
     at = np.arange(1.0, len(changes) + 1)
     near = np.abs(at - np.rint(at / pitch) * pitch) <= _ON_GRID_PX

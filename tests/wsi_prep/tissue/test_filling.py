@@ -8,6 +8,7 @@ from sample_slides.make import mask_path
 from wsi_prep.errors import NotBrightField
 from wsi_prep.slides.pyramid.thumbnail import read_thumbnail
 from wsi_prep.slides.readers.select import open_slide
+from wsi_prep.tissue.background import Flat, ends_with_tiles
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import MASK_MPP, check_bright_field, detect_tissue
 
@@ -116,3 +117,13 @@ def test_what_glows_on_a_haze_inside_black_filling_is_no_bright_field(he, haze):
 def test_dim_glass_inside_filling_that_is_brighter_is_bright_field(he):
     picture, _ = without_bare_tiles(he, (100, 100, 100), 128, 16)
     check_bright_field(picture, model(picture, "dark grey", 16))
+
+
+@pytest.mark.parametrize("width", [203, 207, 210])
+def test_where_the_picture_ends_is_no_edge_of_filling(width):
+    """The last tiles are cut off where the slide ends, which is not on their grid."""
+    picture = np.full((157, width, 3), 180, np.uint8)
+    picture[:, 195:] = 255
+    white = Flat((255, 255, 255), outer=True)
+    assert ends_with_tiles(white, picture, (15.0, 15.0))
+    assert not ends_with_tiles(white, np.roll(picture, -7, axis=1), (15.0, 15.0))
