@@ -2,17 +2,19 @@
 
 import shutil
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
 import dask
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from pipelines.shards import main
 from tests.support.dask_processes import ROOT, DaskProcesses, kill, make_certificates, wait_until
 from tests.support.slurm_stand_in import stand_in
 from tests.support.undisturbed import committed, copies, outcome
+from wsi_prep.compute.jobs import run_tasks
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -154,6 +156,20 @@ def test_a_run_with_only_other_versions_left_ends_and_can_go_on(slides, undistur
             client.wait_for_workers(1, timeout=60)
         assert main(arguments(slides, out, "--scheduler", cluster.address)) == 0
         assert outcome(out) == undisturbed
+
+
+def test_workers_that_come_late_get_work_before_the_first_slide_is_done():
+    """As jobs do that wait in a queue. Each task waits for as many others as there are workers, and so for its own."""
+    together = threading.Barrier(6)
+    with LocalCluster(n_workers=0, threads_per_worker=1, processes=False, dashboard_address=None) as late:
+
+        def tasks():
+            late.scale(6)
+            yield from range(6)
+
+        with Client(late, set_as_default=False) as client:
+            ended = dict(run_tasks(client, lambda _: together.wait(timeout=30) >= 0, tasks(), str))
+    assert ended == dict.fromkeys(range(6), True)
 
 
 @pytest.fixture
