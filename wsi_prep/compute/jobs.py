@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -151,6 +152,8 @@ def _run_together(
         running.update(named)
 
     def top_up() -> None:
+        if gave_up := getattr(client.cluster, "gave_up", ""):
+            raise ClusterLost(gave_up)
         submit(islice(waiting, max(0, window.size() - len(running))))
 
     submit(islice(waiting, window.size()))
@@ -307,10 +310,13 @@ def _started(options: ClusterOptions, say: Callable[[str], None]) -> Iterator[tu
 def _slurm(
     config: SlurmConfig, closed: Closed, say: Callable[[str], None]
 ) -> contextlib.AbstractContextManager[SpecCluster]:
+    before = signal.getsignal(signal.SIGINT)
     try:
         from wsi_prep.compute.cluster.slurm import slurm_cluster  # noqa: PLC0415 - only where SLURM is asked for
     except ImportError as error:
         raise BadOption("CLUSTER=slurm needs the package dask-jobqueue; install the extra [shards]") from error
+    finally:
+        signal.signal(signal.SIGINT, before)  # dask-jobqueue, when it is imported, has Ctrl-C end the process with 0
     return slurm_cluster(config, closed, say)
 
 

@@ -158,9 +158,16 @@ def test_a_run_with_only_other_versions_left_ends_and_can_go_on(slides, undistur
         assert outcome(out) == undisturbed
 
 
+TOGETHER = threading.Barrier(6)
+
+
+def met(_):
+    TOGETHER.wait(timeout=20)
+    return True
+
+
 def test_workers_that_come_late_get_work_before_the_first_slide_is_done():
-    """As jobs do that wait in a queue. Each task waits for as many others as there are workers, and so for its own."""
-    together = threading.Barrier(6)
+    """As jobs do that wait in a queue. Each of six tasks waits for the others, so they need six workers at once."""
     with LocalCluster(n_workers=0, threads_per_worker=1, processes=False, dashboard_address=None) as late:
 
         def tasks():
@@ -168,7 +175,7 @@ def test_workers_that_come_late_get_work_before_the_first_slide_is_done():
             yield from range(6)
 
         with Client(late, set_as_default=False) as client:
-            ended = dict(run_tasks(client, lambda _: together.wait(timeout=30) >= 0, tasks(), str))
+            ended = dict(run_tasks(client, met, tasks(), str))
     assert ended == dict.fromkeys(range(6), True)
 
 

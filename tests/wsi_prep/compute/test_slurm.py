@@ -135,22 +135,41 @@ def test_a_walltime_that_ends_in_a_slide_is_said_and_the_slide_made_by_another_j
 
 
 @pytest.mark.long
-def test_drained_nodes_are_waited_for_and_a_node_that_fails_costs_no_slide(slurm, slides, undisturbed, tmp_path):
-    for node in NODES:
-        slurm.update(f"nodename={node}", "state=DRAIN", "reason=test")
+def test_jobs_that_wait_in_the_queue_are_said_and_waited_for(slurm, slides, undisturbed, tmp_path):
+    others = slurm.submit_line("sleep infinity", tmp_path, "--nodes=2", "--exclusive")
+    wait_until(lambda: slurm.state(others) == "RUNNING", every=0.2)
     with Run(slurm, slides, tmp_path, ONE_EACH) as run:
-        run.until(lambda: "note: no worker yet: 2 jobs are in SLURM's queue (PENDING" in run.said())
+        run.until(lambda: "note: no worker yet: 2 jobs are in SLURM's queue (PENDING, " in run.said())
+        slurm.ask("scancel", others)
+        code, said = run.ended()
+        assert code == 0, said
+        assert outcome(run.out) == undisturbed
+
+
+@pytest.mark.long
+def test_a_drained_node_gets_no_job_and_one_that_fails_costs_no_slide(slurm, slides, undisturbed, tmp_path):
+    slurm.update("nodename=n1", "state=DRAIN", "reason=test")
+    with Run(slurm, slides, tmp_path, ONE_EACH) as run:
         run.sabotage("b", "tile", "hold")
-        slurm.update("nodename=n1", "state=RESUME")
         run.until(run.sabotaged)
-        assert {nodes for _, nodes in run.jobs("RUNNING").values()} == {"n1"}
-        slurm.update("nodename=n2", "state=RESUME")
-        slurm.update("nodename=n1", "state=DOWN", "reason=test")
-        run.until(lambda: {nodes for _, nodes in run.jobs("RUNNING").values()} == {"n2"})
+        assert {nodes for _, nodes in run.jobs("RUNNING").values()} == {"n2"}
+        slurm.update("nodename=n1", "state=RESUME")
+        slurm.update("nodename=n2", "state=DOWN", "reason=test")
+        run.until(lambda: {nodes for _, nodes in run.jobs("RUNNING").values()} == {"n1"})
         run.go()
         code, said = run.ended()
         assert code == 0, said
         assert outcome(run.out) == undisturbed
+
+
+def test_where_all_nodes_are_drained_the_run_says_so_and_begins_nothing(slurm, slides, tmp_path):
+    for node in NODES:
+        slurm.update(f"nodename={node}", "state=DRAIN", "reason=test")
+    with Run(slurm, slides, tmp_path, ONE_EACH) as run:
+        code, said = run.ended()
+    assert code == 2
+    assert "(allocation failure: Requested node configuration is not available)" in said
+    assert "see by sinfo whether its nodes are up" in said
 
 
 @pytest.mark.parametrize(
@@ -219,7 +238,7 @@ def test_ctrl_c_ends_the_jobs(slurm, slides, tmp_path):
         run.until(run.sabotaged)
         os.killpg(run.process.pid, signal.SIGINT)
         code, said = run.ended()
-        assert code == 130
+        assert code == 130, said
         assert said.count("\n") == 1
         wait_until(lambda: not run.jobs(*ALIVE), every=0.2)
     assert not list(tmp_path.glob(".wsi-prep-*"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import threading
 from collections.abc import Callable, Iterable
@@ -66,6 +65,9 @@ class Jobs(Protocol):
     arrivals: int
     """How often a worker has come."""
 
+    gave_up: str
+    """Why it is no use to wait for workers, in a line for the user; else empty."""
+
     @property
     def observed(self) -> set[str]:
         """Names of the workers that are there; a job's begin with its own."""
@@ -75,24 +77,20 @@ class Jobs(Protocol):
         """Forget this job, so that another is started in its place."""
         ...
 
-    def close(self) -> Any:
-        """End the cluster."""
-        ...
-
 
 class QueueWatch:
     """Looks at the queue every ten seconds, has ended jobs replaced, and says what holds the work up.
 
-    Where jobs end again and again before a worker comes of them, or SLURM takes none, it closes the cluster; `gave_up`
-    says why, in a line for the user. `output` is where a job's output is, with %j for its number.
+    Where jobs end again and again before a worker comes of them, or SLURM takes none, it gives them up. `output` is
+    where a job's output is, with %j for its number.
     """
 
     def __init__(self, jobs: Jobs, wanted: int, output: Path, say: Say) -> None:
         self._jobs, self._wanted, self._output, self._say = jobs, wanted, output, say
-        self.gave_up = ""
         self._said: set[str] = set()
         self._arrivals = 0
         self._in_vain = self._refusals = self._idle = 0
+        self._last = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="slurm-queue", daemon=True)
 
@@ -107,12 +105,8 @@ class QueueWatch:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS):
+        while not self._stop.wait(LOOK_SECONDS) and not self._jobs.gave_up:
             self.look()
-            if self.gave_up:
-                with contextlib.suppress(Exception):  # half closed is enough: the client sees that it is gone
-                    self._jobs.close()
-                return
 
     def look(self) -> None:
         """Once."""
@@ -126,7 +120,7 @@ class QueueWatch:
         at_work = self._jobs.observed
         alive = []
         for name, job in held.items():
-            found = states.get(job.job_id or "", JobState("not in the queue any more"))
+            found = states.get(job.job_id or "", JobState("no longer in the queue"))
             if job.refused:
                 self._once(f"SLURM does not take a job ({job.refused}); it is asked again every {LOOK_SECONDS:g} s")
             elif not found.ended and job.job_id in states:
@@ -140,9 +134,8 @@ class QueueWatch:
         self._judge([job for job in held.values() if job.refused], alive, idle=not at_work)
 
     def _ended(self, job: Any, found: JobState) -> None:
-        worked = job.worked
-        self._in_vain += not worked
-        if not worked:
+        if not job.worked:
+            self._in_vain += 1
             self._last = f"job {job.job_id}: {found}; see {self._told_output(job.job_id)}"
             self._once(f"a job ended before a worker came of it ({self._last}); another takes its place", "vain")
         elif found.state != "COMPLETED":
@@ -153,9 +146,9 @@ class QueueWatch:
         self._refusals = self._refusals + 1 if refused and idle and not alive else 0
         self._idle = self._idle + 1 if idle else 0
         if self._refusals >= _ROUNDS_IN_VAIN:
-            self.gave_up = f"SLURM takes no job ({refused[-1].refused}); {_KEPT}"
+            self._jobs.gave_up = f"SLURM takes no job ({refused[-1].refused}); {_KEPT}"
         elif idle and self._in_vain >= _ROUNDS_IN_VAIN * self._wanted:
-            self.gave_up = f"{self._in_vain} jobs ended before a worker came of any, the last {self._last}; {_KEPT}"
+            self._jobs.gave_up = f"{self._in_vain} jobs ended before a worker came of any, the last {self._last}; {_KEPT}"
         elif self._idle >= _LOOKS_TO_WAIT and alive:
             why = ", ".join(sorted({str(each) for each in alive}))
             self._once(f"no worker yet: {counted(len(alive), 'job is', 'jobs are')} in SLURM's queue ({why})", why)

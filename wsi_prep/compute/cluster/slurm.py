@@ -21,9 +21,10 @@ from distributed.core import Status
 from wsi_prep.compute.cluster.closed import LOOPBACK, Closed, ClosedScheduler
 from wsi_prep.compute.cluster.options import SlurmConfig
 from wsi_prep.compute.cluster.queue import QueueWatch, Say
-from wsi_prep.errors import BadOption, ClusterLost
+from wsi_prep.errors import BadOption
 
 _STAGGER_SECONDS = 60
+_REPLACED = "--no-requeue"  # SLURM would wait two minutes before it starts a job of a failed node again
 
 _CLOSED_WORKER = (
     "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'",
@@ -37,7 +38,7 @@ _CLOSED_WORKER = (
 def slurm_cluster(config: SlurmConfig, closed: Closed, say: Say) -> Iterator[SLURMCluster]:
     """Each ended job is replaced by another while there is work; `say` is told what holds it up.
 
-    Raises BadOption where SLURM is not here, or would not take such a job; ClusterLost where jobs come to nothing.
+    Raises BadOption where SLURM is not here, or would not take such a job.
     """
     if shutil.which("sbatch") is None:
         raise BadOption("CLUSTER=slurm needs sbatch on the PATH; run this on a machine that may submit jobs")
@@ -50,15 +51,15 @@ def slurm_cluster(config: SlurmConfig, closed: Closed, say: Say) -> Iterator[SLU
                 check=False,
             )
         if tried.returncode:
-            raise BadOption(f"SLURM takes no such job ({_reason(tried.stderr)}); correct CLUSTER_CONFIG")
+            raise BadOption(
+                f"SLURM takes no such job ({_reason(tried.stderr)}); correct CLUSTER_CONFIG, or see by sinfo whether "
+                "its nodes are up"
+            )
         least = config.jobs if config.minimum_jobs is None else config.minimum_jobs
         jobs.adapt(minimum_jobs=least, maximum_jobs=config.jobs)
         output = f"{jobs.job_name}-%j.err" if config.log_directory else "slurm-%j.out"
-        with QueueWatch(jobs, config.jobs, Path(config.log_directory or "").absolute() / output, say) as watch:
-            try:
-                yield jobs
-            except ClusterLost as lost:
-                raise ClusterLost(watch.gave_up or str(lost)) from lost
+        with QueueWatch(jobs, config.jobs, Path(config.log_directory or "").absolute() / output, say):
+            yield jobs
 
 
 @contextlib.contextmanager
@@ -94,6 +95,7 @@ class _Cluster(SLURMCluster):  # type: ignore[misc]
     """Jobs that end when SLURM says so; see queue.Jobs."""
 
     arrivals = 0
+    gave_up = ""
 
     def replace_job(self, name: str, job: _Job) -> None:
         """See queue.Jobs; what adapts the cluster starts the other one within a second."""
@@ -132,7 +134,7 @@ def _jobs(config: SlurmConfig, security: Security, closed: Closed) -> _Cluster:
         local_directory='"$scratch"',
         log_directory=config.log_directory,
         job_script_prologue=[*config.prologue, *(line.replace("{parent}", parent) for line in _CLOSED_WORKER)],
-        job_extra_directives=list(config.directives),
+        job_extra_directives=[_REPLACED, *config.directives],
         worker_extra_args=[
             *("--lifetime", f"{config.lifetime_seconds}s"),
             *("--lifetime-stagger", f"{min(_STAGGER_SECONDS, config.lifetime_seconds // 5)}s"),
