@@ -43,7 +43,8 @@ def pretraining(slurm, shards, tmp_path):
         more = f"--index {tmp_path / 'index'} --set {' '.join([*TINY, LONG])}"
         told = {"SHARDS": shards, "RUN": tmp_path / "run", "RECIPE": "debug", "HEAD": f"127.0.0.1:{free_port()}"}
         number = slurm.submit("pretrain.sbatch", tmp_path, *options, MORE=more, **told)
-        wait_until(lambda: len(losses(tmp_path / "run")) > 7, seconds=200, every=0.2)
+        began = tmp_path / "run" / "metrics.jsonl"
+        wait_until(lambda: began.exists() and len(losses(began.parent)) > 7, seconds=200, every=0.1)
         return number
 
     return submit
