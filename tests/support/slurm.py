@@ -152,6 +152,11 @@ class Slurm:
         """A job's; "" where SLURM does not know it."""
         return self.jobs().get(number, ("", ""))[0]
 
+    def at_once(self, number):
+        """Start a job that was queued again, and that SLURM holds back for two minutes."""
+        wait_until(lambda: self.state(number) == "PENDING", seconds=100, every=0.2)
+        self.update(f"jobid={number}", "starttime=now")
+
     def submit(self, file, folder, *options, **told):
         """sbatch of one of docs/slurm, from this folder, with these variables; returns the job's number."""
         return self._submit(folder, [*options, str(ROOT / "docs/slurm" / file)], told)

@@ -1,6 +1,5 @@
 """The jobs of docs/slurm on a real SLURM: training on two nodes that is preempted, and features by an array."""
 
-import os
 import socket
 
 import numpy as np
@@ -51,30 +50,28 @@ def pretraining(slurm, shards, tmp_path):
 
 
 def goes_on(slurm, number, folder, unbroken):
-    """It is started again, once, and ends with the losses of a run that nobody disturbed; what it said."""
+    """It is started again, once, and ends with the losses of a run that nobody disturbed, none of its steps computed twice."""
+    slurm.at_once(number)
     wait_until(lambda: slurm.state(number) == "COMPLETED", seconds=250, every=0.5)
     assert slurm.about(number)["Restarts"] == "1"
     close_to(folder / "run", unbroken)
-    return (folder / f"slurm-{number}.out").read_text()
+    said = (folder / f"slurm-{number}.out").read_text()
+    assert "stopping after this step, then saving" in said
+    steps = [line.split()[1] for line in said.splitlines() if line.startswith("step ") and "loss" in line]
+    assert len(steps) == len(set(steps)), "a step was lost with its checkpoint, and computed again"
 
 
-def test_a_preempted_training_is_queued_again_and_goes_on_to_the_same_losses(
-    slurm, pretraining, unbroken, tmp_path
-):
+def test_a_preempted_training_is_queued_again_and_goes_on_to_the_same_losses(slurm, pretraining, unbroken, tmp_path):
     number = pretraining()
     urgent = slurm.submit_line("true", tmp_path, "--partition=urgent", "--nodes=2", "--exclusive")
     wait_until(lambda: slurm.state(urgent) == "COMPLETED", seconds=100, every=0.2)
-    said = goes_on(slurm, number, tmp_path, unbroken)
-    assert "stopping after this step, then saving" in said
-    steps = [int(line.split()[1]) for line in said.splitlines() if line.startswith("step ") and "loss" in line]
-    assert len(steps) == len(set(steps)), "a step was lost with its checkpoint, and computed again"
+    goes_on(slurm, number, tmp_path, unbroken)
 
 
 def test_a_training_whose_time_is_nearly_over_saves_and_queues_itself_again(slurm, pretraining, unbroken, tmp_path):
     number = pretraining()
     slurm.ask("scancel", "--signal=TERM", number)  # as --signal=TERM@300 does five minutes before its end
-    said = goes_on(slurm, number, tmp_path, unbroken)
-    assert "stopping after this step, then saving" in said
+    goes_on(slurm, number, tmp_path, unbroken)
 
 
 def test_an_array_computes_each_slides_features_once(slurm, shards, tmp_path):

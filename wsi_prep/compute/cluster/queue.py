@@ -18,9 +18,18 @@ LOOK_SECONDS = 10.0
 _ASK_SECONDS = 60
 _LOOKS_TO_WAIT = 3
 _ROUNDS_IN_VAIN = 3
-_ENDED = """
-BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT
-""".split()
+_ENDED = [
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+]
 _PURGED = "Invalid job id"
 _KEPT = "finished slides are kept: repeat the command to resume"
 
@@ -148,7 +157,9 @@ class QueueWatch:
         if self._refusals >= _ROUNDS_IN_VAIN:
             self._jobs.gave_up = f"SLURM takes no job ({refused[-1].refused}); {_KEPT}"
         elif idle and self._in_vain >= _ROUNDS_IN_VAIN * self._wanted:
-            self._jobs.gave_up = f"{self._in_vain} jobs ended before a worker came of any, the last {self._last}; {_KEPT}"
+            self._jobs.gave_up = (
+                f"{self._in_vain} jobs ended before a worker came of any, the last {self._last}; {_KEPT}"
+            )
         elif self._idle >= _LOOKS_TO_WAIT and alive:
             why = ", ".join(sorted({str(each) for each in alive}))
             self._once(f"no worker yet: {counted(len(alive), 'job is', 'jobs are')} in SLURM's queue ({why})", why)

@@ -162,7 +162,7 @@ class _Job(SLURMJob):  # type: ignore[misc]
         return bool(self.job_id or self.refused)
 
     async def start(self) -> None:
-        """Submit it. Where SLURM refuses, this is no error: the cluster would count it as started, and wait for ever."""
+        """Submit it. A refusal is kept, not raised: the cluster would count it as started, and wait for ever."""
         try:
             await super().start()
         except (RuntimeError, ValueError) as error:
