@@ -17,7 +17,8 @@ from tests.support.paths import ROOT
 
 NODES = ("n1", "n2")
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
-_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
+_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "setpriv")
+_WITH_US = ("setpriv", "--pdeathsig=KILL")  # also where the tests are killed
 _PLACES = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 _CONF = """
 ClusterName=test
@@ -55,6 +56,7 @@ NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={n2} CPUs=32 RealMemo
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=20 State=UP
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF State=UP
 PartitionName=short Nodes=ALL MaxTime=5 State=UP
+PartitionName=pathology Nodes=ALL MaxTime=12:00:00 State=UP
 """
 """More CPUs and memory than the machine may have: jobs share what there is."""
 
@@ -112,7 +114,7 @@ class Slurm:
         program = shutil.which(name, path=_PLACES)
         log = (self.folder / "log" / f"{name}-{len(self._daemons)}.out").open("w")
         process = subprocess.Popen(
-            [program, *map(str, arguments)],
+            [*_WITH_US, program, *map(str, arguments)],
             env={**os.environ, **self.environment},
             start_new_session=True,
             stdout=log,
@@ -153,9 +155,9 @@ class Slurm:
         return self.jobs().get(number, ("", ""))[0]
 
     def at_once(self, number):
-        """Start a job that was queued again, and that SLURM holds back for two minutes."""
+        """Start a job that was queued again, which SLURM holds back for two minutes."""
         wait_until(lambda: self.state(number) == "PENDING", seconds=100, every=0.2)
-        self.update(f"jobid={number}", "starttime=now")
+        self.update(f"jobid={number}", "starttime=now+3")  # in the same second, its nodes would refuse it
 
     def submit(self, file, folder, *options, **told):
         """sbatch of one of docs/slurm, from this folder, with these variables; returns the job's number."""

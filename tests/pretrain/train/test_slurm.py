@@ -50,7 +50,7 @@ def pretraining(slurm, shards, tmp_path):
 
 
 def goes_on(slurm, number, folder, unbroken):
-    """It is started again, once, and ends with the losses of a run that nobody disturbed, none of its steps computed twice."""
+    """It is started again, once, and ends with the losses of a run that nobody disturbed; no step is computed twice."""
     slurm.at_once(number)
     wait_until(lambda: slurm.state(number) == "COMPLETED", seconds=250, every=0.5)
     assert slurm.about(number)["Restarts"] == "1"

@@ -232,6 +232,44 @@ def test_between_few_and_many_jobs_run_as_there_is_work(slurm, slides, undisturb
         assert outcome(run.out) == undisturbed
 
 
+@pytest.fixture
+def as_a_job(slurm, slides, tmp_path):
+    """Submits docs/slurm/shards.sbatch with docs/slurm/shards.yaml, for two small jobs; the number of its own."""
+    config = (ROOT / "docs/slurm/shards.yaml").read_text() + f"\nshared_directory: {tmp_path}\ninterface: lo\n"
+    for large, small in (("cores: 16", "cores: 1"), ("memory: 32GB", "memory: 2GB"), ("jobs: 20", "jobs: 2")):
+        assert large in config
+        config = config.replace(large, small)
+    (tmp_path / "slurm.yaml").write_text(config)
+
+    def submit(**more):
+        told = {"SLIDES": slides, "OUT": tmp_path / "out", "CONFIG": "slurm.yaml", "MORE": "--assume-mpp 0.5", **more}
+        return slurm.submit("shards.sbatch", tmp_path, **told)
+
+    return submit
+
+
+@pytest.mark.long
+def test_the_documented_job_makes_a_cohort(slurm, as_a_job, undisturbed, tmp_path):
+    number = as_a_job()
+    wait_until(lambda: slurm.state(number) not in ALIVE, seconds=200, every=0.3)
+    said = (tmp_path / f"slurm-{number}.out").read_text()
+    assert slurm.state(number) == "COMPLETED", said
+    assert outcome(tmp_path / "out") == undisturbed
+    assert "3 ok" in said
+
+
+@pytest.mark.long
+def test_with_the_documented_job_its_workers_end(slurm, as_a_job, tmp_path):
+    held = Sabotage(tmp_path)
+    held.sabotage("a", "tile", "hold")
+    number = as_a_job(**held.environment)
+    wait_until(held.sabotaged, seconds=200, every=0.2)
+    slurm.ask("scancel", number)
+    wait_until(lambda: not slurm.jobs(*ALIVE), seconds=50, every=0.3)  # and not when they miss the scheduler
+    assert "shards: interrupted; finished slides are kept" in (tmp_path / f"slurm-{number}.out").read_text()
+    assert not list(tmp_path.glob(".wsi-prep-*"))
+
+
 def test_ctrl_c_ends_the_jobs(slurm, slides, tmp_path):
     with Run(slurm, slides, tmp_path, ONE_EACH) as run:
         run.sabotage("a", "tile", "hold")

@@ -6,8 +6,10 @@ import contextlib
 import copy
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,11 @@ def slurm_cluster(config: SlurmConfig, closed: Closed, say: Say) -> Iterator[SLU
     """
     if shutil.which("sbatch") is None:
         raise BadOption("CLUSTER=slurm needs sbatch on the PATH; run this on a machine that may submit jobs")
-    with _security_of_jobs(closed.security, config) as security, _jobs(config, security, closed) as jobs:
+    with (
+        _sigterm_as_ctrl_c(),
+        _security_of_jobs(closed.security, config) as security,
+        _jobs(config, security, closed) as jobs,
+    ):
         with _script(jobs.job_script()) as script:
             tried = subprocess.run(  # noqa: S603 - the user's own SLURM
                 ["sbatch", "--test-only", script],  # noqa: S607
@@ -60,6 +66,19 @@ def slurm_cluster(config: SlurmConfig, closed: Closed, say: Say) -> Iterator[SLU
         output = f"{jobs.job_name}-%j.err" if config.log_directory else "slurm-%j.out"
         with QueueWatch(jobs, config.jobs, Path(config.log_directory or "").absolute() / output, say):
             yield jobs
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Where the call is a job itself, SLURM ends it by SIGTERM: its workers' jobs and its certificates go with it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
