@@ -99,7 +99,7 @@ def test_jobs_that_are_cancelled_in_a_slide_are_replaced(slurm, slides, undistur
         code, said = run.ended()
         assert code == 0, said
         assert outcome(run.out) == undisturbed
-    assert f"note: SLURM ended job {first} (CANCELLED" in said
+    assert f"note: job {first} was ended: CANCELLED" in said
 
 
 @pytest.mark.long
@@ -108,9 +108,11 @@ def test_workers_leave_before_their_walltime_and_others_come(slurm, slides, undi
         run.sabotage("b", "tile", "hold")
         run.until(run.sabotaged)
         (first,) = run.jobs("RUNNING")
-        run.until(lambda: set(run.jobs("RUNNING")) - {first})
-        assert run.jobs()[first][0] == "COMPLETED"  # and not TIMEOUT
+        output = tmp_path / f"slurm-{first}.out"
+        run.until(lambda: "worker-lifetime-reached" in output.read_text())
         run.go()
+        run.until(lambda: run.jobs()[first][0] == "COMPLETED")  # and not TIMEOUT
+        run.until(lambda: set(run.jobs(*ALIVE)) - {first})
         code, said = run.ended()
         assert code == 0, said
         assert outcome(run.out) == undisturbed
@@ -131,7 +133,7 @@ def test_a_walltime_that_ends_in_a_slide_is_said_and_the_slide_made_by_another_j
         code, said = run.ended()
         assert code == 0, said
         assert outcome(run.out) == undisturbed
-    assert f"note: SLURM ended job {first} (TIMEOUT" in said
+    assert f"note: job {first} was ended: TIMEOUT (TimeLimit); another takes its place" in said
 
 
 @pytest.mark.long
@@ -139,7 +141,8 @@ def test_jobs_that_wait_in_the_queue_are_said_and_waited_for(slurm, slides, undi
     others = slurm.submit_line("sleep infinity", tmp_path, "--nodes=2", "--exclusive")
     wait_until(lambda: slurm.state(others) == "RUNNING", every=0.2)
     with Run(slurm, slides, tmp_path, ONE_EACH) as run:
-        run.until(lambda: "note: no worker yet: 2 jobs are in SLURM's queue (PENDING, " in run.said())
+        run.until(lambda: "note: no worker at the moment; SLURM's jobs: " in run.said())
+        assert run.said().count("PENDING (") == 2  # one each for Resources and Priority
         slurm.ask("scancel", others)
         code, said = run.ended()
         assert code == 0, said
@@ -215,7 +218,7 @@ def test_jobs_that_end_before_a_worker_comes_end_the_run_and_their_output_is_nam
         code, said = run.ended()
         assert code == 3
         last = max(map(int, run.jobs()))
-        assert f"the last job {last}: FAILED, NonZeroExitCode; see {tmp_path}/slurm-{last}.out" in said
+        assert f"the last job {last}: FAILED (NonZeroExitCode); see {tmp_path}/slurm-{last}.out" in said
         assert (tmp_path / f"slurm-{last}.out").read_text() == "no such module\n"
 
 

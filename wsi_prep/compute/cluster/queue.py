@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
-
-from wsi_prep.errors import counted
 
 Say = Callable[[str], None]
 
@@ -18,18 +17,8 @@ LOOK_SECONDS = 10.0
 _ASK_SECONDS = 60
 _LOOKS_TO_WAIT = 3
 _ROUNDS_IN_VAIN = 3
-_ENDED = [
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-]
+_ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
+_ENDED += ("REVOKED", "TIMEOUT")
 _PURGED = "Invalid job id"
 _KEPT = "finished slides are kept: repeat the command to resume"
 
@@ -47,7 +36,7 @@ class JobState:
         return self.state in _ENDED
 
     def __str__(self) -> str:
-        return f"{self.state}, {self.reason}" if self.reason not in ("", "None") else self.state
+        return f"{self.state} ({self.reason})" if self.reason not in ("", "None") else self.state
 
 
 def queue_of(jobs: Iterable[str]) -> dict[str, JobState] | None:
@@ -111,7 +100,7 @@ class QueueWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(timeout=1.0)
 
     def _run(self) -> None:
         while not self._stop.wait(LOOK_SECONDS) and not self._jobs.gave_up:
@@ -126,7 +115,10 @@ class QueueWatch:
             return
         if self._jobs.arrivals != self._arrivals:
             self._arrivals, self._in_vain = self._jobs.arrivals, 0
-        at_work = self._jobs.observed
+        try:
+            at_work = self._jobs.observed
+        except RuntimeError:  # a worker came while they were counted
+            return
         alive = []
         for name, job in held.items():
             found = states.get(job.job_id or "", JobState("no longer in the queue"))
@@ -148,7 +140,7 @@ class QueueWatch:
             self._last = f"job {job.job_id}: {found}; see {self._told_output(job.job_id)}"
             self._once(f"a job ended before a worker came of it ({self._last}); another takes its place", "vain")
         elif found.state != "COMPLETED":
-            self._once(f"SLURM ended job {job.job_id} ({found}); another takes its place", found.state)
+            self._once(f"job {job.job_id} was ended: {found}; another takes its place", found.state)
 
     def _judge(self, refused: list[Any], alive: list[JobState], *, idle: bool) -> None:
         """Give up where nothing works and nothing will; say what is waited for where nothing works yet."""
@@ -161,8 +153,9 @@ class QueueWatch:
                 f"{self._in_vain} jobs ended before a worker came of any, the last {self._last}; {_KEPT}"
             )
         elif self._idle >= _LOOKS_TO_WAIT and alive:
-            why = ", ".join(sorted({str(each) for each in alive}))
-            self._once(f"no worker yet: {counted(len(alive), 'job is', 'jobs are')} in SLURM's queue ({why})", why)
+            counts = Counter(map(str, alive))
+            what = ", ".join(f"{count:,} {state}" for state, count in sorted(counts.items()))
+            self._once(f"no worker at the moment; SLURM's jobs: {what}", " ".join(sorted(counts)))
 
     def _told_output(self, number: str) -> Path:
         return self._output.with_name(self._output.name.replace("%j", number))
