@@ -5,11 +5,12 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support.dask_processes import kill, wait_until
@@ -85,12 +86,12 @@ class Slurm:
         return self
 
     def __exit__(self, *_):
-        left = [child for daemon in self._daemons for child in psutil.Process(daemon.pid).children(recursive=True)]
         for daemon in reversed(self._daemons):
             kill(daemon)
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        for place in Path("/proc").glob("[0-9]*/environ"):  # those that watch over jobs leave their daemon
+            with contextlib.suppress(OSError):
+                if str(self._conf).encode() in place.read_bytes():
+                    os.kill(int(place.parent.name), signal.SIGKILL)
 
     def _start(self):
         for name in ("state", "log", *(f"spool-{node}" for node in NODES)):

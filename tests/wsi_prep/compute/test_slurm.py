@@ -273,6 +273,7 @@ def test_with_the_documented_job_its_workers_end(slurm, as_a_job, tmp_path):
     assert not list(tmp_path.glob(".wsi-prep-*"))
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_the_jobs(slurm, slides, tmp_path):
     with Run(slurm, slides, tmp_path, ONE_EACH) as run:
         run.sabotage("a", "tile", "hold")

@@ -17,8 +17,10 @@ LOOK_SECONDS = 10.0
 _ASK_SECONDS = 60
 _LOOKS_TO_WAIT = 3
 _ROUNDS_IN_VAIN = 3
-_ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
-_ENDED += ("REVOKED", "TIMEOUT")
+_ENDED = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
+    *("REVOKED", "TIMEOUT"),
+)
 _PURGED = "Invalid job id"
 _KEPT = "finished slides are kept: repeat the command to resume"
 
