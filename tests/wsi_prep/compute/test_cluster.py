@@ -1,6 +1,7 @@
 """Clusters of real processes: encrypted ones, workers that come and go, and machines that must be refused."""
 
 import shutil
+import subprocess
 import sys
 import threading
 import urllib.request
@@ -183,6 +184,28 @@ def test_workers_that_come_late_get_work_before_the_first_slide_is_done():
 def slurm(tmp_path, monkeypatch):
     """Stand-ins for sbatch and scancel first on the PATH; yields the folder where they keep what they did."""
     return stand_in(tmp_path, monkeypatch)
+
+
+KEEPS_CTRL_C = """
+import signal
+from wsi_prep.compute.cluster.options import ClusterOptions, SlurmConfig
+from wsi_prep.compute.jobs import cluster
+from wsi_prep.errors import BadOption
+
+before = signal.getsignal(signal.SIGINT)
+try:
+    cluster(ClusterOptions(slurm=SlurmConfig(1, "2GB", 1))).__enter__()
+except BadOption as error:
+    assert "sbatch" in str(error)
+assert signal.getsignal(signal.SIGINT) is before
+"""
+
+
+def test_ctrl_c_stays_what_it_was_where_slurm_is_asked_for(tmp_path):
+    """dask-jobqueue, once imported, has it end the process with exit code 0."""
+    environment = {"PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", KEEPS_CTRL_C], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def config(folder, text):
