@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -316,7 +317,9 @@ def _slurm(
     except ImportError as error:
         raise BadOption("CLUSTER=slurm needs the package dask-jobqueue; install the extra [shards]") from error
     finally:
-        signal.signal(signal.SIGINT, before)  # dask-jobqueue, when it is imported, has Ctrl-C end the process with 0
+        # dask-jobqueue, when it is imported, has Ctrl-C end the process with 0
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
     return slurm_cluster(config, closed, say)
 
 
