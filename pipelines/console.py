@@ -63,6 +63,10 @@ class SlideProgress:
         rate = self._tiles / elapsed if elapsed > 0 else 0.0
         self._bar.update(self._task, advance=1, failed=self._failed, tiles=self._tiles, rate=rate)
 
+    def noted(self, line: str) -> None:
+        """Say it at once, above the bar."""
+        self._terminal.note(f"note: {line}")
+
 
 def told_bytes(number: int) -> str:
     """So many bytes, for people."""

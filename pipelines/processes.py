@@ -11,16 +11,12 @@ from pathlib import Path
 from pipelines.calls.training import PretrainCall
 from pipelines.command import EXIT_INTERRUPTED
 from pipelines.spoken import said_again
+from pretrain.compute.distributed import of_torchrun
 from pretrain.compute.torchrun import run_processes
 from wsi_prep.errors import BadOption
 from wsi_prep.untrusted.own_folder import own_folder
 
 EXIT_SAVED = 75
-
-
-def of_torchrun() -> bool:
-    """Whether torchrun has started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def wants_processes(call: PretrainCall) -> bool:

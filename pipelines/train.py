@@ -19,7 +19,7 @@ from pipelines.command import (
     progress,
     run_command,
 )
-from pipelines.processes import EXIT_SAVED, of_torchrun, run_together, torchrun_words, wants_processes
+from pipelines.processes import EXIT_SAVED, run_together, torchrun_words, wants_processes
 from pretrain.compute import distributed
 from pretrain.compute.devices import gpu_memory, own_cores
 from pretrain.data.index import default_folder
@@ -143,7 +143,7 @@ def _silent(done: int, of: int) -> None:
 
 def _require_fit(call: PretrainCall, chosen: Recipe, terminal: Terminal) -> None:
     """Refuse what cannot fit into the GPUs, once for all processes: torchrun's own ask nothing."""
-    if call.force or of_torchrun():
+    if call.force or distributed.of_torchrun():
         return
     memory = gpu_memory(chosen.compute.device, apart=wants_processes(call))
     if memory is None:

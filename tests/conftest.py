@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("untimed")
 MARKED_BY = {
     "slow": {"he_slide", "painted", "coordinate_slide", "real_slides", "cmu_slide"},
     "browser": {"browser"},
-    "cluster": {"_dask", "_far_dask"},
+    "cluster": {"_dask", "_far_dask", "_slurm"},
     "network": {"_object_server"},
 }
 """Markers that follow from what a test asks for."""
@@ -85,6 +85,21 @@ def cmu_slide():
         if (folder / CMU).is_file():
             return folder / CMU
     return pytest.skip(f"needs {CMU}: make samples")
+
+
+@pytest.fixture(scope="session")
+def _slurm(tmp_path_factory):
+    from tests.support.slurm import Slurm
+
+    with Slurm(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+@pytest.fixture
+def slurm(_slurm):
+    """A real SLURM of two nodes, n1 and n2, all of it idle."""
+    yield _slurm
+    _slurm.tidy()
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ class WrongVersions(UsageError):
 
 
 class ClusterLost(WsiPrepError, ConnectionError):
-    """The scheduler went away in the middle of the work; what is done is kept."""
+    """The scheduler, or all of SLURM's jobs, went away in the middle of the work; what is done is kept."""
 
 
 class BadStainModel(WsiPrepError, ValueError):

@@ -19,7 +19,7 @@ class ShardsCall:
     If a run is stopped, repeat the command: it does what is not done yet.
 
     Exit codes: 0 nothing failed; 2 the call is wrong, nothing was done; 3 some slides failed and the others are done,
-    or the cluster's scheduler went away; 130 interrupted.
+    or the cluster's scheduler or SLURM's jobs went away; 130 interrupted.
     """
 
     slides: str

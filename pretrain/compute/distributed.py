@@ -96,6 +96,11 @@ def world(device: str = "") -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def of_torchrun() -> bool:
+    """Whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def first_here() -> bool:
     """Whether this is the first process of its machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0

@@ -65,6 +65,9 @@ class Clerk:
         if self.done % 500 == 0:
             self._look()
 
+    def noted(self, line: str) -> None:
+        print(line)
+
     def _cores(self) -> NDArray[np.float64]:
         return np.array([sum(psutil.Process(number).cpu_times()[:2]) for number in (os.getpid(), self._scheduler)])
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 import tomllib
 
 import pytest
@@ -56,6 +57,11 @@ def test_the_files_and_targets_that_contributing_names_are_there():
     assert files
     assert [name for name in files if not (ROOT / name).exists()] == []
     assert set(re.findall(r"`?make ([a-z-]+)", text.replace("make are", ""))) <= set(TARGETS)
+
+
+def test_the_how_to_of_slurm_shows_the_settings_that_its_tests_use():
+    (shown,) = re.findall(r"^ *```yaml\n(.*?)^ *```", (ROOT / "docs/how-to/slurm.md").read_text(), re.M | re.S)
+    assert textwrap.dedent(shown) == (ROOT / "docs/slurm/shards.yaml").read_text()
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.name)

@@ -17,12 +17,40 @@ from tests.support.paths import ROOT
 SABOTEUR = Path(__file__).with_name("saboteur.py")
 
 
-class DaskProcesses:
+class Sabotage:
+    """What tests/support/saboteur.py does in workers, said by files in a folder."""
+
+    def __init__(self, folder):
+        self.folder, self._sabotage = folder, folder / "sabotage.json"
+
+    @property
+    def environment(self):
+        """For a call whose cluster starts its workers by itself."""
+        return {"SABOTAGE": str(self._sabotage), "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([str(SABOTEUR)])}
+
+    def sabotage(self, slide, at, do, times=1):
+        """What tests/support/saboteur.py does from now on, in every worker."""
+        for trace in self.folder.glob("sabotage.*"):
+            trace.unlink()
+        aside = self._sabotage.with_suffix(".new")
+        aside.write_text(json.dumps({"slide": slide, "at": at, "do": do, "times": times}))
+        aside.rename(self._sabotage)
+
+    def sabotaged(self):
+        """How often that has happened."""
+        return len([p for p in self.folder.glob("sabotage.*") if p.suffix[1:].isdecimal()])
+
+    def go(self):
+        """Let those go on who hold."""
+        self._sabotage.with_suffix(".go").touch()
+
+
+class DaskProcesses(Sabotage):
     """One scheduler and its workers; use as a context, which ends whatever still runs."""
 
     def __init__(self, folder, *, tls=(), port=0, memory="2GB"):
-        self.folder, self.tls, self.memory = folder, list(tls), memory
-        self._sabotage = folder / "sabotage.json"
+        super().__init__(folder)
+        self.tls, self.memory = list(tls), memory
         self._running = []
         place = folder / f"scheduler-{time.monotonic_ns()}.json"
         where = ["--host", f"{'tls' if tls else 'tcp'}://127.0.0.1:{port}", "--dashboard-address", "127.0.0.1:0"]
@@ -37,22 +65,6 @@ class DaskProcesses:
     def __exit__(self, *_):
         for process in reversed(self._running):
             kill(process)
-
-    def sabotage(self, slide, at, do, times=1):
-        """What tests/support/saboteur.py does from now on, in every worker of this cluster."""
-        for trace in self.folder.glob("sabotage.*"):
-            trace.unlink()
-        aside = self._sabotage.with_suffix(".new")
-        aside.write_text(json.dumps({"slide": slide, "at": at, "do": do, "times": times}))
-        aside.rename(self._sabotage)
-
-    def sabotaged(self):
-        """How often that has happened."""
-        return len([p for p in self.folder.glob("sabotage.*") if p.suffix[1:].isdecimal()])
-
-    def go(self):
-        """Let those go on who hold."""
-        self._sabotage.with_suffix(".go").touch()
 
     def worker(self, *arguments, paths=(), **environment):
         """Start a worker under a nanny that starts it again when it dies; `paths` come first on its Python path."""
@@ -83,13 +95,13 @@ class DaskProcesses:
         return process
 
 
-def wait_until(condition, *processes, seconds=120):
+def wait_until(condition, *processes, seconds=120, every=0.02):
     """Look again and again until it holds; fails when one of the processes ends meanwhile."""
     end = time.monotonic() + seconds
     while not condition():
         assert all(process.poll() is None for process in processes), "a process ended"
         assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def kill(process, number=signal.SIGKILL):

@@ -23,8 +23,8 @@ def one_worker():
 def shared(address):
     """A call that would start a cluster on this machine takes this one."""
 
-    def started(options):
-        return _STARTED(options) if options.slurm is not None else contextlib.nullcontext((address, None))
+    def started(options, say):
+        return _STARTED(options, say) if options.slurm is not None else contextlib.nullcontext((address, None))
 
     with patch.object(jobs, "_started", started):
         yield

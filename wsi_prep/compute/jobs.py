@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +33,7 @@ _CONNECT_SECONDS = 20
 _KEPT_BYTES = 2**28
 _STARTED = "task-started"
 _WINDOW_SECONDS = 1.0
+_PAUSE_SECONDS = 0.1  # as as_completed waits
 _ROLES = ("client", "scheduler", "worker")
 _GONE_REASONS = ("scheduler-connection-lost", "scheduler-restart")
 _LOST = "the scheduler was lost; finished slides are kept: repeat the command to resume"
@@ -49,10 +52,11 @@ class WrongWorker(RuntimeError):
 
 
 @contextlib.contextmanager
-def cluster(options: ClusterOptions) -> Iterator[Client]:
+def cluster(options: ClusterOptions, say: Callable[[str], None] = lambda line: None) -> Iterator[Client]:
     """A client of the named scheduler, of SLURM's jobs, or of a local cluster of one single-threaded process a core.
 
     What is started here lets nobody else in (cluster/closed.py); a named scheduler is for its operator to close.
+    `say` is told, in a thread, what holds SLURM's jobs up.
     Raises BadOption where no scheduler answers or SLURM takes no job, WrongVersions where a machine has other versions.
     """
     settings = {
@@ -68,7 +72,7 @@ def cluster(options: ClusterOptions) -> Iterator[Client]:
         address: Any = options.scheduler
         security = _security(options.tls)
         if address is None:
-            address, security = stack.enter_context(_started(options))
+            address, security = stack.enter_context(_started(options, say))
         client = stack.enter_context(_connected(address, security))
         _require_same_versions(client)
         yield client
@@ -148,8 +152,13 @@ def _run_together(
             finished.update(client.map(function, list(named.values()), key=list(named), pure=False) if named else [])
         running.update(named)
 
+    def top_up() -> None:
+        if gave_up := getattr(client.cluster, "gave_up", ""):
+            raise ClusterLost(gave_up)
+        submit(islice(waiting, max(0, window.size() - len(running))))
+
     submit(islice(waiting, window.size()))
-    for batch in finished.batches():
+    for batch in _batches(finished, top_up):
         submit(islice(waiting, max(0, window.size() - len(running) + len(batch))))  # fewer than none: workers have left
         for future, outcome in zip(batch, _outcomes(client, batch), strict=True):
             task = running.pop(future.key)
@@ -159,6 +168,17 @@ def _run_together(
                 submit([task])
             else:
                 yield task, outcome
+
+
+def _batches(finished: as_completed, meanwhile: Callable[[], None]) -> Iterator[list[Future]]:
+    """Futures as they finish. `meanwhile` is called while none does: workers may come before the first task is done."""
+    while not finished.is_empty():
+        if ready := finished.next_batch(block=False):
+            yield ready
+            continue
+        meanwhile()
+        with finished.thread_condition:
+            finished.thread_condition.wait(_PAUSE_SECONDS)
 
 
 def _send_away(client: Client, wrong: WrongWorker) -> None:
@@ -278,22 +298,29 @@ def _security(tls: TlsFiles | None) -> Security | None:
 
 
 @contextlib.contextmanager
-def _started(options: ClusterOptions) -> Iterator[tuple[SpecCluster, Security]]:
+def _started(options: ClusterOptions, say: Callable[[str], None]) -> Iterator[tuple[SpecCluster, Security]]:
     """A cluster of this call's own, and what a client must show it; Dask is configured for it as long as it runs."""
     own = _security(options.tls)
     closed = Closed(dashboard=options.dashboard) if own is None else Closed(own, options.dashboard)
     with dask.config.set(closed.settings):
         slurm, workers = options.slurm, options.workers or _cores()
-        with local_cluster(workers, closed) if slurm is None else _slurm(slurm, closed) as running:
+        with local_cluster(workers, closed) if slurm is None else _slurm(slurm, closed, say) as running:
             yield running, closed.security
 
 
-def _slurm(config: SlurmConfig, closed: Closed) -> contextlib.AbstractContextManager[SpecCluster]:
+def _slurm(
+    config: SlurmConfig, closed: Closed, say: Callable[[str], None]
+) -> contextlib.AbstractContextManager[SpecCluster]:
+    before = signal.getsignal(signal.SIGINT)
     try:
         from wsi_prep.compute.cluster.slurm import slurm_cluster  # noqa: PLC0415 - only where SLURM is asked for
     except ImportError as error:
         raise BadOption("CLUSTER=slurm needs the package dask-jobqueue; install the extra [shards]") from error
-    return slurm_cluster(config, closed)
+    finally:
+        # dask-jobqueue, when it is imported, has Ctrl-C end the process with 0
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+    return slurm_cluster(config, closed, say)
 
 
 def _cores() -> int:

@@ -177,7 +177,7 @@ def _work(
     log: RunLog,
 ) -> None:
     storage = catalog.storage
-    with cluster(request.cluster) as client, Merger(catalog) as merger:
+    with cluster(request.cluster, watcher.noted) as client, Merger(catalog) as merger:
         with writing(storage):
             catalog.drop({task.source.slide_id for task in tasks})
             sweep(storage, catalog)

@@ -113,6 +113,10 @@ class Watcher(Protocol):
         """One slide is through."""
         ...
 
+    def noted(self, line: str) -> None:
+        """Something holds the work up; told in another thread, perhaps before `started`."""
+        ...
+
 
 class Nobody:
     """Nobody looks on."""
@@ -121,4 +125,7 @@ class Nobody:
         """See Watcher."""
 
     def finished(self, row: SlideRow) -> None:
+        """See Watcher."""
+
+    def noted(self, line: str) -> None:
         """See Watcher."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from pretrain.compute import distributed
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PASSED_ON_SECONDS = 5.0
 
 
 class Signals:
@@ -19,6 +21,8 @@ class Signals:
 
     `heard` is told the first one's number at once, in a thread, however long the step takes. A second one does what it
     always does; but of SIGHUP a lost terminal sends several. Where it is ignored, as under nohup, it stays ignored.
+    Under torchrun, what comes within five seconds of the first is the same signal: where a scheduler such as SLURM
+    sends it to every process of a job, torchrun passes its own on.
     """
 
     def __init__(self, heard: Callable[[int], None]) -> None:
@@ -26,6 +30,8 @@ class Signals:
         self._heard = heard
         self._flag = distributed.Flag()
         self._before: dict[int, Any] = {}
+        self._passed_on = distributed.of_torchrun()
+        self._heard_at = 0.0
 
     def __enter__(self) -> Signals:
         self._numbers, self._wake = os.pipe()
@@ -55,9 +61,17 @@ class Signals:
         return False
 
     def _catch(self, number: int, _frame: FrameType | None) -> None:
+        first = not self.caught
         self.caught = number
-        if number != signal.SIGHUP:
+        if first:
+            self._heard_at = time.monotonic()
+        if number == signal.SIGHUP:
+            return
+        if not self._passed_on:
             signal.signal(number, self._before[number])
+        elif not first and time.monotonic() - self._heard_at > _PASSED_ON_SECONDS:
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
 
     def _listen(self) -> None:
         """Python writes each signal's number to the pipe as it comes, long before it calls `_catch`."""

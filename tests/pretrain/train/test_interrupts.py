@@ -106,6 +106,23 @@ def test_sighup_is_told_once_and_left_alone_where_it_is_ignored():
     assert told.empty()
 
 
+def test_what_torchrun_passes_on_is_no_second_signal(monkeypatch):
+    """Where a scheduler sends SIGTERM to every process of a job, each hears it twice."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    ended = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    try:
+        with Signals(lambda _: None) as signals:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert (signals.caught, ended) == (signal.SIGTERM, [])
+            monkeypatch.setattr("pretrain.train.watch.signals._PASSED_ON_SECONDS", 0.0)
+            signal.raise_signal(signal.SIGTERM)  # a person's, later
+            assert ended == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 ENDLESS_STEP = """
 import signal, sys, threading
 from pipelines.train import main

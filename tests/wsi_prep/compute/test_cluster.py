@@ -1,18 +1,21 @@
 """Clusters of real processes: encrypted ones, workers that come and go, and machines that must be refused."""
 
 import shutil
+import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
 import dask
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster
 
 from pipelines.shards import main
 from tests.support.dask_processes import ROOT, DaskProcesses, kill, make_certificates, wait_until
 from tests.support.slurm_stand_in import stand_in
 from tests.support.undisturbed import committed, copies, outcome
+from wsi_prep.compute.jobs import run_tasks
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -156,10 +159,53 @@ def test_a_run_with_only_other_versions_left_ends_and_can_go_on(slides, undistur
         assert outcome(out) == undisturbed
 
 
+TOGETHER = threading.Barrier(6)
+
+
+def met(_):
+    TOGETHER.wait(timeout=20)
+    return True
+
+
+def test_workers_that_come_late_get_work_before_the_first_slide_is_done():
+    """As jobs do that wait in a queue. Each of six tasks waits for the others, so they need six workers at once."""
+    with LocalCluster(n_workers=0, threads_per_worker=1, processes=False, dashboard_address=None) as late:
+
+        def tasks():
+            late.scale(6)
+            yield from range(6)
+
+        with Client(late, set_as_default=False) as client:
+            ended = dict(run_tasks(client, met, tasks(), str))
+    assert ended == dict.fromkeys(range(6), True)
+
+
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     """Stand-ins for sbatch and scancel first on the PATH; yields the folder where they keep what they did."""
     return stand_in(tmp_path, monkeypatch)
+
+
+KEEPS_CTRL_C = """
+import signal
+from wsi_prep.compute.cluster.options import ClusterOptions, SlurmConfig
+from wsi_prep.compute.jobs import cluster
+from wsi_prep.errors import BadOption
+
+before = signal.getsignal(signal.SIGINT)
+try:
+    cluster(ClusterOptions(slurm=SlurmConfig(1, "2GB", 1))).__enter__()
+except BadOption as error:
+    assert "sbatch" in str(error)
+assert signal.getsignal(signal.SIGINT) is before
+"""
+
+
+def test_ctrl_c_stays_what_it_was_where_slurm_is_asked_for(tmp_path):
+    """dask-jobqueue, once imported, has it end the process with exit code 0."""
+    environment = {"PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", KEEPS_CTRL_C], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def config(folder, text):
