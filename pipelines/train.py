@@ -127,7 +127,7 @@ def _leave_out(
     if not call.near:
         return without(where, shared), said
     alike: set[str] = set()
-    with contextlib.nullcontext(_silent) if of_torchrun() else progress(terminal.out, "tiles of SHARDS") as bar:
+    with contextlib.nullcontext(_silent) if distributed.of_torchrun() else progress(terminal.out, "tiles of SHARDS") as bar:
         seen = SeenTiles(shards, index, where, own_cores(), bar)
     for spec, path in tables.items():
         found_alike = seen.alike(likenesses_of_table(path, own_cores())) if path else None
