@@ -127,7 +127,8 @@ def _leave_out(
     if not call.near:
         return without(where, shared), said
     alike: set[str] = set()
-    with contextlib.nullcontext(_silent) if distributed.of_torchrun() else progress(terminal.out, "tiles of SHARDS") as bar:
+    quiet = distributed.of_torchrun()
+    with contextlib.nullcontext(_silent) if quiet else progress(terminal.out, "tiles of SHARDS") as bar:
         seen = SeenTiles(shards, index, where, own_cores(), bar)
     for spec, path in tables.items():
         found_alike = seen.alike(likenesses_of_table(path, own_cores())) if path else None
