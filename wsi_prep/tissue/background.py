@@ -77,6 +77,10 @@ class Flat:
         least, most = (np.clip(np.add(self.colour, by), 0, 255) for by in (-within, within))
         return np.asarray(cv2.inRange(picture, least, most), dtype=np.bool_)
 
+    def is_colour(self, colour: NDArray[np.float64]) -> bool:
+        """Whether a colour is this one, give or take what the mean of JPEG's pixels is off."""
+        return bool(np.abs(colour - self.colour).max() <= _LEVELS_AROUND)
+
     @property
     def is_dyed(self) -> bool:
         """Whether tissue may have this colour, and glass hardly ever."""
@@ -85,7 +89,7 @@ class Flat:
 
     def is_spoilt(self, colour: NDArray[np.float64]) -> bool:
         """Whether a colour may be what JPEG left of it, and not glass, which goes beyond whole tiles."""
-        return bool(np.abs(colour - self.colour).max() <= _LEVELS_AROUND) and WITHIN[-1] in self.tiled
+        return self.is_colour(colour) and WITHIN[-1] in self.tiled
 
     def darkens(self, glass: NDArray[np.float64]) -> bool:
         """Whether it would pass for tissue on such glass: filling at the picture's edge, or black anywhere."""

@@ -105,6 +105,8 @@ class BackgroundModel:
         mode = brightest_quiet(thumbnail, flats) if tinted else None
         tiled = [flat for flat in flats if flat.tiled]
         rim = rim_of_glass(thumbnail, tiled) if tiled else None
+        if rim is not None and mode is not None and any(flat.is_colour(rim) for flat in flats if not flat.tiled):
+            rim = None  # beside one filling lies another
         if rim is not None and (mode is None or rim.mean() > mode.mean() - _RIM_BELOW):
             beside = cls._beside(rim, thumbnail, spread, stride, flats)
             if beside.thin or mode is None or rim.mean() > mode.mean() + _RIM_ABOVE:

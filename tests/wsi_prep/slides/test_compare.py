@@ -8,7 +8,7 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsi_prep.slides.pyramid.compare import alike, striking
+from wsi_prep.slides.pyramid.compare import alike, jumps_along, striking
 from wsi_prep.slides.readers.tiff.reader import TiffReader
 
 
@@ -21,6 +21,22 @@ def test_a_mark_on_bright_ground_strikes_the_eye(top, left, side, patch):
     for x, y in places:
         assert left - patch <= x <= left + side + patch
         assert top - patch <= y <= top + side + patch
+
+
+@given(st.integers(0, 3), st.integers(0, 2), st.sampled_from([(16.0, 16.0), (15.3, 20.5)]))
+def test_a_piece_of_glass_in_a_tile_s_place_is_looked_at_on_both_sides_of_its_edges(col, row, pitch):
+    noise = np.random.default_rng(0).normal(0, 8, (82, 100, 1))
+    picture = ((180, 110, 160) + noise).clip(0, 255).astype(np.uint8)
+    picture[66:], picture[:, 88:] = 242, 242
+    assert jumps_along(picture[:60, :80], *pitch) == []
+    left, top, right, bottom = (
+        round(at) for at in (col * pitch[0], row * pitch[1], (col + 1) * pitch[0], (row + 1) * pitch[1])
+    )
+    picture[top:bottom, left:right] = 242
+    places = jumps_along(picture, *pitch)
+    inside = [left <= x < right and top <= y < bottom for x, y in places]
+    assert any(inside)
+    assert not all(inside)
 
 
 def test_bare_glass_and_nothing_else_does_not():

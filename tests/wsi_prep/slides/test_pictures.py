@@ -1,6 +1,8 @@
 """Which picture of a TIFF is the slide: OME-TIFFs of every layout, several scenes, labels and overviews, levels in any
 order."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import tifffile
@@ -177,6 +179,19 @@ def test_the_largest_picture_of_a_generic_tiff_is_the_slide(tmp_path, painted, f
     assert (made.row["width"], made.row["height"], made.row["mpp_x"]) == (3600, 3400, 0.25)
     if first == "scene" and tiled:
         assert "1 more picture of tissue size (2100 x 1500 px)" in made.row["warning"]
+
+
+def test_openslide_alone_says_what_else_the_file_holds(tmp_path, painted):
+    """It takes the pyramid that stands first; of a larger picture behind it, only the TIFF reader knows."""
+    pixels = np.ascontiguousarray(painted[0][1000:2600, 500:2600])
+    scale = {"resolution": (4e4, 4e4), "resolutionunit": "CENTIMETER", "metadata": None, "tile": (256, 256)}
+    with tifffile.TiffWriter(path := tmp_path / "s.tiff") as tif:
+        tif.write(pixels, photometric="rgb", **scale)
+        tif.write(reduced(pixels, 4), photometric="rgb", subfiletype=1, **scale)
+        tif.write(painted[0], photometric="rgb", **scale)
+    with contextlib.closing(open_slide(str(path), "openslide")) as slide:
+        assert (slide.info.width0, slide.info.height0) == (2100, 1600)
+        assert any("1 more picture of tissue size (3600 x 3400 px)" in note for note in slide.info.notes)
 
 
 def test_a_smaller_picture_is_not_taken_where_the_slide_itself_cannot_be_read(tmp_path, painted):

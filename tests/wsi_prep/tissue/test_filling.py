@@ -127,3 +127,22 @@ def test_where_the_picture_ends_is_no_edge_of_filling(width):
     white = Flat((255, 255, 255), outer=True)
     assert ends_with_tiles(white, picture, (15.0, 15.0))
     assert not ends_with_tiles(white, np.roll(picture, -7, axis=1), (15.0, 15.0))
+
+
+@pytest.mark.parametrize("glass", ["yellow", "grey"])
+def test_filling_beside_filling_is_not_the_glass_between(he, glass):
+    """A scan padded with white, and beyond it tiles that are missing, which read as black."""
+    pixels, known = he
+    noise = np.random.default_rng(0).normal(0, 4, pixels.shape)
+    tinted = pixels * (np.array(GLASSES[glass]) / np.median(pixels[~known], axis=0)) + noise
+    tinted = np.clip(tinted, 0, 255).astype(np.uint8)
+    pads = [((12, 100 - len(tinted) % 16, 12, 100 - tinted.shape[1] % 16), 255), ((48, 48, 48, 48), 0)]
+    for sides, value in pads:
+        tinted = cv2.copyMakeBorder(tinted, *sides, cv2.BORDER_CONSTANT, value=(value,) * 3)
+        known = cv2.copyMakeBorder(known.astype(np.uint8), *sides, cv2.BORDER_CONSTANT) > 0
+    size = known.shape[1] // AT_4_UM, known.shape[0] // AT_4_UM
+    picture = cv2.resize(tinted, size, interpolation=cv2.INTER_AREA)
+    reduced = cv2.resize(known.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    found = model(picture, "black", 16)
+    assert found.colour == pytest.approx(GLASSES[glass], abs=4)
+    assert overlap(detect_tissue(picture, MASK_MPP, glass=found), reduced) > 0.93

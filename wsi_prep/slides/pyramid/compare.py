@@ -20,6 +20,9 @@ _STRUCTURE, _CORRELATED = 6.0, 0.12
 _STRIKING, _FAINT = 45.0, 0.25
 """Where one varies by so much, the other must vary by this share of it: letters on a label are not on the glass."""
 
+_LEAST_EDGE_PX, _BESIDE_EDGE_PX = 5, 2
+"""How long the edge of a tile has to be to be looked at, and how far from it that is done: edges are blurred."""
+
 _MEAN_OF_CHANNELS = np.full((1, 3), 1 / 3, np.float32)
 
 _GROUND = 90
@@ -110,6 +113,31 @@ def cut_off(picture: NDArray[np.uint8], most: int, patch: int) -> list[tuple[int
                 y, x = divmod(int(part.argmax()), part.shape[1])
                 places.append((cols.start + x, rows.start + y))
     return places
+
+
+def jumps_along(picture: NDArray[np.uint8], pitch_x: float, pitch_y: float) -> list[tuple[int, int]]:
+    """Places x, y on both sides of where a picture jumps along half of a tile's edge, of tiles of so many pixels.
+
+    A tile that lies in another one's place does, and tissue hardly ever.
+    """
+    apart = _apart_from_ground(picture).astype(np.int16)
+    across = _jumps(apart, pitch_x, pitch_y)
+    return across + [(x, y) for y, x in _jumps(apart.T, pitch_y, pitch_x)]
+
+
+def _jumps(apart: NDArray[np.int16], pitch: float, length: float) -> list[tuple[int, int]]:
+    """The same of the edges between columns of tiles: `pitch` apart, and of that length."""
+    height, width = apart.shape
+    found = []
+    if min(pitch, length) >= _LEAST_EDGE_PX:
+        for x in np.rint(np.arange(pitch, width - _BESIDE_EDGE_PX, pitch)).astype(int).tolist():
+            jump = np.abs(apart[:, x - _BESIDE_EDGE_PX] - apart[:, x + 1]) > 2 * _COLOUR_APART
+            for y in np.arange(0, height, length).astype(int).tolist():
+                edge = jump[y : y + int(length)]
+                if 2 * np.count_nonzero(edge) >= len(edge) >= _LEAST_EDGE_PX:
+                    at = y + int(np.median(np.flatnonzero(edge)))
+                    found += [(x - _BESIDE_EDGE_PX, at), (x + 1, at)]
+    return found
 
 
 def _apart_from_ground(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wsi_prep.errors import DamagedSlide
 from wsi_prep.slides.base import SlideInfo, SlideReader
 from wsi_prep.slides.images import Planes
-from wsi_prep.slides.pyramid.compare import alike, cut_off, resized, striking
+from wsi_prep.slides.pyramid.compare import alike, cut_off, jumps_along, resized, striking
 from wsi_prep.slides.pyramid.levels import Rectangle, finer_level, from_finer
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail
 
@@ -41,6 +41,8 @@ _IN_TISSUE = 4
 
 _MOST_STRIKING, _STRIKING_PX = 8, 5
 """Places that strike the eye, in each direction of the thumbnail; and their sides in its pixels."""
+
+_MOST_JUMPS = 64
 
 _OTHER_PICTURE = "shows something else than level 0"
 _UNDECODABLE = "cannot be decoded everywhere"
@@ -169,11 +171,14 @@ class TrustedLevels:
 
 
 def _sites(info: SlideInfo, thumbnail: Thumbnail) -> Iterator[Rectangle]:
-    """Where the thumbnail strikes the eye (a label's letters, say) or is cut off, and tiles of level 0 spread over the
-    slide, so that each tile of the level that it was made from has one.
+    """Where the thumbnail strikes the eye (letters, say), is cut off, or jumps where a tile ends, and tiles of
+    level 0 spread over the slide, so that each tile of the level that it was made from has one.
     """
     picture = thumbnail.pixels
-    for x, y in striking(picture, _MOST_STRIKING, _STRIKING_PX) + cut_off(picture, _MOST_STRIKING, _STRIKING_PX):
+    tile0 = info.tile_px * info.levels[thumbnail.level].downsample  # level 0's px, if its tiles are as large
+    jumps = jumps_along(picture, tile0 / thumbnail.step_x0, tile0 / thumbnail.step_y0)
+    struck = striking(picture, _MOST_STRIKING, _STRIKING_PX) + cut_off(picture, _MOST_STRIKING, _STRIKING_PX)
+    for x, y in struck + jumps[:: max(1, len(jumps) // _MOST_JUMPS)]:
         yield _site(info, int(x * thumbnail.step_x0), int(y * thumbnail.step_y0))
     side = info.tile_px
     every = min(_SAMPLE_EVERY, max(1, math.floor(info.levels[thumbnail.level].downsample)))
@@ -206,4 +211,4 @@ def _spread(tiles: int, every: int, *, last: bool) -> list[int]:
     count = min(tiles, max(_LEAST_SAMPLES, -(-tiles // every)), _MOST_SAMPLES)
     whole = -(-tiles // every) == count
     edges = [min(tiles, every * i) if whole else i * tiles // count for i in range(count + 1)]
-    return [end - 1 if last else (begin + end) // 2 for begin, end in pairwise(edges)]
+    return [end - 1 if last else (begin + end - 1) // 2 for begin, end in pairwise(edges)]

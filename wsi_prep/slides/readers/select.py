@@ -121,7 +121,8 @@ def _by_openslide(path: str, files: Sequence[str]) -> OpenSlideReader:
     try:
         with contextlib.closing(TiffReader(path)) as other:
             sides = other.info.width0, other.info.height0
-            notes = disagreements(chosen, other, "the TIFF reader")
+            notes = disagreements(chosen, other, "the TIFF reader")  # and what other pictures the file holds:
+            notes += [note for note in other.info.notes if note not in chosen.info.notes]
     except UnsupportedLayout as refusal:
         _require_same(chosen, refusal.largest, str(refusal))
     except DamagedSlide:
