@@ -55,6 +55,9 @@ from wsi_prep.tissue.geojson import FILE_FRAME, feature_collection
 from wsi_prep.tissue.masks import read_mask
 from wsi_prep.tissue.polygons import tissue_polygons
 
+_INK_MM2 = 0.1
+"""Less of what looks like ink is no reason why a slide has no tissue."""
+
 
 def prepare_slide(task: SlideTask) -> SlideRow:
     """Make and commit one slide; returns its catalog row, whose status says how it went.
@@ -219,9 +222,17 @@ def _make_tiles(bench: _Bench, reader: SlideReader, scale: Scale, found: FoundTi
     bench.publish()
     row.update(tile_columns(plan, len(wanted) - len(plan)))
     lost = say_lost(filters, failures, len(wanted) - len(plan), len(wanted)) if len(wanted) > len(plan) else ""
-    no_tissue = f"the given mask {task.mask.called} is empty" if task.mask else "no tissue was found"
-    row.update(verdict(row, plan, settings.plan, lost, no_tissue))
+    row.update(verdict(row, plan, settings.plan, lost, _why_none(task, found, scale)))
     return tiles
+
+
+def _why_none(task: SlideTask, found: FoundTissue, scale: Scale) -> str:
+    """Why there is no tissue, where there is none."""
+    if task.mask:
+        return f"the given mask {task.mask.called} is empty"
+    inked = float(found.ink.sum()) * _mask_pixel_mm2(found.thumbnail, scale)
+    like_ink = f"; some {inked:.2g} mm2 look like ink: where that is tissue, give a mask (MASKS=)"
+    return f"no tissue was found{like_ink if inked >= _INK_MM2 else ''}"
 
 
 def _mask_pixel_mm2(thumbnail: Thumbnail, scale: Scale) -> float:
