@@ -148,8 +148,10 @@ def _run_together(
 
     def submit(some: Iterable[Task]) -> None:
         named = {f"slide-{key(task)}": task for task in some}
-        with _lost_if_gone(client):
-            finished.update(client.map(function, list(named.values()), key=list(named), pure=False) if named else [])
+        if not named:
+            return
+        with _lost_if_gone(client):  # without a time to wait for more, later tasks come after all earlier ones
+            finished.update(client.map(function, list(named.values()), key=list(named), pure=False, fifo_timeout=0))
         running.update(named)
 
     def top_up() -> None:
