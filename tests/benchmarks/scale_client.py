@@ -20,7 +20,7 @@ from wsi_prep.format.records import TILE_SCHEMA
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.run import call as run_module
 from wsi_prep.run.call import run_shards
-from wsi_prep.run.request import RunRequest
+from wsi_prep.run.request import Nobody, RunRequest
 from wsi_prep.run.row import blank_row
 from wsi_prep.run.task import SlideTask
 
@@ -47,7 +47,7 @@ class StandIn:
         return row
 
 
-class Clerk:
+class Clerk(Nobody):
     """Watches the run: when it began and ended, what it held, and how many files lay in the catalog."""
 
     def __init__(self, out: Path, scheduler: int) -> None:

@@ -18,7 +18,7 @@ from tests.benchmarks.mosaics import LAYOUTS, make_mosaic
 from tests.benchmarks.shards import peak_megabytes, prepare
 from wsi_prep.compute.cluster.options import ClusterOptions
 from wsi_prep.run.call import run_shards
-from wsi_prep.run.request import RunRequest
+from wsi_prep.run.request import Nobody, RunRequest
 
 _PARTS = ("latency", "workers", "threads", "tenfold")
 _LATENCY_SECONDS = 0.005
@@ -26,7 +26,7 @@ _SLIDES = 6
 _LARGER = 10
 
 
-class _Watch:
+class _Watch(Nobody):
     """When the workers began, and when the last slide was through: starting a cluster is left out."""
 
     def __init__(self) -> None:
