@@ -33,7 +33,7 @@ from pretrain.features.colours import of_patch_colours
 from pretrain.features.embedder import Embedder, Inference, cached, features_of, of_backbone
 from pretrain.train.runs import load_embedder, load_run, model_name, untrained
 from wsi_prep.errors import BadOption, counted
-from wsi_prep.overlap.near import twins
+from wsi_prep.storage.overlap.near import twins
 
 COLOURS = "colours alone"
 _WIDTH = 160  # of the table in a file

@@ -36,7 +36,7 @@ from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.recipe.recipes import debug, recipe
 from pretrain.train.watch.watcher import Reporter
 from wsi_prep.errors import BadOption, UsageError, counted
-from wsi_prep.overlap.shared import likenesses_of_table
+from wsi_prep.storage.overlap.shared import likenesses_of_table
 
 EXIT_STOPPED = 3
 

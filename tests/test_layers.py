@@ -18,7 +18,7 @@ LAYERS = {
         {"errors"},
         {"format", "untrusted"},
         {"compute"},
-        {"storage", "overlap"},
+        {"storage"},
         {"slides", "output"},
         {"tissue"},
         {"stain"},
@@ -41,7 +41,6 @@ SHARED_WITH_TRAINING = (
     "wsi_prep.format",
     "wsi_prep.untrusted",
     "wsi_prep.storage",
-    "wsi_prep.overlap",
     "wsi_prep.compute.ahead",
 )
 

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsi_prep.overlap.likeness import GOOD, PLAIN, Likenesses, likeness_of_image, likenesses, turned
-from wsi_prep.overlap.near import near_copies
-from wsi_prep.overlap.search import ALL_BITS, NearTiles
+from wsi_prep.storage.overlap.likeness import GOOD, PLAIN, Likenesses, likeness_of_image, likenesses, turned
+from wsi_prep.storage.overlap.near import near_copies
+from wsi_prep.storage.overlap.search import ALL_BITS, NearTiles
 
 Pixels = NDArray[np.uint8]
 _MOST_SIGNS = 120

@@ -18,7 +18,8 @@ from pretrain.data.sources import digest
 from wsi_prep.compute.ahead import ahead
 from wsi_prep.errors import BadOption
 from wsi_prep.format.stored_tiles import require_whole
-from wsi_prep.overlap.likeness import (
+from wsi_prep.storage.atomic import sync
+from wsi_prep.storage.overlap.likeness import (
     HASH_VERSION,
     LIKENESS,
     UNREADABLE,
@@ -27,8 +28,7 @@ from wsi_prep.overlap.likeness import (
     likeness_of_pixels,
     likenesses,
 )
-from wsi_prep.overlap.near import NearCopies, near_copies
-from wsi_prep.storage.atomic import sync
+from wsi_prep.storage.overlap.near import NearCopies, near_copies
 
 Ints = NDArray[np.int64]
 Progress = Callable[[int, int], None]

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pretrain.data.sources import folders_of
 from pretrain.data.tables.folder import TableFolder, open_any
 from pretrain.data.tables.part import slides_of
-from wsi_prep.overlap.shared import KnownSlide, Overlap, quoted, shared_with
+from wsi_prep.storage.overlap.shared import KnownSlide, Overlap, quoted, shared_with
 
 
 def overlap(table: Path, shards: str | Path | Sequence[str | Path]) -> Overlap:

@@ -18,9 +18,9 @@ from wsi_prep.curation.audit.numbers import Audit
 from wsi_prep.errors import BadCatalog, StoreFailed
 from wsi_prep.format.records import TileRow
 from wsi_prep.format.stored_tiles import TilePlace, place_of, require_whole
-from wsi_prep.overlap.likeness import LIKENESS, Likenesses, likeness_of_image
-from wsi_prep.overlap.near import NearCopies, near_copies
-from wsi_prep.overlap.shared import KnownSlide, Overlap, both_sides, likenesses_of_table, shared_with
+from wsi_prep.storage.overlap.likeness import LIKENESS, Likenesses, likeness_of_image
+from wsi_prep.storage.overlap.near import NearCopies, near_copies
+from wsi_prep.storage.overlap.shared import KnownSlide, Overlap, both_sides, likenesses_of_table, shared_with
 from wsi_prep.storage.select import open_storage
 
 Progress = Callable[[int, int], None]

@@ -18,7 +18,7 @@ from pretrain.evaluation.tasks import load_tasks
 from tests.support.shard_folders import add_slide, flat
 from tests.support.textures import texture
 from tests.support.training import TINY
-from wsi_prep.overlap.shared import likenesses_of_table
+from wsi_prep.storage.overlap.shared import likenesses_of_table
 
 SETTINGS = [*TINY, "sampling.mix.10x=0"]
 IDS = [f"slide{number}-{number:08x}" for number in range(1, 5)]

@@ -13,7 +13,7 @@ from pretrain.data.seen.overlap import overlap, without
 from pretrain.errors import BadTask
 from tests.support.shard_folders import add_slide
 from tests.support.training import TINY
-from wsi_prep.overlap.shared import Overlap
+from wsi_prep.storage.overlap.shared import Overlap
 
 SETTINGS = [*TINY, "sampling.mix.10x=0"]
 IDS = [f"slide{number}-{number:08x}" for number in range(1, 6)]

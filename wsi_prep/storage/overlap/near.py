@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_prep.errors import counted
-from wsi_prep.overlap.likeness import GOOD, PLAIN, UNREADABLE, Likenesses
-from wsi_prep.overlap.search import NearTiles
+from wsi_prep.storage.overlap.likeness import GOOD, PLAIN, UNREADABLE, Likenesses
+from wsi_prep.storage.overlap.search import NearTiles
 
 Ints = NDArray[np.int64]
 FALSE_RATE = 2e-12

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from wsi_prep.overlap.likeness import GOOD, PLAIN, UNREADABLE, Likenesses, turned, unpack
-from wsi_prep.overlap.near import FALSE_RATE, near_copies, twins
-from wsi_prep.overlap.search import ALL_BITS, KEY_BITS, NearTiles
+from wsi_prep.storage.overlap.likeness import GOOD, PLAIN, UNREADABLE, Likenesses, turned, unpack
+from wsi_prep.storage.overlap.near import FALSE_RATE, near_copies, twins
+from wsi_prep.storage.overlap.search import ALL_BITS, KEY_BITS, NearTiles
 
 
 def random_words(rng, count):
@@ -60,7 +60,7 @@ def test_all_near_pairs_are_found_and_no_others(seed):
 
 
 def test_many_of_one_kind_are_compared_in_bounded_memory(monkeypatch):
-    monkeypatch.setattr("wsi_prep.overlap.search._MOST", 50)
+    monkeypatch.setattr("wsi_prep.storage.overlap.search._MOST", 50)
     rng = np.random.default_rng(0)
     tile = random_words(rng, 1)[0]
     tiles = np.stack([changed(rng, tile, 1, 2) for _ in range(30)])

@@ -10,7 +10,7 @@ import scipy.fft
 from PIL import Image
 
 from tests.support.textures import texture
-from wsi_prep.overlap.likeness import (
+from wsi_prep.storage.overlap.likeness import (
     GOOD,
     PLAIN,
     UNREADABLE,
@@ -20,7 +20,7 @@ from wsi_prep.overlap.likeness import (
     turned,
     unpack,
 )
-from wsi_prep.overlap.search import ALL_BITS, KEY_BITS, NearTiles
+from wsi_prep.storage.overlap.search import ALL_BITS, KEY_BITS, NearTiles
 
 
 def encoded(pixels, kind="PNG", **options):

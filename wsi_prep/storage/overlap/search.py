@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.overlap.likeness import WORDS, Words, turned
+from wsi_prep.storage.overlap.likeness import WORDS, Words, turned
 
 KEY_BITS = 7
 ALL_BITS = 48

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from wsi_prep.errors import BadTask, counted, one_line
 from wsi_prep.format.layout import bare_name
-from wsi_prep.overlap.likeness import Likenesses, likeness_of_image, likenesses
+from wsi_prep.storage.overlap.likeness import Likenesses, likeness_of_image, likenesses
 
 SLIDES = ("slide_id", "slide", "group")
 """Columns of tables that name a tile's slide: by its id, its file, or its file without the ending."""
