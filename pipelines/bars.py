@@ -1,4 +1,4 @@
-"""Progress bars that Ctrl-C leaves whole."""
+"""Progress bars that Ctrl-C leaves whole, and Ctrl-C told from what it breaks."""
 
 from __future__ import annotations
 
@@ -59,3 +59,17 @@ def ctrl_c_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came:
             signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def ctrl_c_as_itself() -> Iterator[None]:
+    """Ctrl-C that comes while Python's own code takes or gives back a lock ends as RuntimeError; here it is itself."""
+    try:
+        yield
+    except RuntimeError as error:
+        behind = error.__context__
+        while behind is not None:
+            if isinstance(behind, KeyboardInterrupt):
+                raise behind from None
+            behind = behind.__context__
+        raise

@@ -12,7 +12,7 @@ from typing import IO, Any, TextIO, TypeVar, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipelines.bars import Bar, ctrl_c_held, stop_bars
+from pipelines.bars import Bar, ctrl_c_as_itself, ctrl_c_held, stop_bars
 from pipelines.calls.base import command_name
 from pipelines.options import read_call
 from pipelines.spoken import in_callers_words
@@ -127,8 +127,9 @@ def run_command(
     words = list(sys.argv[1:] if arguments is None else arguments)
     given: C | None = None
     try:
-        given = read_call(call, words)
-        code = EXIT_OK if given is None else work(given, terminal)
+        with ctrl_c_as_itself():
+            given = read_call(call, words)
+            code = EXIT_OK if given is None else work(given, terminal)
         return code if terminal.shown() or code != EXIT_OK else EXIT_NOT_ALL
     except UsageError as error:
         terminal.warn(str(error))

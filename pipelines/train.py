@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from pipelines.bars import Bar
+from pipelines.bars import Bar, ctrl_c_as_itself
 from pipelines.calls.training import PretrainCall
 from pipelines.command import (
     EXIT_INTERRUPTED,
@@ -77,7 +77,7 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
                 if line:
                     terminal.say(f"note: {line}")
             try:
-                with contextlib.ExitStack() as bar:
+                with ctrl_c_as_itself(), contextlib.ExitStack() as bar:
                     of_index = bar.enter_context(progress(terminal.out, "index"))
                     ended = run(wishes, chosen, world, _Shown(terminal, bar), of_index)
             except KeyboardInterrupt:

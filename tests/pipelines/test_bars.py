@@ -78,3 +78,25 @@ def test_ctrl_c_at_the_lines_of_a_bars_start_and_end_is_one_line(bar, every, cap
     for line in range(1, lines + 1, every):
         code, _ = shown(bar, line)
         assert (code, capsys.readouterr().err) == (130, "bars: interrupted\n"), line
+
+
+def test_ctrl_c_inside_a_lock_of_pythons_is_ctrl_c(capsys):
+    """As in threading.Condition.wait, which every wait for a tile or a slide comes to: it gives back a lock twice."""
+
+    def wait(*_):
+        lock = threading.Lock()
+        with lock:
+            lock.release()
+            signal.raise_signal(signal.SIGINT)
+
+    def wrong(*_):
+        raise RuntimeError("release unlocked lock")
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run_command(BarsCall, wait, []) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert capsys.readouterr().err == "bars: interrupted\n"
+    with pytest.raises(RuntimeError, match="release unlocked lock"):
+        run_command(BarsCall, wrong, [])

@@ -1,5 +1,6 @@
 """Ctrl-C as a terminal sends it, to a whole pipe line and twice; and a run that goes on with its own shards."""
 
+import contextlib
 import os
 import queue
 import shutil
@@ -31,16 +32,23 @@ def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("shards") / "out")
 
 
+@contextlib.contextmanager
 def begun(words):
-    """In a process group of its own, both outputs one pipe, as for `2>&1 | tee`."""
-    return subprocess.Popen(
+    """In a process group of its own, both outputs one pipe, as for `2>&1 | tee`; none outlives a test that fails."""
+    with subprocess.Popen(
         words,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def until(process, beginning):
@@ -124,16 +132,17 @@ def test_what_torchrun_passes_on_is_no_second_signal(monkeypatch):
 
 
 ENDLESS_STEP = """
-import signal, sys, threading
+import os, select, signal, sys
 from pipelines.train import main
 from pretrain.train.loop import Trainer
 
 def step(*_):
-    print("a step that does not end", flush=True)
+    os.write(1, b"a step that does not end\\n")
     while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        threading.Event().wait(0.02)
-    print("the second one ends it", flush=True)
-    threading.Event().wait()
+        select.select([], [], [], 0.02)
+    os.write(1, b"the second one ends it\\n")
+    while True:
+        select.select([], [], [])
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 Trainer.step = step
