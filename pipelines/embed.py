@@ -37,7 +37,7 @@ def _work(call: EmbedCall, terminal: Terminal) -> int:
         done = embed_shards(
             WantedTiles(call.shards, call.where, call.time_limit),
             embedder,
-            FeaturesTo(call.to, model_name(call.model), call.redo),
+            FeaturesTo(call.to, model_name(call.model), call.redo, call.regions),
             settings,
             lambda slide, tiles: bar.update(task, advance=tiles, description=slide),
         )
@@ -56,11 +56,13 @@ def _notes(done: Embedded, to: Path) -> list[str]:
 
 
 def _what_was_done(done: Embedded, to: Path, seconds: float, device: str) -> str:
+    regions = f", {counted(done.regions, 'region')} written" if done.regions else ""
     if not done.slides:
-        return f"nothing to do: {to} has the features of {counted(done.before, 'slide')}"
+        begin = "no features to compute" if done.regions else "nothing to do"
+        return f"{begin}: {to} has the features of {counted(done.before, 'slide')}{regions}"
     before = f" ({counted(done.before, 'slide')} done before)" if done.before else ""
     rate = f"{seconds:.0f} s, {done.tiles / max(seconds, 1e-9):,.0f} tiles/s on {device}"
-    return f"{counted(done.tiles, 'tile')} of {counted(done.slides, 'slide')}{before}, {rate}: {to}"
+    return f"{counted(done.tiles, 'tile')} of {counted(done.slides, 'slide')}{before}{regions}, {rate}: {to}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pretrain.data.index import Index, open_index
     from pretrain.data.loader import Loader, LoaderSettings
+    from pretrain.data.regions import SlideTiles, open_slide_tiles, read_region
     from pretrain.data.sampler import Sampler, SamplingSettings
     from pretrain.features.embed import EmbedSettings, FeaturesTo, WantedTiles, embed_shards
     from pretrain.features.embedder import Embedder, Inference
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "data.index": ("Index", "open_index"),
     "data.loader": ("Loader", "LoaderSettings"),
+    "data.regions": ("SlideTiles", "open_slide_tiles", "read_region"),
     "data.sampler": ("Sampler", "SamplingSettings"),
     "features.embed": ("EmbedSettings", "FeaturesTo", "WantedTiles", "embed_shards"),
     "features.embedder": ("Embedder", "Inference"),
@@ -43,11 +45,14 @@ __all__ = [
     "Recipe",
     "Sampler",
     "SamplingSettings",
+    "SlideTiles",
     "WantedTiles",
     "embed_shards",
     "load_embedder",
     "load_model",
     "open_index",
+    "open_slide_tiles",
+    "read_region",
     "recipe",
 ]
 

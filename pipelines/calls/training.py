@@ -263,6 +263,9 @@ class EmbedCall(OfTiles, OfShards):
     px: int = 0
     """Embed the middle of a tile, so many px a side; 0 takes all of it."""
 
+    regions: bool = False
+    """Write features by region, too: what lies under a 5x tile at all magnifications, (regions, 85, features)."""
+
     redo: bool = False
     """Delete the features that are there, and make all anew."""
 

@@ -256,7 +256,7 @@ class Loader:
     def _note(self, address: TileAddress, error: Exception) -> None:
         with self.bad.lock:
             if len(self.bad.named) < _NAMED:
-                self.bad.named[address.name] = _reason(error)
+                self.bad.named[address.name] = unreadable_reason(error)
 
     def _check_share(self) -> None:
         bad, read, settings = self.bad.bad, self.bad.read, self._settings
@@ -300,10 +300,11 @@ def read_jpeg(address: TileAddress, memory: bytearray | None = None) -> bytes | 
     except OSError:
         raise
     except Exception as error:  # object stores raise errors of their own
-        raise OSError(_reason(error)) from error
+        raise OSError(unreadable_reason(error)) from error
 
 
-def _reason(error: Exception) -> str:
+def unreadable_reason(error: Exception) -> str:
+    """Why a tile cannot be read, in a line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return next(iter(text.splitlines()), type(error).__name__)
 

@@ -21,12 +21,14 @@ from torch import Tensor
 from pretrain.compute.devices import send
 from pretrain.data.index import TileAddress
 from pretrain.data.labelled import resized
-from pretrain.data.loader import UNREADABLE, read_tile
+from pretrain.data.loader import UNREADABLE
 from pretrain.data.parts import checked_tiles, read_filter
+from pretrain.data.regions import addresses_of, decode_read, read_span, spans_of
 from pretrain.data.sources import ShardSource, copies_of, folders_of, open_source
 from pretrain.errors import BadFilter, BadShards, BadWeights
 from pretrain.features.embedder import Embedder, Inference, each_seen, width_at
 from pretrain.features.kept_features import FeatureFolder, FeatureRecord, counts, tiles_stamp
+from pretrain.features.regions import regions_are_of, write_regions
 from wsi_prep.compute.ahead import ahead
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
@@ -85,7 +87,7 @@ class WantedTiles:
 class FeaturesTo:
     """The folder that features go to, which says that they are of a model that people call `named`.
 
-    `redo`: delete the features that it holds first.
+    `redo`: delete the features that it holds first. `regions`: write them by region, too (see regions.write_regions).
 
     >>> FeaturesTo("features", named="UNI").redo
     False
@@ -94,15 +96,17 @@ class FeaturesTo:
     folder: str | Path
     named: str = "the model"
     redo: bool = False
+    regions: bool = False
 
 
 @dataclass
 class Embedded:
-    """What was done: slides and tiles; slides that were there before, and of these shards or not; tiles that cannot be
-    read, by name; and `notes`, lines for the user.
+    """What was done: slides, tiles and regions; slides that were there before, and of these shards or not; tiles that
+    cannot be read, by name; and `notes`, lines for the user.
     """
 
     slides: int = 0
+    regions: int = 0
     tiles: int = 0
     before: int = 0
     elsewhere: int = 0
@@ -153,6 +157,7 @@ def embed_shards(
         seen.add(slide_id)
         if folder.is_done(slide_id, stamp, counts(tiles)):
             done.before += 1
+            done.regions += _by_region(folder, slide_id) if to.regions else 0
             continue
         tile = partial(_tile, side=side, px=embedder.px)
         with contextlib.closing(_read(source, tiles, tile, inference, done.unreadable)) as batches:
@@ -160,6 +165,7 @@ def embed_shards(
             kept, features = _embed(embedder, width, batches, mpp, inference)
         said = folder.stamp(stamp, len(tiles) - len(kept))
         _write(folder, slide_id, tiles.take(pa.array(kept)), features, said)
+        done.regions += _by_region(folder, slide_id) if to.regions else 0
         done.slides += 1
         done.tiles += len(kept)
         progress(slide_id, len(kept))
@@ -237,14 +243,23 @@ def _embed(
 def _read(
     source: ShardSource,
     tiles: pa.Table,
-    tile: Callable[[TileAddress], NDArray[np.uint8] | Exception],
+    tile: Callable[[tuple[TileAddress, memoryview | Exception]], NDArray[np.uint8] | Exception],
     inference: Inference,
     unreadable: dict[str, str],
 ) -> Generator[tuple[NDArray[np.int64], NDArray[np.uint8]], None, None]:
     """Rows of the table and their pixels, a batch at a time; what cannot be read goes to `unreadable`, by name."""
-    columns = (tiles[name].to_pylist() for name in ("shard", "offset", "nbytes", "crc32", "index"))
-    addresses = [TileAddress(source, *at) for at in zip(*columns, strict=True)]
-    with contextlib.closing(ahead(tile, addresses, inference.threads, most=_AHEAD * inference.batch)) as read:
+    addresses = addresses_of(source, tiles)
+    with (
+        contextlib.closing(ahead(read_span, spans_of(addresses), inference.threads)) as spans,
+        contextlib.closing(
+            ahead(
+                tile,
+                zip(addresses, itertools.chain.from_iterable(spans), strict=True),
+                inference.threads,
+                most=_AHEAD * inference.batch,
+            )
+        ) as read,
+    ):
         for first in range(0, len(addresses), inference.batch):
             found = list(itertools.islice(read, inference.batch))
             good = {n: pixels for n, pixels in enumerate(found, first) if isinstance(pixels, np.ndarray)}
@@ -253,13 +268,19 @@ def _read(
                 yield np.array(list(good)), np.stack(list(good.values()))
 
 
-def _tile(address: TileAddress, side: int, px: int) -> NDArray[np.uint8] | Exception:
+def _tile(read: tuple[TileAddress, memoryview | Exception], side: int, px: int) -> NDArray[np.uint8] | Exception:
     """The middle of a tile, `side` px of it, at `px` a side, 0 for as it is."""
     begin = (TILE_PX - side) // 2
     try:
-        return resized(read_tile(address)[begin : begin + side, begin : begin + side], px)
+        return resized(decode_read(*read)[begin : begin + side, begin : begin + side], px)
     except UNREADABLE as error:
         return error
+
+
+def _by_region(folder: FeatureFolder, slide_id: str) -> int:
+    """Write a slide's features by region, unless they are there; returns how many regions are new."""
+    file, parquet = folder.regions(slide_id), folder.parquet(slide_id)
+    return 0 if regions_are_of(file, parquet) else write_regions(file, parquet)
 
 
 def _write(
@@ -279,6 +300,7 @@ def _write(
             opened["coords"].attrs["patch_size"] = TILE_PX
             opened["coords"].attrs["mpp"] = float(of["mpp"][0].as_py())
     folder.remove_h5(slide_id, made)
+    folder.regions(slide_id).unlink(missing_ok=True)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
     file = folder.parquet(slide_id)
     file.parent.mkdir(parents=True, exist_ok=True)

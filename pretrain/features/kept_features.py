@@ -51,7 +51,8 @@ class FeatureRecord:
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """Features as `make embed` leaves them, a Parquet file a slide and an h5 file a slide and magnification.
+    """Features as `make embed` leaves them, a Parquet file a slide and an h5 file a slide and magnification, and with
+    REGIONS=1 one a slide by region.
 
     A slide is done when its Parquet file, which is written last, says that it was made by `record` of the very tiles
     that the shards hold now.
@@ -67,7 +68,7 @@ class FeatureFolder:
         in it is a link.
         """
         file = self.path / RECORD
-        for folder in ("parquet", "h5", *(f"h5/{name.name}" for name in MAGNIFICATIONS)):
+        for folder in ("parquet", "regions", "h5", *(f"h5/{name.name}" for name in MAGNIFICATIONS)):
             folder_below(self.path, folder)
         if redo:
             old = list(self._files())
@@ -87,6 +88,10 @@ class FeatureFolder:
     def h5(self, magnification: str, slide_id: str) -> Path:
         """Where a slide's features of one magnification are."""
         return self.path / "h5" / magnification / f"{slide_id}.h5"
+
+    def regions(self, slide_id: str) -> Path:
+        """Where a slide's features by region are."""
+        return self.path / "regions" / f"{slide_id}.h5"
 
     def slides(self) -> set[str]:
         """The ids of slides that have a Parquet file, done or not."""
@@ -120,6 +125,7 @@ class FeatureFolder:
 
     def _files(self) -> Iterator[Path]:
         yield from list(self.path.glob("parquet/*.parquet"))
+        yield from list(self.path.glob("regions/*.h5"))
         yield from list(self.path.glob("h5/*/*.h5"))
 
     def _is_ours(self, file: Path, named: str) -> bool:

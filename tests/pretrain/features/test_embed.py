@@ -1,6 +1,7 @@
 """Features of shards: the backbone's own, of the right tiles at the right places, once; for Parquet and h5 readers."""
 
 import json
+import os
 
 import h5py
 import numpy as np
@@ -258,3 +259,14 @@ def test_a_filter_that_leaves_nothing_is_one_clear_line(shards, model, tmp_path,
     assert call(shards, model, tmp_path / "to", "--where", "stain = 'GOLD'") == 2
     assert "leaves no tile" in capsys.readouterr().err
     assert not (tmp_path / "to").exists()
+
+
+def test_of_a_file_that_is_cut_off_only_the_tiles_behind_are_lost(model, tmp_path, capsys):
+    """Neighbours are read together; where that fails, each by itself."""
+    shards = make_shards(tmp_path / "out")
+    tiles = [t for t in ds.dataset(shards / "catalog/tiles").to_table().to_pylist() if t["magnification"] == "20x"]
+    cut = next(tile for tile in tiles if tile["index"] == 8)
+    os.truncate(shards / cut["shard"], cut["offset"] + 10)
+    assert call(shards, model, tmp_path / "to") == EXIT_NOT_ALL
+    assert len(table(tmp_path / "to")) == 54 - 4
+    assert capsys.readouterr().err.count("cannot be read") == 4
