@@ -25,11 +25,14 @@ _NUMBERS = {
 def write_metrics(statuses: Sequence[Status], file: Path) -> None:
     """Write the gauges of these outputs, each with the label `out`, aside and renamed into place.
 
-    mixmag_slides by `status`, mixmag_failed by `error_type` (of the most frequent), mixmag_running, the longest in
-    mixmag_running_seconds, and those of _NUMBERS. What an output does not tell is left out.
+    mixmag_slides by `status`, mixmag_tiles by `magnification`, mixmag_stage_seconds by `stage`, mixmag_failed by
+    `error_type` (of the most frequent), mixmag_running, the longest in mixmag_running_seconds, and those of _NUMBERS.
+    What an output does not tell is left out.
     """
     registry = CollectorRegistry()
     slides = Gauge("mixmag_slides", "slides in the catalog", ["out", "status"], registry=registry)
+    tiles = Gauge("mixmag_tiles", "tiles of these slides", ["out", "magnification"], registry=registry)
+    stages = Gauge("mixmag_stage_seconds", "time of workers by stage, all slides", ["out", "stage"], registry=registry)
     failed = Gauge("mixmag_failed", "slides that failed", ["out", "error_type"], registry=registry)
     running = Gauge("mixmag_running", "slides that are worked on, at most ROWS", ["out"], registry=registry)
     longest = Gauge("mixmag_running_seconds", "time of the one that takes longest", ["out"], registry=registry)
@@ -37,6 +40,10 @@ def write_metrics(statuses: Sequence[Status], file: Path) -> None:
     for status in statuses:
         for name, count in status.statuses.items():
             slides.labels(status.out, name).set(count)
+        for name, count in status.tiles.items():
+            tiles.labels(status.out, name).set(count)
+        for name, seconds in status.stage_seconds.items():
+            stages.labels(status.out, name).set(seconds)
         for failure in status.failures:
             failed.labels(status.out, failure.error_type).set(failure.slides)
         if status.running is not None:

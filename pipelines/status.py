@@ -43,6 +43,9 @@ def lines_of(status: Status) -> list[str]:
     done = sum(status.statuses.values())
     kinds = ", ".join(f"{count:,} {name}" for name, count in status.statuses.items())
     lines = [f"{status.out}: {_state(status)}", f"slides     {done:,} done" + (f": {kinds}" if kinds else "")]
+    if any(status.tiles.values()):
+        of = ", ".join(f"{name} {count:,}" for name, count in status.tiles.items())
+        lines.append(f"tiles      {sum(status.tiles.values()):,}: {of}")
     if status.to_do is not None:
         lines.append(f"this call  {status.left:,} of {counted(status.to_do, 'slide')} left{_pace(status)}")
     lines.append(f"disk       {told_bytes(status.bytes_made)} made{_disk(status)}")

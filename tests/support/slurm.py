@@ -6,7 +6,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from tests.support.dask_processes import kill, wait_until
 from tests.support.paths import ROOT
+from tests.support.ports import free_ports
 
 NODES = ("n1", "n2")
 ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
@@ -97,7 +97,7 @@ class Slurm:
         for name in ("state", "log", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
         user = pwd.getpwuid(os.getuid()).pw_name
-        ports = dict(zip(("ctld", "d", *NODES), _free_ports(2 + len(NODES)), strict=True))
+        ports = dict(zip(("ctld", "d", *NODES), free_ports(2 + len(NODES)), strict=True))
         self._conf.write_text(_CONF.format(folder=self.folder, user=user, **ports))
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
@@ -190,14 +190,6 @@ class Slurm:
             self.ask("scontrol", "update", f"nodename={node}", "state=RESUME", check=False)
         self.update("partitionname=main", "state=UP")
         wait_until(lambda: set(self.nodes().values()) == {"idle"}, *self._daemons, seconds=60, every=0.2)
-
-
-def _free_ports(count):
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _last_lines(log):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 from wsi_prep.compute.time_limit import HUNG
 from wsi_prep.errors import BadCatalog, BadOutput, OutputInUse
-from wsi_prep.format.records import SlideRow
+from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.format.records import SlideRow, tile_counts
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import WORKING, read_run
 from wsi_prep.storage.base import Storage
@@ -21,7 +22,9 @@ from wsi_prep.storage.select import local_folder, open_storage
 from wsi_prep.untrusted.locks import CannotLock, try_lock
 
 _COLUMNS = ["slide_id", "status", "error_type", "error", "bytes", "seconds"]
-_COLUMNS += [f"seconds_{stage}" for stage in ("open", "tissue", "tiles", "publish")]
+_STAGES = ("open", "tissue", "tiles", "publish")
+_COLUMNS += [f"seconds_{stage}" for stage in _STAGES]
+_COLUMNS += [f"tiles_{magnification.name}" for magnification in MAGNIFICATIONS]
 _TRIES = 5
 _TOKEN = 9
 """Characters behind a slide's id in the names of `.staging`: a dash, and eight of a token."""
@@ -57,13 +60,16 @@ class Slow:
 
 @dataclass(frozen=True)
 class Status:
-    """`statuses`: slides in the catalog by their status. Of the last call, while it works or where it was stopped:
-    `to_do` slides, of which `left` are not done, and how it goes. None is what the output does not tell.
+    """`statuses`: slides in the catalog by their status; `tiles`: their tiles by magnification; `stage_seconds`: what
+    each stage took of the workers. Of the last call, while it works or where it was stopped: `to_do` slides, of which
+    `left` are not done, and how it goes. None is what the output does not tell.
     """
 
     out: str
     at_work: bool
     statuses: Mapping[str, int]
+    tiles: Mapping[str, int]
+    stage_seconds: Mapping[str, float]
     failures: tuple[Failure, ...]
     slowest: tuple[Slow, ...]
     running: tuple[Running, ...] | None
@@ -104,6 +110,8 @@ def read_status(out: str, most: int = 5, now: float | None = None) -> Status:
         storage.where,
         at_work,
         dict(statuses.most_common()),
+        _tiles(rows),
+        _stage_seconds(rows),
         _failures(rows, most),
         _slowest(rows, most),
         running,
@@ -190,6 +198,14 @@ def _slowest(rows: list[SlideRow], most: int) -> tuple[Slow, ...]:
 
 
 def _longest_stage(row: SlideRow) -> str:
-    values: Mapping[str, Any] = row
-    stages = {name.removeprefix("seconds_"): values[name] or 0.0 for name in _COLUMNS if name.startswith("seconds_")}
+    stages = _stage_seconds([row])
     return max(stages, key=lambda name: stages[name])
+
+
+def _tiles(rows: Sequence[SlideRow]) -> dict[str, int]:
+    counts = [tile_counts(row) for row in rows]
+    return {m.name: sum(count[m.name] for count in counts) for m in reversed(MAGNIFICATIONS)}
+
+
+def _stage_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {stage: sum(row[f"seconds_{stage}"] or 0.0 for row in rows) for stage in _STAGES}
