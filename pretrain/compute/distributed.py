@@ -270,6 +270,17 @@ def share_out(network: nn.Module, units: Iterable[nn.Module], spread: Spread, wo
     return network
 
 
+def gather_ahead(blocks: Iterable[nn.Module], count: int) -> None:
+    """While one of these blocks, which are in shards, is computed, gather the next `count`, backwards the ones before.
+
+    0 leaves it to FSDP, which gathers the next one. Each more holds one more block's weights, for slow networks.
+    """
+    units = [block for block in blocks if isinstance(block, FSDPModule)]
+    for number, unit in enumerate(units if count else []):
+        unit.set_modules_to_forward_prefetch(units[number + 1 : number + 1 + count])
+        unit.set_modules_to_backward_prefetch(units[max(0, number - count) : number][::-1])
+
+
 def plain(network: nn.Module) -> nn.Module:
     """The network without the wrapper that ddp puts around it."""
     return network.module if isinstance(network, DistributedDataParallel) else network

@@ -161,6 +161,8 @@ class Learner:
         if compute.parallel in distributed.SHARDED:
             for network in objective.frozen:
                 distributed.share_out(network, network.units(), self._spread, self.world)
+            for network in (student, *objective.frozen):
+                distributed.gather_ahead(network.backbone.vit.blocks, compute.gather_ahead)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.dtype == torch.float32:

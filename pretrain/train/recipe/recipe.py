@@ -41,6 +41,7 @@ class ComputeSettings:
     `accumulate`: a process's share of the batch is computed in so many parts, which also see only each other in
     Sinkhorn-Knopp and in the spreading term. `parallel`: whole copies (ddp) or shards (fsdp) of the model, or
     a copy in shards over each `shard_group` processes (hsdp); these must lie beside each other, as on one machine.
+    `gather_ahead`: how many blocks' shards are gathered while one is computed; 0 leaves it to FSDP, which gathers one.
     `precision`: of products. `recompute`: activations computed again in the backward pass. `compile`: each block by
     torch.compile. `threads`: of a process on the CPU, 0 for all cores. `loss_mb`: the largest matrix of rows and
     prototypes that the losses make, in 2^20 bytes; larger ones are computed in parts, exactly. `skips`: how many steps
@@ -51,6 +52,7 @@ class ComputeSettings:
     precision: str = "bf16"
     parallel: str = "ddp"
     shard_group: int = 8
+    gather_ahead: int = 0
     accumulate: int = 1
     recompute: str = "none"
     compile: bool = False
@@ -63,8 +65,8 @@ class ComputeSettings:
         for name, allowed in (("precision", PRECISIONS), ("parallel", PARALLEL), ("recompute", RECOMPUTE)):
             if getattr(self, name) not in allowed:
                 raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
-        if self.shard_group < 1:
-            raise BadOption("shard_group must be at least 1")
+        if self.shard_group < 1 or self.gather_ahead < 0:
+            raise BadOption("shard_group must be at least 1, gather_ahead at least 0")
         if self.accumulate < 1 or not 0 <= self.threads <= MOST_THREADS:
             raise BadOption(f"accumulate must be at least 1, threads between 0 and {MOST_THREADS:,}")
         if min(self.loss_mb, self.skip_window) < 1 or self.skips < 0:

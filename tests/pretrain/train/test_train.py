@@ -85,7 +85,7 @@ def test_copies_in_shards_do_what_one_process_does_and_one_goes_on_from_them(sha
 
 def test_what_one_process_saved_two_go_on_from(shards, unbroken, tmp_path):
     assert run(shards, tmp_path / "run", stop_at=4) == 0
-    train_together(shards, tmp_path / "run", "compute.parallel=fsdp")
+    train_together(shards, tmp_path / "run", "compute.parallel=fsdp", "compute.gather_ahead=2")
     close_to(tmp_path / "run", unbroken)
 
 

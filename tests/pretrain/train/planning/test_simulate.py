@@ -156,6 +156,19 @@ def test_copies_in_shards_gather_among_neighbours_and_sum_gradients_among_copies
     assert nbytes == pytest.approx(seen.at_rest[ledger.PARAMETERS], rel=0.05)
 
 
+@pytest.mark.slow
+def test_what_is_gathered_ahead_is_held_and_gathered_no_more_often():
+    """Of so wide and few blocks, and tiles, the peak is where weights are gathered."""
+    sizes = ["backbone.width=256", "backbone.heads=4", "backbone.depth=5", "sampling.batch=4", *PLAIN]
+    words = [*sizes, "views.crops.local_crops=1", "compute.parallel=fsdp"]
+    seen = {n: simulate(changed(recipe("debug"), [*words, f"compute.gather_ahead={n}"]), 4) for n in (0, 1, 3)}
+    gathers = {n: sum(c for each, c in of.collectives.items() if each.kind == "allgather") for n, of in seen.items()}
+    assert len({*gathers.values()}) == 1
+    assert seen[1].peak == seen[0].peak  # what FSDP does by itself
+    block = 4 * 12 * 256**2  # bytes of its matrices
+    assert seen[3].peak - seen[1].peak == pytest.approx(2 * block, rel=0.02)
+
+
 def test_ddp_sends_each_gradient_once_and_fsdp_gathers_each_weight(of_one, of_four):
     nbytes = of_one["activations"].at_rest[ledger.PARAMETERS]
     sent = Counter()
