@@ -22,7 +22,6 @@ from pretrain.data.sampler import Sampler
 from pretrain.data.tables.folder import holds_tiles
 from pretrain.errors import BadRun
 from pretrain.evaluation.probe import Score
-from pretrain.evaluation.tasks import load_tasks
 from pretrain.train.branch import branched, continued, continued_notes, origin_of, prolonged
 from pretrain.train.checkpoint import latest_step
 from pretrain.train.curves import draw_curves
@@ -31,6 +30,7 @@ from pretrain.train.recipe import recipe as recipes
 from pretrain.train.recipe.caveats import caveats
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
+from pretrain.train.watch.probes import load_probes, task_of
 from pretrain.train.watch.watcher import Reporter, RunWatcher
 from wsi_prep.errors import BadOption, first_line
 from wsi_prep.storage.atomic import write_json
@@ -45,7 +45,7 @@ _SHOWN = 5
 @dataclass(frozen=True)
 class RunCall:
     """What a call asks for: `shards` and `where` as open_index takes them, `stop_at` a step to stop before, `probe`
-    tables of labelled tiles as tasks.load_tasks takes them, `seconds` as parts.read_filter does.
+    tasks as probes.load_probes takes them, `seconds` as parts.read_filter does.
     """
 
     folder: Path
@@ -139,7 +139,7 @@ def run(
     for name in ("recipe.json", "run.json", "metrics.jsonl"):  # which are read, or added to
         with contextlib.suppress(FileNotFoundError):
             file_below(call.folder, name)
-    tasks = [task for spec in call.probe for task in load_tasks(spec, recipe.looking.probe_tiles)]
+    probes = load_probes(call.probe, recipe.looking.probe_tiles, recipe.backbone.patch_px)
     index = _open(call, world, progress)
     sampler = Sampler(index, recipe.sampling)
     trainer = Trainer(recipe, sampler, call.folder, world)
@@ -149,7 +149,7 @@ def run(
         recipes.save(recipe, call.folder / "recipe.json")
         loaded = trainer.loaded.lines() if trainer.loaded and not start else []
         slow = slow_precision(world.device, recipe.compute.precision)
-        of_tasks = [f"{task.name}: {line}" for task in tasks for line in task.notes]
+        of_tasks = [f"{task.name}: {line}" for task in map(task_of, probes) for line in task.notes]
         begun = continued_notes(recipe) if not start else []
         notes = [
             *index.warnings,
@@ -162,7 +162,7 @@ def run(
         ]
         for line in [*notes, *_write_run(call, index, trainer, notes)]:
             reporter.note(line)
-    watcher = RunWatcher(call.folder, trainer, reporter, tasks)
+    watcher = RunWatcher(call.folder, trainer, reporter, probes)
     try:
         outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)
     finally:
