@@ -47,6 +47,7 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self._most = most
+        self.anchor = None
         self.teacher_settings = teacher.backbone.settings
         _check(settings, backbone, teacher)
         self.settings = settings

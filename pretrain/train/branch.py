@@ -74,7 +74,7 @@ def begin_with(recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _is_continued(name: str, how: str) -> bool:
-    if _OF_GUIDE.match(name):
+    if _OF_GUIDE.match(name) or name.startswith("anchor."):  # a new run anchors to what it begins with
         return False
     if how == "backbone":
         return _OF_BACKBONE.match(name) is not None

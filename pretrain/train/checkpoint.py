@@ -75,6 +75,11 @@ class Checkpoints:
                 raise ValueError(f"its {STATE} is no record")  # noqa: TRY004 - of what a file says
             return state
 
+    def holds(self, step: int, beginning: str) -> bool:
+        """Whether tensors were saved whose names begin so. Raises BadRun."""
+        with _reading(folder := self._path(step)):
+            return any(name.startswith(beginning) for name in distributed.saved_shapes(folder))
+
     def load(self, step: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Fill the tensors in place, and return what else was saved. Raises BadRun."""
         state = self.state(step)

@@ -105,9 +105,16 @@ class Trainer(Learner):
         if step is None:
             if self.recipe.continue_from:
                 begin_with(self.recipe, self.tensors())
+                self.take_anchor()
             return 0
         self._require_classes(self.checkpoints.state(step))
-        state = self.checkpoints.load(step, self.tensors())
+        tensors = self.tensors()
+        begins = self.objective.anchor is not None and not self.checkpoints.holds(step, "anchor.")
+        if begins:
+            tensors = {name: value for name, value in tensors.items() if not name.startswith("anchor.")}
+        state = self.checkpoints.load(step, tensors)
+        if begins:
+            self.take_anchor()
         self._left_out.restore(state.get("left_out"), step)
         if self.world.first:  # counts are summed over processes
             self.loader.drawn.restore(state["drawn"])

@@ -136,8 +136,22 @@ class Recipe:
                 raise BadOption(f"crops of {px} px do not divide into patches of {patch} px")
         if self.sampling.any_mpp:
             self._require_any_mpp()
+        if self.objective.gram_weight:
+            self._require_anchor()
         if crops.global_crops + crops.local_crops < 2:
             raise BadOption("one crop of a tile has nothing to be compared with; ask for at least two")
+
+    def _require_anchor(self) -> None:
+        if self.teacher:
+            raise BadOption(
+                "Gram anchoring holds a student to what its own moving mean was; one of a frozen teacher has none: set "
+                "objective.gram_weight=0, or leave out the teacher"
+            )
+        px, patch = self.views.crops.global_px * self.objective.gram_scale, self.backbone.patch_px
+        if px % patch:
+            raise BadOption(
+                f"an anchor's crops of {px:g} px (objective.gram_scale) do not divide into patches of {patch} px"
+            )
 
     def _require_any_mpp(self) -> None:
         crops, alone = self.views.crops, self.sampling.alone
