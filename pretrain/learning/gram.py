@@ -94,7 +94,7 @@ class _Gram(torch.autograd.Function):
         at_once = max(1, most // patches**2)
         pairs = crops * patches**2
         total, gradients = x.new_zeros(()), []
-        for own, other in zip(x.split(at_once), y.split(at_once), strict=True):
+        for own, other in zip(torch.split(x, at_once), torch.split(y, at_once), strict=True):
             apart = torch.baddbmm(other @ other.transpose(1, 2), own, own.transpose(1, 2), beta=-1)
             total += apart.square().sum()
             if context.needs_input_grad[0]:
