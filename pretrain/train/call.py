@@ -221,6 +221,7 @@ class _Going:
         lines = [*sampler.warnings, *caveats(trainer.recipe, sampler, trainer.guide.fields)]
         if not self._said:
             fresh = latest_step(call.folder / "checkpoints") is None
+            goes_on = _changed_since(call.folder / "recipe.json", self.recipe)
             recipes.save(self.recipe, call.folder / "recipe.json")
             lines = [
                 *self.index.warnings,
@@ -229,6 +230,7 @@ class _Going:
                 *slow_precision(self.world.device, self.recipe.compute.precision),
                 *(trainer.loaded.lines() if trainer.loaded and fresh else []),
                 *(continued_notes(self.recipe) if fresh else []),
+                *goes_on,
                 *(f"{task.name}: {line}" for task in map(task_of, self.probes) for line in task.notes),
             ]
             lines += _write_run(call, self.index, trainer, self.recipe, lines)
@@ -238,10 +240,16 @@ class _Going:
         self._said |= {*lines, ""}
 
 
+def _changed_since(file: Path, recipe: Recipe) -> list[str]:
+    """What a run goes on with otherwise than it was saved, in steps that it has not done."""
+    changes = recipes.differences(recipe, recipes.load(file)) if file.exists() else []
+    return [f"the run continues with changes: {', '.join(changes)}"] if changes else []
+
+
 def _leave_memory(recipe: Recipe) -> None:
     """Between two pieces: what the one held is free for the other, and blocks are compiled for its crops."""
     gc.collect()
-    if recipe.compute.compile:
+    if any(piece.recipe.compute.compile for piece in pieces(recipe)):
         torch.compiler.reset()  # of blocks for more sizes than it allows, torch would compile none, and say nothing
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

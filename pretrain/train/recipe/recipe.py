@@ -32,6 +32,7 @@ from wsi_prep.storage.atomic import write_json
 PRECISIONS = ("fp32", "bf16")
 CONTINUED = ("all", "network", "backbone", "steps")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_MOST_STAGES = 32
 _MOST_COUNT, _LONGEST_TEXT, SHOWN = 10**12, 4096, 60
 
 
@@ -134,6 +135,8 @@ class Recipe:
         if self.continue_from and self.start_from:
             raise BadOption("a run begins with start_from or continue_from, not both")
         starts = [stage.start for stage in self.stages]
+        if len(starts) > _MOST_STAGES:
+            raise BadOption(f"{len(starts)} stages are more than {_MOST_STAGES}")
         if starts != sorted(set(starts)):
             raise BadOption(f"stages begin at steps {', '.join(map(str, starts))}, which do not rise")
         if starts and starts[-1] >= self.schedule.steps:

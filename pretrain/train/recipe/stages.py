@@ -25,12 +25,12 @@ _WHY_NOT = {
     "guide": "a guide's heads learn from the first step on",
     "sampling": "which tiles there are to draw, and in which strata, is decided once",
     "schedule": "the schedule's length and shape are those of the whole run; schedule.rate may change",
-    "optim": "the optimizer goes on as it is; schedule.rate and optim.clip may change",
+    "optim": "the optimizer stays as it is; schedule.rate and optim.clip may change",
     "stages": "a stage has no stages",
     "name": "a run has one name",
 }
 _DIGITS = 12
-_AT_ANY_TIME = "it may change whenever a run goes on: set it without a stage"
+_AT_ANY_TIME = "it may change whenever a run continues: set it without a stage"
 _ONCE = "a run begins but once"
 
 

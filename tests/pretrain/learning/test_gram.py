@@ -17,7 +17,7 @@ from pretrain.learning.self_distillation import ObjectiveSettings, SelfDistillat
 from pretrain.model.backbone import BackboneSettings
 from pretrain.model.heads import HeadSettings
 from pretrain.model.normalise import normalise
-from pretrain.views.crops import CropSettings, plan_crops
+from pretrain.views.crops import CropSettings, TileScales, plan_crops
 from pretrain.views.views import ViewSettings, enlarged_crops, make_views
 
 BACKBONE = BackboneSettings(width=32, depth=2, heads=2, image_px=56, layer_scale=0.0, registers=1)
@@ -99,16 +99,19 @@ def test_an_anchor_sees_the_same_windows_of_the_tile_at_twice_the_px(tiles):
             assert (found[crop * TILES + tile] - expected[0]).abs().max() < 0.02  # Pillow rounds to whole levels
 
 
-def objective(**settings):
+SCALES = TileScales(np.array([0.25, 0.5, 1.0], np.float32), np.array([0.25, 0.5, 1.0], np.float32))
+
+
+def objective(backbone=BACKBONE, **settings):
     made = ObjectiveSettings(head=HeadSettings(64, 32, 16), **settings)
-    return SelfDistillation(made, BACKBONE, seed=0)
+    return SelfDistillation(made, backbone, seed=0)
 
 
 def anchored(tiles, scale=2.0, step=0):
     """Views, with what an anchor sees."""
     places = Places(0, step, np.arange(TILES))
-    views = make_views(tiles, ViewSettings(CROPS), places, BACKBONE.patch_px)
-    return replace(views, anchor_crops=enlarged_crops(tiles, CROPS, places, scale))
+    views = make_views(tiles, ViewSettings(CROPS), places, BACKBONE.patch_px, scales=SCALES)
+    return replace(views, anchor_crops=enlarged_crops(tiles, CROPS, places, scale, scales=SCALES))
 
 
 def moved(made):
@@ -122,15 +125,21 @@ def moved(made):
 AT = schedules.at(ScheduleSettings(), 0, 8)
 
 
-def test_it_is_added_to_the_objective_with_its_weight_and_the_anchor_gets_no_gradient(tiles):
-    plain, made = objective(), moved(objective(gram_weight=3.0))
-    anchor = copy.deepcopy(made.anchor.backbone)
+@pytest.mark.parametrize("told", [False, True])
+def test_it_is_added_to_the_objective_with_its_weight_and_the_anchor_gets_no_gradient(tiles, told):
+    """An anchor that is told the um/px is told those of its own, smaller pixels."""
+    backbone = replace(BACKBONE, mpp_token=told)
+    plain, made = objective(backbone), moved(objective(backbone, gram_weight=3.0))
     made.ema.load_state_dict(plain.ema.state_dict())
+    if told:
+        with torch.no_grad():
+            made.anchor.backbone.mpp_token.second.weight.normal_(generator=torch.Generator().manual_seed(2))
+    anchor = copy.deepcopy(made.anchor.backbone)
     views = anchored(tiles)
     without, found = plain.losses(views, AT), made.losses(views, AT)
     with torch.no_grad():
-        student = made.student.backbone([views.global_crops], [views.mask])[0].patches
-        tokens = anchor([views.anchor_crops])[0].patches
+        student = made.student.backbone([views.global_crops], [views.mask], mpp=views.told[:1])[0].patches
+        tokens = anchor([views.anchor_crops], mpp=(views.told[0] / 2,))[0].patches
     small = functional.interpolate(tokens.transpose(1, 2).unflatten(2, (8, 8)), size=(4, 4), mode="bicubic")
     expected = slow_gram(student.double(), small.flatten(2).transpose(1, 2).double()).item()
     assert expected > 1e-4

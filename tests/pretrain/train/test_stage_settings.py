@@ -65,8 +65,8 @@ def test_no_recipe_has_stages_and_files_of_before_have_none(name, tmp_path):
         ("stages.9.guide.stain=0.1", "no stage may change guide.stain: a guide's heads learn from the first step"),
         ("stages.9.sampling.seed=1", "no stage may change sampling.seed: which tiles there are"),
         ("stages.9.schedule.steps=20", "no stage may change schedule.steps: the schedule's length and shape"),
-        ("stages.9.optim.kind=adamw", "no stage may change optim.kind: the optimizer goes on as it is"),
-        ("stages.9.saving.every=1", "no stage may change saving.every: it may change whenever a run goes on"),
+        ("stages.9.optim.kind=adamw", "no stage may change optim.kind: the optimizer stays as it is"),
+        ("stages.9.saving.every=1", "no stage may change saving.every: it may change whenever a run continues"),
         ("stages.9.compute.parallel=ddp", "no stage may change compute.parallel: it may change whenever"),
         ("stages.9.start_from=a", "no stage may change start_from: a run begins but once"),
         ("stages.9.schedule.rat=1", "no setting is named 'schedule.rat'; did you mean schedule.rate?"),
@@ -97,6 +97,7 @@ def test_what_no_stage_can_be_is_refused_with_the_reason(change, says):
         ([{"start": True, "changes": ["schedule.rate=1"]}], "stages.start is a whole number"),
         ([{"start": n, "changes": ["schedule.rate=1"]} for n in (9, 9)], "which do not rise"),
         ({"start": 9}, "stages is several values"),
+        ([{"start": n, "changes": ["schedule.rate=1"]} for n in range(1, 34)], "33 stages are more than 32"),
     ],
 )
 def test_stages_of_a_file_are_not_trusted(stages, says, tmp_path):

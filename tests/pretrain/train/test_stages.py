@@ -68,7 +68,8 @@ def test_a_run_that_has_not_come_so_far_takes_a_stage(shards, staged, early, tmp
     assert run(shards, tmp_path / "run", stop_at=AT) == 0
     assert run(shards, tmp_path / "run", *STAGE, stop_at=6) == 0  # in the midst of it
     said = " ".join(capsys.readouterr().out.split())
-    assert "sampling.batch" not in said  # nothing changes between two steps of this call
+    assert "the run continues with changes: stages.4.compute" not in said  # which may change at any time
+    assert "the run continues with changes: stages.4.objective.gram_every: None -> 6, " in said
     assert run(shards, tmp_path / "run") == 0
     assert figures(tmp_path / "run") == figures(staged)
     assert run(shards, tmp_path / "run", f"stages.{AT + 1}.schedule.rate=0.1") == EXIT_WRONG_CALL
