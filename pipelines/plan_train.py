@@ -16,7 +16,7 @@ from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, run_command
 from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.gpus import gpu_named
 from pretrain.train.planning.ledger import PARTS
-from pretrain.train.planning.plan import Plan, changes, make_plan, nearest_plan
+from pretrain.train.planning.plan import Plan, changes, make_plans, nearest_plan
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.recipe.recipes import recipe
@@ -38,10 +38,13 @@ def _work(call: PlanTrainCall, terminal: Terminal) -> int:
     for count in call.gpus:
         if not 1 <= count <= _MOST_GPUS:
             raise BadOption(f"GPUS={count} is no number of GPUs")
-    plans = [make_plan(made, count, gpu, assumed) for count in call.gpus]
+    plans = [plan for count in call.gpus for plan in make_plans(made, count, gpu, assumed)]
     found = [plan if plan.fits else nearest_plan(plan) for plan in plans]
-    if len(plans) == 1:
-        _show(terminal, plans[0], found[0])
+    if len(call.gpus) == 1:
+        for plan, near in zip(plans, found, strict=True):
+            _show(terminal, plan, near)
+        if made.stages:
+            _show_all(terminal, plans, found)
     else:
         _show_several(terminal, made, plans, found)
     for line in _assumptions(plans[0]):
@@ -55,7 +58,9 @@ def _work(call: PlanTrainCall, terminal: Terminal) -> int:
 
 def _show(terminal: Terminal, plan: Plan, near: Plan | None) -> None:
     """One plan: its memory, then time and money of what fits."""
-    terminal.say(f"{plan.recipe.name} on {plan.gpus:,} x {plan.gpu.name}, by simulation of a step: {_settings(plan)}")
+    at = f" from {plan.start:,} on" if plan.start else ""
+    what = f"{plan.recipe.name} on {plan.gpus:,} x {plan.gpu.name}"
+    terminal.say(f"{what}, by simulation of a step{at}: {_settings(plan)}")
     terminal.out.print(_memory(plan))
     needed = (
         f"peak in: {plan.seen.during}. With {plan.assumed.fragmentation:.0%} lost between blocks and "
@@ -70,10 +75,27 @@ def _show(terminal: Terminal, plan: Plan, near: Plan | None) -> None:
     else:
         terminal.say(f"{needed}: it does not fit")
         terminal.note(
-            f'the nearest settings that do: SET="{changes(plan.recipe, near.recipe)}", {near.needed_gb:.1f} GB at '
+            f'the nearest settings that do: SET="{_changes(plan, near)}", {near.needed_gb:.1f} GB at '
             f"{_tiles(near)}. With these:"
         )
     terminal.out.print(_time(near or plan))
+
+
+def _show_all(terminal: Terminal, plans: list[Plan], found: list[Plan | None]) -> None:
+    """Of a run with stages: its peak, and what all of it takes."""
+    worst = max(plans, key=lambda plan: plan.needed_gb)
+    where = f"from step {worst.start:,} on" if worst.start else "before the first stage"
+    fits = "it fits" if all(plan.fits for plan in plans) else "it does not fit"
+    terminal.say(f"all stages: the peak is {where}, {worst.needed_gb:.1f} of {worst.gpu.memory_gb:g} GB: {fits}")
+    chosen = [near for near in found if near is not None]
+    if len(chosen) == len(found):
+        days, hours, cost = (sum(getattr(each, what) for each in chosen) for what in ("days", "gpu_hours", "cost"))
+        price = f", cost {cost:,.0f}" if worst.assumed.price else ""
+        terminal.say(f"all stages: {days:,.1f} days, {hours:,.0f} GPU hours{price}")
+
+
+def _changes(plan: Plan, near: Plan) -> str:
+    return changes(plan.recipe, near.recipe, plan.start)
 
 
 def _settings(plan: Plan) -> str:
@@ -113,7 +135,7 @@ def _time(plan: Plan) -> Table:
         ("host, meanwhile", f"{time.host:.3f} s: {time.planning:.3f} for random numbers, {time.launches:.3f} to start"),
         ("a step", f"{time.step:.3f} s, {plan.peak_share:.0%} of the GPU's peak"),
         ("tiles per second", f"{plan.tiles_per_s:,.0f}, {plan.tiles_per_s / plan.gpus:,.1f} a GPU"),
-        ("all steps", f"{plan.recipe.schedule.steps:,}: {plan.days:,.1f} days, {plan.gpu_hours:,.0f} GPU hours"),
+        ("all steps", f"{plan.steps:,}: {plan.days:,.1f} days, {plan.gpu_hours:,.0f} GPU hours"),
     ]
     if plan.assumed.price:
         rows.append(("cost", f"{plan.cost:,.0f}"))
@@ -142,8 +164,8 @@ def _show_several(terminal: Terminal, made: Recipe, plans: list[Plan], found: li
             rest = sum(near.seen.at_rest.values()) / _GIGA
             memory = (f"{near.tiles}", f"{rest:.1f}", f"{near.peak_gb:.0f}")
             speed = (f"{near.time.step:.2f}", f"{near.tiles_per_s:,.0f}", f"{near.days:,.1f}")
-            numbers = (changes(made, near.recipe), *memory, *speed)
-        rows.append((f"{plan.gpus:,}", *numbers))
+            numbers = (_changes(plan, near), *memory, *speed)
+        rows.append((f"{plan.gpus:,}" + (f", from step {plan.start:,}" if plan.start else ""), *numbers))
     for row in rows:
         terminal.say(f"| {' | '.join(row)} |")
 
@@ -169,6 +191,8 @@ def _told(plan: Plan) -> dict[str, Any]:
     compute, time = plan.recipe.compute, plan.time
     return {
         "recipe": plan.recipe.name,
+        "from_step": plan.start,
+        "steps": plan.steps,
         "gpus": plan.gpus,
         "gpu": asdict(plan.gpu),
         "batch": plan.recipe.sampling.batch,

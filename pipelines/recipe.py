@@ -10,7 +10,7 @@ from pipelines.calls.training import RecipeCall
 from pipelines.command import EXIT_OK, Terminal, run_command
 from pretrain.model.backbone import make_vit
 from pretrain.train.recipe.flops import step_flops
-from pretrain.train.recipe.overrides import changed, shown
+from pretrain.train.recipe.overrides import at_step, changed, shown
 from pretrain.train.recipe.recipe import flat
 from pretrain.train.recipe.recipes import RECIPES, recipe
 from pretrain.train.recipe.sources import sources_of
@@ -33,6 +33,8 @@ def _work(call: RecipeCall, terminal: Terminal) -> int:
         line = f"{name}={shown(value)}"
         source = sources[name] if before.get(name) == value else "SET"
         terminal.say(f"{line:<{_COLUMN}}  # {source}" if name != "name" else line)
+    if not asked.stages:
+        terminal.note("# no stages; SET=stages.STEP.name=value changes a setting from that step on")
     terminal.note(f"# recipes: {' '.join(RECIPES)}; RECIPE=name shows one")
     with torch.device("meta"):
         millions = sum(p.numel() for p in make_vit(asked.backbone).parameters()) / 1e6
@@ -41,6 +43,9 @@ def _work(call: RecipeCall, terminal: Terminal) -> int:
         f"# backbone of {millions:,.1f} M parameters; {flops.executed / 1e12:.3g} TFLOP a tile "
         f"({flops.dense / 1e12:.3g} without stochastic depth and recomputation)"
     )
+    for stage in asked.stages:
+        flops = step_flops(at_step(asked, stage.start))
+        terminal.say(f"# from step {stage.start:,} on: {flops.executed / 1e12:.3g} TFLOP a tile")
     return EXIT_OK
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 
 from pipelines.bars import Bar, ctrl_c_as_itself
 from pipelines.calls.training import PretrainCall
@@ -32,6 +32,7 @@ from pretrain.train.call import RunCall, RunResult, run, settle_data, settle_rec
 from pretrain.train.checkpoint import latest_step
 from pretrain.train.loop import Trainer
 from pretrain.train.planning.preflight import require_fit
+from pretrain.train.recipe.pieces import tiles_drawn
 from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.recipe.recipes import debug, recipe
 from pretrain.train.watch.watcher import Reporter
@@ -159,6 +160,7 @@ class _Shown(Reporter):
     def __init__(self, terminal: Terminal, bar: contextlib.ExitStack) -> None:
         self._terminal, self._bar = terminal, bar
         self._steps = 0
+        self._task: TaskID | None = None
         self._last: dict[str, float] = {}
         columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         live = terminal.out.is_terminal and not terminal.out.quiet
@@ -175,6 +177,8 @@ class _Shown(Reporter):
             f"step {step} of {self._steps}, {trainer.world.size} x {trainer.world.device.type}"
         )
         self._bar.close()
+        if self._task is not None:  # of the stage before
+            self._progress.remove_task(self._task)
         self._bar.enter_context(self._progress)
         self._task = self._progress.add_task("", total=self._steps, completed=step)
 
@@ -187,10 +191,14 @@ class _Shown(Reporter):
             f"wait {values['data_wait_share']:.0%}  mfu {values['mfu_share']:.0%}  left {self._left(step + 1)}"
         )
 
-        self._progress.update(self._task, description=self._short(step + 1))
+        self._update(description=self._short(step + 1))
 
     def stepped(self, step: int) -> None:
-        self._progress.update(self._task, completed=step, description=self._short(step))
+        self._update(completed=step, description=self._short(step))
+
+    def _update(self, description: str, completed: int | None = None) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=completed, description=description)
 
     def stopping(self, number: int) -> None:
         self._progress.stop()
@@ -213,7 +221,7 @@ def _show_end(terminal: Terminal, folder: Path, ended: RunResult) -> None:
     steps, done = ended.recipe.schedule.steps, ended.outcome.step
     state = "done" if done >= steps else "stopped, repeat the command to continue"
     terminal.say(f"step {done} of {steps}: {state}; {_clock(ended.seconds)} in this command")
-    drawn = done * ended.recipe.sampling.batch
+    drawn = tiles_drawn(ended.recipe, done)
     loss = f"loss {ended.last['loss']:.3f}, " if ended.last else ""
     terminal.say(f"{loss}{counted(drawn, 'tile')} drawn; {ended.coverage:.0%} of all tiles at least once")
     for score in ended.scores.values():

@@ -77,8 +77,8 @@ class PretrainCall(OfTiles, OfShards):
     stop_at: int | None = None
     """Stop before this step, with a checkpoint."""
 
-    probe: Annotated[tuple[str, ...], Option('"tiles.parquet ..."', cohort=True)] = ()
-    """Labelled tiles to probe with, as file.parquet or file.parquet:column."""
+    probe: Annotated[tuple[str, ...], Option('"tiles.parquet masks:folder ..."', cohort=True)] = ()
+    """Labelled tiles to probe with: tables, folders, data sets or tiles with masks, as evaluate takes them as TASKS."""
 
     exclude: Annotated[tuple[str, ...], Option('"tiles.parquet ..."', cohort=True)] = ()
     """Tables of labelled tiles: their slides and patients are not trained on."""

@@ -250,7 +250,7 @@ class Sampler:
         cell, tile = self._in_stratum(chosen, u[:, 1], u[:, 2])
         return self._drawn(step, np.array([position]), tile, cell, chosen)
 
-    def expected_coverage(self, steps: int) -> float:
+    def expected_coverage(self, steps: float) -> float:
         """Share of the tiles that can be drawn that `steps` batches are expected to have shown at least once."""
         each = self._shown / self._count
         seen = -np.expm1(-each * steps * self.settings.batch) * self._count

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import record_function
 
+from pretrain.learning.gram import Anchor
 from pretrain.learning.schedules import Scheduled
 from pretrain.learning.self_distillation import (
     Losses,
@@ -47,6 +48,7 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self._most = most
+        self.anchor: Anchor | None = None
         self.teacher_settings = teacher.backbone.settings
         _check(settings, backbone, teacher)
         self.settings = settings

@@ -17,6 +17,7 @@ from torch.profiler import record_function
 
 from pretrain.compute import distributed
 from pretrain.learning import losses
+from pretrain.learning.gram import Anchor, gram_loss
 from pretrain.learning.schedules import Scheduled
 from pretrain.learning.targets import MOST_NUMBERS, Centre, Cosines, Targets, sinkhorn_knopp
 from pretrain.model.backbone import BackboneSettings
@@ -30,6 +31,7 @@ from wsi_prep.errors import BadOption
 
 TARGETS = ("sinkhorn", "centre")
 SPREADS = ("kde", "koleo", "none")
+_MOST_SCALE = 8.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class ObjectiveSettings:
 
     `targets`: how the teacher's cosines become probabilities. `spread`: which term, with `spread_weight`; each global
     crop's batch is spread by itself, and the terms are added. `kappa`: KDE's concentration.
+
+    `gram_weight`: of Gram anchoring, see learning.gram; 0 for none. The anchor is the teacher at the step from which
+    the weight is above 0, and again at each step that `gram_every` divides (0: never), at most `gram_refreshes` times
+    (0: any number). It sees the global crops at `gram_scale` times their px.
     """
 
     head: HeadSettings = field(default_factory=HeadSettings)
@@ -48,6 +54,10 @@ class ObjectiveSettings:
     spread: str = "kde"
     spread_weight: float = 0.05
     kappa: float = 5.0
+    gram_weight: float = 0.0
+    gram_every: int = 10_000
+    gram_refreshes: int = 3
+    gram_scale: float = 2.0
 
     def __post_init__(self) -> None:
         for name, allowed in (("targets", TARGETS), ("spread", SPREADS)):
@@ -55,6 +65,10 @@ class ObjectiveSettings:
                 raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
         if self.student_temperature <= 0 or self.kappa <= 0:
             raise BadOption("student_temperature and kappa must be above 0")
+        if min(self.gram_weight, self.gram_every, self.gram_refreshes) < 0:
+            raise BadOption("gram_weight, gram_every and gram_refreshes must be at least 0")
+        if not 1 <= self.gram_scale <= _MOST_SCALE:
+            raise BadOption(f"gram_scale {self.gram_scale} is not between 1 and {_MOST_SCALE:g}")
 
 
 @dataclass(frozen=True)
@@ -74,12 +88,13 @@ class Objective(Protocol):
 
     `student`: what the optimizer moves. `ema`: its moving mean, which is what a run is for. `frozen`: all networks
     that no gradient moves. `kept`: what else changes and belongs in a checkpoint, by name. `teacher_settings`: of the
-    backbone that teaches.
+    backbone that teaches. `anchor`: of Gram anchoring, None without.
     """
 
     student: nn.Module
     ema: Network
     teacher_settings: BackboneSettings
+    anchor: Anchor | None
 
     @property
     def frozen(self) -> list[Network]: ...  # noqa: D102
@@ -117,6 +132,8 @@ class SelfDistillation(nn.Module):
         network = Network.with_heads(backbone, settings.head, recompute)
         self.student: nn.Module = network
         self.ema = copy.deepcopy(network).requires_grad_(False)
+        self.anchor = Anchor(self.ema.backbone) if settings.gram_weight else None
+        network.shows_patches = self.anchor is not None
         with torch.device("cpu"):  # wherever the rest is made
             self.cls_centre, self.patch_centre = (Centre(settings.head.prototypes) for _ in range(2))
         self.teacher_settings = backbone
@@ -126,13 +143,15 @@ class SelfDistillation(nn.Module):
     @property
     def frozen(self) -> list[Network]:
         """See Objective."""
-        return [self.ema]
+        return [self.ema] if self.anchor is None else [self.ema, self.anchor]
 
     def materialise(self, device: torch.device, seed: int) -> None:
         """See Objective."""
         for centre in (self.cls_centre, self.patch_centre):
             centre.to(device)
         begin(self.student.to_empty(device=device), self.ema.to_empty(device=device), seed)
+        if self.anchor is not None:
+            self.anchor.to_empty(device=device)
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -148,6 +167,8 @@ class SelfDistillation(nn.Module):
         with record_function("losses"):
             cls_targets = self._targets(self.cls_centre, teacher_out.cls, None, at.temperature)
             patch_targets = self._targets(self.patch_centre, teacher_out.patches, valid, at.temperature)
+        with record_function("anchor"):
+            anchored = self._anchored(views)
         with record_function("student"):
             student_out = self._study(views, at.guide)
         with record_function("losses"):
@@ -155,7 +176,11 @@ class SelfDistillation(nn.Module):
             features = student_out.features
             spread = spreading(settings, features.view(-1, tiles, features.shape[-1]))
             total = settings.dino_weight * dino + settings.ibot_weight * ibot + settings.spread_weight * spread
-            parts = {"loss": total, "loss_dino": dino, "loss_ibot": ibot, f"loss_{settings.spread}": spread}
+            parts = {"loss_dino": dino, "loss_ibot": ibot, f"loss_{settings.spread}": spread}
+            if anchored is not None and student_out.tokens is not None:
+                parts["loss_gram"] = gram_loss(student_out.tokens, anchored, self._most)
+                total = total + settings.gram_weight * parts["loss_gram"]
+            parts = {"loss": total, **parts}
             looks = cls_targets.looks() | {"feature_spread": feature_spread(teacher_out.features)}
         return Losses(total, {name: value.detach() for name, value in (parts | looks).items()}, student_out.told)
 
@@ -166,11 +191,23 @@ class SelfDistillation(nn.Module):
         for centre, cosines, valid in self._pending:
             centre.update(cosines, valid)
         self._pending.clear()
+        every = self.settings.gram_every
+        if self.anchor is not None and every and (at.step + 1) % every == 0:
+            self.anchor.refresh(self.ema, self.settings.gram_refreshes)
 
     @torch.no_grad()
     def _teach(self, views: Views) -> Seen:
         seen: Seen = self.ema([views.global_crops], views.chosen, mpp=views.told[:1])
         return seen
+
+    def _anchored(self, views: Views) -> Tensor | None:
+        """(G * B, N, D): what the anchor says of the global crops' patches."""
+        if self.anchor is None:
+            return None
+        assert views.anchor_crops is not None
+        side = views.global_crops.shape[-1] // self.ema.backbone.settings.patch_px
+        told = tuple(mpp / self.settings.gram_scale for mpp in views.told[:1])
+        return self.anchor.tokens(views.anchor_crops, side, told)
 
     def _study(self, views: Views, ramp: float) -> Seen:
         groups = views.groups

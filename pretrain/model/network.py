@@ -20,22 +20,27 @@ class Seen(NamedTuple):
     `cls`: what the head makes of every crop's class token, group after group. `patches`: the same of the M chosen
     patches of the first group. Projections; of a network whose heads are none of DINO's, (crops, K) and (M, K) tensors.
     `features`: (B, D) class tokens of the first group, as the heads get them. `told`: what the guide's heads say of
-    these.
+    these. `tokens`: (B, N, D) patch tokens of the first group, of a network that `shows_patches`.
     """
 
     cls: Projection | Tensor
     patches: Projection | Tensor
     features: Tensor
     told: Told
+    tokens: Tensor | None = None
 
 
 class Network(nn.Module):
-    """A backbone, a head for class tokens, and one for patch tokens. A student may have heads of a `guide` besides."""
+    """A backbone, a head for class tokens, and one for patch tokens. A student may have heads of a `guide` besides.
+
+    `shows_patches`: whether it gives all patch tokens of the first group, too, which then stay in memory.
+    """
 
     def __init__(self, backbone: Backbone, cls_head: nn.Module, patch_head: nn.Module) -> None:
         super().__init__()
         self.backbone, self.cls_head, self.patch_head = backbone, cls_head, patch_head
         self.guide = GuideHeads(0, {}, {})
+        self.shows_patches = False
 
     @staticmethod
     def with_heads(backbone: BackboneSettings, head: HeadSettings, recompute: str = "none") -> Network:
@@ -59,7 +64,8 @@ class Network(nn.Module):
         patches = tokens[0].patches.flatten(0, 1)[chosen]
         first, told = self.guide(tokens[0].cls, ramp)
         cls = torch.cat([first, *(group.cls for group in tokens[1:])])
-        return Seen(self.cls_head(cls), self.patch_head(patches), first, told)
+        shown = tokens[0].patches if self.shows_patches else None
+        return Seen(self.cls_head(cls), self.patch_head(patches), first, told, shown)
 
     def units(self) -> list[nn.Module]:
         """The parts that are spread over processes one by one, and gathered when they are called."""

@@ -14,6 +14,7 @@ from pretrain.errors import BadRun
 from pretrain.learning.schedules import same_until
 from pretrain.train.checkpoint import latest_step, step_folder
 from pretrain.train.recipe import recipe as recipes
+from pretrain.train.recipe.overrides import at_step
 from pretrain.train.recipe.recipe import Recipe
 from wsi_prep.errors import first_line
 
@@ -24,11 +25,16 @@ _OF_GUIDE = re.compile(r"(student|optimizer)\.guide\.")  # whose classes are tho
 def prolonged(asked: Recipe, saved: Recipe, done: int) -> Recipe | None:
     """The recipe that a run of `saved` goes on with after `done` steps, where `asked` changes nothing of these steps.
 
-    That is so where only the schedule differs, and only in later steps. None otherwise.
+    That is so where only the schedule or stages differ, and only in later steps. None otherwise.
     """
-    shares_of = asked.schedule.shares_of or saved.schedule.shares_of or saved.schedule.steps
-    schedule = replace(asked.schedule, shares_of=shares_of)
-    if recipes.differences(replace(asked, schedule=saved.schedule), saved):
+    schedule = saved.schedule
+    if asked.schedule != saved.schedule:
+        shares_of = asked.schedule.shares_of or saved.schedule.shares_of or saved.schedule.steps
+        schedule = replace(asked.schedule, shares_of=shares_of)
+    if recipes.differences(replace(asked, schedule=saved.schedule, stages=saved.stages), saved):
+        return None
+    begun = [[stage for stage in each.stages if stage.start < done] for each in (asked, saved)]
+    if begun[0] != begun[1]:
         return None
     return replace(asked, schedule=schedule) if same_until(schedule, saved.schedule, done) else None
 
@@ -46,10 +52,20 @@ def origin_of(text: str) -> tuple[Path, int]:
     return Path(folder).resolve(), step
 
 
-def branched(text: str) -> Recipe:
-    """The recipe of a new run that begins with what the run that CONTINUE names has learnt. Raises BadRun."""
+def branched(text: str, steps: bool = False) -> Recipe:
+    """The recipe of a new run that begins with what the run that CONTINUE names has learnt. Raises BadRun.
+
+    Of stages, those that have begun are part of it; later ones where the count of `steps` goes on.
+    """
     folder, step = origin_of(text)
-    return replace(recipes.load(folder / "recipe.json"), start_from="", continue_from=f"{folder}@{step}")
+    return replace(_recipe_at(folder, step, steps), start_from="", continue_from=f"{folder}@{step}")
+
+
+def _recipe_at(folder: Path, step: int, steps: bool) -> Recipe:
+    """That of a run at a step."""
+    whole = recipes.load(folder / "recipe.json")
+    later = tuple(stage for stage in whole.stages if stage.start > step) if steps else ()
+    return replace(at_step(whole, step), stages=later)
 
 
 def begin_with(recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
@@ -74,7 +90,7 @@ def begin_with(recipe: Recipe, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _is_continued(name: str, how: str) -> bool:
-    if _OF_GUIDE.match(name):
+    if _OF_GUIDE.match(name) or name.startswith("anchor."):  # a new run anchors to what it begins with
         return False
     if how == "backbone":
         return _OF_BACKBONE.match(name) is not None
@@ -91,7 +107,8 @@ def continued(recipe: Recipe) -> dict[str, object]:
 
 def _changes(recipe: Recipe) -> list[str]:
     """What a recipe has otherwise than the run that it continues."""
-    before = recipes.load(Path(recipe.continue_from.rpartition("@")[0]) / "recipe.json")
+    folder, _, step = recipe.continue_from.rpartition("@")
+    before = _recipe_at(Path(folder), int(step), recipe.continue_with == "steps")
     own = replace(recipe, continue_from=before.continue_from, continue_with=before.continue_with)
     return recipes.differences(own, before)
 
@@ -101,12 +118,14 @@ def continued_notes(recipe: Recipe) -> list[str]:
     if not recipe.continue_from:
         return []
     folder, _, step = recipe.continue_from.rpartition("@")
-    what = {"all": "network, moving mean and optimizer", "network": "network and moving mean"}.get(
-        recipe.continue_with, "backbone and its moving mean"
-    )
+    what = {
+        "all": "network, moving mean and optimizer",
+        "steps": "network, moving mean, optimizer and the count of steps",
+        "network": "network and moving mean",
+    }.get(recipe.continue_with, "backbone and its moving mean")
     changes = _changes(recipe)
     said = f"; changed: {', '.join(changes)}" if changes else ""
     notes = [f"begins with {what} of {folder} at step {step}{said}"]
-    if not any(change.startswith("sampling.seed:") for change in changes):
+    if recipe.continue_with != "steps" and not any(change.startswith("sampling.seed:") for change in changes):
         notes.append("the seed is as there: the same shards give the same tiles; SET=sampling.seed=1 draws others")
     return notes

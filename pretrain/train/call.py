@@ -6,9 +6,11 @@ RUN/recipe.json, run.json, metrics.jsonl, curves.png, tensorboard/, checkpoints/
 from __future__ import annotations
 
 import contextlib
+import gc
+import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,15 +24,17 @@ from pretrain.data.sampler import Sampler
 from pretrain.data.tables.folder import holds_tiles
 from pretrain.errors import BadRun
 from pretrain.evaluation.probe import Score
-from pretrain.evaluation.tasks import load_tasks
 from pretrain.train.branch import branched, continued, continued_notes, origin_of, prolonged
 from pretrain.train.checkpoint import latest_step
 from pretrain.train.curves import draw_curves
+from pretrain.train.learner import require_division
 from pretrain.train.loop import Outcome, Trainer
 from pretrain.train.recipe import recipe as recipes
-from pretrain.train.recipe.caveats import caveats
+from pretrain.train.recipe.caveats import anchored_to_nothing, caveats
 from pretrain.train.recipe.overrides import changed
+from pretrain.train.recipe.pieces import Piece, piece_at, pieces, said, tiles_drawn
 from pretrain.train.recipe.recipe import Recipe
+from pretrain.train.watch.probes import Probe, load_probes, task_of
 from pretrain.train.watch.watcher import Reporter, RunWatcher
 from wsi_prep.errors import BadOption, first_line
 from wsi_prep.storage.atomic import write_json
@@ -45,7 +49,7 @@ _SHOWN = 5
 @dataclass(frozen=True)
 class RunCall:
     """What a call asks for: `shards` and `where` as open_index takes them, `stop_at` a step to stop before, `probe`
-    tables of labelled tiles as tasks.load_tasks takes them, `seconds` as parts.read_filter does.
+    tasks as probes.load_probes takes them, `seconds` as parts.read_filter does.
     """
 
     folder: Path
@@ -84,7 +88,8 @@ def settle_recipe(
     if not file.exists():
         if origin and wanted:
             raise BadOption("CONTINUE takes the recipe of the run that it names: change it by SET, without RECIPE")
-        return changed(branched(origin) if origin else wanted or default(), list(changes))
+        steps = any("".join(change.split()) == "continue_with=steps" for change in changes)
+        return changed(branched(origin, steps) if origin else wanted or default(), list(changes))
     saved = recipes.load(file)
     if origin and not saved.continue_from.startswith(f"{origin_of(origin)[0]}@"):
         raise BadRun(f"{folder} did not begin with {origin}; name another RUN")
@@ -139,43 +144,115 @@ def run(
     for name in ("recipe.json", "run.json", "metrics.jsonl"):  # which are read, or added to
         with contextlib.suppress(FileNotFoundError):
             file_below(call.folder, name)
-    tasks = [task for spec in call.probe for task in load_tasks(spec, recipe.looking.probe_tiles)]
-    index = _open(call, world, progress)
-    sampler = Sampler(index, recipe.sampling)
-    trainer = Trainer(recipe, sampler, call.folder, world)
-    start = trainer.resume()
+    for piece in pieces(recipe):  # a stage that cannot be shared out is refused before it is reached
+        require_division(piece.recipe, world.size)
+    probes = load_probes(call.probe, recipe.looking.probe_tiles, recipe.backbone.patch_px)
+    going = _Going(call, recipe, world, reporter, _open(call, world, progress), probes)
     stop = min(recipe.schedule.steps, call.stop_at if call.stop_at is not None else recipe.schedule.steps)
-    if world.first:
-        recipes.save(recipe, call.folder / "recipe.json")
-        loaded = trainer.loaded.lines() if trainer.loaded and not start else []
-        slow = slow_precision(world.device, recipe.compute.precision)
-        of_tasks = [f"{task.name}: {line}" for task in tasks for line in task.notes]
-        begun = continued_notes(recipe) if not start else []
-        notes = [
-            *index.warnings,
-            *sampler.warnings,
-            *caveats(recipe, sampler, trainer.guide.fields),
-            *slow,
-            *loaded,
-            *begun,
-            *of_tasks,
-        ]
-        for line in [*notes, *_write_run(call, index, trainer, notes)]:
-            reporter.note(line)
-    watcher = RunWatcher(call.folder, trainer, reporter, tasks)
-    try:
-        outcome = trainer.run(start, stop, watcher) if start < stop else Outcome(start)
-    finally:
-        watcher.close()
-    drawn, bad = trainer.drawn(), trainer.bad_tiles()
-    if world.first:
-        if bad:
-            reporter.note(bad)
-        write_json(call.folder / "drawn.json", drawn)
-        if watcher.last:
-            draw_curves([call.folder], call.folder / "curves.png")
-    coverage = sampler.expected_coverage(outcome.step)
-    return RunResult(recipe, outcome, time.monotonic() - began, watcher.last, watcher.scores, coverage)
+    step = first_step(call.folder, recipe)
+    while True:
+        outcome = going.through(piece_at(recipe, step), stop)
+        if outcome.stopped or outcome.step >= stop:
+            break
+        step = outcome.step
+        _leave_memory(recipe)
+        if world.first:
+            reporter.note(said(recipe, step))
+    if world.first and going.last:
+        draw_curves([call.folder], call.folder / "curves.png")
+    return RunResult(recipe, outcome, time.monotonic() - began, going.last, going.scores, going.coverage)
+
+
+def first_step(folder: Path, recipe: Recipe) -> int:
+    """The step that the RUN folder goes on with."""
+    step = latest_step(folder / "checkpoints")
+    if step is None and recipe.continue_from and recipe.continue_with == "steps":
+        step = origin_of(recipe.continue_from)[1]
+    return step or 0
+
+
+@dataclass
+class _Going:
+    """A call that is under way, in pieces; nothing of a piece but its figures is left when the next begins.
+
+    `last`, `scores`, `coverage` as in RunResult.
+    """
+
+    call: RunCall
+    recipe: Recipe
+    world: distributed.World
+    reporter: Reporter
+    index: Index
+    probes: list[Probe]
+    last: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
+    coverage: float = 0.0
+    _said: set[str] = field(default_factory=set)
+
+    def through(self, piece: Piece, stop: int) -> Outcome:
+        """Train through a piece, at most to `stop`."""
+        call, recipe = self.call, piece.recipe
+        sampler = Sampler(self.index, recipe.sampling)
+        trainer = Trainer(recipe, sampler, call.folder, self.world, self.recipe)
+        start, until = trainer.resume(), min(stop, piece.stop)
+        if self.world.first:
+            self._tell(trainer, start)
+        watcher = RunWatcher(call.folder, trainer, self.reporter, self.probes)
+        try:
+            outcome = trainer.run(start, until, watcher) if start < until else Outcome(start)
+        finally:
+            watcher.close()
+        if until < stop and distributed.agree(bool(outcome.heard)):  # too late for this piece, but not for the run
+            outcome = replace(outcome, stopped=outcome.heard or signal.SIGTERM)
+        drawn, bad = trainer.drawn(), trainer.bad_tiles()
+        if self.world.first:
+            if bad:
+                self.reporter.note(bad)
+            write_json(call.folder / "drawn.json", drawn)
+        self.last = watcher.last or self.last
+        self.scores |= watcher.scores
+        batches = tiles_drawn(self.recipe, outcome.step) / recipe.sampling.batch
+        self.coverage = sampler.expected_coverage(batches)
+        return outcome
+
+    def _tell(self, trainer: Trainer, start: int) -> None:
+        """Before a piece: what is to be known of the run, or of this piece besides; the files of a run that begins."""
+        call, sampler = self.call, trainer.sampler
+        lines = [*sampler.warnings, *caveats(trainer.recipe, sampler, trainer.guide.fields)]
+        if not self._said:
+            fresh = latest_step(call.folder / "checkpoints") is None
+            goes_on = _changed_since(call.folder / "recipe.json", self.recipe)
+            recipes.save(self.recipe, call.folder / "recipe.json")
+            lines = [
+                *self.index.warnings,
+                *lines,
+                *(anchored_to_nothing(trainer.recipe) if not start else []),
+                *slow_precision(self.world.device, self.recipe.compute.precision),
+                *(trainer.loaded.lines() if trainer.loaded and fresh else []),
+                *(continued_notes(self.recipe) if fresh else []),
+                *goes_on,
+                *(f"{task.name}: {line}" for task in map(task_of, self.probes) for line in task.notes),
+            ]
+            lines += _write_run(call, self.index, trainer, self.recipe, lines)
+        for line in lines:
+            if line not in self._said:
+                self.reporter.note(line)
+        self._said |= {*lines, ""}
+
+
+def _changed_since(file: Path, recipe: Recipe) -> list[str]:
+    """What a run goes on with otherwise than it was saved, in steps that it has not done."""
+    changes = recipes.differences(recipe, recipes.load(file)) if file.exists() else []
+    return [f"the run continues with changes: {', '.join(changes)}"] if changes else []
+
+
+def _leave_memory(recipe: Recipe) -> None:
+    """Between two pieces: what the one held is free for the other, and blocks are compiled for its crops."""
+    gc.collect()
+    if any(piece.recipe.compute.compile for piece in pieces(recipe)):
+        torch.compiler.reset()  # of blocks for more sizes than it allows, torch would compile none, and say nothing
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _open(call: RunCall, world: distributed.World, progress: Callable[[int, int], None]) -> Index:
@@ -189,7 +266,7 @@ def _open(call: RunCall, world: distributed.World, progress: Callable[[int, int]
     return index
 
 
-def _write_run(call: RunCall, index: Index, trainer: Trainer, notes: list[str]) -> list[str]:
+def _write_run(call: RunCall, index: Index, trainer: Trainer, recipe: Recipe, notes: list[str]) -> list[str]:
     """Write run.json; returns what a user should know of its change."""
     known = {
         "version": RUN_VERSION,
@@ -202,7 +279,7 @@ def _write_run(call: RunCall, index: Index, trainer: Trainer, notes: list[str]) 
         "parameters_backbone": sum(p.numel() for p in trainer.backbone.parameters()),
         "flops_a_tile_dense": trainer.flops.dense,
         "flops_a_tile_executed": trainer.flops.executed,
-        "continued": continued(trainer.recipe),
+        "continued": continued(recipe),
         "notes": notes,
         "versions": {name: version(name) for name in ("torch", "timm", "mixed-magnification")},
     }

@@ -67,24 +67,6 @@ class Checkpoints:
         """The newest step that can be gone on from; None where there is none."""
         return latest_step(self._folder)
 
-    def state(self, step: int) -> dict[str, Any]:
-        """What was saved beside the tensors. Raises BadRun."""
-        with _reading(folder := self._path(step)):
-            state = read_json(folder / STATE, _MOST_STATE)
-            if not isinstance(state, dict):
-                raise ValueError(f"its {STATE} is no record")  # noqa: TRY004 - of what a file says
-            return state
-
-    def load(self, step: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Fill the tensors in place, and return what else was saved. Raises BadRun."""
-        state = self.state(step)
-        with _reading(folder := self._path(step)):
-            _check_sizes(folder, state["files"])
-            distributed.load(tensors, folder)
-        if state.get("version") != CHECKPOINT_VERSION:
-            raise BadRun(f"{folder} is of checkpoint version {state.get('version')}, not {CHECKPOINT_VERSION}")
-        return state
-
     def save(self, step: int, tensors: dict[str, Tensor], state: Mapping[str, object]) -> None:
         """Begin to write; the tensors are copied before this returns. One checkpoint is in work at a time."""
         self.settle(wait=True)
@@ -131,6 +113,32 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return step_folder(self._folder, step)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What was saved beside the tensors of a step, in its folder. Raises BadRun."""
+    with _reading(folder):
+        state = read_json(folder / STATE, _MOST_STATE)
+        if not isinstance(state, dict):
+            raise ValueError(f"its {STATE} is no record")  # noqa: TRY004 - of what a file says
+        return state
+
+
+def holds(folder: Path, beginning: str) -> bool:
+    """Whether tensors of a step were saved whose names begin so. Raises BadRun."""
+    with _reading(folder):
+        return any(name.startswith(beginning) for name in distributed.saved_shapes(folder))
+
+
+def load(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Fill the tensors in place from a step's folder, and return what else was saved. Raises BadRun."""
+    state = read_state(folder)
+    with _reading(folder):
+        _check_sizes(folder, state["files"])
+        distributed.load(tensors, folder)
+    if state.get("version") != CHECKPOINT_VERSION:
+        raise BadRun(f"{folder} is of checkpoint version {state.get('version')}, not {CHECKPOINT_VERSION}")
+    return state
 
 
 @contextlib.contextmanager

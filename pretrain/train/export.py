@@ -16,6 +16,7 @@ from pretrain.model.normalise import MEAN, STD
 from pretrain.train.checkpoint import STATE, step_folder
 from pretrain.train.metrics import read_metrics
 from pretrain.train.recipe import recipe as recipes
+from pretrain.train.recipe.pieces import tiles_drawn
 from pretrain.train.runs import load_run
 from wsi_prep.storage.atomic import aside, sync, write_atomically, write_json
 
@@ -92,6 +93,8 @@ def model_card(run: Path, backbone: Backbone, step: int, licence: str) -> str:
     """What the run knows of itself, as Markdown with the front matter of model hubs."""
     recipe = recipes.load(run / "recipe.json")
     settings = backbone.settings
+    each = f"{recipe.sampling.batch:,} tiles"
+    batches = f"{each}, later of others, {tiles_drawn(recipe, step):,} tiles in all" if recipe.stages else each
     millions = sum(p.numel() for p in backbone.vit.parameters()) / 1e6
     lines = [
         "---",
@@ -104,7 +107,7 @@ def model_card(run: Path, backbone: Backbone, step: int, licence: str) -> str:
         "",
         f"A vision transformer of {millions:,.1f} M parameters ({settings.width} wide, {settings.depth} deep, "
         f"patches of {settings.patch_px} px, {settings.registers} registers), trained by self-distillation on tiles of "
-        f"slides: {step:,} steps of {recipe.sampling.batch:,} tiles (recipe `{recipe.name}`).",
+        f"slides: {step:,} steps of {batches} (recipe `{recipe.name}`).",
         "",
         *_usage(settings),
         "",

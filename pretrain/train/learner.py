@@ -28,7 +28,7 @@ from pretrain.model.weights.load import Loaded, load_backbone
 from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.runs import load_teacher
 from pretrain.views.crops import TileScales
-from pretrain.views.views import make_views
+from pretrain.views.views import Views, enlarged_crops, make_views
 from wsi_prep.errors import BadOption
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -39,7 +39,9 @@ def _require_room(recipe: Recipe, shares: int) -> None:
     backbone, head = recipe.backbone, recipe.objective.head
     heads = sum(each.parameters(backbone.width) for each in (head, head.of_patches))
     numbers = 2 * (backbone.parameters + heads)
-    require_memory(4 * numbers / shares, f"the recipe's network ({numbers / 2e6:,.0f} M parameters)", BadOption)
+    anchor = backbone.parameters if recipe.objective.gram_weight else 0
+    what = f"the recipe's network ({numbers / 2e6:,.0f} M parameters)"
+    require_memory(4 * (numbers + anchor) / shares, what, BadOption)
 
 
 class Learner:
@@ -77,7 +79,13 @@ class Learner:
         """Weights for networks that were made on the meta device, and the optimizer."""
         if self._late:
             self.objective.materialise(self.world.device, self.recipe.seed)
+        self.take_anchor()
         self.add_optimizer()
+
+    def take_anchor(self) -> None:
+        """Anchor to the teacher as it is now, where the recipe has an anchor."""
+        if self.objective.anchor is not None:
+            self.objective.anchor.take(self.objective.ema)
 
     def add_optimizer(self) -> None:
         """Of the student's parameters, with its state."""
@@ -105,14 +113,7 @@ class Learner:
         for part in range(parts):
             rows = slice(part * size, (part + 1) * size)
             with record_function("views"):
-                views = make_views(
-                    tiles[rows],
-                    recipe.views,
-                    replace(places, position=places.position[rows]),
-                    recipe.backbone.patch_px,
-                    self.dtype if tiles.is_cuda else torch.float32,
-                    scales and scales.take(rows),
-                )
+                views = self._views(tiles[rows], replace(places, position=places.position[rows]), scales, rows)
             with distributed.gradients_summed(self.objective.student, now=part == parts - 1):
                 with self._autocast():
                     losses = self.objective.losses(views, at)
@@ -131,12 +132,23 @@ class Learner:
             self.objective.update(at)
         return seen | {"bad": bad}
 
+    def _views(self, tiles: Tensor, places: Places, scales: TileScales | None, rows: slice) -> Views:
+        """Of a part of this process's share; `scales` of all of it."""
+        recipe, dtype = self.recipe, self.dtype if tiles.is_cuda else torch.float32
+        own = scales and scales.take(rows)
+        views = make_views(tiles, recipe.views, places, recipe.backbone.patch_px, dtype, own)
+        if self.objective.anchor is None:
+            return views
+        large = enlarged_crops(tiles, recipe.views.crops, places, recipe.objective.gram_scale, dtype, own)
+        return replace(views, anchor_crops=large)
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that changes, by name; parameters are named alike whether they are in shards or not."""
         objective = self.objective
         found: dict[str, Tensor] = {}
-        for name, module in (("student", self.network), ("average", objective.ema)):
-            found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        for name, module in (("student", self.network), ("average", objective.ema), ("anchor", objective.anchor)):
+            if module is not None:
+                found |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
         found |= {f"objective.{key}": value for key, value in objective.kept.items()}
         found |= {f"optimizer.{k}": v for k, v in optimizer_state(self.optimizer, self.network).items()}
         return {name: value.detach() for name, value in found.items()}

@@ -23,11 +23,12 @@ from pretrain.data.sampler import Sampler
 from pretrain.errors import BadRun, NonFinite
 from pretrain.learning import schedules
 from pretrain.model.backbone import Backbone
-from pretrain.train.branch import begin_with
-from pretrain.train.checkpoint import Checkpoints
+from pretrain.train.branch import begin_with, origin_of
+from pretrain.train.checkpoint import Checkpoints, holds, load, read_state, step_folder
 from pretrain.train.learner import Learner, require_division
 from pretrain.train.metrics import Clock, Deferred
 from pretrain.train.recipe.flops import step_flops
+from pretrain.train.recipe.pieces import tiles_drawn
 from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.watch.left_out import LeftOut
 from pretrain.train.watch.signals import Signals
@@ -61,17 +62,27 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of `Trainer.run` ended: `step` is the next to be done, `stopped` by a signal and which."""
+    """How a call of `Trainer.run` ended: `step` is the next to be done, `stopped` by a signal and which.
+
+    `heard`: a signal that came to this process, even where it was too late to stop anything.
+    """
 
     step: int
     stopped: int = 0
+    heard: int = 0
 
 
 class Trainer(Learner):
-    """One run on this process. Raises BadOption where recipe and processes do not fit together."""
+    """One run on this process, or a piece of it. Raises BadOption where recipe and processes do not fit together.
 
-    def __init__(self, recipe: Recipe, sampler: Sampler, run: Path, world: distributed.World) -> None:
+    `recipe`: that of the piece, without stages; `whole` that of the run, where it has some.
+    """
+
+    def __init__(
+        self, recipe: Recipe, sampler: Sampler, run: Path, world: distributed.World, whole: Recipe | None = None
+    ) -> None:
         require_division(recipe, world.size)
+        self._whole = whole or recipe
         super().__init__(recipe, world, fields=fields(sampler, recipe.guide.wanted))
         self.prepare()
         self.sampler, self.run_folder = sampler, run
@@ -101,17 +112,30 @@ class Trainer(Learner):
 
     def resume(self) -> int:
         """Go on from the newest checkpoint, or begin with another run's; returns the next step. Raises BadRun."""
-        step = self.checkpoints.latest()
-        if step is None:
-            if self.recipe.continue_from:
-                begin_with(self.recipe, self.tensors())
-            return 0
-        self._require_classes(self.checkpoints.state(step))
-        state = self.checkpoints.load(step, self.tensors())
+        step, folder = self.checkpoints.latest(), self.run_folder
+        if step is None and self.recipe.continue_with == "steps" and self.recipe.continue_from:
+            folder, step = origin_of(self.recipe.continue_from)
+        if step is not None:
+            self._go_on_from(step_folder(folder / "checkpoints", step), step)
+            return step
+        if self.recipe.continue_from:
+            begin_with(self.recipe, self.tensors())
+            self.take_anchor()
+        return 0
+
+    def _go_on_from(self, folder: Path, step: int) -> None:
+        """From a checkpoint, as if the run had never stopped. An anchor that it has not is the teacher that it has."""
+        self._require_classes(read_state(folder))
+        tensors = self.tensors()
+        begins = self.objective.anchor is not None and not holds(folder, "anchor.")
+        if begins:
+            tensors = {name: value for name, value in tensors.items() if not name.startswith("anchor.")}
+        state = load(folder, tensors)
+        if begins:
+            self.take_anchor()
         self._left_out.restore(state.get("left_out"), step)
         if self.world.first:  # counts are summed over processes
             self.loader.drawn.restore(state["drawn"])
-        return step
 
     def _require_classes(self, state: dict[str, Any]) -> None:
         """Raise BadRun where a head of the guide has learnt other classes than the shards have now."""
@@ -138,7 +162,7 @@ class Trainer(Learner):
                 self._save(step)
             finally:  # what was being written is whole, whatever stopped the run
                 self.checkpoints.settle(wait=True)
-        return Outcome(step, signals.caught if step < stop else 0)
+        return Outcome(step, signals.caught if step < stop else 0, signals.caught)
 
     def _steps(self, start: int, stop: int, watcher: Watcher, signals: Signals) -> int:
         """The loop; returns the next step."""
@@ -210,7 +234,7 @@ class Trainer(Learner):
             "weight_decay": at.decay,
             "teacher_momentum": at.momentum,
             "teacher_temperature": at.temperature,
-            "tiles_seen": (step + 1) * recipe.sampling.batch,
+            "tiles_seen": tiles_drawn(self._whole, step + 1),
             "bad_tiles": self.loader.bad.bad,
             "steps_left_out": len(self._left_out.steps),
             "spikes": self._spikes.count,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class Views:
     `weight`: (M,) float32, of each in the loss, 0 for padding. `mpp`: for each of `groups` (n * B,) float32, the um/px
     of its crops' pixels, the geometric mean of both axes; empty where the tiles' own were not given. `told`: the same
     with NaN for one tile in ten, which networks that take um/px are not told, so that they can do without.
+    `anchor_crops`: what an anchor sees of the global crops, see enlarged_crops; None where there is none.
     """
 
     places: Places
@@ -46,6 +47,7 @@ class Views:
     weight: Tensor
     mpp: tuple[Tensor, ...] = ()
     told: tuple[Tensor, ...] = ()
+    anchor_crops: Tensor | None = None
 
     @property
     def groups(self) -> list[Tensor]:
@@ -85,3 +87,19 @@ def make_views(
     masks = plan_masks(settings.masking, places, settings.crops.global_crops, side)
     mask, chosen, weight, *sent = send_together([masks.mask, masks.index, masks.weight, *mpps], tiles.device)
     return Views(places, groups[0], groups[1], mask, chosen, weight, tuple(sent[::2]), tuple(sent[1::2]))
+
+
+def enlarged_crops(
+    tiles: Tensor,
+    settings: CropSettings,
+    places: Places,
+    scale: float,
+    dtype: torch.dtype = torch.float32,
+    scales: TileScales | None = None,
+) -> Tensor:
+    """(G * B, 3, h, h), normalised: the windows of make_views' global crops, of `scale` times as many px a side.
+
+    They are cut from the tiles anew, in the tiles' own colours. `tiles`, `places`, `scales` as there.
+    """
+    windows, _ = plan_crops(settings, places, scales)
+    return normalise(crop(tiles, replace(windows, px=round(settings.global_px * scale)), dtype))

@@ -12,8 +12,11 @@ from pretrain.train.planning import plan as planning
 from pretrain.train.planning import preflight
 from pretrain.train.planning.gpus import GPUS
 from pretrain.train.planning.simulate import Simulated
+from pretrain.train.recipe.overrides import changed
+from pretrain.train.recipe.recipes import recipe
 from tests.support.paths import ROOT
 from tests.support.training import TINY, make_shards, run
+from wsi_prep.errors import BadOption
 
 PLAIN = ["views.colour.jitter=0", "views.colour.grayscale=0", "views.colour.blur=0,0,0"]  # operations of no interest
 
@@ -69,6 +72,47 @@ def test_several_numbers_make_a_table(capsys):
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows] == ["GPUs", "---", "1", "2"]
     assert {row.count("|") for row in rows} == {9}
+
+
+@pytest.fixture
+def later_more(monkeypatch):
+    """Steps that hold 10 GB, and 40 GB with crops of 84 px or 20 GB where all is computed again."""
+
+    def step(recipe, _processes):
+        large = recipe.views.crops.global_px == 84
+        held = (20 if recipe.compute.recompute == "full" else 40) if large else 10
+        return Simulated({"parameters": 10**9}, {"losses": {"activations": held * 10**9}}, {}, {}, 0, 0.5)
+
+    monkeypatch.setattr(planning, "simulate", step)
+    monkeypatch.setattr(preflight, "simulate", step)
+
+
+STAGES = ("stages.4.views.crops.global_px=84", "stages.6.sampling.batch=16", "stages.6.views.crops.global_px=56")
+
+
+@pytest.mark.usefixtures("later_more")
+def test_the_peak_of_a_run_with_stages_is_that_of_the_largest(tmp_path, capsys):
+    assert plan("--gpus", "2", "--gpu", "h100", "--to", str(tmp_path / "plan.json"), changes=STAGES) == 0
+    out = capsys.readouterr().out
+    assert "by simulation of a step from 6 on: batch 16, 8 tiles a GPU" in out
+    assert "all stages: the peak is from step 4 on, 46.0 of 80 GB: it fits\nall stages: 0.0 days" in out
+    told = [each["asked"] for each in json.loads((tmp_path / "plan.json").read_text())]
+    assert [(each["from_step"], each["steps"], each["batch"]) for each in told] == [(0, 4, 8), (4, 2, 8), (6, 2, 16)]
+    assert plan("--gpus", "2", "--gpu", "a100-40", changes=STAGES) == 3
+    out = capsys.readouterr().out
+    assert 'the nearest settings that do: SET="stages.4.compute.recompute=full", 24.5 GB' in out
+    assert "the peak is from step 4 on, 46.0 of 40 GB: it does not fit" in out
+    assert plan("--gpus", "1", "2", "--gpu", "h100", changes=STAGES) == 0
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert rows[2:] == [f"{gpus}{at}" for gpus in (1, 2) for at in ("", ", from step 4", ", from step 6")]
+
+
+@pytest.mark.usefixtures("later_more")
+def test_a_stage_that_cannot_fit_is_refused_before_the_run_begins():
+    asked = changed(recipe("debug"), [*TINY, *STAGES])
+    with pytest.raises(BadOption, match=r"a step from 4 on holds 40 GB .* SET=.stages.4.compute.recompute=full. fits"):
+        preflight.require_fit(asked, 1, 30 * 10**9)
+    assert preflight.require_fit(asked, 1, 80 * 10**9) == ""
 
 
 @pytest.mark.parametrize(

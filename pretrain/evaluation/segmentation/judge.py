@@ -142,11 +142,12 @@ def region(shape: tuple[int, ...], embedder: Embedder) -> tuple[slice, slice]:
     """What of a tile (h, w) a model sees: all of it, or its middle in whole patches."""
     if embedder.px:
         return slice(0, shape[0]), slice(0, shape[1])
-    first, second = (_middle(side, embedder.patch_px) for side in shape)
+    first, second = (seen_part(side, embedder.patch_px) for side in shape)
     return first, second
 
 
-def _middle(side: int, patch_px: int) -> slice:
+def seen_part(side: int, patch_px: int) -> slice:
+    """What of a tile's side (px) a model of such patches sees, that takes tiles of any size: its middle."""
     whole = side // patch_px * patch_px
     return slice((side - whole) // 2, (side - whole) // 2 + whole)
 

@@ -16,11 +16,12 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from pretrain.compute import distributed
 
-PARAMETERS, GRADIENTS, OPTIMIZER, EMA, TEACHER = "parameters", "gradients", "optimizer", "EMA model", "teacher"
+PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer"
+EMA, TEACHER, ANCHOR = "EMA model", "teacher", "anchor"
 GATHERED, VIEWS, ACTIVATIONS, LOSSES = "gathered weights", "tiles and crops", "activations", "losses"
 BACKWARD, UPDATE, OTHER = "backward pass", "update", "other"
 PARTS = (
-    *(PARAMETERS, GRADIENTS, OPTIMIZER, EMA, TEACHER, GATHERED, VIEWS, ACTIVATIONS, LOSSES, BACKWARD, UPDATE),
+    *(PARAMETERS, GRADIENTS, OPTIMIZER, EMA, TEACHER, ANCHOR, GATHERED, VIEWS, ACTIVATIONS, LOSSES, BACKWARD, UPDATE),
     OTHER,
 )
 """What memory is for, in the order in which people are told."""
@@ -28,6 +29,7 @@ PARTS = (
 _REGIONS = {
     "views": VIEWS,
     "teacher": TEACHER,
+    "anchor": ANCHOR,
     "student": ACTIVATIONS,
     "losses": LOSSES,
     "backward": BACKWARD,

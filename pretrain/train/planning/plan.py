@@ -13,6 +13,7 @@ from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.gpus import Gpu
 from pretrain.train.planning.roofline import StepTime, step_time
 from pretrain.train.planning.simulate import Simulated, simulate
+from pretrain.train.recipe.pieces import pieces
 from pretrain.train.recipe.recipe import Recipe
 
 _GIGA = 1e9
@@ -22,13 +23,24 @@ _BLOCK_TILES = 6.0  # 1,603 / 275 by docs/training-data.md
 
 @dataclass(frozen=True)
 class Plan:
-    """What `recipe` takes on so many GPUs of a kind, under these assumptions."""
+    """What `recipe` takes on so many GPUs of a kind, under these assumptions.
+
+    Of a run with stages, there is one for each piece, of the recipe that holds in it: from step `start` on, so many
+    steps as are `of_piece`; 0 for all of the recipe.
+    """
 
     recipe: Recipe
     gpus: int
     gpu: Gpu
     assumed: PlanAssumptions
     seen: Simulated
+    start: int = 0
+    of_piece: int = 0
+
+    @property
+    def steps(self) -> int:
+        """That it is for."""
+        return self.of_piece or self.recipe.schedule.steps
 
     @cached_property
     def time(self) -> StepTime:
@@ -67,13 +79,13 @@ class Plan:
 
     @property
     def days(self) -> float:
-        """For all steps of the recipe."""
-        return self.recipe.schedule.steps * self.time.step / _DAY_S
+        """For its steps."""
+        return self.steps * self.time.step / _DAY_S
 
     @property
     def gpu_hours(self) -> float:
-        """For all steps, of all GPUs."""
-        return self.gpus * self.recipe.schedule.steps * self.time.step / _HOUR_S
+        """For its steps, of all GPUs."""
+        return self.gpus * self.steps * self.time.step / _HOUR_S
 
     @property
     def cost(self) -> float:
@@ -111,9 +123,15 @@ def needed_gb(seen: Simulated, assumed: PlanAssumptions) -> float:
     return seen.peak / _GIGA / (1 - assumed.fragmentation) + assumed.reserved_gb
 
 
-def make_plan(recipe: Recipe, gpus: int, gpu: Gpu, assumed: PlanAssumptions) -> Plan:
-    """Simulate a step. Raises BadOption where recipe and processes do not fit together."""
-    return Plan(recipe, gpus, gpu, assumed, simulate(recipe, gpus))
+def make_plans(recipe: Recipe, gpus: int, gpu: Gpu, assumed: PlanAssumptions) -> list[Plan]:
+    """Simulate a step of each piece of a run: one where it has no stages.
+
+    Raises BadOption where recipe and processes do not fit together.
+    """
+    return [
+        Plan(each.recipe, gpus, gpu, assumed, simulate(each.recipe, gpus), each.start, each.stop - each.start)
+        for each in pieces(recipe)
+    ]
 
 
 def nearest_plan(plan: Plan) -> Plan | None:
@@ -138,15 +156,22 @@ def nearest(recipe: Recipe, gpus: int, fits: Callable[[Simulated], bool]) -> tup
     return None
 
 
-def changes(recipe: Recipe, other: Recipe) -> str:
-    """What SET has to say to make the other recipe of this one, of what `nearest` changes: "compute.recompute=full"."""
+def changes(recipe: Recipe, other: Recipe, start: int = 0) -> str:
+    """What SET has to say to make the other recipe of this one, of what `nearest` changes: "compute.recompute=full".
+
+    Of a stage from step `start` on, what can change there alone.
+    """
     before, now = recipe.compute, other.compute
     names = [
         name
         for name in ("parallel", "shard_group", "recompute", "accumulate")
         if getattr(now, name) != getattr(before, name)
     ]
-    return " ".join(f"compute.{name}={getattr(now, name)}" for name in names)
+    of_stage = f"stages.{start}." if start else ""
+    return " ".join(
+        f"{of_stage if name in ('recompute', 'accumulate') else ''}compute.{name}={getattr(now, name)}"
+        for name in names
+    )
 
 
 def _accumulations(recipe: Recipe, gpus: int) -> Iterator[int]:

@@ -11,7 +11,7 @@ from pretrain.train.planning.ledger import Collective
 from pretrain.train.planning.simulate import Simulated
 
 _TF32 = 0.5  # of the bfloat16 rate: float32 products are TF32's, see distributed.world
-_COMPILED = (parts.TEACHER, parts.ACTIVATIONS, parts.BACKWARD)
+_COMPILED = (parts.TEACHER, parts.ANCHOR, parts.ACTIVATIONS, parts.BACKWARD)
 _LATENCY_S = 20e-6  # of a collective
 _GIGA = 1e9
 

@@ -147,8 +147,10 @@ def _prepare(learner: Learner, ledger: Ledger, processes: int) -> list[torch.Ten
     cast("nn.Module", learner.objective).to_empty(device="cpu")
     learner.add_optimizer()
     parameters, kept = list(learner.network.parameters()), []
-    for frozen in learner.objective.frozen:
-        ledger.assign(frozen.parameters(), parts.EMA if frozen is learner.objective.ema else parts.TEACHER)
+    objective = learner.objective
+    for frozen in objective.frozen:
+        part = {id(objective.ema): parts.EMA, id(objective.anchor): parts.ANCHOR}.get(id(frozen), parts.TEACHER)
+        ledger.assign(frozen.parameters(), part)
     ledger.assign(parameters, parts.PARAMETERS)
     ledger.assign(optimizer_state(learner.optimizer, learner.network).values(), parts.OPTIMIZER)
     if processes > 1 and learner.recipe.compute.parallel == "ddp":  # ddp's buckets stay; gradients lie in them

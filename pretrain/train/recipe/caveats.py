@@ -24,6 +24,16 @@ def caveats(recipe: Recipe, sampler: Sampler, guide: Sequence[Field] = ()) -> li
     return [line for line in found if line]
 
 
+def anchored_to_nothing(recipe: Recipe) -> list[str]:
+    """Of a run that begins: a line where its Gram anchoring begins before there is anything to hold on to."""
+    if not recipe.objective.gram_weight or recipe.start_from or recipe.continue_from:
+        return []
+    return [
+        "Gram anchoring begins at the first step, with a teacher that has learnt nothing; begin it late: "
+        f"stages.{max(1, recipe.schedule.steps * 4 // 5)}.objective.gram_weight={recipe.objective.gram_weight:g}"
+    ]
+
+
 def _spread(recipe: Recipe) -> str:
     """The spreading term looks across the tiles that are computed together, in all processes."""
     objective, batch, parts = recipe.objective, recipe.sampling.batch, recipe.compute.accumulate

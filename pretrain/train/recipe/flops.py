@@ -43,11 +43,20 @@ def step_flops(recipe: Recipe, teacher_settings: BackboneSettings | None = None)
     taught = teacher_settings or backbone
     teacher = crops.global_crops * (blocks_flops(taught, crops.global_px) + embed_flops(taught, crops.global_px))
     teacher += crops.global_crops * head_flops(taught.width, head) + masked * head_flops(taught.width, patch_head)
+    teacher += _anchor_flops(recipe) if recipe.objective.gram_weight else 0.0
     again = {"full": blocks, "lean": sum(count * first_flops(backbone, px) for count, px in sizes)}
     return StepFlops(
         dense=3 * (blocks + heads) + 2 * embed + teacher,
         executed=kept * (3 * blocks + again.get(recipe.compute.recompute, 0)) + 3 * heads + 2 * embed + teacher,
     )
+
+
+def _anchor_flops(recipe: Recipe) -> float:
+    """Of Gram anchoring, for one tile: a forward pass of larger crops, and three products of (N, N) and (N, D)."""
+    backbone, crops = recipe.backbone, recipe.views.crops
+    px = round(crops.global_px * recipe.objective.gram_scale)
+    pairs = (crops.global_px // backbone.patch_px) ** 4
+    return crops.global_crops * (blocks_flops(backbone, px) + embed_flops(backbone, px) + 6 * pairs * backbone.width)
 
 
 def blocks_flops(settings: BackboneSettings, px: int) -> float:

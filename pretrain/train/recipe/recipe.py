@@ -23,14 +23,16 @@ from pretrain.learning.self_distillation import ObjectiveSettings
 from pretrain.model.backbone import BackboneSettings
 from pretrain.model.recompute import MODES as RECOMPUTE
 from pretrain.train.checkpoint import SavingSettings
+from pretrain.train.recipe.stages import PREFIX, Stage, place_of
 from pretrain.views.views import ViewSettings
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.storage.atomic import write_json
 
 PRECISIONS = ("fp32", "bf16")
-CONTINUED = ("all", "network", "backbone")
+CONTINUED = ("all", "network", "backbone", "steps")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_MOST_STAGES = 32
 _MOST_COUNT, _LONGEST_TEXT, SHOWN = 10**12, 4096, 60
 
 
@@ -96,7 +98,8 @@ class Recipe:
     `start_from`: a file or folder with weights that the backbone begins with, see model.weights. `teacher`: a
     RUN folder or a folder of released weights to be distilled; empty for self-distillation. `continue_from`: a RUN
     folder and a step, as runs/a@1000, with which the run begins; `continue_with` what of it: all, network (without the
-    optimizer's state), or backbone (without heads, too).
+    optimizer's state), backbone (without heads, too), or steps (all, and the count of steps: what is drawn and the
+    schedule go on, as if the other run had gone on under this recipe). `stages`: what changes from some steps on.
 
     >>> from dataclasses import replace
     >>> small = recipe("small")
@@ -121,6 +124,7 @@ class Recipe:
     teacher: str = ""
     continue_from: str = ""
     continue_with: str = "all"
+    stages: tuple[Stage, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -132,14 +136,38 @@ class Recipe:
             raise BadOption(f"continue_with {self.continue_with!r} is not known; choose from {', '.join(CONTINUED)}")
         if self.continue_from and self.start_from:
             raise BadOption("a run begins with start_from or continue_from, not both")
+        starts = [stage.start for stage in self.stages]
+        if len(starts) > _MOST_STAGES:
+            raise BadOption(f"{len(starts)} stages are more than {_MOST_STAGES}")
+        if starts != sorted(set(starts)):
+            raise BadOption(f"stages begin at steps {', '.join(map(str, starts))}, which do not rise")
+        if starts and starts[-1] >= self.schedule.steps:
+            raise BadOption(
+                f"the stage from step {starts[-1]:,} on begins after the last of {self.schedule.steps:,} steps; begin "
+                f"it earlier, or leave it out: stages.{starts[-1]}=none"
+            )
         patch, crops = self.backbone.patch_px, self.views.crops
         for px in (crops.global_px, crops.local_px):
             if px % patch:
                 raise BadOption(f"crops of {px} px do not divide into patches of {patch} px")
         if self.sampling.any_mpp:
             self._require_any_mpp()
+        if self.objective.gram_weight:
+            self._require_anchor()
         if crops.global_crops + crops.local_crops < 2:
             raise BadOption("one crop of a tile has nothing to be compared with; ask for at least two")
+
+    def _require_anchor(self) -> None:
+        if self.teacher:
+            raise BadOption(
+                "Gram anchoring holds a student to what its own moving mean was; one of a frozen teacher has none: set "
+                "objective.gram_weight=0, or leave out the teacher"
+            )
+        px, patch = self.views.crops.global_px * self.objective.gram_scale, self.backbone.patch_px
+        if px % patch:
+            raise BadOption(
+                f"an anchor's crops of {px:g} px (objective.gram_scale) do not divide into patches of {patch} px"
+            )
 
     def _require_any_mpp(self) -> None:
         crops, alone = self.views.crops, self.sampling.alone
@@ -178,8 +206,14 @@ def differences(recipe: Recipe, saved: Recipe) -> list[str]:
     return [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in {**before, **now}
-        if name.split(".")[0] not in FREE and before.get(name) != now.get(name)
+        if not _is_free(name) and before.get(name) != now.get(name)
     ]
+
+
+def _is_free(name: str) -> bool:
+    """Whether a setting, or that of a stage, decides only how a run is computed."""
+    setting = place_of(name)[1] if name.startswith(PREFIX) else name
+    return setting.split(".")[0] in FREE
 
 
 def save(recipe: Recipe, file: Path) -> None:
@@ -216,7 +250,9 @@ def _completed(values: Any) -> Any:
 def _walk(record: Any, prefix: str) -> typing.Iterator[tuple[str, object]]:
     for one in dataclasses.fields(record):
         value = getattr(record, one.name)
-        if dataclasses.is_dataclass(value):
+        if one.name == "stages":
+            yield from ((f"stages.{s.start}.{name}", text) for s in value for name, text in s.values.items())
+        elif dataclasses.is_dataclass(value):
             yield from _walk(value, f"{prefix}{one.name}.")
         elif isinstance(value, Mapping):
             yield from ((f"{prefix}{one.name}.{key}", entry) for key, entry in value.items())
@@ -256,7 +292,7 @@ def unknown_setting(name: str) -> str:
 def _setting_names(kind: Any, prefix: str = "") -> typing.Iterator[str]:
     """Dotted names of all settings; of a record by keys, those that it has by default."""
     types = typing.get_type_hints(kind)
-    for one in dataclasses.fields(kind):
+    for one in (each for each in dataclasses.fields(kind) if each.name != "stages"):
         if dataclasses.is_dataclass(types[one.name]):
             yield from _setting_names(types[one.name], f"{prefix}{one.name}.")
         elif one.default_factory is not dataclasses.MISSING and isinstance(entries := one.default_factory(), Mapping):

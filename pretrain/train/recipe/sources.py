@@ -14,6 +14,7 @@ SHORT = "DINOv2 ssl_default_config.yaml"
 """Its setting for ImageNet-1k, which holds for what the long one does not change. An epoch has 1,250 steps."""
 LONG = "DINOv2 vitl14.yaml and vitg14.yaml"
 """Its setting for the long training of ViT-L and ViT-g."""
+GRAM = "DINOv3 dinov3_vit7b16_gram_anchor.yaml"
 AUGMENTATIONS = "DINOv2 data/augmentations.py"
 TRANSFORMS = "DINOv2 data/transforms.py"
 MASKING = "DINOv2 data/masking.py"
@@ -59,6 +60,10 @@ DEFAULTS = {
     "objective.spread": PAPER,
     "objective.spread_weight": PAPER,
     "objective.kappa": PAPER,
+    "objective.gram_weight": OURS,
+    "objective.gram_every": GRAM,
+    "objective.gram_refreshes": GRAM,
+    "objective.gram_scale": GRAM,
     "optim": SHORT,
     "optim.kind": "DINOv2 train/train.py",
     "optim.eps": "torch",

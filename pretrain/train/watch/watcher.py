@@ -8,16 +8,17 @@ from functools import partial
 from pathlib import Path
 
 from pretrain.compute import distributed
-from pretrain.evaluation.probe import Score, colour_statistics, embed
+from pretrain.evaluation.probe import Score, embed
 from pretrain.evaluation.probe import score as judge
 from pretrain.evaluation.robustness.figures import indices
-from pretrain.evaluation.tasks import Task
-from pretrain.features.embedder import Inference
+from pretrain.evaluation.segmentation.probe import PatchTask
+from pretrain.features.embedder import Inference, of_backbone
 from pretrain.pictures.feature_picture import FeaturePictures, LookSettings, save_picture
 from pretrain.train.learner import DTYPES
 from pretrain.train.loop import Trainer
 from pretrain.train.metrics import MetricsLog
 from pretrain.train.recipe.flops import measured_peak
+from pretrain.train.watch.probes import Bests, Probe, colours_alone, task_of
 
 _COLLAPSED_SPREAD, _FLAT_TARGETS = 1e-4, 0.999
 
@@ -44,8 +45,8 @@ class Reporter:
 class RunWatcher:
     """Every process's: what all must do together, and on the first one metrics, pictures, probes and health."""
 
-    def __init__(self, folder: Path, trainer: Trainer, reporter: Reporter, tasks: list[Task]) -> None:
-        self._folder, self._trainer, self._reporter, self._tasks = folder, trainer, reporter, tasks
+    def __init__(self, folder: Path, trainer: Trainer, reporter: Reporter, probes: list[Probe]) -> None:
+        self._folder, self._trainer, self._reporter, self._probes = folder, trainer, reporter, probes
         self._looking = trainer.recipe.looking
         schedule = trainer.recipe.schedule
         self._last_step, self._settled = schedule.steps, schedule.warmup * schedule.steps
@@ -60,6 +61,7 @@ class RunWatcher:
         trainer = self._trainer
         if trainer.world.first:
             self._log = MetricsLog(self._folder, step)
+            self._bests = Bests(self._folder)
             self._peak = measured_peak(trainer.world.device, DTYPES[trainer.recipe.compute.precision])
             self._lookout = FeaturePictures(trainer.sampler, LookSettings()) if self._looking.picture else None
             self._reporter.started(trainer, step)
@@ -114,7 +116,7 @@ class RunWatcher:
     def _look(self, step: int) -> None:
         """Draw and probe where it is time to; every process gives its share of the weights."""
         draw, probe = (_due(step, every, self._last_step) for every in (self._looking.picture, self._looking.probe))
-        if not (draw or (probe and self._tasks)):
+        if not (draw or (probe and self._probes)):
             return
         backbone = self._trainer.whole_backbone()
         if backbone is not None and self._log is not None:
@@ -122,9 +124,13 @@ class RunWatcher:
             if draw and self._lookout:
                 save_picture(self._lookout.draw(backbone, step, device), self._folder / f"pictures/step-{step:08d}.png")
             if probe:
-                for task in self._tasks:
-                    features = embed(backbone, task, Inference(device))
-                    self._judged(step, judge(features, task), indices(task, features))
+                for each in self._probes:
+                    task, inference = task_of(each), Inference(device)
+                    if isinstance(each, PatchTask):
+                        self._judged(step, judge(each.tokens(of_backbone(backbone), inference), task), {})
+                    else:
+                        features = embed(backbone, task, inference)
+                        self._judged(step, judge(features, task), indices(task, features))
         distributed.wait_for_all()  # the others, too, who would give up on a step's sums after some minutes
 
     def _judged(self, step: int, score: Score, robust: dict[str, float]) -> None:
@@ -135,12 +141,15 @@ class RunWatcher:
             judged = {f"probe_{score.task}_{by}_balanced_accuracy": v for by, v in figures.items()}
             self._log.write(step, judged | by_site)
         said = "".join(f", robust to {site} {value:.3f}" for site, value in robust.items())
+        said += self._bests.said(score, step)
         self._reporter.note(f"step {step}: {score.task}: linear {score.linear:.3f}, kNN {score.knn:.3f}{said}")
 
     def _judge_colour(self) -> None:
-        for task in self._tasks:
-            score = judge(colour_statistics(task.tiles), task)
-            sides = f"{score.train} tiles to learn from, {score.test} held out"
+        for probe in self._probes:
+            task, patch_px = task_of(probe), self._trainer.recipe.backbone.patch_px
+            score = judge(colours_alone(probe, patch_px), task)
+            what = "patches" if isinstance(probe, PatchTask) else "tiles"
+            sides = f"{score.train} {what} to learn from, {score.test} held out"
             self._reporter.note(f"{task.name}: colour alone: linear {score.linear:.3f}, kNN {score.knn:.3f}; {sides}")
 
 

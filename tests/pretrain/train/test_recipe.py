@@ -117,12 +117,28 @@ def test_what_is_no_setting_is_refused(wrong):
         ("sampling.density=0.25:1,2:many", "sampling.density is a number, not 'many'"),
         ("sampling.density=0.25:1,2:1", "sampling.any_mpp=true"),
         ("backbone.patch_px=15", "px"),
+        ("objective.gram_scale=0.5", "gram_scale 0.5 is not between 1 and 8"),
+        ("objective.gram_every=-1", "gram_every and gram_refreshes must be at least 0"),
     ],
 )
 def test_a_wrong_value_is_refused_and_named(wrong, says):
     with pytest.raises(BadOption) as refused:
         changed(debug(), [wrong])
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("objective.gram_scale=1.1", "an anchor's crops of 123.2 px (objective.gram_scale) do not divide into patches"),
+        ("teacher=runs/a", "leave out the teacher"),
+    ],
+)
+def test_gram_anchoring_that_cannot_be_is_refused(more, says):
+    with pytest.raises(BadOption) as refused:
+        changed(debug(), ["objective.gram_weight=2", more])
+    assert says in str(refused.value)
+    changed(debug(), [more])
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -18,6 +18,7 @@ from pretrain.evaluation.segmentation.judge import enlarged, judge_patches, patc
 from pretrain.evaluation.segmentation.scores import pixel_confusion, segmentation_figures
 from pretrain.features.colours import colours_of, of_patch_colours
 from pretrain.features.embedder import Inference, of_backbone
+from tests.support.coloured_tiles import coloured, write
 from tests.support.labelled_tiles import CPU, small_backbone
 from tests.support.training import make_shards, run
 
@@ -125,29 +126,6 @@ def test_a_patchs_token_is_where_the_patch_is():
     found = of_patch_colours(14).patches(tiles)
     assert found.shape == (2, 2, 3, 12)
     assert torch.allclose(found[:, 1, 2], colours_of(tiles[:, :, 14:, 28:]), atol=1e-6)
-
-
-def write(file, pixels):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(file)
-
-
-def coloured(folder, slides=6, each=3, px=40, sides=("",), value=1):
-    """Tiles with a red square on blue, and masks of it."""
-    rng = np.random.default_rng(0)
-    for side in sides:
-        for slide in range(slides):
-            for number in range(each):
-                mask = np.zeros((px, px), np.uint8)
-                top, left = rng.integers(0, px // 2, 2)
-                mask[top : top + px // 2, left : left + px // 2] = value
-                pixels = rng.integers(0, 60, (px, px, 3), np.uint8)
-                pixels[..., 2] += 120
-                pixels[mask > 0] = pixels[mask > 0][:, ::-1]
-                place = folder / side
-                write(place / "images" / f"{side}{slide}" / f"{number}.png", pixels)
-                write(place / "masks" / f"{side}{slide}" / f"{number}.png", mask)
-    return folder
 
 
 def test_colours_tell_what_colours_tell_and_a_network_of_chance_less(tmp_path):

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pretrain.compute.distributed import World
 from pretrain.compute.randomness import Places
+from pretrain.model.backbone import Backbone
 from pretrain.model.network import Network
 from pretrain.train.learner import Learner
 from pretrain.train.planning import ledger
@@ -36,6 +37,7 @@ SIZES = {
         *("objective.head.prototypes=16384", "objective.head.bottleneck=128", "compute.loss_mb=16"),
         *("optim.kind=stable_adamw", "compute.accumulate=2", "sampling.batch=8", "compute.recompute=full", *PLAIN),
     ],
+    "anchored": ["objective.gram_weight=2", "sampling.batch=8", *PLAIN],
 }
 TOGETHER = {"swiglu in bfloat16, recomputed": "fsdp"}
 
@@ -125,6 +127,16 @@ def test_a_checkpoint_is_two_networks_two_moments_and_counts(of_one, of_four):
         shapes = [p.shape for p in Network.with_heads(chosen.backbone, chosen.objective.head).parameters()]
     expected = 4 * (4 * sum(map(math.prod, shapes)) + len(shapes) + 2 * chosen.objective.head.prototypes)
     assert {seen.checkpoint for seen in (of_one["activations"], *of_four.values())} == {expected}
+
+
+def test_an_anchor_is_held_and_saved_as_another_backbone(of_one):
+    chosen = made("anchored")
+    with torch.device("meta"):
+        backbone = sum(p.numel() for p in Backbone(chosen.backbone).parameters())
+    seen, bare = of_one["anchored"], simulate(made("anchored", "objective.gram_weight=0"), 1)
+    assert seen.at_rest[ledger.ANCHOR] == 4 * backbone
+    assert seen.checkpoint - bare.checkpoint == 4 * backbone + 4  # and how often it was taken again
+    assert ledger.ANCHOR not in bare.at_rest
 
 
 def test_processes_hold_shards_and_the_same_activations(of_one, of_four):
