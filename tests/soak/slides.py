@@ -54,7 +54,7 @@ class Slide:
     def of(cls, number: int, kind: str, seed: int) -> Slide:
         """The slide of a number; its size follows from the seed."""
         mark = zlib.crc32(f"{seed} {number}".encode())
-        side = (6, 6) if kind == "large" else (1 + mark % 2, 1 + mark // 2 % 2)
+        side = (4, 4) if kind == "large" else (1 + mark % 2, 1 + mark // 2 % 2)
         return cls(f"{number:03d}-{kind}.{_ENDINGS.get(kind, 'tiff')}", kind, mark, *side)
 
     @property
