@@ -77,36 +77,29 @@ class Crew:
         """One of the deeds of plan.py to a worker; returns words on it, or "" where there was nobody."""
         if deed == "join for a time":
             self.join("--lifetime", f"{_LIFETIME_S} seconds")
-            self.done["joined for a time"] += 1
-            return f"a worker joins for {_LIFETIME_S} s"
+            return self._done("workers joined for a time", f"a worker joins for {_LIFETIME_S} s")
         nannies = self._victims()
-        if not nannies:
-            return ""
-        nanny = nannies[int(share * len(nannies))]
-        if deed == "leave":
-            with contextlib.suppress(ProcessLookupError):
-                nanny.send_signal(signal.SIGTERM)
-            self._join_later(more)
-            self.done["workers that left"] += 1
-            return "a worker leaves"
-        if deed == "kill machine":
-            kill(nanny)
-            self._join_later(more)
-            self.done["machines killed"] += 1
-            return "a worker is killed with its nanny"
-        process = _working(nanny)
+        nanny = nannies[int(share * len(nannies))] if nannies else None
+        process = _working(nanny) if nanny is not None else None
         if process is None:
             return ""
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if deed in ("leave", "kill machine"):
+                nanny.send_signal(signal.SIGTERM) if deed == "leave" else kill(nanny)
+                self._join_later(more)
+                left = deed == "leave"
+                return self._done("workers left" if left else "workers killed with their nanny", deed)
             if deed == "kill worker":
                 process.kill()
-                self.done["workers killed"] += 1
-                return "a worker is killed"
+                return self._done("workers killed", deed)
             process.suspend()
             self._later.append((time.monotonic() + number, lambda: _resume(process)))
-            self.done["workers stopped"] += 1
-            return f"a worker is stopped for {number:g} s"
+            return self._done("workers stopped for a time", f"{deed} for {number:g} s")
         return ""
+
+    def _done(self, what: str, text: str) -> str:
+        self.done[what] += 1
+        return text
 
     def _victims(self) -> list[subprocess.Popen]:
         nannies = self.alive()

@@ -29,7 +29,9 @@ def judge(world: World, out: Path, *, poisoned: bool) -> list[str]:
     of_slide: dict[str, list[dict]] = defaultdict(list)
     for tile in tiles:
         of_slide[tile["slide_id"]].append(tile)
-    found = [f"doubled: {count} rows of {name}" for name, count in Counter(r["file"] for r in rows).items() if count > 1]
+    found = [
+        f"doubled: {count} rows of {name}" for name, count in Counter(r["file"] for r in rows).items() if count > 1
+    ]
     by_name = {row["file"]: row for row in rows}
     found += [f"unknown: a row of {name}, which is no slide" for name in by_name if name not in world.by_name]
     known = {row["slide_id"] for row in rows}
@@ -63,9 +65,11 @@ def _of_row(world: World, slide: Slide, row: dict, *, poisoned: bool) -> list[tu
     if row["status"] != "ok" and not row["error"]:
         found.append(("silent", f"{row['status']} without a reason"))
     told = world.described(slide)
-    for column in ("institution", "tissue"):
-        if row[column] != told[column]:
-            found.append(("described", f"{column} is {row[column]!r}, the manifest says {told[column]!r}"))
+    found += [
+        ("described", f"{column} is {row[column]!r}, the manifest says {told[column]!r}")
+        for column in ("institution", "tissue")
+        if row[column] != told[column]
+    ]
     if json.loads(row["manifest"] or "{}") != {"batch": told["batch"]}:
         found.append(("described", f"further columns are {row['manifest']}, the manifest says batch {told['batch']}"))
     return found
@@ -75,7 +79,9 @@ def _of_tiles(world: World, slide: Slide, row: dict, tiles: list[dict], out: Pat
     places = Counter((tile["magnification"], tile["row"], tile["col"]) for tile in tiles)
     stored = Counter((tile["array"], tile["index"]) for tile in tiles)
     true = slide.tiles()
-    found = [("doubled", f"the tile {' '.join(map(str, place))} is there twice") for place, n in places.items() if n > 1]
+    found = [
+        ("doubled", f"the tile {' '.join(map(str, place))} is there twice") for place, n in places.items() if n > 1
+    ]
     found += [("doubled", f"two tiles are {' '.join(map(str, at))}") for at, n in stored.items() if n > 1]
     found += [("lost", f"the tile {' '.join(map(str, place))} is missing") for place in sorted(true - places.keys())]
     found += [("unknown", f"the tile {' '.join(map(str, place))} is none") for place in sorted(places.keys() - true)]

@@ -70,7 +70,9 @@ def _weathers(rng: random.Random, seconds: float) -> Iterator[Moment]:
 def _workers(rng: random.Random, seconds: float) -> Iterator[Moment]:
     at = rng.uniform(5, 10)
     while at < seconds:
-        deed = rng.choice(("kill worker",) * 3 + ("kill machine", "stop worker", "stop worker", "leave", "join for a time"))
+        deed = rng.choice(
+            ("kill worker",) * 3 + ("kill machine", "stop worker", "stop worker", "leave", "join for a time")
+        )
         yield Moment(at, deed, number=rng.choice((3, 8, 15, 30)), share=rng.random(), more=rng.uniform(1, 6))
         at += rng.expovariate(1 / 11)
 

@@ -19,6 +19,7 @@ from tests.soak.plan import FAR, LOCAL, WEATHERS, Moment, moments
 from tests.soak.slides import POISON
 from tests.soak.store import Store
 from tests.soak.worlds import World, cohort
+from tests.support.dask_processes import kill
 from tests.support.paths import ROOT
 
 _QUIET_TRIES = 4
@@ -80,6 +81,15 @@ class Soak:
 
     def run(self) -> Outcome:
         """Rounds until the time is up; poison and kills of the oldest worker only in the first half."""
+        try:
+            self._rounds()
+        finally:
+            if self.call is not None:
+                kill(self.call.process)
+        self._finish()
+        return self.outcome
+
+    def _rounds(self) -> None:
         ends = self.began + self.options.hours * 3600
         number = 0
         while number == 0 or time.monotonic() + 0.5 * self.options.round_s < ends:
@@ -88,8 +98,6 @@ class Soak:
             self._storm(number, max(self.options.round_s / 2, min(self.options.round_s, ends - time.monotonic())))
             self._quiet(number)
             number += 1
-        self._finish()
-        return self.outcome
 
     def _storm(self, number: int, seconds: float) -> None:
         began = time.monotonic()
@@ -228,7 +236,13 @@ class Soak:
         wrong = judge(world, out, poisoned=self.poisoned)
         tiles = sum(len(slide.tiles()) for slide in world.cohort if slide.verdict(poisoned=self.poisoned)[0] == "ok")
         self.say(f"judged {world.name}: {len(world.cohort)} slides, {tiles} tiles, {len(wrong)} faults")
-        ended = {"round": number, "world": world.name, "slides": len(world.cohort), "tiles": tiles, "faults": len(wrong)}
+        ended = {
+            "round": number,
+            "world": world.name,
+            "slides": len(world.cohort),
+            "tiles": tiles,
+            "faults": len(wrong),
+        }
         self.outcome.ends.append(ended)
         for text in wrong:
             self.fault(f"round {number}, {world.name}: {text}")
@@ -243,7 +257,8 @@ class Soak:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, cwd=world.folder)
         if done.returncode:
-            self.fault(f"round {number}, {world.name}: verify ends with {done.returncode}: {done.stdout[-600:]}{done.stderr[-300:]}")
+            said = f"{done.stdout[-600:]}{done.stderr[-300:]}"
+            self.fault(f"round {number}, {world.name}: verify ends with {done.returncode}: {said}")
 
     def _finish(self) -> None:
         """What is left after everything: memory, tasks, files beside the output."""

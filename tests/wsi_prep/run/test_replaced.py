@@ -1,4 +1,4 @@
-"""A slide whose file is replaced while it is read: nothing of it is stored, and the next try makes what is there then."""
+"""A slide whose file is replaced while it is read: nothing of it is stored, and the next try makes the new one."""
 
 import contextlib
 import shutil
