@@ -133,7 +133,7 @@ _DEVELOPING = (
             Variable("SEED", "--seed", example="0"),
             Variable("WORKERS", "--workers", example="2"),
             Variable("OUT", "--out", example="folder"),
-            Variable("ARGS", "", example='"--round-seconds 420 --slides 160 80 --keep"'),
+            Variable("ARGS", "", example='"--round-seconds 300 --slides 60 30 --keep"'),
         ),
     ),
     Target(

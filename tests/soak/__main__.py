@@ -20,8 +20,21 @@ def main(arguments: list[str] | None = None) -> int:
     add("--hours", type=float, default=1.0, metavar="H", help="how long (default: %(default)g)")
     add("--seed", type=int, default=0, metavar="N", help="what is done, and when (default: %(default)s)")
     add("--workers", type=int, default=2, metavar="N", help="worker processes (default: %(default)s)")
-    add("--slides", type=int, nargs=2, default=(160, 80), metavar="N", help="in the folder and in the bucket")
-    add("--round-seconds", type=float, default=420, metavar="S", help="of trouble between two judgements")
+    add(
+        "--slides",
+        type=int,
+        nargs=2,
+        default=(60, 30),
+        metavar="N",
+        help="in the folder and in the bucket (default: 60 30)",
+    )
+    add(
+        "--round-seconds",
+        type=float,
+        default=300,
+        metavar="S",
+        help="of trouble between judgements (default: %(default)g)",
+    )
     add("--out", type=Path, default=Path("soak"), metavar="FOLDER", help="a new folder (default: %(default)s)")
     add("--keep", action="store_true", help="keep slides and outputs also where nothing is wrong")
     given = parser.parse_args(arguments)

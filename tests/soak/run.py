@@ -152,10 +152,11 @@ class Soak:
         world = self.call.world if self.call is not None else self.worlds[LOCAL]
         slide = world.cohort[int(moment.share * len(world.cohort))]
         point, deed = moment.what.split()
-        if self.crew.spared and deed != "die":
-            return
+        oldest = next(iter(self.crew.worker_processes()), None)
+        spared = oldest.pid if oldest is not None and self.crew.spared else 0
         mark = f"-{len(self._plans)}-{time.monotonic_ns()}"
-        self._plans.append({"slide": slide.name, "at": point, "do": deed, "times": 1, "mark": mark})
+        plan = {"slide": slide.name, "at": point, "do": deed, "times": 1, "mark": mark, "spared": spared}
+        self._plans.append(plan)
         self.crew.sabotage(self._plans)
 
     def _poison(self, number: int) -> list[dict]:

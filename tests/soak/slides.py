@@ -104,12 +104,12 @@ def painted(slide: Slide, version: int) -> Picture:
     tissue = np.zeros(tuple(-(-n // 8) for n in pixels.shape[:2]), bool)
     if slide.is_sound or slide.kind not in ("empty", "text", "zero"):
         dy, dx, flip = rng.integers((0, 0, 0), (_SIDE, _SIDE, 8))
-        part = np.roll(_texture(), (dy, dx), (0, 1))
+        side = max(width, height)
+        part = _texture()[np.ix_((dy + np.arange(side)) % _SIDE, (dx + np.arange(side)) % _SIDE)]
         part = part.transpose(1, 0, 2) if flip & 1 else part
         part = part[:: -1 if flip & 2 else 1, :: -1 if flip & 4 else 1]
-        times = (-(-height // _SIDE), -(-width // _SIDE), 1)
         shade = np.float32((208, 140, 185)) + rng.uniform(-9, 9, 3).astype(np.float32)
-        pixels[:height, :width] = np.clip(np.tile(part, times)[:height, :width] + shade, 0, 255)
+        pixels[:height, :width] = np.clip(part[:height, :width] + shade, 0, 255)
         tissue[: height // 8, : width // 8] = True
     return Picture(pixels, tissue, MPP, MPP)
 

@@ -2,7 +2,7 @@
 
 The file named by the environment variable SABOTAGE says what happens, and may change while the worker runs:
 {"slide": how its name begins, "at": open, tile (the fifth), tiles (their rows), row; "do": one of DEEDS, "times": n},
-or a list of such, each with a "mark" of its own.
+or a list of such, each with a "mark" of its own. The process whose number is "spared" does none of it.
 """
 
 import contextlib
@@ -46,7 +46,8 @@ def act(point, name):
         said = json.loads(path.read_text())
         for plan in said if isinstance(said, list) else [said]:
             traces = path.with_name(f"{path.stem}{plan.get('mark', '')}{path.suffix}")
-            if plan["at"] == point and name.startswith(plan["slide"]) and _may(traces, plan["times"]):
+            meant = plan["at"] == point and name.startswith(plan["slide"]) and plan.get("spared") != os.getpid()
+            if meant and _may(traces, plan["times"]):
                 DEEDS[plan["do"]]()
 
 
