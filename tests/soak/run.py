@@ -280,7 +280,9 @@ class Soak:
             if count := world.unfinished_uploads():
                 self.outcome.leftovers.append(f"{count} unfinished uploads")
         temporary = Path(os.environ["TMPDIR"])
-        self.outcome.leftovers += [f"temporary: {p.name}" for p in temporary.glob("wsi-prep-*")]
+        self.outcome.leftovers += [
+            f"temporary: {p.name}" for p in temporary.glob("wsi-prep-*") if p.name != f"wsi-prep-{os.getuid()}"
+        ]
 
     def _tasks_left(self) -> None:
         from distributed import Client
