@@ -12,7 +12,7 @@ COMPILE = @$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || :
 
 BARE := help clean
 TARGETS := shards plan status verify forget audit privacy query interchange samples pretrain distill plan-train recipe \
-  curves evaluate evaluate-slides export embed peek fit-stain fuzz evaluate-tissue test test-fast test-long check bench docs $(BARE)
+  curves evaluate evaluate-slides export embed peek fit-stain fuzz soak evaluate-tissue test test-fast test-long check bench docs $(BARE)
 
 # The call reaches Python as it was typed, `$` and all: make's own quoted list, and not what make would expand it to.
 GOALS := $(filter-out $(VENV)/.%,$(MAKECMDGOALS))
@@ -36,7 +36,7 @@ endif
 
 shards plan status verify forget audit privacy query interchange samples: $(VENV)/.shards
 pretrain distill plan-train recipe curves evaluate evaluate-slides export embed peek: $(VENV)/.train
-fit-stain fuzz evaluate-tissue test test-fast test-long check: $(VENV)/.test
+fit-stain fuzz soak evaluate-tissue test test-fast test-long check: $(VENV)/.test
 bench: $(VENV)/.bench
 docs: $(VENV)/.docs
 test test-fast test-long: check

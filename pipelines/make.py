@@ -216,7 +216,7 @@ def _nothing(_target: Target, _said: Mapping[str, str]) -> Commands:
 def _help(_target: Target, _said: Mapping[str, str]) -> Commands:
     width, column = min(shutil.get_terminal_size((120, 0)).columns, 140), max(map(len, TARGETS)) + 1
     for target in TARGETS.values():
-        names = [each for each in target.variables if each.name != "OUT" or target.name in ("shards", "bench")]
+        names = [each for each in target.variables if each.name != "OUT" or target.name in ("shards", "bench", "soak")]
         shown = " ".join(variable.shown().replace(" ", "\0") for variable in names)
         text = f"{target.about}: {shown}" if shown else target.about
         lines = textwrap.wrap(text, width - column, break_long_words=False, break_on_hyphens=False)

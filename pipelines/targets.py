@@ -125,6 +125,18 @@ _DEVELOPING = (
         ),
     ),
     Target(
+        "soak",
+        "Disturb runs on a cluster for hours, and see that nothing is lost, doubled or wrong",
+        "tests.soak",
+        (
+            Variable("HOURS", "--hours", example="1"),
+            Variable("SEED", "--seed", example="0"),
+            Variable("WORKERS", "--workers", example="2"),
+            Variable("OUT", "--out", example="folder"),
+            Variable("ARGS", "", example='"--round-seconds 300 --slides 60 30 --keep"'),
+        ),
+    ),
+    Target(
         "evaluate-tissue",
         "Compare outlines with reference masks, and look for ink, on your own overviews of slides",
         "tests.benchmarks.tissue",

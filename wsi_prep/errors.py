@@ -93,6 +93,10 @@ class DamagedSlide(SlideError, OSError):
     """The file opens, but some of its pixels cannot be decoded."""
 
 
+class SlideChanged(SlideError, OSError):
+    """The slide's files were changed while they were read."""
+
+
 class BadMask(SlideError, ValueError):
     """The tissue mask that was given for the slide cannot be used."""
 

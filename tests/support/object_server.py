@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import threading
 import time
@@ -14,14 +15,16 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 BUCKET = "slides"
+_LIES = ("long", "short")
 
 
 @dataclass
 class Fault:
     """How requests of one kind fail: those of `method` (or "PUT|POST") whose path has `part`, `times` after `after`.
 
-    `how` is a status code, "cut" (half of the answer, then nothing), "lost" (done, but the answer never comes), or
-    "slow" (a second late).
+    `how` is a status code, "cut" (half of the answer, then nothing), "long" (it states more bytes than come), "short"
+    (half of the answer, which states that it is all), "lost" (done, but the answer never comes), or "slow" (a second
+    late).
     """
 
     method: str
@@ -119,20 +122,33 @@ class ObjectServer:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             respond(f"{fault.how} Trouble", [("Content-Length", "0"), ("Connection", "close")])
             return [b""]
-        if fault is not None and fault.how == "slow":
+        how = None if fault is None else fault.how
+        if how == "slow":
             time.sleep(1)
+        says = _nobody if how == "lost" else functools.partial(_lie, respond, how) if how in _LIES else respond
         with self._one_by_one:  # moto looks and then writes, where a store that promises conditions does both at once
-            body = b"".join(self._moto(environ, respond if fault is None or fault.how != "lost" else _nobody))
-        if fault is not None and fault.how == "lost":
+            body = b"".join(self._moto(environ, says))
+        if how == "lost":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionAbortedError
         with self._lock:
             self.requests.append(Request(method, path, len(body)))
-        return _half(body, environ["werkzeug.socket"]) if fault is not None and fault.how == "cut" else [body]
+        if how == "short":
+            return [body[: len(body) // 2]]
+        sent = len(body) // 2 if how == "cut" else len(body)
+        return _then_closed(body[:sent], environ["werkzeug.socket"]) if how in ("cut", "long") else [body]
 
 
-def _half(body: bytes, connection: socket.socket) -> Iterator[bytes]:
-    yield body[: len(body) // 2]
+def _lie(respond: Callable[..., Any], how: str, status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+    lengths = {"long": lambda length: length + 1000, "short": lambda length: length // 2}
+    stated = [
+        (name, str(lengths[how](int(value))) if name.lower() == "content-length" else value) for name, value in headers
+    ]
+    return respond(status, stated, *more)
+
+
+def _then_closed(body: bytes, connection: socket.socket) -> Iterator[bytes]:
+    yield body
     connection.shutdown(socket.SHUT_RDWR)
     raise ConnectionAbortedError
 

@@ -1,7 +1,8 @@
 """A preload for Dask workers that lets a named slide do harm there: `dask worker --preload tests/support/saboteur.py`.
 
 The file named by the environment variable SABOTAGE says what happens, and may change while the worker runs:
-{"slide": how its name begins, "at": open, tile (the fifth), tiles (their rows), row; "do": one of DEEDS, "times": n}.
+{"slide": how its name begins, "at": open, tile (the fifth), tiles (their rows), row; "do": one of DEEDS, "times": n},
+or a list of such, each with a "mark" of its own. The process whose number is "spared" does none of it.
 """
 
 import contextlib
@@ -42,9 +43,12 @@ DEEDS = {"die": die, "hang": hang, "eat": eat, "hold": hold}
 def act(point, name):
     path = Path(os.environ["SABOTAGE"])
     if path.exists():
-        plan = json.loads(path.read_text())
-        if plan["at"] == point and name.startswith(plan["slide"]) and _may(path, plan["times"]):
-            DEEDS[plan["do"]]()
+        said = json.loads(path.read_text())
+        for plan in said if isinstance(said, list) else [said]:
+            traces = path.with_name(f"{path.stem}{plan.get('mark', '')}{path.suffix}")
+            meant = plan["at"] == point and name.startswith(plan["slide"]) and plan.get("spared") != os.getpid()
+            if meant and _may(traces, plan["times"]):
+                DEEDS[plan["do"]]()
 
 
 def _may(path, times):

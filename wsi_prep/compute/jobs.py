@@ -68,6 +68,7 @@ def cluster(options: ClusterOptions, say: Callable[[str], None] = lambda line: N
         "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": _KEPT_BYTES,
     }
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it says, our errors say in one line
+    logging.getLogger("asyncio").addFilter(_not_of_dask)
     with dask.config.set(settings), contextlib.ExitStack() as stack:
         address: Any = options.scheduler
         security = _security(options.tls)
@@ -76,6 +77,12 @@ def cluster(options: ClusterOptions, say: Callable[[str], None] = lambda line: N
         client = stack.enter_context(_connected(address, security))
         _require_same_versions(client)
         yield client
+
+
+def _not_of_dask(record: logging.LogRecord) -> bool:
+    """False for tracebacks of Dask's own tasks that nobody waits for any more, as after Ctrl-C while results come."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not type(error).__module__.startswith("distributed.")
 
 
 def dashboard_link(client: Client) -> str:

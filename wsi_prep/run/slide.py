@@ -18,9 +18,12 @@ from wsi_prep.compute.memory import give_back_freed_memory, keep_freed_memory
 from wsi_prep.compute.threads import ThreadPool
 from wsi_prep.compute.time_limit import HUNG, time_limit
 from wsi_prep.errors import (
+    DamagedSlide,
     NotBrightField,
     RunReplaced,
+    SlideChanged,
     TooCoarse,
+    UnreadableSlide,
     WriteFailed,
 )
 from wsi_prep.format.layout import output_places
@@ -82,7 +85,7 @@ def prepare_slide(task: SlideTask) -> SlideRow:
     except RunReplaced:
         raise
     except Exception as error:  # whatever happens to one slide becomes its row
-        row.update(failure(error, task.source))
+        row.update(failure(_why(error, task, row), task.source))
     clock.stop()
     row.update(clock.columns())
     row["seconds"] = time.perf_counter() - started
@@ -126,6 +129,24 @@ def _require_current(task: SlideTask, storage: Storage) -> None:
         raise RunReplaced(f"another run works in {task.out} now")
 
 
+def _require_unchanged(task: SlideTask, row: SlideRow) -> None:
+    """Raise SlideChanged where the files are not those that `row` has the fingerprint of: tiles may be of both."""
+    if fingerprint(task.source) != row["fingerprint"]:
+        raise SlideChanged("the file was changed while it was read, as by a copy under way; repeat the command")
+
+
+def _why(error: Exception, task: SlideTask, row: SlideRow) -> Exception:
+    """The error, or SlideChanged where a file that changes is the reason: it is not damaged then."""
+    if row["fingerprint"] and isinstance(error, (DamagedSlide, UnreadableSlide)):
+        try:
+            _require_unchanged(task, row)
+        except SlideChanged as changed:
+            return changed
+        except Exception:  # the slide has its reason already
+            return error
+    return error
+
+
 @dataclass
 class _Bench:
     """One slide's work on a worker: its task and row, where it is made and where it goes, and who helps."""
@@ -140,6 +161,7 @@ class _Bench:
     def publish(self) -> None:
         """Bring what was staged into place; the row says how many files, the store's bytes, and all files' digests."""
         task, stage = self.task, self.stage.folder
+        _require_unchanged(task, self.row)
         _require_current(task, self.storage)
         files = [p for p in stage.rglob("*") if p.is_file()]
         store_bytes = sum(p.stat().st_size for p in files if p.is_relative_to(stage / "store.zarr"))

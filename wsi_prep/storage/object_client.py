@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import obstore
 import obstore.store
@@ -23,8 +23,15 @@ from wsi_prep.errors import StoreFailed, first_line
 _RETRIES, _RETRY_SECONDS = 7, 60  # after 0.1 s, then twice as long each time
 PAUSES = (0.1, 0.4, 1.6)  # s, likewise, for what obstore itself does not try again
 IN_FLIGHT = 16
+OUTSIDE = "416 Range Not Satisfiable"
+"""What is said of a range that begins behind the end of the object."""
+_CUT_OFF = ("body", "Got invalid list response", "Content-Range header not present", OUTSIDE)
 
 Result = TypeVar("Result")
+
+
+class _Sized(Protocol):
+    def __len__(self) -> int: ...
 
 
 def open_store(url: str, timeout_s: int = 60, retries: int | None = None) -> obstore.store.ObjectStore:
@@ -70,8 +77,17 @@ def failed(where: str, error: BaseError) -> StoreFailed:
 
 
 def is_cut_off(error: BaseError) -> bool:
-    """Whether an answer broke off where obstore does not ask again by itself: in a listing, or an error's details."""
-    return isinstance(error, GenericError) and "body" in _first_line(error)
+    """Whether an answer broke off, or was not as long as it said, where obstore does not ask again by itself.
+
+    In a listing, an error's details, or where obstore asked for a rest that is not there.
+    """
+    return isinstance(error, GenericError) and any(words in _first_line(error) for words in _CUT_OFF)
+
+
+def require_length(data: _Sized, count: int) -> None:
+    """Raise what `is_cut_off` knows where not so many bytes came: some stores and proxies state a wrong length."""
+    if len(data) != count:
+        raise GenericError(f"the answer's body has {len(data):,} bytes in place of {count:,}")
 
 
 def ask(where: str, work: Callable[..., Result], *arguments: object) -> Result:

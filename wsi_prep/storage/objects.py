@@ -21,7 +21,7 @@ from wsi_prep.errors import BadOutput, OutputInUse
 from wsi_prep.format.records import is_table_file
 from wsi_prep.storage.base import LOCK, Span
 from wsi_prep.storage.lock_holder import ProcessMark
-from wsi_prep.storage.object_client import IN_FLIGHT, ask, failed, open_store
+from wsi_prep.storage.object_client import IN_FLIGHT, OUTSIDE, ask, failed, open_store, require_length
 from wsi_prep.untrusted.below import MOST_BYTES, require_size
 from wsi_prep.untrusted.small_json import read_object
 from wsi_prep.untrusted.tables import require_table
@@ -108,11 +108,22 @@ class ObjectStorage:
         """What an object holds, and what the store says of it. An object is read only if it can be of its kind."""
 
         def get() -> tuple[bytes, object]:
-            found = self._store.get(path)
+            found = self._opened(path)
             require_size(f"{self.where}/{path}", found.meta["size"], most)
-            return bytes(found.bytes()), found.meta
+            data = bytes(found.bytes())
+            require_length(data, found.meta["size"])
+            return data, found.meta
 
         return ask(f"{self.where}/{path}", get)
+
+    def _opened(self, path: str) -> Any:
+        """An object from its first byte on; the answer to a range says the object's size, not only its own."""
+        try:
+            return self._store.get(path, options={"range": {"offset": 0}})
+        except GenericError as error:
+            if OUTSIDE not in str(error):
+                raise
+            return self._store.get(path)  # it is empty
 
     def spans(self, path: str, spans: Iterable[Span]) -> Iterator[bytes]:
         """See Storage. Spans that follow one another are one request of 8 MB or less; 5 of these are held at most."""
@@ -229,11 +240,15 @@ class ObjectStorage:
 
     def _get_range(self, path: str, start: int, end: int) -> Any:
         try:
-            return self._store.get_range(path, start=start, end=end)
+            data = self._store.get_range(path, start=start, end=end)
         except GenericError as error:
-            if "416 Range Not Satisfiable" not in str(error):
+            if OUTSIDE not in str(error):
                 raise
-            return b""  # the object ends before
+            data = b""
+        if len(data) != end - start:  # the object ends before, or the answer is not what was asked for
+            size = self._store.head(path)["size"]
+            require_length(data, max(0, min(end, size) - start))
+        return data
 
     def _below(self, path: str) -> dict[str, int]:
         """Bytes of every object below a folder, by path."""

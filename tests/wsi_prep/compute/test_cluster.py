@@ -282,3 +282,32 @@ def test_parts_of_a_cluster_that_do_not_fit_are_refused(slides, tmp_path, monkey
     for more, says in calls.items():
         assert main(arguments(slides, tmp_path / "out", *more)) == 2
         assert says in capsys.readouterr().err
+
+
+LEFT_BEHIND = """
+import asyncio, gc, sys
+from distributed.client import AllExit
+from wsi_prep.compute.cluster.options import ClusterOptions
+from wsi_prep.compute.jobs import cluster
+
+async def fail(error):
+    raise error
+
+async def left_behind():
+    for error in (AllExit(), RuntimeError("of ours")):
+        asyncio.ensure_future(fail(error))
+    await asyncio.sleep(0)
+    gc.collect()
+
+with cluster(ClusterOptions(scheduler=sys.argv[1])):
+    asyncio.run(left_behind())
+"""
+
+
+def test_a_task_of_dask_that_ctrl_c_left_behind_says_nothing(tmp_path):
+    """Dask ends its waiting for results by an exception that nobody takes where the call is ended meanwhile."""
+    with DaskProcesses(tmp_path) as running:
+        words = [sys.executable, "-c", LEFT_BEHIND, running.address]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "RuntimeError: of ours" in done.stderr
+    assert "AllExit" not in done.stderr

@@ -154,6 +154,18 @@ TROUBLE = {
         ("PUT", "/10x/c.", "lost", 1),
         ("POST", "delete", "lost", 1),
     ],
+    "longer than stated": [
+        ("GET", "/.lock", "short", 2),
+        ("GET", "/catalog/", "short", 3),
+        ("GET", "/run.json", "short", 2),
+        ("GET", "list-type=2", "short", 3),
+    ],
+    "shorter than stated": [
+        ("GET", "/.lock", "long", 1),
+        ("GET", "/catalog/", "long", 3),
+        ("GET", "/run.json", "long", 1),
+        ("GET", "list-type=2", "long", 2),
+    ],
     "slow": [("PUT", "/10x/c.", "slow", 1), ("GET", "/.lock", "slow", 1)],
 }
 

@@ -18,6 +18,7 @@ from wsi_prep.storage.object_client import (
     client_options,
     failed,
     is_cut_off,
+    require_length,
     retries_of,
     s3_endpoint,
 )
@@ -46,7 +47,14 @@ class _ObjectFiles(FsspecStore):  # type: ignore[misc] # mypy does not follow ob
         return await self._asked(path, lambda: super(_ObjectFiles, self)._ls(path, detail=detail, **options))
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> Any:
-        return await self._asked(path, lambda: super(_ObjectFiles, self)._cat_file(path, start, end, **options))
+        return await self._asked(path, lambda: self._span(path, start, end, **options))
+
+    async def _span(self, path: str, start: int | None, end: int | None, **options: Any) -> bytes:
+        data: bytes = await super()._cat_file(path, start, end, **options)
+        if start is not None and end is not None and len(data) != end - start:
+            info = await super()._info(path)
+            require_length(data, max(0, min(end, info["size"]) - start))
+        return data
 
     async def _cat_ranges(self, paths: list[str], starts: list[int], ends: list[int], **_: object) -> list[bytes]:
         """Every range by a request of its own, several at a time: who asks has joined what lies close together."""
