@@ -6,6 +6,7 @@ that slide's row in the catalog (its `status` says which kind) and the run goes 
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 
@@ -57,6 +58,10 @@ class BadTask(UsageError):
 
 class StoreFailed(UsageError):
     """An object store, asked again and again, does not do what is asked of it."""
+
+
+class FileServerFailed(StoreFailed):
+    """A file server, asked again and again, gives errors that pass as a rule (EIO, ESTALE, ...)."""
 
 
 class BadQuery(UsageError):
@@ -137,6 +142,13 @@ class NotBrightField(SlideExcluded):
 
 class Forgotten(SlideExcluded):
     """The slide, or all of its patient's, was deleted on request and is not to come back."""
+
+
+def refusal(error: OSError) -> str:
+    """Why the system refuses to write, for people: what is unlike a full disk is not taken for one."""
+    if error.errno == errno.EDQUOT:
+        return f"{error.strerror}: yours, your group's or the project's; free some space there or ask for more"
+    return error.strerror or " ".join(str(error).split())
 
 
 def first_line(error: BaseException) -> str:

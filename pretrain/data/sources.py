@@ -22,6 +22,7 @@ from wsi_prep.format.copies import Copies, which_count
 from wsi_prep.format.layout import is_slide_id
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, is_table_file
+from wsi_prep.storage.patience import patiently
 from wsi_prep.untrusted.below import file_below, folder_below, open_below, require_size
 from wsi_prep.untrusted.pages import BadTable
 from wsi_prep.untrusted.tables import open_table, require_columns
@@ -166,10 +167,13 @@ class LocalFolder:
         if len(memory) < nbytes:
             memory.extend(bytes(nbytes - len(memory)))
         wanted = memoryview(memory)[:nbytes]
-        file = self._open(path)  # kept alive by this name while it is read, even if it is evicted
-        if (found := os.preadv(file.descriptor, [wanted], offset)) != nbytes:
+        if (found := patiently(lambda: self._fill(wanted, path, offset), self._open.cache_clear)) != nbytes:
             raise OSError(f"{found} of {nbytes} bytes")
         return wanted
+
+    def _fill(self, memory: memoryview, path: str, offset: int) -> int:
+        file = self._open(path)  # kept alive by this name while it is read, even if it is evicted
+        return os.preadv(file.descriptor, [memory], offset)
 
 
 class _OpenFile:

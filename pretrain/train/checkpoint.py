@@ -21,7 +21,7 @@ from torch import Tensor
 from pretrain.compute import distributed
 from pretrain.compute.plain_files import read_json
 from pretrain.errors import BadRun, CheckpointFailed
-from wsi_prep.errors import BadOption, first_line
+from wsi_prep.errors import BadOption, first_line, refusal
 from wsi_prep.storage.atomic import sync
 
 CHECKPOINT_VERSION = 2
@@ -75,7 +75,8 @@ class Checkpoints:
         self._saved = step
         aside = self._folder / f"{_PARTIAL}{step:08d}"
         if self._world.first:
-            aside.mkdir(exist_ok=True)
+            with self._writing(step):
+                aside.mkdir(exist_ok=True)
         distributed.agree(mine=True)  # the folder is there for everyone
         state = {"version": CHECKPOINT_VERSION, "step": step, "time": time.time(), **state}
         self._pending = _Pending(step, state, self._writer.save(tensors, aside))
@@ -86,22 +87,31 @@ class Checkpoints:
         if pending is None or not (wait or pending.written.done()):
             return
         self._pending = None
-        try:
+        with self._writing(pending.step):
             distributed.finish(pending.written)
+            if self._world.first:
+                self._bring_in(pending)
+
+    def _bring_in(self, pending: _Pending) -> None:
+        """Give a checkpoint that has been written its state, and its name."""
+        aside = self._folder / f"{_PARTIAL}{pending.step:08d}"
+        files = {file.name: file.stat().st_size for file in aside.iterdir()}
+        (aside / STATE).write_text(json.dumps({**pending.state, "files": files}) + "\n")
+        for file in aside.iterdir():
+            sync(file)
+        aside.rename(self._path(pending.step))
+        sync(self._folder)
+        self._thin_out()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise CheckpointFailed(
-                f"the checkpoint of step {pending.step} cannot be written to {self._folder} ({error}); repeat "
-                "the command to continue from the one before"
+                f"the checkpoint of step {step} cannot be written to {self._folder} ({refusal(error)}); "
+                "repeat the command to continue from the one before"
             ) from error
-        if self._world.first:
-            aside = self._folder / f"{_PARTIAL}{pending.step:08d}"
-            files = {file.name: file.stat().st_size for file in aside.iterdir()}
-            (aside / STATE).write_text(json.dumps({**pending.state, "files": files}) + "\n")
-            for file in aside.iterdir():
-                sync(file)
-            aside.rename(self._path(pending.step))
-            sync(self._folder)
-            self._thin_out()
 
     def _thin_out(self) -> None:
         """Keep the newest few, and of the others the first of every so many hours."""

@@ -28,6 +28,7 @@ from wsi_prep.format.layout import is_part, is_slide_file, require_slide_id
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, SlideRow, is_table_file, tile_counts
 from wsi_prep.output.sealed_parquet import check_seal, sealed_writer
 from wsi_prep.storage.base import Storage
+from wsi_prep.storage.patience import patient
 from wsi_prep.storage.select import open_storage
 from wsi_prep.untrusted.small_json import read_object
 from wsi_prep.untrusted.tables import of_today, open_table, refusing, require_columns
@@ -250,6 +251,11 @@ class Catalog:
         if number > _LAST_PART:
             raise self._damaged("slides", f"{last[0]} has the last number that a part can have")
         part = f"part-{number:05d}.parquet"
+        self._write_part(part, names, with_tiles)
+        self._announce({"part": part, "singles": names})
+
+    @patient
+    def _write_part(self, part: str, names: list[str], with_tiles: Collection[str]) -> None:
         for table, folder in _FOLDERS.items():
             present = [f"{folder}/{name}" for name in names if table == "slides" or name in with_tiles]
             with (
@@ -260,9 +266,13 @@ class Catalog:
             ):
                 for rows in _together(self.storage.tables(present, _TABLES[table])):
                     writer.write_table(rows, row_group_size=_GROUP_ROWS)
-        self._announce({"part": part, "singles": names})
 
     def _rewrite_part(self, part: str, gone: pa.Array) -> None:
+        self._write_without(part, gone)
+        self._announce({"part": part, "singles": []})
+
+    @patient
+    def _write_without(self, part: str, gone: pa.Array) -> None:
         for table, folder in _FOLDERS.items():
             with (
                 self.storage.making(f"{folder}/.{part}") as unfinished,
@@ -274,7 +284,6 @@ class Catalog:
                 for batch in self._open(table, part).iter_batches():
                     rows = of_today(pa.Table.from_batches([batch]), _TABLES[table])
                     writer.write_table(rows.filter(pc.invert(pc.is_in(rows["slide_id"], gone))))
-        self._announce({"part": part, "singles": []})
 
     def _announce(self, change: _Change) -> None:
         self.storage.write(_JOURNAL, json.dumps(change).encode())

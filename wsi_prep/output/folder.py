@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from wsi_prep.errors import BadOutput, UsageError
+from wsi_prep.errors import BadOutput, UsageError, refusal
 from wsi_prep.format.layout import PLACES, slide_of
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.sealed_json import NotAsWritten, read_sealed, write_sealed
 from wsi_prep.output.terms import PATIENT_KEY, Terms
 from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, read_tombstone
-from wsi_prep.storage.atomic import remove_tree
+from wsi_prep.storage.atomic import MOVING, remove_tree
 from wsi_prep.storage.base import Storage
 from wsi_prep.untrusted.small_json import Nonsense
 
@@ -74,9 +74,9 @@ def writing(storage: Storage) -> Iterator[None]:
     except UsageError:
         raise
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
+        why = refusal(error)
         raise BadOutput(
-            f"OUT {storage.where} cannot be written ({reason}); finished slides are kept: fix this and try again"
+            f"OUT {storage.where} cannot be written ({why}); finished slides are kept: fix this and try again"
         ) from error
 
 
@@ -174,7 +174,7 @@ def sweep(storage: Storage, catalog: Catalog) -> None:
     for folder, ending in PLACES.values():
         for found in storage.names(folder):
             slide_id = slide_of(found, ending)
-            if slide_id is not None and slide_id not in committed:
+            if (slide_id is not None and slide_id not in committed) or found.endswith(MOVING):
                 storage.remove(f"{folder}/{found}")
 
 

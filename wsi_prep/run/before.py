@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import IO
 
 import numpy as np
 
@@ -165,7 +166,7 @@ def _of_output(out: str) -> list[str]:
         with probe.open("wb") as file:
             file.write(b"\0" * 4096)
             os.fsync(file.fileno())
-            try_lock(file)
+            _require_lock(file)
         probe.rename(renamed := probe.with_name(f"{probe.name}.renamed"))
         away = renamed.stat().st_mtime - time.time()
     except CannotLock as error:
@@ -181,6 +182,15 @@ def _of_output(out: str) -> list[str]:
             f"the clock of {there} is {away:+,.0f} s from this machine's; set them alike, or hung slides are not ended"
         ]
     return []
+
+
+def _require_lock(file: IO[bytes]) -> None:
+    """Raise CannotLock where a lock is refused; one that a file system does not have is done without."""
+    try:
+        try_lock(file)
+    except CannotLock as error:
+        if not error.for_all:
+            raise
 
 
 def _of_store(storage: Storage) -> list[str]:

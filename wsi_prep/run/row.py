@@ -18,8 +18,15 @@ from wsi_prep.slides.private import bare_text
 from wsi_prep.slides.urls import without_secrets
 from wsi_prep.stain.classify import StainCall, stain_columns
 from wsi_prep.storage.digests import NO_DIGESTS
+from wsi_prep.storage.patience import passes, server_failed
 from wsi_prep.tiles.grid import Grid
 from wsi_prep.tiles.plan import PlanSettings, TilePlan
+
+_NO_ROOM = {
+    errno.ENOSPC: "the disk of the output folder is full; free some space and repeat the command",
+    errno.EDQUOT: "the quota of the output folder's disk is used up, which may be yours, your group's or the "
+    "project's; free some space there or ask for more, and repeat the command",
+}
 
 
 def blank_row(task: SlideTask) -> SlideRow:
@@ -69,9 +76,10 @@ def failure(error: BaseException, source: SlideSource) -> SlideRow:
             type(error).__name__,
             without_secrets(" ".join(str(error).split()), source.path),
         )
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        status, kind = "failed", "WriteFailed"
-        text = "the disk of the output folder is full; free some space and repeat the command"
+    elif isinstance(error, OSError) and error.errno in _NO_ROOM:
+        status, kind, text = "failed", "WriteFailed", _NO_ROOM[error.errno]
+    elif isinstance(error, OSError) and passes(error):
+        status, kind, text = "failed", "FileServerFailed", str(server_failed(error))
     else:
         status, kind, text = "failed", type(error).__name__, bare_text(error, source.path)
     columns: SlideRow = {"status": status, "error_type": kind, "error": text[:500] or "no reason given"}

@@ -34,8 +34,8 @@ from wsi_prep.run.stages import StageClock, StagedSlide
 from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.base import SlideReader
 from wsi_prep.slides.fetch.cache import Lease
+from wsi_prep.slides.find.fingerprint import fingerprint
 from wsi_prep.slides.find.sizes import source_bytes
-from wsi_prep.slides.find.sources import fingerprint
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail
 from wsi_prep.slides.pyramid.trusted import TrustedLevels
 from wsi_prep.slides.readers.select import opened
@@ -44,6 +44,7 @@ from wsi_prep.stain.classify import classify_glow, classify_stain, colour_warnin
 from wsi_prep.storage.atomic import remove_tree
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.digests import to_column
+from wsi_prep.storage.patience import PAUSES, passes
 from wsi_prep.storage.select import open_storage
 from wsi_prep.storage.times import set_times, set_times_in
 from wsi_prep.tiles.filters import say_lost
@@ -72,9 +73,24 @@ def prepare_slide(task: SlideTask) -> SlideRow:
     keep_freed_memory()
     storage = open_storage(task.out)
     _require_current(task, storage)
+    for pause in (*PAUSES, None):
+        row, tiles, error = _made(task, storage)
+        if pause is None or error is None or not passes(error):
+            break
+        time.sleep(pause)  # then all of it again, with files opened anew
+    row["seconds"] = time.perf_counter() - started
+    _require_current(task, storage)
+    Catalog(storage).commit(row, tiles)
+    name = f"{task.source.slide_id}.parquet"
+    set_times_in(task.out, (f"catalog/slides/{name}", f"catalog/tiles/{name}"), task.made_at)
+    return row
+
+
+def _made(task: SlideTask, storage: Storage) -> tuple[SlideRow, pa.Table, Exception | None]:
+    """The slide's row and its tiles' rows; and what it failed for, which the row says too."""
     row = blank_row(task)
     clock = StageClock()
-    tiles = TILE_SCHEMA.empty_table()
+    tiles, failed = TILE_SCHEMA.empty_table(), None
     try:
         with time_limit(_trace(task, storage), task.time_limit) as begin_anew, Lease(task.cache, begin_anew) as lease:
             clock.enter("open")
@@ -85,15 +101,11 @@ def prepare_slide(task: SlideTask) -> SlideRow:
     except RunReplaced:
         raise
     except Exception as error:  # whatever happens to one slide becomes its row
-        row.update(failure(_why(error, task, row), task.source))
+        failed = _why(error, task, row)
+        row.update(failure(failed, task.source))
     clock.stop()
     row.update(clock.columns())
-    row["seconds"] = time.perf_counter() - started
-    _require_current(task, storage)
-    Catalog(storage).commit(row, tiles)
-    name = f"{task.source.slide_id}.parquet"
-    set_times_in(task.out, (f"catalog/slides/{name}", f"catalog/tiles/{name}"), task.made_at)
-    return row
+    return row, tiles, failed
 
 
 @contextlib.contextmanager

@@ -7,20 +7,24 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from wsi_prep.errors import BadOutput, Forgotten, counted
+from wsi_prep.errors import BadOutput, FileServerFailed, Forgotten, counted
 from wsi_prep.format.records import SlideRow
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, read_tombstone
 from wsi_prep.run.request import RunRequest, RunSummary
 from wsi_prep.run.row import manifest_columns
 from wsi_prep.run.task import SlideTask
+from wsi_prep.slides.find.fingerprint import fingerprint
 from wsi_prep.slides.find.institution import UNKNOWN, Origin, find_origin
 from wsi_prep.slides.find.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.slides.find.naming import told_apart
-from wsi_prep.slides.find.sources import Found, SlideSource, fingerprint, paths_below
+from wsi_prep.slides.find.sources import Found, SlideSource, paths_below
 from wsi_prep.slides.private import keyed_patient
 from wsi_prep.storage.base import Storage
 from wsi_prep.tissue.masks import MaskFile
+
+_MOST_UNSEEN = 20
+"""Of slides that are done, the file server may fail for so many before the call ends."""
 
 _LOOKED_AT = (
     *("slide_id", "file", "status", "error_type", "error", "warning", "fingerprint", "config_hash", "patient_key"),
@@ -163,13 +167,13 @@ def not_done(request: RunRequest, tasks: Sequence[SlideTask], catalog: Catalog, 
             f"{request.out}/{TOMBSTONE} is missing or outdated: it lacks {counted(lost, 'slide')} that the catalog "
             "has as forgotten; restore it, or they would be made again. FORGOTTEN_LOST=1 continues without it"
         )
-    with ThreadPoolExecutor(16) as pool:
-        marks = dict(zip((t.source.slide_id for t in known), pool.map(_fingerprint, known), strict=True))
+    marks, unseen = _fingerprints(known)
+    summary.warnings += unseen
     todo, described_anew = [], []
     for task in tasks:
         row = rows.get(task.source.slide_id)
-        mark = marks.get(task.source.slide_id), task.config_hash
-        same = row is not None and (row["fingerprint"], row["config_hash"]) == mark
+        mark = marks.get(task.source.slide_id)
+        same = row is not None and mark in (row["fingerprint"], None) and row["config_hash"] == task.config_hash
         if row is None or not same or row["status"] not in ("ok", "empty", "excluded") or _lost_stain(task, row):
             todo.append(task)
             continue
@@ -187,8 +191,27 @@ def _lost_stain(task: SlideTask, row: SlideRow) -> bool:
     return row["stain_source"] == "manifest" and task.manifest.stain is None and row["stain_pixels"] is None
 
 
-def _fingerprint(task: SlideTask) -> str:
-    try:
-        return fingerprint(task.source)
-    except OSError:
-        return ""
+def _fingerprints(tasks: Sequence[SlideTask]) -> tuple[dict[str, str | None], list[str]]:
+    """By id each slide's fingerprint, None where its file server fails, and what to say of these.
+
+    They count as unchanged: what is done stays. Raises FileServerFailed where it fails for many.
+    """
+    failed: list[FileServerFailed] = []
+
+    def look(task: SlideTask) -> str | None:
+        if len(failed) > _MOST_UNSEEN:  # it answers nobody, and each would wait for it
+            raise failed[0]
+        try:
+            return fingerprint(task.source)
+        except FileServerFailed as error:
+            failed.append(error)
+            return None
+        except OSError:
+            return ""
+
+    with ThreadPoolExecutor(16) as pool:
+        marks = dict(zip((task.source.slide_id for task in tasks), pool.map(look, tasks), strict=True))
+    if not failed:
+        return marks, []
+    many = counted(len(failed), "slide", "slides")
+    return marks, [f"whether {many} changed cannot be seen, so what is done of them stays: {failed[0]}"]

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import re
+import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from wsi_prep.errors import StoreFailed, UnreadableSlide
 from wsi_prep.format.jpeg import is_ycc
 from wsi_prep.slides.fetch.ranges import open_ranges, seekable
+from wsi_prep.storage.patience import patiently
 
 _WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -126,7 +128,7 @@ def require_few_nested(path: str, files: Sequence[str] = ()) -> None:
 
     OpenSlide follows them by recursion, until the process is out of stack and dies.
     """
-    if not Path(path).is_file() or _bytes(path, 132)[128:] != b"DICM":
+    if not stat.S_ISREG(patiently(Path(path).stat).st_mode) or _bytes(path, 132)[128:] != b"DICM":
         return
     for file in {path, *files}:
         depth = 0

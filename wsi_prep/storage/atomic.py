@@ -13,6 +13,9 @@ from pathlib import Path
 
 from wsi_prep.errors import BadOutput
 
+MOVING = ".moving"
+"""How the name of a copy ends that is not in its place yet."""
+
 
 def sync(path: Path) -> None:
     """Make a file durable, or a folder's entries, so that a rename into it survives a power cut."""
@@ -82,13 +85,33 @@ def put_in_place(made: Path, place: Path) -> None:
     """
     before = made.with_name(f"{made.name}.before")
     while True:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             place.rename(before)
             remove_tree(before)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            remove_tree(place)
         try:
             made.rename(place)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno == errno.EXDEV and made.parent != place.parent:
+                made = _brought(made, place.parent)
+            elif error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         else:
             return
+
+
+def _brought(made: Path, folder: Path) -> Path:
+    """A copy in a folder into which the system does not rename: another mount, layer or project's quota."""
+    there = folder / f".{made.name}{MOVING}"
+    remove_tree(there)
+    if made.is_dir():
+        shutil.copytree(made, there)
+    else:
+        shutil.copy2(made, there)
+    remove_tree(made)
+    return there

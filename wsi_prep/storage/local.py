@@ -14,10 +14,13 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from wsi_prep.errors import BadCatalog, BadOutput, OutputInUse, one_line
+from wsi_prep.errors import BadCatalog, BadOutput, OutputInUse, one_line, refusal
 from wsi_prep.format.records import is_table_file
 from wsi_prep.storage.atomic import aside, put_in_place, remove_tree, sync, write_atomically
 from wsi_prep.storage.base import LOCK, STAGING, Span
+from wsi_prep.storage.locking.marked import MarkedLock
+from wsi_prep.storage.locking.mounts import locks_here_alone
+from wsi_prep.storage.patience import passes, patient, patiently
 from wsi_prep.untrusted.below import MOST_BYTES, file_below, folder_below, open_below, path_below, read_below
 from wsi_prep.untrusted.locks import CannotLock, try_lock
 from wsi_prep.untrusted.tables import require_table
@@ -38,6 +41,7 @@ class LocalStorage:
         self.where = str(folder)
         self.staging: Path | None = folder / STAGING
         self._folder = folder
+        self._by_mark = False
 
     def create(self) -> None:
         """See Storage."""
@@ -50,8 +54,9 @@ class LocalStorage:
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
             probe.unlink()
         except OSError as error:
-            raise BadOutput(f"OUT {out} cannot be written ({error.strerror}); name a folder that can") from error
+            raise BadOutput(f"OUT {out} cannot be written ({refusal(error)}); name a folder that can") from error
 
+    @patient
     def make_folders(self, *paths: str) -> None:
         """See Storage."""
         for path in paths:
@@ -59,27 +64,41 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def locked(self, token: str, *, take_over: bool) -> Iterator[None]:
-        """See Storage. The lock ends with the process that holds it, however that ends."""
-        with self._lock_file(os.O_RDWR | os.O_APPEND | os.O_CREAT) as lock:
+        """See Storage. The lock ends with the process that holds it, however that ends.
+
+        Where the file system locks no files, or for this machine alone, a mark says who holds it, as in an object
+        store; `take_over` is for one of another machine.
+        """
+        marked = MarkedLock(self._folder, self.where)
+        with self._lock_file(os.O_RDWR | os.O_APPEND | os.O_CREAT) as lock, contextlib.ExitStack() as held:
             if not self._try(lock):
                 raise BadOutput(f"another run is writing to {self.where}; wait for it, or name another OUT")
-            if not _TOKEN.fullmatch(lock.read(_LOCK_BYTES)):  # another name of a file that is somebody's, or no lock
+            before = lock.read(_LOCK_BYTES)
+            if not _TOKEN.fullmatch(before):  # another name of a file that is somebody's, or no lock
                 raise BadOutput(f"{self._folder / LOCK} is no lock of a run; remove it and repeat the command")
+            if self._by_mark:
+                self._require_ended(before.decode(), marked, take_over=take_over)
+                held.enter_context(marked.hold(token, take_over=take_over))
+            else:
+                marked.require_free(take_over=take_over)
             try:
                 lock.truncate(0)
                 lock.write(token.encode())
             except OSError as error:
-                why = error.strerror
+                why = refusal(error)
                 raise BadOutput(f"OUT {self.where} cannot be written ({why}); fix this and try again") from error
             yield
 
     @contextlib.contextmanager
     def undisturbed(self, *, take_over: bool) -> Iterator[None]:
-        """See Storage; shared with others who look. No run can begin meanwhile, so `take_over` makes no difference."""
+        """See Storage; shared with others who look. No run can begin meanwhile, so `take_over` makes no difference,
+        except where a mark says who holds it.
+        """
         if not self.exists(LOCK):  # a copy may come without it
             yield
             return
-        with self._lock_file(os.O_RDONLY) as lock:
+        marked = MarkedLock(self._folder, self.where)
+        with self._lock_file(os.O_RDONLY) as lock, marked.unchanged(take_over=take_over):
             if not self._try(lock, shared=True):
                 raise OutputInUse(f"a run is writing to {self.where}; try again when it has ended")
             yield
@@ -100,52 +119,88 @@ class LocalStorage:
         return os.fdopen(opened, "r+b" if flags & os.O_RDWR else "rb", buffering=0)
 
     def _try(self, lock: IO[bytes], *, shared: bool = False) -> bool:
+        """Lock it against others; where that cannot be, or is not enough, a mark is what counts from here on."""
         try:
+            self._by_mark = locks_here_alone(self._folder)
             return try_lock(lock, shared=shared)
         except CannotLock as error:
-            raise BadOutput(f"{self.where} cannot be locked: {error}, or name a folder on another disk") from error
+            if not error.for_all:
+                raise BadOutput(f"{self.where} cannot be locked: {error}, or name a folder on another disk") from error
+            self._by_mark = True
+            return True
+
+    def _require_ended(self, token: str, marked: MarkedLock, *, take_over: bool) -> None:
+        """Raise BadOutput where a run that made no mark, on a machine with locks, did not end by itself."""
+        if token.strip("-") and token != marked.read().get("token") and not take_over:
+            raise BadOutput(
+                f"a run on another machine is writing to {self.where}, or was killed; wait for it, name another OUT, "
+                "or add TAKE_OVER=1 if that run is gone for good"
+            )
 
     def dismiss_workers(self) -> None:
         """See Storage."""
         with self._lock_file(os.O_RDWR) as lock:  # as long as the token: a full disk takes it too
             lock.write(b"-" * os.fstat(lock.fileno()).st_size)
 
+    @patient
     def holder(self) -> str:
         """See Storage."""
         return read_below(self._folder, LOCK, _LOCK_BYTES).decode(errors="replace")
 
+    @patient
     def read(self, path: str, most: int = MOST_BYTES) -> bytes:
         """See Storage."""
         return read_below(self._folder, path, most)
 
     def spans(self, path: str, spans: Iterable[Span]) -> Iterator[bytes]:
         """See Storage."""
-        with os.fdopen(open_below(self._folder, path), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            for offset, count in spans:  # as much memory as is asked for is taken before it is read
-                yield os.pread(file.fileno(), max(0, min(count, size - offset)), offset)
+        with contextlib.ExitStack() as files:
 
+            def opened() -> int:
+                return files.enter_context(os.fdopen(open_below(self._folder, path), "rb")).fileno()
+
+            where = f"{self.where}/{path}"
+            file = patiently(opened, where=where)
+            size = os.fstat(file).st_size
+            for offset, count in spans:  # as much memory as is asked for is taken before it is read
+                most = max(0, min(count, size - offset))
+                try:
+                    data = os.pread(file, most, offset)
+                except OSError as error:
+                    if not passes(error):
+                        raise
+                    data = patiently(lambda: os.pread(opened(), most, offset), where=where)  # noqa: B023 - done at once
+                yield data
+
+    @patient
     def exists(self, path: str) -> bool:
         """See Storage."""
-        return os.path.lexists(path_below(self._folder, path))
+        return _is_there(path_below(self._folder, path))
 
+    @patient
     def version(self, path: str) -> str:
         """See Storage."""
         _, now = file_below(self._folder, path)
         return f"{now.st_ino} {now.st_mtime_ns} {now.st_size}"
 
+    @patient
     def sizes(self, path: str) -> dict[str, int]:
         """See Storage. A link is a file, and as long as what it says."""
         at = path_below(self._folder, path)
         if at.is_symlink() or not at.is_dir():
-            return {path: at.lstat().st_size} if os.path.lexists(at) else {}
+            return {path: at.lstat().st_size} if _is_there(at) else {}
         try:
-            found = [Path(folder, name) for folder, inner, files in os.walk(at) for name in (*inner, *files)]
+            found = [
+                Path(folder, name)
+                for folder, inner, files in os.walk(at, onerror=_unless_gone)
+                for name in (*inner, *files)
+            ]
         except RecursionError as error:
             raise BadOutput(f"{at} holds folders within folders without end; remove it") from error
         files = (each for each in found if each.is_symlink() or not each.is_dir())
         return {str(file.relative_to(self._folder)): file.lstat().st_size for file in files}
 
+    @patient
     def names(self, folder: str) -> list[str]:
         """See Storage."""
         try:
@@ -155,6 +210,7 @@ class LocalStorage:
         except PermissionError as error:
             raise BadOutput(f"{self.where}/{folder} cannot be listed ({error.strerror}); fix this") from error
 
+    @patient
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Storage."""
         files = [self._table(f"{folder}/{name}", schema) for name in self.names(folder) if is_table_file(name)]
@@ -176,11 +232,13 @@ class LocalStorage:
         """See Storage."""
         return (file_below(self._folder, path)[0] for path in paths)
 
+    @patient
     def _table(self, path: str, schema: pa.Schema) -> str:
         file, _ = file_below(self._folder, path)
         require_table(file, schema, str(file))
         return str(file)
 
+    @patient
     def write(self, path: str, data: bytes) -> None:
         """See Storage."""
         write_atomically(path_below(self._folder, path), data)
@@ -189,10 +247,11 @@ class LocalStorage:
         """See Storage."""
         return aside(path_below(self._folder, path))
 
+    @patient
     def rename(self, old: str, new: str) -> None:
         """See Storage."""
         before, after = path_below(self._folder, old), path_below(self._folder, new)
-        if os.path.lexists(before):
+        if _is_there(before):
             before.rename(after)
         sync(after.parent)
 
@@ -202,6 +261,7 @@ class LocalStorage:
         target.parent.mkdir(exist_ok=True)
         put_in_place(staged, target)
 
+    @patient
     def delete(self, paths: Iterable[str]) -> None:
         """See Storage."""
         for path in paths:
@@ -210,6 +270,21 @@ class LocalStorage:
             except IsADirectoryError as error:
                 raise BadOutput(f"{self.where}/{path} is a folder in place of a file; remove it") from error
 
+    @patient
     def remove(self, path: str) -> None:
         """See Storage."""
         remove_tree(path_below(self._folder, path))
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file, link or folder; OSError where the system does not say, as lexists would not."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _unless_gone(error: OSError) -> None:
+    if passes(error):
+        raise error

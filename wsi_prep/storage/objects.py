@@ -20,7 +20,7 @@ from wsi_prep.compute.ahead import ahead
 from wsi_prep.errors import BadOutput, OutputInUse
 from wsi_prep.format.records import is_table_file
 from wsi_prep.storage.base import LOCK, Span
-from wsi_prep.storage.lock_holder import ProcessMark
+from wsi_prep.storage.locking.holder import ProcessMark
 from wsi_prep.storage.object_client import IN_FLIGHT, OUTSIDE, ask, failed, open_store, require_length
 from wsi_prep.untrusted.below import MOST_BYTES, require_size
 from wsi_prep.untrusted.small_json import read_object

@@ -11,7 +11,14 @@ _WITHOUT_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno
 
 
 class CannotLock(OSError):
-    """Whether somebody holds the file cannot be known; the text says why, and what helps."""
+    """Whether somebody holds the file cannot be known; the text says why, and what helps.
+
+    `for_all`: its file system locks no file at all.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        self.for_all = error.errno in _WITHOUT_LOCKS
+        super().__init__(_why(error))
 
 
 def try_lock(file: IO[str] | IO[bytes], *, shared: bool = False) -> bool:
@@ -24,7 +31,7 @@ def try_lock(file: IO[str] | IO[bytes], *, shared: bool = False) -> bool:
     except OSError as error:
         if error.errno in _HELD:
             return False
-        raise CannotLock(_why(error)) from error
+        raise CannotLock(error) from error
     return True
 
 
@@ -33,7 +40,7 @@ def wait_for_lock(file: IO[str] | IO[bytes]) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
-        raise CannotLock(_why(error)) from error
+        raise CannotLock(error) from error
 
 
 def _why(error: OSError) -> str:

@@ -18,7 +18,7 @@ from tests.support.object_server import BUCKET
 from tests.support.paths import ROOT
 from wsi_prep.output.tombstone import read_tombstone
 from wsi_prep.storage.base import LOCK
-from wsi_prep.storage.lock_holder import ProcessMark
+from wsi_prep.storage.locking.holder import ProcessMark
 from wsi_prep.storage.select import open_storage
 
 AT = f"s3://{BUCKET}/study/out"

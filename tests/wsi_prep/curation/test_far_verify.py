@@ -18,7 +18,7 @@ from wsi_prep.curation.verify.catalog import SLIDE_COLUMNS, check_catalog_file
 from wsi_prep.curation.verify.slide import SlideCheck, check_slide
 from wsi_prep.errors import BadOutput, StoreFailed
 from wsi_prep.storage.base import LOCK
-from wsi_prep.storage.lock_holder import ProcessMark
+from wsi_prep.storage.locking.holder import ProcessMark
 from wsi_prep.storage.select import open_storage
 
 AT = f"s3://{BUCKET}/study/out"

@@ -28,7 +28,7 @@ from wsi_prep.run.task import PrepareSettings, SlideTask
 from wsi_prep.slides.find.manifest import EMPTY_ROW
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.storage.base import LOCK
-from wsi_prep.storage.lock_holder import ProcessMark
+from wsi_prep.storage.locking.holder import ProcessMark
 from wsi_prep.storage.select import open_storage
 
 AT = f"s3://{BUCKET}/study/out"

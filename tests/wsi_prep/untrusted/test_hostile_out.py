@@ -33,7 +33,7 @@ from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import begin, held_output, read_run, writing
 from wsi_prep.output.terms import Terms
 from wsi_prep.output.tombstone import read_tombstone
-from wsi_prep.storage.lock_holder import ProcessMark
+from wsi_prep.storage.locking.holder import ProcessMark
 from wsi_prep.storage.select import open_storage
 
 TERMS = Terms({"format": 2}, {}, redo=False)

@@ -17,6 +17,7 @@ from wsi_prep.format.layout import PART_NAME, require_slide_id
 from wsi_prep.format.records import SLIDE_SCHEMA, STATUSES, TILE_SCHEMA, SlideRow
 from wsi_prep.output.sealed_parquet import check_seal
 from wsi_prep.storage.base import Storage
+from wsi_prep.storage.patience import patient
 from wsi_prep.storage.select import open_storage
 from wsi_prep.untrusted.tables import of_today, open_table, require_columns
 
@@ -119,8 +120,7 @@ def _take_row(found: CatalogFile, named: object, status: object) -> None:
 def _slides(storage: Storage, name: str, found: CatalogFile) -> list[tuple[object, object]]:
     """The slides' ids and states, after everything in the file has been read once."""
     try:
-        with _sealed(storage, "slides", name, found) as file:
-            whole = file.read()
+        whole = _whole(storage, name, found)
         require_columns(whole.schema, SLIDE_SCHEMA, _NEEDED["slides"])
         return list(zip(whole["slide_id"].to_pylist(), whole["status"].to_pylist(), strict=True))
     except FileNotFoundError:
@@ -140,14 +140,27 @@ def _tile_ids(storage: Storage, name: str, found: CatalogFile) -> set[str]:
             _damaged(found, "tiles", "it is missing, but its slides exist")
         return ids
     try:
-        with _sealed(storage, "tiles", name, found) as file:
-            require_columns(file.schema_arrow, TILE_SCHEMA, _NEEDED["tiles"])
-            for group in range(file.num_row_groups):
-                ids.update(map(str, pc.unique(file.read_row_group(group)["slide_id"]).to_pylist()))
+        ids = _read_ids(storage, name, found)
     except StoreFailed:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         _damaged(found, "tiles", _one_line(error))
+    return ids
+
+
+@patient
+def _whole(storage: Storage, name: str, found: CatalogFile) -> pa.Table:
+    with _sealed(storage, "slides", name, found) as file:
+        return file.read()
+
+
+@patient
+def _read_ids(storage: Storage, name: str, found: CatalogFile) -> set[str]:
+    ids = set[str]()
+    with _sealed(storage, "tiles", name, found) as file:
+        require_columns(file.schema_arrow, TILE_SCHEMA, _NEEDED["tiles"])
+        for group in range(file.num_row_groups):
+            ids.update(map(str, pc.unique(file.read_row_group(group)["slide_id"]).to_pylist()))
     return ids
 
 
@@ -188,6 +201,7 @@ def slide_rows(storage: Storage, name: str) -> Iterator[SlideRow]:
             yield from batch.to_pylist()
 
 
+@patient
 def tiles_of(storage: Storage, name: str, slide_id: str) -> pa.Table:
     """A slide's rows of a tiles file, in the file's order; files of many slides stay open for the next.
 

@@ -19,6 +19,7 @@ from wsi_prep.output.folder import CALL, RUN, catalog_counts, not_remembered, re
 from wsi_prep.output.sealed_json import SealedFile, unseal
 from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, told_by
 from wsi_prep.storage.base import LOCK, STAGING, Storage
+from wsi_prep.storage.locking.marked import HOLDER
 from wsi_prep.storage.select import open_storage
 
 OWN_NAMES = frozenset(
@@ -29,6 +30,7 @@ OWN_NAMES = frozenset(
         TOMBSTONE,
         f".{TOMBSTONE}",
         LOCK,
+        HOLDER,
         STAGING,
         "catalog",
         *(folder for folder, _ in PLACES.values()),

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 from fsspec import AbstractFileSystem
 
-from wsi_prep.errors import DamagedSlide, UnreadableSlide
+from wsi_prep.errors import DamagedSlide, FileServerFailed, StoreFailed, UnreadableSlide
 from wsi_prep.slides.fetch.remote import file_system, local_path
 from wsi_prep.slides.private import reason
+from wsi_prep.storage.patience import patiently
 
 _BLOCK_BYTES = 16 * 2**10
 _GAP_SHARE, _MOST_BYTES = 0.2, 8 * 2**20
@@ -34,6 +35,8 @@ class Ranges(Protocol):
     """A file's size in bytes, and any ranges of it."""
 
     size: int
+    failure: StoreFailed | None
+    """That a read of it failed for good, whatever became of the error on its way through a library."""
 
     @property
     def far(self) -> bool:
@@ -50,7 +53,7 @@ def open_ranges(path: str) -> Ranges:
     """A local file's or URL's ranges; raises UnreadableSlide."""
     try:
         local = local_path(path)
-        return LocalRanges(local) if local is not None else RemoteRanges(*file_system(path))
+        return patiently(lambda: LocalRanges(local)) if local is not None else RemoteRanges(*file_system(path))
     except UnreadableSlide:
         raise
     except OSError as error:
@@ -65,17 +68,31 @@ def read_whole(path: str, most: int) -> bytes:
         return ranges.read_ranges([(0, ranges.size)])[0]
 
 
+def require_served(ranges: Ranges) -> None:
+    """Raise StoreFailed where a read failed for good, and a library may have gone on as if nothing were there."""
+    if ranges.failure is not None:
+        raise ranges.failure
+
+
 class LocalRanges:
-    """Ranges of a local file, read without moving a file position. UnreadableSlide for what is none, as a pipe."""
+    """Ranges of a local file, read without moving a file position. UnreadableSlide for what is none, as a pipe.
+
+    A read that a file server refuses is tried again with the file opened anew, for its handle may be stale.
+    """
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not to wait for a pipe's other end
-        about = os.fstat(self._fd)
-        if not stat.S_ISREG(about.st_mode):
-            os.close(self._fd)
-            raise UnreadableSlide("it is no file but a folder, pipe, socket or device")
+        self._path = path
+        self._fds = [_opened(path)]
+        try:
+            about = os.fstat(self._fds[0])
+            if not stat.S_ISREG(about.st_mode):
+                raise UnreadableSlide("it is no file but a folder, pipe, socket or device")
+        except OSError:
+            self.close()
+            raise
         self.size = about.st_size
         self.far = False
+        self.failure: StoreFailed | None = None
 
     def read_ranges(self, spans: Sequence[Span]) -> list[bytes]:
         """See Ranges. What lies together is one request; where requests take long, as on a network, all go at once."""
@@ -89,14 +106,30 @@ class LocalRanges:
 
     def close(self) -> None:
         """See Ranges."""
-        os.close(self._fd)
+        while self._fds:
+            os.close(self._fds.pop())
 
     def _block(self, request: Span) -> bytes:
         start, end = request
         began = time.perf_counter()
-        data = os.pread(self._fd, end - start, start)
+        try:
+            data = patiently(lambda: os.pread(self._fds[-1], end - start, start), self._open_anew)
+        except FileServerFailed as error:
+            self.failure = error
+            raise
         self.far = time.perf_counter() - began > _SLOW_SECONDS
         return data
+
+    def _open_anew(self) -> None:
+        opened = _opened(self._path)
+        if (size := os.fstat(opened).st_size) != self.size:
+            os.close(opened)
+            raise DamagedSlide(f"it has {size:,} bytes now, and had {self.size:,}; was the file changed meanwhile?")
+        self._fds.append(opened)  # others may be reading by the one before
+
+
+def _opened(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not to wait for a pipe's other end
 
 
 class RemoteRanges:
@@ -108,6 +141,7 @@ class RemoteRanges:
     def __init__(self, files: AbstractFileSystem, path: str) -> None:
         self._files, self._path = files, path
         self.far = True
+        self.failure: StoreFailed | None = None
         self.size = int(files.size(path))
         self._kept: OrderedDict[Span, bytes] = OrderedDict()
         self._kept_bytes = 0

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from wsi_prep.errors import StoreFailed
 from wsi_prep.slides.fetch.remote import file_system
 from wsi_prep.slides.find.sources import SlideSource
+from wsi_prep.storage.patience import patiently
 
 
 def source_bytes(source: SlideSource) -> int | None:
@@ -12,7 +16,7 @@ def source_bytes(source: SlideSource) -> int | None:
     try:
         for path in {source.path, *source.files}:
             files, inner = file_system(path)
-            total += int(files.size(inner))
-    except (OSError, TypeError):  # a server of web pages need not say how long one is
+            total += patiently(partial(files.size, inner))
+    except (OSError, TypeError, StoreFailed):  # a server of web pages need not say how long one is
         return None
     return total

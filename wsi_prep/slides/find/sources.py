@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
 import unicodedata
@@ -16,7 +15,7 @@ from pathlib import PurePosixPath
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide, UsageError, counted
+from wsi_prep.errors import BadManifest, BadOption, FileServerFailed, NoSlides, UsageError, counted
 from wsi_prep.format.layout import former_slide_id, make_slide_id
 from wsi_prep.slides.dicom import DicomHeader, dicom_header
 from wsi_prep.slides.fetch.remote import file_system, files_in, is_elsewhere
@@ -25,13 +24,13 @@ from wsi_prep.slides.find.lists import named_in, read_list
 from wsi_prep.slides.find.naming import KnownNames, as_stored, did_you_mean, one_form
 from wsi_prep.slides.private import keyed_slide_id
 from wsi_prep.slides.urls import bare_url, name_of, without_secrets
+from wsi_prep.storage.patience import passes, patiently
 from wsi_prep.storage.select import OBJECT_STORES
 
 _INDEXES = (".vms", ".vmu")
 _DICOM_INDEX = "DICOMDIR"
 _DICOM_STARTS = 128  # bytes, before which a file may hold anything
 _LOOK_AT_ONCE = 16
-_EDGE_BYTES, _SAMPLE_BYTES, _SAMPLES, _MAX_EXTRA_FILES = 65536, 4096, 16, 64
 
 
 @dataclass(frozen=True)
@@ -76,18 +75,18 @@ def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | 
     nothing = ""
     if where.lower().endswith(".csv"):
         groups, _ = _grouped(_listed(slides, fs, inner), named=True)
-    elif glob.has_magic(bare_url(slides)) and not fs.exists(inner):
+    elif glob.has_magic(bare_url(slides)) and not _exists(fs, inner):
         matches = _matches(fs, inner)
         pictures = [_full(fs, p) for p in matches if is_left_out(p)]
         groups, others = _grouped([_full(fs, p) for p in matches if _looks_like_slide(p, fs)], named=False)
         pictures += others
         nothing = f"{where} matches {counted(len(matches), 'file')}, none of them a slide"
     elif not _is_web_file(slides) and fs.isdir(inner):
-        paths, pictures, seen = _walk(fs, inner)
+        paths, pictures, seen = patiently(lambda: _walk(fs, inner))
         groups, others = _grouped(paths, named=False)
         pictures += others
         nothing = f"{where} holds no slide among {counted(seen, 'file')}; known endings are {' '.join(SLIDE_ENDINGS)}"
-    elif fs.exists(inner):
+    elif _exists(fs, inner):
         groups, _ = _grouped([_full(fs, inner)], named=True)
     else:
         raise NoSlides(f"SLIDES {where} does not exist; name a folder, a slide, a glob or a .csv list")
@@ -104,42 +103,6 @@ def paths_below(sources: Sequence[SlideSource], slides: str, id_root: str | None
     root = PurePosixPath(bare_url(_full(fs, inner)))
     paths = [PurePosixPath(bare_url(source.path)) for source in sources]
     return [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]
-
-
-def fingerprint(source: SlideSource) -> str:
-    """A mark of the slide's content, 32 hex digits: the same for a copy, another when bytes change.
-
-    Hashes the sizes of all files, the edges of each (64 at most) and samples spread over the main one, but no name: a
-    name could be guessed and checked against it. Where a store keeps a mark of its own (an ETag), this stands for the
-    samples, and a copy elsewhere has another fingerprint. Raises UnreadableSlide if a file is gone.
-    """
-    mark = hashlib.blake2b(digest_size=16)
-    try:
-        for number, path in enumerate((source.path, *(f for f in source.files if f != source.path))):
-            fs, inner = _filesystem(path)
-            size, version = _size_and_version(fs, inner)
-            mark.update(f"{size}\0{version}".encode())
-            if number > _MAX_EXTRA_FILES or size == 0:
-                continue
-            spans = [(0, min(size, _EDGE_BYTES)), (max(0, size - _EDGE_BYTES), size)]
-            if number == 0 and not version:
-                starts = [size * i // _SAMPLES for i in range(_SAMPLES)]
-                spans += [(start, min(size, start + _SAMPLE_BYTES)) for start in starts]
-            for data in fs.cat_ranges(
-                [inner] * len(spans), [a for a, _ in spans], [b for _, b in spans], on_error="raise"
-            ):
-                mark.update(data)
-    except OSError as error:
-        raise UnreadableSlide(f"cannot be opened ({error.strerror or type(error).__name__})") from error
-    return mark.hexdigest()
-
-
-def _size_and_version(fs: AbstractFileSystem, inner: str) -> tuple[int, str]:
-    """A file's bytes, and what an object store says that changes with them."""
-    if isinstance(fs, LocalFileSystem):
-        return int(fs.size(inner)), ""
-    info = fs.info(inner)
-    return int(info["size"]), f"{info.get('e_tag') or info.get('ETag') or ''}{info.get('version') or ''}"
 
 
 @dataclass(frozen=True)
@@ -166,6 +129,19 @@ def _filesystem(path: str) -> tuple[AbstractFileSystem, str]:
         raise NoSlides(f"SLIDES {bare_url(path)} cannot be reached ({why})") from error
 
 
+def _exists(fs: AbstractFileSystem, inner: str) -> bool:
+    """As fs.exists, but what a file server does not tell is not taken for missing: FileServerFailed."""
+    if not isinstance(fs, LocalFileSystem):
+        return bool(fs.exists(inner))
+    try:
+        patiently(lambda: os.stat(inner))  # noqa: PTH116 - a path from fsspec
+    except FileServerFailed:
+        raise
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _is_web_file(path: str) -> bool:
     """A page of the web has no folders, and asking for them would fetch the file."""
     return path.lower().startswith(("http://", "https://")) and ending(path) in SLIDE_ENDINGS
@@ -187,7 +163,7 @@ def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], int]
     paths: list[str] = []
     pictures: list[str] = []
     seen = 0
-    walker = os.walk(root) if isinstance(fs, LocalFileSystem) else fs.walk(root)
+    walker = os.walk(root, onerror=_unless_barred) if isinstance(fs, LocalFileSystem) else fs.walk(root)
     for folder, folders, files in walker:
         at = str(folder).rstrip("/")
         names = sorted(files)
@@ -210,6 +186,12 @@ def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], int]
     return paths, pictures, seen
 
 
+def _unless_barred(error: OSError) -> None:
+    """A folder that may not be looked into is passed by; one that a file server does not give would go unnoticed."""
+    if passes(error):
+        raise error
+
+
 def _looks_like_slide(path: str, fs: AbstractFileSystem) -> bool:
     name, suffix = name_of(path), ending(path)
     if name.startswith("."):
@@ -219,16 +201,20 @@ def _looks_like_slide(path: str, fs: AbstractFileSystem) -> bool:
     if suffix and not suffix[1:].isdigit():  # DICOM files often end in a UID's digits, or in nothing
         return False
     try:
-        long_enough = fs.size(path) >= _DICOM_STARTS + 4
-        return bool(long_enough and fs.cat_file(path, _DICOM_STARTS, _DICOM_STARTS + 4) == b"DICM")
+        return patiently(lambda: _is_dicom(path, fs))
     except OSError:
         return False
+
+
+def _is_dicom(path: str, fs: AbstractFileSystem) -> bool:
+    long_enough = fs.size(path) >= _DICOM_STARTS + 4
+    return bool(long_enough and fs.cat_file(path, _DICOM_STARTS, _DICOM_STARTS + 4) == b"DICM")
 
 
 def _listed(slides: str, fs: AbstractFileSystem, inner: str) -> list[str]:
     """Paths of a .csv list's column `slide`, each checked."""
     where = bare_url(slides)
-    if not fs.exists(inner):
+    if not _exists(fs, inner):
         raise NoSlides(f"SLIDES {where} does not exist")
     base = PurePosixPath(inner).parent
     lines: dict[str, int] = {}
@@ -262,7 +248,7 @@ def _stored(path: str) -> str | None:
     """The path as it is there, its name perhaps in another Unicode form; None where it is not."""
     for form in dict.fromkeys((path, one_form(path), unicodedata.normalize("NFD", path))):
         fs, inner = _filesystem(form)
-        if fs.exists(inner):
+        if _exists(fs, inner):
             return form
     return as_stored(inner) if isinstance(fs, LocalFileSystem) else None
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import tifffile
 
-from wsi_prep.errors import UnreadableSlide
+from wsi_prep.errors import StoreFailed, UnreadableSlide
+from wsi_prep.slides.fetch.ranges import open_ranges, seekable
 from wsi_prep.slides.readers.tiff.bounds import require_few_directories
 
 
@@ -15,12 +18,12 @@ def require_openslide_survives(path: str) -> None:
     level, so it has fewer tiles: but a macro stored in tiles, or levels in another order, may have twice as many.
     """
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with contextlib.closing(open_ranges(path)) as ranges, tifffile.TiffFile(seekable(ranges)) as tiff:
             require_few_directories(tiff)
             tiled = [page for page in tiff.pages if page.is_tiled]
             grids = [(-(-p.imagewidth // p.tilewidth), -(-p.imagelength // p.tilelength)) for p in tiled]
             lacks = [0 in page.databytecounts for page in tiled]
-    except UnreadableSlide:
+    except (UnreadableSlide, StoreFailed):
         raise
     except Exception:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from wsi_prep.slides.private import bare_text
 from wsi_prep.slides.readers.aperio import require_openslide_survives
 from wsi_prep.slides.readers.tags import parse_number, parse_objective, vendor_and_scanner
 from wsi_prep.slides.readers.tiff.facts import profile_mark
+from wsi_prep.storage.patience import PAUSES
 
 _UNSORTED = ("aperio", "generic-tiff")
 """Formats in which OpenSlide takes every picture stored in tiles for a level, a label's too."""
@@ -31,9 +33,27 @@ _MOST_TILE_PX = 2048
 
 
 def detect_vendor(path: str) -> str | None:
-    """OpenSlide's name for the format of a local file, or None where it knows none."""
+    """OpenSlide's name for the format of a local file, or None where it knows none.
+
+    It passes over errors of a file server, and takes the next format then: so what it takes last is asked for twice.
+    """
     vendor: str | None = openslide.OpenSlide.detect_format(path)
+    for pause in PAUSES if vendor in (None, "generic-tiff") else ():
+        again: str | None = openslide.OpenSlide.detect_format(path)
+        if again == vendor:
+            break
+        vendor = again
+        time.sleep(pause)
     return vendor
+
+
+def _opened(path: str) -> openslide.OpenSlide:
+    """The slide as OpenSlide opens it, on the second try if need be: it does not say which errors pass."""
+    try:
+        return openslide.OpenSlide(path)
+    except (openslide.OpenSlideError, OSError):
+        time.sleep(PAUSES[0])
+        return openslide.OpenSlide(path)
 
 
 class OpenSlideReader:
@@ -47,7 +67,7 @@ class OpenSlideReader:
         if detect_vendor(path) == "aperio":
             require_openslide_survives(path)
         try:
-            self._slide = openslide.OpenSlide(path)
+            self._slide = _opened(path)
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise UnreadableSlide("OpenSlide knows no such format") from error
         except (openslide.OpenSlideError, OSError) as error:
@@ -119,17 +139,26 @@ class OpenSlideReader:
     def _read(self, level: int, x_level: int, y_level: int, width: int, height: int) -> NDArray[np.uint8]:
         downsample = self._info.levels[level].downsample
         location0 = (round(x_level * downsample), round(y_level * downsample))
+        region = location0, self._levels[level], (width, height)
         try:
-            rgba = np.asarray(self._slide.read_region(location0, self._levels[level], (width, height)))
-        except openslide.OpenSlideError as error:
-            where = f"x {location0[0]}, y {location0[1]} (level 0)"
-            why = bare_text(error, self._path) or type(error).__name__
-            self._slide.close()
-            self._slide = openslide.OpenSlide(self._path)  # after an error an open slide refuses everything
-            raise DamagedSlide(f"pixels near {where} cannot be read ({why}); copy the slide again") from error
+            rgba = np.asarray(self._slide.read_region(*region))
+        except openslide.OpenSlideError:
+            try:  # again: the error may be a file server's
+                self._open_anew()
+                rgba = np.asarray(self._slide.read_region(*region))
+            except openslide.OpenSlideError as error:
+                where = f"x {location0[0]}, y {location0[1]} (level 0)"
+                why = bare_text(error, self._path) or type(error).__name__
+                self._open_anew()
+                raise DamagedSlide(f"pixels near {where} cannot be read ({why}); copy the slide again") from error
         if self._is_ycc:
             rgba = _from_ycc(rgba)
         return _over_background(rgba, self._info.background)
+
+    def _open_anew(self) -> None:
+        """After an error an open slide refuses everything, and its handle may be stale."""
+        self._slide.close()
+        self._slide = _opened(self._path)
 
 
 def _from_ycc(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -234,9 +263,10 @@ def _stated(properties: Mapping[str, str]) -> str:
 
 
 def _icc_profile(slide: openslide.OpenSlide) -> str | None:
-    with contextlib.suppress(OSError, openslide.OpenSlideError):  # a profile of nonsense
-        profile = slide.color_profile
-        return profile_mark(profile.tobytes()) if profile is not None else None
+    for _ in range(2):  # the error may be a file server's
+        with contextlib.suppress(OSError, openslide.OpenSlideError):  # a profile of nonsense
+            profile = slide.color_profile
+            return profile_mark(profile.tobytes()) if profile is not None else None
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from wsi_prep.errors import BadOption, DamagedSlide, UnreadableSlide
 from wsi_prep.slides.base import SlideReader
 from wsi_prep.slides.dicom import require_few_nested
 from wsi_prep.slides.fetch.cache import Lease
+from wsi_prep.slides.fetch.ranges import open_ranges
 from wsi_prep.slides.fetch.remote import copy_here, local_path
 from wsi_prep.slides.find.endings import ending
 from wsi_prep.slides.find.sources import SlideSource
@@ -22,8 +23,10 @@ from wsi_prep.slides.readers.second import disagreements
 from wsi_prep.slides.readers.tiff.opening import is_ome_tiff
 from wsi_prep.slides.readers.tiff.pictures import UnsupportedLayout
 from wsi_prep.slides.readers.tiff.reader import TiffReader
+from wsi_prep.storage.patience import patiently
 
 READERS = ("auto", "tiff", "openslide")
+_PIECE_BYTES = 8 * 2**20
 _TIFF_ENDINGS = (".svs", ".tif", ".tiff")
 
 _PLAIN_TILES = (None, "aperio", "generic-tiff")
@@ -43,6 +46,10 @@ def opened(source: SlideSource, reader: str, lease: Lease, pool: ThreadPool | No
         slide = open_slide(here, reader, pool, [str(file) for file in Path(here).parent.iterdir()])
     try:
         yield slide
+    except DamagedSlide:
+        if not far and slide.info.reader == "openslide":
+            _require_served(source.path, source.files)
+        raise
     finally:
         slide.close()
 
@@ -74,9 +81,22 @@ def open_slide(
     try:
         return _opened(path, reader, pool, files)
     except UnreadableSlide as error:
+        if local_path(path) is not None:
+            _require_served(path, files)
         if what := truncated(path):
             raise DamagedSlide(f"the file is truncated: {what}; copy the slide again") from error
         raise
+
+
+def _require_served(path: str, files: Sequence[str]) -> None:
+    """Read all of a slide that OpenSlide refuses, as it does not tell a file server's errors from a damaged file's.
+
+    Raises StoreFailed.
+    """
+    for file in {path, *files}:
+        with contextlib.suppress(UnreadableSlide), contextlib.closing(open_ranges(file)) as ranges:
+            for start in range(0, ranges.size, _PIECE_BYTES):
+                ranges.read_ranges([(start, _PIECE_BYTES)])
 
 
 def _opened(path: str, reader: str, pool: ThreadPool | None, files: Sequence[str]) -> SlideReader:
@@ -154,7 +174,11 @@ def _required_local(local: str | None) -> str:
 
 
 def _require_file(path: str) -> None:
-    if not os.path.exists(path):  # noqa: PTH110 - a path from fsspec
-        raise UnreadableSlide("the file does not exist")
-    if os.path.isfile(path) and os.path.getsize(path) == 0:  # noqa: PTH113, PTH202
+    try:
+        about = patiently(Path(path).stat)
+    except FileNotFoundError as error:
+        raise UnreadableSlide("the file does not exist") from error
+    except OSError as error:
+        raise UnreadableSlide(f"cannot be opened ({error.strerror})") from error
+    if stat.S_ISREG(about.st_mode) and about.st_size == 0:
         raise UnreadableSlide("the file is empty (0 bytes); copy the slide again")

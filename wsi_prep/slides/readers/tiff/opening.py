@@ -12,8 +12,7 @@ from tiffslide import TiffSlide
 
 from wsi_prep.errors import SlideError, StoreFailed, UnreadableSlide
 from wsi_prep.slides.base import SlideInfo
-from wsi_prep.slides.fetch.ranges import Ranges, open_ranges, seekable
-from wsi_prep.slides.fetch.remote import local_path
+from wsi_prep.slides.fetch.ranges import Ranges, open_ranges, require_served, seekable
 from wsi_prep.slides.private import reason
 from wsi_prep.slides.readers.tiff.bounds import require_few_directories
 from wsi_prep.slides.readers.tiff.facts import describe
@@ -28,21 +27,18 @@ _TRESTLE = "MedScan"
 
 def open_tiffslide(path: str, ranges: Ranges) -> Any:
     """The file as tiffslide opens it; raises UnsupportedLayout where it is no TIFF."""
-    local = local_path(path)
-    source = local if local is not None else seekable(ranges)
-    options: dict[str, Any] = {"_multifile": False}  # the files that an OME-TIFF names may be anybody's
-    if local is None:
-        options["name"] = name_of(path)
+    options: dict[str, Any] = {"name": name_of(path), "_multifile": False}  # an OME-TIFF may name anybody's files
     try:
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters becomes an error here
         with contextlib.ExitStack() as if_refused:
-            slide = TiffSlide(source, tifffile_options=options)
+            slide = TiffSlide(seekable(ranges), tifffile_options=options)
             if_refused.callback(slide.close)
             require_few_directories(slide.ts_tifffile)
             if_refused.pop_all()
     except (StoreFailed, UnreadableSlide):
         raise
     except Exception as error:  # tiffslide and tifffile raise a dozen kinds for a file that is not theirs
+        require_served(ranges)
         raise UnsupportedLayout(f"not a TIFF slide ({reason(error, path)})") from error
     return slide
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from wsi_prep.compute.threads import ThreadPool
 from wsi_prep.errors import DamagedSlide, SlideError, StoreFailed, counted
 from wsi_prep.slides.base import WHITE, SlideInfo, blank
-from wsi_prep.slides.fetch.ranges import ExpectedRanges, open_ranges
+from wsi_prep.slides.fetch.ranges import ExpectedRanges, open_ranges, require_served
 from wsi_prep.slides.images import Planes
 from wsi_prep.slides.private import reason
 from wsi_prep.slides.pyramid.levels import finer_level, from_finer
@@ -53,11 +53,14 @@ class TiffReader:
             self._coming = ExpectedRanges(self._bytes)
             self._info, self._levels = understand(self._slide, self._look)
             self._require_whole()
+            require_served(self._bytes)
         except (SlideError, StoreFailed):
             self._let_go()
+            require_served(self._bytes)
             raise
         except Exception as error:  # a directory of nonsense fails anywhere in tifffile's lazy properties
             self._let_go()
+            require_served(self._bytes)
             raise UnsupportedLayout(f"its TIFF directory is damaged ({reason(error, path)})") from error
         self._cache: OrderedDict[tuple[int, int, bool], Tile] = OrderedDict()
         self._cached = 0

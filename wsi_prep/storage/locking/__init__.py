@@ -1,0 +1,1 @@
+"""How an output is held against a second run, and by whom."""
