@@ -275,7 +275,7 @@ def gather_ahead(blocks: Iterable[nn.Module], count: int) -> None:
 
     0 leaves it to FSDP, which gathers the next one. Each more holds one more block's weights, for slow networks.
     """
-    units = [block for block in blocks if isinstance(block, FSDPModule)]
+    units: list[Any] = [block for block in blocks if isinstance(block, FSDPModule)]
     for number, unit in enumerate(units if count else []):
         unit.set_modules_to_forward_prefetch(units[number + 1 : number + 1 + count])
         unit.set_modules_to_backward_prefetch(units[max(0, number - count) : number][::-1])
