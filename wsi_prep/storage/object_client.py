@@ -90,6 +90,8 @@ def reason_of(where: str, error: BaseException) -> str:
     if _ASKS_MACHINE.search(said):
         names = next((names for begin, names in _CREDENTIALS.items() if where.startswith(begin)), "them")
         return f"no credentials are in the environment, and this machine's own service gives none: set {names}"
+    if "Account must be specified" in said:
+        return "no account is named: set AZURE_STORAGE_ACCOUNT_NAME"
     if refused := _REFUSED.search(said):
         code = _CODE.search(said)
         why = f"{refused[1]}, {code[1]}" if code else refused[1]

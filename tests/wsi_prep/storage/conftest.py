@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.shared_dask import one_worker, shared
 from tests.support.stores import Amazon, azure, google
+from wsi_prep.slides.fetch.object_files import _kind_of_files
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +45,9 @@ def store_of_kind(request, _stores):
 
 @pytest.fixture
 def store(store_of_kind):
-    """The same, empty."""
+    """The same, empty. What has been opened under another environment, as no process of a user's has, is let go."""
     store_of_kind.clear()
+    _kind_of_files.cache_clear()
     return store_of_kind
 
 

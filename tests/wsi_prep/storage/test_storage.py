@@ -60,7 +60,7 @@ class PlaceContract:
         place.delete([f"a/new {name}" for name in names[:4]])
         assert place.names("a") == sorted(f"new {name}" for name in names[4:])
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_a_large_file_goes_in_parts_and_comes_back_whole(self, place):
         data = np.random.default_rng(0).bytes(64 * 2**20 + 1)
         place.make_folders("a")

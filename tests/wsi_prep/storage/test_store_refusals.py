@@ -1,7 +1,9 @@
 """What a store of any kind refuses is one line with the true reason, and no line has a secret."""
 
+import os
 from unittest.mock import patch
 
+import pyarrow.parquet as pq
 import pytest
 from obstore.exceptions import GenericError
 
@@ -14,7 +16,9 @@ from pipelines.verify import main as verify
 from tests.support.shard_folders import add_slide
 from tests.support.store_door import Door
 from tests.support.training import run
+from wsi_prep.errors import StoreFailed
 from wsi_prep.storage.object_client import failed, reason_of
+from wsi_prep.storage.select import open_storage
 
 PREFIX = "study/out/"
 
@@ -86,6 +90,20 @@ def test_a_table_of_the_catalog_that_may_not_be_read_ends_training_in_one_line(s
     assert "403 Forbidden" in refusal("pretrain", shards, tmp_path, capsys)
 
 
+def test_a_private_run_names_no_slide_that_it_may_not_read(store, worker, tmp_path, capsys):
+    for name in ("Doe Jane ü.tiff", "Doe Jane ü/S19-0044.mrxs"):
+        store.put(name, b"a slide")
+        store.refuse("GET", store.sent(name))
+    (tmp_path / "key").write_text("a secret that is long enough")
+    words = ["--slides", store.url, "--out", tmp_path / "out", "--private", "--id-key", tmp_path / "key"]
+    assert make_shards([*map(str, words), "--scheduler", worker]) == 3
+    rows = pq.read_table(tmp_path / "out/catalog/slides").to_pylist()
+    assert [row["error_type"] for row in rows] == ["StoreFailed"] * 2
+    assert all("403 Forbidden" in row["error"] for row in rows)
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert not [word for word in ("Doe", "Jane", "S19-0044", "%20", store.secret) if word.encode() in everything]
+
+
 @pytest.mark.parametrize(
     ("kind", "service", "names"),
     [
@@ -98,6 +116,13 @@ def test_an_environment_without_credentials_is_told_from_wrong_ones(kind, servic
     answer = "Server returned non-2xx status code: 403 Forbidden: no role"  # as obstore 0.12 words it
     line = reason_of(f"{kind}://slides/out", GenericError(f"Error performing GET http://{service} in 2 ms - {answer}"))
     assert line == f"no credentials are in the environment, and this machine's own service gives none: set {names}"
+
+
+def test_an_account_that_is_not_named_is_said(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(StoreFailed, match=r"\(no account is named: set AZURE_STORAGE_ACCOUNT_NAME\)"):
+        open_storage("az://slides/out")
 
 
 def test_a_reason_names_the_server_and_no_object():

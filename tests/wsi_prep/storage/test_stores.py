@@ -24,9 +24,12 @@ from pretrain.data.index import open_index
 from pretrain.data.loader import Loader, LoaderSettings
 from pretrain.data.sampler import Sampler, SamplingSettings
 from tests.support.paths import ROOT
+from tests.support.stores import Azure
 from tests.support.training import losses, run
 from tests.support.undisturbed import TIMINGS
 from wsi_prep.errors import BadOutput
+from wsi_prep.slides.fetch.object_files import _kind_of_files
+from wsi_prep.slides.fetch.ranges import open_ranges
 from wsi_prep.storage.base import LOCK
 from wsi_prep.storage.lock_holder import ProcessMark
 from wsi_prep.storage.select import open_storage
@@ -272,3 +275,32 @@ def test_a_run_killed_at_work_leaves_nothing_that_the_next_one_does_not_put_righ
     assert shards(f"{store.url}/cohort", at(store), cohort, worker) == 3
     assert tiles_of(store.objects(PREFIX)) == tiles_of(local)
     assert verify(["--shards", at(store), "--workers", "1"]) == 0
+
+
+VARIABLES = {
+    "s3": [["AWS_ENDPOINT_URL_S3"], ["AWS_ENDPOINT"]],
+    "az": [["AZURE_ENDPOINT"], ["AZURITE_BLOB_STORAGE_URL", "AZURE_STORAGE_USE_EMULATOR"], ["AZURE_STORAGE_SAS_KEY"]],
+    "gs": [],
+}
+"""Others than those that every test here sets."""
+
+
+def test_every_variable_that_is_documented_leads_to_the_store(store, monkeypatch):
+    values = {name: store.server.url for kind in VARIABLES.values() for names in kind for name in names}
+    values |= {"AZURE_ENDPOINT": f"{store.server.url}/{Azure.account}", "AZURE_STORAGE_USE_EMULATOR": "true"}
+    for names in [[], *VARIABLES[store.kind]]:
+        with monkeypatch.context() as patch:
+            if names == ["AZURE_STORAGE_SAS_KEY"]:
+                patch.setenv("AZURE_STORAGE_SAS_KEY", store.signature())
+                patch.delenv("AZURE_STORAGE_ACCOUNT_KEY")
+            elif names:
+                patch.delenv("AWS_ENDPOINT_URL" if store.kind == "s3" else "AZURE_STORAGE_ENDPOINT")
+                for name in names:
+                    patch.setenv(name, values[name])
+            storage = open_storage(at(store))
+            storage.write("file", str(names).encode())
+            assert storage.read("file") == store.get(f"{PREFIX}file") == str(names).encode()
+            _kind_of_files.cache_clear()
+            slide = open_ranges(f"{at(store)}/file")
+            assert slide.read_ranges([(0, 2)]) == [str(names).encode()[:2]]
+            slide.close()
