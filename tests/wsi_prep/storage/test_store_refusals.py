@@ -144,9 +144,7 @@ class Heedless(Door):
 
 
 @pytest.mark.parametrize("header", ["if-match", "if-none-match"])
-def test_a_store_that_does_not_heed_conditions_is_no_place_for_an_output(
-    object_server, monkeypatch, tmp_path, capsys, header
-):
+def test_a_store_that_heeds_no_conditions_is_refused(object_server, monkeypatch, tmp_path, capsys, header):
     object_server.clear()
     door = Heedless(int(object_server.url.rpartition(":")[2]))
     door.header = header
