@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import torch
 
 from pipelines.audit import main as audit
@@ -23,6 +24,7 @@ from pipelines.verify import main as verify
 from pretrain.data.index import open_index
 from pretrain.data.loader import Loader, LoaderSettings
 from pretrain.data.sampler import Sampler, SamplingSettings
+from tests.support.mrxs_wsi import write_mrxs
 from tests.support.paths import ROOT
 from tests.support.stores import Azure
 from tests.support.training import losses, run
@@ -144,12 +146,29 @@ def test_slides_in_a_store_give_there_the_tiles_that_a_disk_gives(made, local):
     }
 
 
+@pytest.mark.slow
+def test_a_slide_of_several_files_is_copied_from_the_store(store, nompp_slide, worker, tmp_path):
+    pixels = tifffile.imread(nompp_slide, key=0)[: 6 * 256, : 6 * 256]
+    (tmp_path / "slides").mkdir()
+    write_mrxs(tmp_path / "slides/Müller 1%.mrxs", pixels, 0.5, 1, 1, 8, 8)
+    store.upload(tmp_path / "slides", "cohort/")
+    found = []
+    for name, slides in (("near", tmp_path / "slides"), ("far", f"{store.url}/cohort")):
+        words = ["--slides", slides, "--out", tmp_path / name, "--mags", "10x", "--cache", tmp_path / "cache"]
+        assert make_shards([*map(str, words), "--scheduler", worker]) == 0
+        files = (path for path in (tmp_path / name).rglob("*.parquet"))
+        found.append(tiles_of({str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files}))
+    assert found[0] == found[1] != set()
+    assert {path.name for path in (tmp_path / "cache").iterdir()} <= {"admission.lock"}
+
+
 def test_a_second_call_makes_no_slide_again(there, made, cohort, worker):
     assert shards(f"{there.url}/cohort", at(there), cohort, worker) == 3
     assert not [request for request in there.requests if request.method == "PUT" and "stores" in request.path]
     assert of_slides(there.objects(PREFIX)) == of_slides(below(made))
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_found_mended_and_made_again(there, made, cohort, worker, capsys):
     assert verify(["--shards", at(there), "--workers", "1"]) == 0
     (kept,) = [row["slide_id"] for row in rows(below(made)) if row["file"] == "kept.tiff"]
@@ -169,6 +188,7 @@ def test_what_is_damaged_is_found_mended_and_made_again(there, made, cohort, wor
     assert of_slides(there.objects(PREFIX)) == of_slides(below(made))
 
 
+@pytest.mark.slow
 def test_every_object_of_a_forgotten_patient_goes(there, made, cohort, worker):
     neighbour = "study/out2/Gr"
     there.put(neighbour, b"another's")
