@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("untimed")
 MARKED_BY = {
     "slow": {"he_slide", "painted", "coordinate_slide", "real_slides", "cmu_slide"},
     "browser": {"browser"},
-    "cluster": {"_dask", "_far_dask", "_slurm"},
+    "cluster": {"_dask", "_far_dask", "_stores_dask", "_slurm"},
     "network": {"_object_server"},
 }
 """Markers that follow from what a test asks for."""

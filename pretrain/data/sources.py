@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pretrain.errors import BadShards
-from wsi_prep.errors import first_line
+from wsi_prep.errors import UsageError
 from wsi_prep.format.copies import Copies, which_count
 from wsi_prep.format.layout import is_slide_id
 from wsi_prep.format.magnifications import MAGNIFICATIONS
@@ -194,9 +194,10 @@ class ObjectStore:
     remote = True
 
     def __init__(self, where: str) -> None:
-        from wsi_prep.storage.object_client import open_store  # noqa: PLC0415 - only those who read object stores need it
+        from wsi_prep.storage.object_client import open_store, reason_of  # noqa: PLC0415 - only those who read object stores need it
 
         self.where = where.rstrip("/")
+        self._reason = functools.partial(reason_of, self.where)
         self._store = open_store(self.where, timeout_s=30, retries=5)  # a tile that does not come is replaced
 
     def files(self, table: str) -> list[CatalogFile]:
@@ -211,7 +212,7 @@ class ObjectStore:
         try:
             found = self._store.list_with_delimiter(prefix or None)["objects"]
         except Exception as error:
-            raise BadShards(f"{self.where} cannot be listed: {first_line(error)}") from error
+            raise BadShards(f"{self.where} cannot be listed: {self._reason(error)}") from error
         named = ((meta["path"].rpartition("/")[2], meta) for meta in found)
         return sorted(
             (
@@ -225,10 +226,18 @@ class ObjectStore:
     def parquet(self, table: str, name: str) -> pq.ParquetFile:
         """See ShardSource. The file (at most some 4 million rows) is fetched whole."""
         path = f"catalog/{table}/{name}"
-        found = self._store.get(path)
         with _reading(self.where, path):
+            return _opened(pa.BufferReader(pa.py_buffer(self._whole(path))), table)
+
+    def _whole(self, path: str) -> object:
+        try:
+            found = self._store.get(path)
             require_size(path, found.meta["size"], _TABLE_BYTES)
-            return _opened(pa.BufferReader(pa.py_buffer(found.bytes())), table)
+            return found.bytes()
+        except (OSError, UsageError):
+            raise
+        except Exception as error:  # object stores raise errors of their own
+            raise BadShards(f"{self.where}/{path} cannot be read: {self._reason(error)}") from error
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         """See ShardSource."""

@@ -32,6 +32,7 @@ _BARE_VALUE = re.compile(
 _UID = re.compile(r"(?<![\w.])\d+(?:\.\d+){2,}(?![\w.]*\w)")
 """DICOM's identifiers (PS3.5, 9), and dates that look like one."""
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://$")
 _PATH_START = re.compile(r"""(?<![^\s(\[{<:='"“‘`|,])(?:[A-Za-z0-9+]+://|/)(?=[^\s/])""")
 _PATH_END = re.compile(r"""$|[:,;)\]}'"”’`]|\s|\.(?=\s|$)""")
 _NOT_THERE = os.strerror(errno.ENOENT)
@@ -149,7 +150,7 @@ def _without_known_paths(text: str, own: str, folder: str) -> str:
     while at >= 0:
         ends = [end for end in _ends(text[at:]) if _is_file(text[at : at + end], own)]
         if ends:
-            text = f"{text[:at]}...{text[at + max(ends) :]}"
+            text = f"{_SCHEME.sub('', text[:at])}...{text[at + max(ends) :]}"
         at = text.find(f"{folder}/", at + (0 if ends else len(folder)))
     return text
 

@@ -23,11 +23,36 @@ from wsi_prep.errors import StoreFailed, first_line
 _RETRIES, _RETRY_SECONDS = 7, 60  # after 0.1 s, then twice as long each time
 PAUSES = (0.1, 0.4, 1.6)  # s, likewise, for what obstore itself does not try again
 IN_FLIGHT = 16
-OUTSIDE = "416 Range Not Satisfiable"
-"""What is said of a range that begins behind the end of the object."""
-_CUT_OFF = ("body", "Got invalid list response", "Content-Range header not present", OUTSIDE)
+_OUTSIDE = ("416 Range Not Satisfiable", "Wanted range starting at")
+"""What obstore says of a range that begins behind an object's end: the store's own words, or its own."""
+_CUT_OFF = ("body", "Got invalid list response", "Content-Range header not present", *_OUTSIDE)
 
 Result = TypeVar("Result")
+
+_AZURE_KEY = "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+_AZURE = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": _AZURE,
+    "abfs": _AZURE,
+}
+"""By the begin of a URL, the variables that name another server, as obstore reads them; the first that is set is it."""
+
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": _AZURE_KEY,
+    "abfs": _AZURE_KEY,
+}
+"""Likewise, the variables that most people set."""
+
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound")
+_ASKS_MACHINE = re.compile(r"https?://(169\.254\.|metadata\.google)")
+"""Services of machines in a cloud, which obstore asks for credentials when the environment has none."""
+
+_REFUSED = re.compile(r"status code: (40[13] [A-Za-z]+)")
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 
 
 class _Sized(Protocol):
@@ -41,14 +66,15 @@ def open_store(url: str, timeout_s: int = 60, retries: int | None = None) -> obs
     """
     again = retries_of(retries)
     try:
-        return obstore.store.from_url(url, client_options=client_options(timeout_s), retry_config=again)
+        return obstore.store.from_url(url, client_options=client_options(url, timeout_s), retry_config=again)
     except (BaseError, ValueError) as error:
-        raise StoreFailed(f"{url} cannot be opened ({_first_line(error)})") from error
+        raise StoreFailed(f"{url} cannot be opened ({reason_of(url, error)})") from error
 
 
-def client_options(timeout_s: int = 60) -> dict[str, object]:
-    """How obstore talks to a store: an answer may take `timeout_s`."""
-    return {"connect_timeout": "5s", "timeout": f"{timeout_s}s", "allow_http": s3_endpoint().startswith("http://")}
+def client_options(url: str, timeout_s: int = 60) -> dict[str, object]:
+    """How obstore talks to the store behind a URL: an answer may take `timeout_s`."""
+    plain = endpoint_of(url).startswith("http://")
+    return {"connect_timeout": "5s", "timeout": f"{timeout_s}s", "allow_http": plain}
 
 
 def retries_of(most: int | None = None) -> dict[str, object]:
@@ -56,24 +82,40 @@ def retries_of(most: int | None = None) -> dict[str, object]:
     return {"max_retries": _RETRIES if most is None else most, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)}
 
 
-def s3_endpoint() -> str:
-    """The URL of another S3 than Amazon's, if the environment names one."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL", ""))
+def endpoint_of(url: str) -> str:
+    """The server that the environment names for stores of this URL's kind; empty where it is the provider's own."""
+    scheme = url.partition("://")[0]
+    names = next((names for begin, names in _ENDPOINTS.items() if scheme.startswith(begin)), ())
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+def reason_of(where: str, error: BaseException) -> str:
+    """Why the store behind `where` does not do what is asked, in one line, and without paths, which may be names."""
+    said = str(error)
+    if _NO_BUCKET.search(said):
+        return "there is no such bucket"
+    if _ASKS_MACHINE.search(said):
+        names = next((names for begin, names in _CREDENTIALS.items() if where.startswith(begin)), "them")
+        return f"no credentials are in the environment, and this machine's own service gives none: set {names}"
+    if "Account must be specified" in said:
+        return "no account is named: set AZURE_STORAGE_ACCOUNT_NAME"
+    if refused := _REFUSED.search(said):
+        code = _CODE.search(said)
+        why = f"{refused[1]}, {code[1]}" if code else refused[1]
+        return f"the store refuses this, {why}: the credentials in the environment are wrong, or do not allow it"
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:
-    """What obstore says before it shows the details, in one line; of the URL its server, since the rest has names."""
-    if "NoSuchBucket" in str(error):
-        return "there is no such bucket"
+    """What obstore says before it shows the details, in one line; of the URL its server."""
     line = first_line(error).partition(": <")[0]
     return " ".join(re.sub(r"(https?://[^/\s]+)\S*", r"\1", line).split())[:300]
 
 
-def failed(where: str, error: BaseError) -> StoreFailed:
+def failed(where: str, error: BaseException) -> StoreFailed:
     """What the store behind `where` refuses for good, as users are told."""
-    return StoreFailed(
-        f"{where} cannot be used ({_first_line(error)}); finished slides are kept: fix this and repeat the command"
-    )
+    why = reason_of(where, error)
+    return StoreFailed(f"{where} cannot be used ({why}); finished slides are kept: fix this and repeat the command")
 
 
 def is_cut_off(error: BaseError) -> bool:
@@ -82,6 +124,11 @@ def is_cut_off(error: BaseError) -> bool:
     In a listing, an error's details, or where obstore asked for a rest that is not there.
     """
     return isinstance(error, GenericError) and any(words in _first_line(error) for words in _CUT_OFF)
+
+
+def is_outside(error: BaseError) -> bool:
+    """Whether a range was asked for that begins behind the end of the object."""
+    return any(words in str(error) for words in _OUTSIDE)
 
 
 def require_length(data: _Sized, count: int) -> None:

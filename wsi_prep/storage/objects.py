@@ -21,7 +21,7 @@ from wsi_prep.errors import BadOutput, OutputInUse
 from wsi_prep.format.records import is_table_file
 from wsi_prep.storage.base import LOCK, Span
 from wsi_prep.storage.locking.holder import ProcessMark
-from wsi_prep.storage.object_client import IN_FLIGHT, OUTSIDE, ask, failed, open_store, require_length
+from wsi_prep.storage.object_client import IN_FLIGHT, ask, failed, is_outside, open_store, require_length
 from wsi_prep.untrusted.below import MOST_BYTES, require_size
 from wsi_prep.untrusted.small_json import read_object
 from wsi_prep.untrusted.tables import require_table
@@ -30,6 +30,13 @@ _FILES_AT_ONCE, _PIECES_AT_ONCE = 4, 4  # of uploads: pieces of 5 MB, each of wh
 _REQUEST_BYTES = 8 * 2**20
 _LOCK_TRIES = 3
 _LOCK_BYTES = 64 * 2**10
+_NO_VERSION = "1"
+"""Of no object: neither an ETag nor one of Google's generations, which are times."""
+
+_NO_CONDITIONS = (
+    "cannot be an OUT: its store does not heed conditions of writes (If-Match, If-None-Match), by which two runs keep "
+    "out of each other's way; name an OUT in another store or on a disk"
+)
 _TABLE_BYTES = 4 * 2**30
 """Of a catalog's file: ours have some hundred MB."""
 
@@ -58,9 +65,13 @@ class ObjectStorage:
         """
         mark = {"token": token, **ProcessMark.own().as_dict()}
         try:
-            self._held = mark, self._take(mark, take_over=take_over)
-        except BaseError as error:
+            version = self._take(mark, take_over=take_over)
+            self._require_conditions(mark, version)
+        except (BaseError, FileNotFoundError, NotImplementedError) as error:
+            if isinstance(error, NotImplementedError) or "501 Not Implemented" in str(error):
+                raise BadOutput(f"{self.where} {_NO_CONDITIONS}") from error
             raise failed(self.where, error) from error
+        self._held = mark, version
         try:
             yield
         finally:
@@ -121,7 +132,7 @@ class ObjectStorage:
         try:
             return self._store.get(path, options={"range": {"offset": 0}})
         except GenericError as error:
-            if OUTSIDE not in str(error):
+            if not is_outside(error):
                 raise
             return self._store.get(path)  # it is empty
 
@@ -242,7 +253,7 @@ class ObjectStorage:
         try:
             data = self._store.get_range(path, start=start, end=end)
         except GenericError as error:
-            if OUTSIDE not in str(error):
+            if not is_outside(error):
                 raise
             data = b""
         if len(data) != end - start:  # the object ends before, or the answer is not what was asked for
@@ -283,6 +294,13 @@ class ObjectStorage:
             f"another run ({ProcessMark.of(before)}) is writing to {self.where}; wait for it, name another OUT, "
             "or add TAKE_OVER=1 if that run is gone for good"
         )
+
+    def _require_conditions(self, mark: dict[str, object], version: dict[str, str]) -> None:
+        """Raise BadOutput where the store takes conditions and does not heed them: its locks would lock nobody out."""
+        for never in (None, dict.fromkeys(version, _NO_VERSION)):
+            with contextlib.suppress(AlreadyExistsError, PreconditionError):
+                self._put_lock(mark, never)
+                raise BadOutput(f"{self.where} {_NO_CONDITIONS}")
 
     def _lock_if_any(self) -> dict[str, object]:
         try:

@@ -46,6 +46,30 @@ class PlaceContract:
         with pytest.raises(FileNotFoundError):
             list(place.spans("a/none", [(0, 1)]))
 
+    def test_names_may_hold_any_letter(self, place):
+        names = ["b c.txt", "100%.txt", "p%20q", "Größe µ", "漢字", "+&?#=", "q'\"<>", ".hidden", "~a_-!$(),;@[]^`{|}"]
+        place.make_folders("a")
+        for name in names:
+            place.write(f"a/{name}", name.encode())
+        assert place.names("a") == sorted(names)
+        assert place.sizes("a") == {f"a/{name}": len(name.encode()) for name in names}
+        for name in names:
+            assert place.read(f"a/{name}") == name.encode()
+            place.rename(f"a/{name}", f"a/new {name}")
+            assert place.read(f"a/new {name}") == name.encode()
+        place.delete([f"a/new {name}" for name in names[:4]])
+        assert place.names("a") == sorted(f"new {name}" for name in names[4:])
+
+    @pytest.mark.long
+    def test_a_large_file_goes_in_parts_and_comes_back_whole(self, place):
+        data = np.random.default_rng(0).bytes(64 * 2**20 + 1)
+        place.make_folders("a")
+        with place.making("a/file") as file:
+            file.write_bytes(data)
+        assert place.sizes("a/file") == {"a/file": len(data)}
+        spans = [(at, 4 * 2**20) for at in range(0, len(data), 4 * 2**20)]
+        assert b"".join(place.spans("a/file", spans)) == data
+
     def test_a_version_changes_with_the_file(self, place):
         place.make_folders("a")
         place.write("a/file", b"one")
@@ -164,17 +188,17 @@ class TestFolder(PlaceContract):
 
 class TestObjectStore(PlaceContract):
     @pytest.fixture
-    def place(self, server):
-        return open_storage(AT)
+    def place(self, store):
+        return open_storage(f"{store.url}/study/out")
 
-    def test_the_marks_that_consoles_make_for_folders_are_nothing(self, server, place):
+    def test_the_marks_that_consoles_make_for_folders_are_nothing(self, store, place):
         for key in ("study/", "study/out/", "study/out/stores/"):
-            server.client.put_object(Bucket=BUCKET, Key=key, Body=b"")
+            store.put(key, b"")
         assert place.names("") == ["stores"]
         assert place.names("stores") == []
         assert place.sizes("stores") == {}
-        server.client.put_object(Bucket=BUCKET, Key="study/out/stores/s/file", Body=b"x")
-        server.client.put_object(Bucket=BUCKET, Key="study/out/stores/s/", Body=b"")
+        store.put("study/out/stores/s/file", b"x")
+        store.put("study/out/stores/s/", b"")
         assert place.sizes("stores") == {"stores/s/file": 1}
 
 

@@ -16,11 +16,11 @@ from wsi_prep.storage.object_client import (
     PAUSES,
     Result,
     client_options,
+    endpoint_of,
     failed,
     is_cut_off,
     require_length,
     retries_of,
-    s3_endpoint,
 )
 
 
@@ -73,8 +73,8 @@ def file_system(url: str) -> tuple[FsspecStore, str]:
     if has_user(url):
         raise ValueError("the URL of an object store has no user or password; credentials come from the environment")
     kind = _kind_of_files(url.partition("://")[0])
-    endpoint = {"endpoint": s3_endpoint()} if url.startswith("s3") and s3_endpoint() else {}
-    files = kind(client_options=client_options(), retry_config=retries_of(), **endpoint)
+    endpoint = {"endpoint": endpoint_of(url)} if url.startswith("s3") and endpoint_of(url) else {}
+    files = kind(client_options=client_options(url), retry_config=retries_of(), **endpoint)
     return files, str(kind._strip_protocol(url))
 
 
