@@ -13,7 +13,8 @@ from tests.support.mrxs_wsi import write_mrxs
 from tests.support.object_server import BUCKET
 from tests.support.undisturbed import TIMINGS
 from wsi_prep.errors import BadManifest, NoSlides, StoreFailed
-from wsi_prep.slides.find.sources import find_slides, fingerprint
+from wsi_prep.slides.find.found import fingerprint
+from wsi_prep.slides.find.sources import find_slides
 
 AT = f"s3://{BUCKET}"
 

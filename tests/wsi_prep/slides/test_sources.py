@@ -7,7 +7,8 @@ import pytest
 
 from tests.support.found_files import dicom, touch
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide
-from wsi_prep.slides.find.sources import find_slides, fingerprint
+from wsi_prep.slides.find.found import fingerprint
+from wsi_prep.slides.find.sources import find_slides
 
 
 def names(slides):

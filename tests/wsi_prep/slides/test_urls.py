@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pipelines.shards import main
 from tests.support.prepared import prepare
 from wsi_prep.errors import BadManifest, NoSlides
-from wsi_prep.slides.find.sources import find_slides, fingerprint
+from wsi_prep.slides.find.found import fingerprint
+from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.slides.private import bare_text
 from wsi_prep.slides.urls import bare_url, name_of, without_secrets
 

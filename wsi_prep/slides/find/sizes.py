@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wsi_prep.slides.fetch.remote import file_system
-from wsi_prep.slides.find.sources import SlideSource
+from wsi_prep.slides.find.found import SlideSource
 
 
 def source_bytes(source: SlideSource) -> int | None:
