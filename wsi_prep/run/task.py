@@ -156,11 +156,13 @@ class Asked(Sequence[SlideTask]):
     """The tasks of many slides, each made by `make` when it is asked for.
 
     `table` has a row a task: the `number` of its slide among `sources`, its `slide_id`, and TOLD.
+    `private`: the output tells nothing of when a slide's files were written.
     """
 
     table: pa.Table
     make: Callable[[Told], SlideTask]
     sources: Sources
+    private: bool = False
 
     def __len__(self) -> int:
         return len(self.table)
@@ -190,11 +192,6 @@ class Asked(Sequence[SlideTask]):
     def patients(self) -> bool:
         """Whether any slide's patient gets a key."""
         return bool(self.table["patient_key"].null_count < len(self))
-
-    @property
-    def keeps_times(self) -> bool:
-        """Whether the output may tell anything of when slides were written; private output does not."""
-        return not len(self) or self[0].made_at is None
 
     def where(self, chosen: NDArray[np.bool_]) -> Asked:
         """Those of the tasks that are `chosen` (len(self),)."""

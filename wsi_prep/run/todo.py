@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from itertools import chain, repeat
 from operator import itemgetter
 
 import numpy as np
@@ -30,6 +30,7 @@ from wsi_prep.slides.find.manifest import EMPTY_ROW, ManifestRow, read_manifest
 from wsi_prep.slides.find.naming import one_form, told_apart
 from wsi_prep.slides.find.sources import paths_below
 from wsi_prep.slides.private import keyed_patient
+from wsi_prep.stain.classify import DISAGREEMENT
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import local_folder
 from wsi_prep.tissue.masks import MaskFile, find_masks
@@ -44,7 +45,7 @@ _LOOKED_AT = (
 """The columns of earlier rows that a run needs; of millions of slides all would not fit."""
 
 _NO_ROWS = pa.table({"slide_id": pa.array([], pa.string()), "error_type": pa.array([], pa.string())})
-_AT_ONCE = 16
+_AT_ONCE, _TOGETHER = 16, 1_000
 
 
 def leave_forgotten(tombstone: Tombstone, tasks: Asked, catalog: Catalog) -> tuple[Asked, Asked]:
@@ -113,7 +114,7 @@ def asked_for(request: RunRequest, found: Found, storage: Storage, run: tuple[st
     manifest, warnings = manifest_rows(request, found, read_tombstone(storage))
     masks, mask_notes = find_masks(request.masks, local_folder(request.out), sources, private=private)
     told, notes = _told(request, sources, manifest, masks)
-    tasks = Asked(told, _maker(request, sources, manifest, masks, run), sources)
+    tasks = Asked(told, _maker(request, sources, manifest, masks, run), sources, private)
     return tasks.by_id() if private else tasks, [*left_out_note(found.left_out), *warnings, *mask_notes, *notes]
 
 
@@ -213,7 +214,7 @@ def not_done(request: RunRequest, tasks: Asked, catalog: Catalog, summary: RunSu
 
     Where only the description of a slide changed, its row is written anew and nothing is redone.
     """
-    at = _numbers_of_rows(request, tasks, catalog)
+    at, doubled = _numbers_of_rows(request, tasks, catalog)
     todo = np.ones(len(tasks), bool)
     todo[at[at >= 0]] = False
     done, begin = _Done(), 0
@@ -223,16 +224,18 @@ def not_done(request: RunRequest, tasks: Asked, catalog: Catalog, summary: RunSu
         if not (here >= 0).any():
             continue
         known = _Known(tasks, here[here >= 0], rows.filter(pa.array(here >= 0)))
-        settled, changed = known.look(done)
+        settled, changed = known.look(done, marks=not doubled and not tasks.private)
         todo[known.at[~settled]] = True
-        catalog.replace_slides(changed, names)
+        catalog.replace_slides(changed, None if doubled else names)
     done.tell(summary)
     return tasks.where(todo)
 
 
-def _numbers_of_rows(request: RunRequest, tasks: Asked, catalog: Catalog) -> NDArray[np.int64]:
-    """Which of the tasks each row of the catalog is of, by the order of `Catalog.pieces`; -1 where it is of none, or
-    another row of the slide counts. Raises BadOutput where one is of a slide that is forgotten, and no tombstone says.
+def _numbers_of_rows(request: RunRequest, tasks: Asked, catalog: Catalog) -> tuple[NDArray[np.int64], bool]:
+    """Which of the tasks each row of the catalog is of, as `Catalog.pieces` has them; -1 where it is of none, or
+    another row of the slide counts; and whether any slide has several.
+
+    Raises BadOutput where a row is of a slide that is forgotten, and no tombstone says so.
     """
     rows = pa.concat_tables([piece for _, piece in catalog.pieces(["slide_id", "error_type"])] or [_NO_ROWS])
     found = pc.index_in(rows["slide_id"], value_set=tasks.ids).fill_null(-1).to_numpy().astype(np.int64)
@@ -247,7 +250,7 @@ def _numbers_of_rows(request: RunRequest, tasks: Asked, catalog: Catalog) -> NDA
             f"{request.out}/{TOMBSTONE} is missing or outdated: it lacks {counted(lost, 'slide')} that the catalog "
             "has as forgotten; restore it, or they would be made again. FORGOTTEN_LOST=1 continues without it"
         )
-    return at
+    return at, bool(np.count_nonzero(found >= 0) > np.count_nonzero(at >= 0))
 
 
 @dataclass
@@ -292,21 +295,24 @@ class _Known:
         self.at, self._tasks, self._rows = at, tasks, rows
         self._told = tasks.table.take(pa.array(at))
 
-    def look(self, done: _Done) -> tuple[NDArray[np.bool_], list[SlideRow]]:
-        """Whether each of the slides is done (n,), and the rows, or columns of them, that are to be written anew."""
+    def look(self, done: _Done, *, marks: bool) -> tuple[NDArray[np.bool_], list[SlideRow]]:
+        """Whether each of the slides is done (n,), and the rows, or columns of them, that are to be written anew; with
+        `marks` also those of files that are known by none.
+        """
         settled = self._settled()
-        marks = self._unchanged(settled)
-        plain = settled & self._as_told()
+        missing = self._unchanged(settled)
+        as_told = self._as_told()
+        plain = settled & as_told & _all(pc.equal(self._rows["status"], "ok"), pc.is_null(self._rows["warning"]))
         done.add_plain(self._rows.filter(pa.array(plain)))
         changed: dict[str, SlideRow] = {}
         others = pa.array(np.flatnonzero(settled & ~plain))
         rows: list[SlideRow] = self._rows.take(others).drop_columns(["source_seen"]).to_pylist()
         for at, row, told in zip(others.to_pylist(), rows, self._told.take(others).to_pylist(), strict=True):
-            described: SlideRow = {**row, **manifest_columns(self._tasks.make(told), row)}
+            described = row if as_told[at] else {**row, **manifest_columns(self._tasks.make(told), row)}
             if described != row:
                 changed[row["slide_id"]] = described
             done.add(int(self.at[at]), described)
-        for at, mark in marks.items():
+        for at, mark in missing.items() if marks else ():
             slide_id = self._rows["slide_id"][at].as_py()
             changed[slide_id] = {**changed.get(slide_id, {"slide_id": slide_id}), "source_seen": mark}
         return settled, list(changed.values())
@@ -328,18 +334,19 @@ class _Known:
         asked = np.flatnonzero(settled)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             sources = self._tasks.sources
-            now = pool.map(lambda at: seen(sources[int(numbers[at])]), asked, chunksize=1000)
-            unsure = [int(at) for at, mark in zip(asked, now, strict=True) if mark is None or mark != before[at]]
+            some = [numbers[asked[first : first + _TOGETHER]].tolist() for first in range(0, len(asked), _TOGETHER)]
+            now = chain.from_iterable(pool.map(sources.seen, some))
+            unsure = [at for at, mark in zip(asked.tolist(), now, strict=True) if mark is None or mark != before[at]]
             looked = pool.map(lambda at: _look_into(sources[int(numbers[at])]), unsure)
             marks = {}
             for at, (content, mark) in zip(unsure, looked, strict=True):
                 settled[at] = content == self._rows["fingerprint"][at].as_py()
-                if settled[at] and mark is not None and self._tasks.keeps_times:
+                if settled[at] and mark is not None:
                     marks[at] = mark
         return marks
 
     def _as_told(self) -> NDArray[np.bool_]:
-        """Whether a row is ok, has no warning and surely is as `manifest_columns` would make it now."""
+        """Whether a row surely is as `manifest_columns` would make it now."""
         rows, told = self._rows, self._told
         same = [_same(rows[name], told[name]) for name in _DESCRIBED]
         folder = _all(pc.is_null(told["file_folder"])) | _same(rows["file_folder"], told["file_folder"])
@@ -348,8 +355,9 @@ class _Known:
             pc.equal(rows["stain_confidence"], rows["stain_pixels_confidence"]),
         )
         stain = _all(pc.is_null(told["stain"])) & (by_pixels | _all(pc.is_null(rows["stain_pixels"])))
-        fine = _all(pc.equal(rows["status"], "ok"), pc.is_null(rows["warning"]))
-        as_told: NDArray[np.bool_] = np.logical_and.reduce([*same, folder, stain, fine])
+        several = pc.or_(pc.match_substring(rows["warning"], "; "), pc.starts_with(rows["warning"], DISAGREEMENT))
+        said = _all(pc.invert(pc.or_(several, pc.equal(rows["warning"], "")))) | _all(pc.is_null(rows["warning"]))
+        as_told: NDArray[np.bool_] = np.logical_and.reduce([*same, folder, stain, said])
         return as_told
 
 

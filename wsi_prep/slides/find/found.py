@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -79,6 +79,17 @@ class Sources(Sequence[SlideSource]):
         for number, (slide_id, path) in enumerate(zip(_each(self.ids), self.paths, strict=True)):
             grouped = self._grouped.get(number)
             yield slide_id, printed(grouped[0] if grouped else name_of(path)), path
+
+    def seen(self, numbers: Sequence[int]) -> list[str | None]:
+        """What `seen` says of the slides of these numbers."""
+        return [_seen(self._files(number)) for number in numbers]
+
+    def _files(self, number: int) -> tuple[str, ...]:
+        """All files of a slide, the one that is opened first."""
+        path = self.paths[number]
+        if number not in self._grouped:
+            return (path,)
+        return (path, *(file for file in self._grouped[number][1] if file != path))
 
     def renamed(self) -> Mapping[int, str]:
         """The earlier ids that differ, by number."""
@@ -157,9 +168,13 @@ def seen(source: SlideSource, *, settled: bool = False) -> str | None:
     with `settled`, also for files that were changed less than a minute ago: within a tick of the disk's clock a second
     change would not show.
     """
+    return _seen(_files(source), settled=settled)
+
+
+def _seen(files: Iterable[str], *, settled: bool = False) -> str | None:
     mark = hashlib.blake2b(digest_size=8)
     try:
-        for path in _files(source):
+        for path in files:
             inner = local_path(path) if "://" in path else path
             if inner is None:
                 return None
@@ -172,10 +187,9 @@ def seen(source: SlideSource, *, settled: bool = False) -> str | None:
     return mark.hexdigest()
 
 
-def _files(source: SlideSource) -> Iterator[str]:
+def _files(source: SlideSource) -> tuple[str, ...]:
     """All files that the slide consists of, the one that is opened first."""
-    yield source.path
-    yield from (file for file in source.files if file != source.path)
+    return (source.path, *(file for file in source.files if file != source.path))
 
 
 def _read(fs: AbstractFileSystem, inner: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
