@@ -45,8 +45,6 @@ ROW = st.fixed_dictionaries(
         "stain_pixels": maybe("HE", "IHC", "UNKNOWN", ""),
         "stain_pixels_confidence": maybe(0.5, 0.95),
         "warning": maybe("said before", "", "one; two; one", CONTRADICTED),
-            "said before", "", "one; two; one", "the pixels look like IHC (0.95) where the manifest says HE"
-        ),
         "config_hash": maybe("another"),
         "seen": st.sampled_from(["now", "now", "before", None]),
         "fingerprint": maybe("another"),
