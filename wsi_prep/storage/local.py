@@ -7,6 +7,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
@@ -23,6 +24,7 @@ from wsi_prep.untrusted.locks import CannotLock, try_lock
 from wsi_prep.untrusted.tables import require_table
 
 _FILES_AT_ONCE = 200
+_LOOK_AT_ONCE = 4
 _PARQUET = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
@@ -158,7 +160,9 @@ class LocalStorage:
 
     def rows(self, folder: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
         """See Storage."""
-        files = [self._table(f"{folder}/{name}", schema) for name in self.names(folder) if is_table_file(name)]
+        paths = [f"{folder}/{name}" for name in self.names(folder) if is_table_file(name)]
+        with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
+            files = list(pool.map(lambda path: self._table(path, schema), paths))
         rows = ds.dataset(files, schema=schema, format=_PARQUET) if files else ds.dataset(schema.empty_table())
         return rows.to_table(columns=columns)
 
