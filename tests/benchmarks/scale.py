@@ -1,7 +1,8 @@
 """`make bench BENCH=scale`: what a run costs beside the slides' own work, over ten and a hundred thousand slides.
 
-Everything is real (files found, scheduler, workers and client as processes, catalog) but the work on a slide: in its
-place a worker commits a row and some tiles that nobody made.
+`ARGS="--known 3100000"` comes back to an output of millions (scale_known.py), `ARGS="--tasks 100000 1000000"` hands
+out tasks that do nothing (scale_tasks.py). Else everything is real (files found, scheduler, workers and client as
+processes, catalog) but the work on a slide: in its place a worker commits a row and some tiles that nobody made.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from distributed import Client
 
+from tests.benchmarks import scale_known, scale_tasks
 from tests.benchmarks.measure import Figure, machine, markdown, table
 from tests.support.dask_processes import ROOT, DaskProcesses
 
@@ -32,13 +34,14 @@ def main() -> None:
     parser.add_argument("--shards", help="not used")
     parser.add_argument("--slides", type=int, nargs="+", default=[10_000, 100_000], help="how many, one run each")
     parser.add_argument("--tiles", type=int, default=64, help="tiles a slide")
+    parser.add_argument("--known", type=int, nargs="+", help="instead: come back to outputs of so many slides")
+    parser.add_argument("--tasks", type=int, nargs="+", help="instead: hand out so many tasks that do nothing")
     parser.add_argument("--quick", action="store_true", help="small: does it run?")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     given = parser.parse_args()
     print(machine(), flush=True)
-    figures = []
-    found = []
-    for count in [200, 400] if given.quick else given.slides:
+    figures, found = _other_parts(given), list[dict[str, Any]]()
+    for count in [200, 400] if given.quick else given.slides if not figures else ():
         with tempfile.TemporaryDirectory(prefix="scale-") as folder:
             found.append(measure(Path(folder), count, given.tiles))
         figures += _figures(f"{count:,} slides, {given.tiles} tiles each", found[-1])
@@ -48,6 +51,18 @@ def main() -> None:
         print(table(figures[-2:]))
     if given.markdown:
         given.markdown.write_text(markdown(figures, "make bench BENCH=scale"))
+
+
+def _other_parts(given: argparse.Namespace) -> list[Figure]:
+    figures = []
+    for count in given.known or ():
+        with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+            figures += scale_known.measure(Path(folder), count)
+    for count in given.tasks or ():
+        figures += scale_tasks.measure(count)
+    if figures:
+        print(table(figures), flush=True)
+    return figures
 
 
 def measure(folder: Path, slides: int, tiles: int) -> dict[str, Any]:

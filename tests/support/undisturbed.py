@@ -4,7 +4,8 @@ import shutil
 
 import pyarrow.parquet as pq
 
-TIMINGS = "seconds"
+TIMINGS = ("seconds", "source_seen")
+"""Columns that begin so tell of time: how long it took, and whether a file had been there for a minute."""
 
 
 def copies(slide, folder, names):

@@ -11,6 +11,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import MAGNIFICATIONS
 from wsi_prep.format.records import SlideRow, tile_counts
@@ -58,11 +61,15 @@ def look_up(out: str, patient_key: str | None, slide_ids: Collection[str]) -> De
     catalog.names()  # raises where there is no catalog
     before = read_tombstone(storage)
     patients = (patient_key,) if patient_key is not None else ()
-    rows = catalog.slides(_COLUMNS)
-    mine = [row for row in rows if row["slide_id"] in slide_ids or row["patient_key"] in patients]
+    rows = catalog.table(_COLUMNS)
+    asked = pc.or_(
+        pc.is_in(rows["slide_id"], pa.array(slide_ids, pa.string())),
+        pc.is_in(rows["patient_key"], pa.array(patients, pa.string())),
+    )
+    mine: list[SlideRow] = rows.filter(asked).sort_by("slide_id").to_pylist()
     ids = frozenset(row["slide_id"] for row in mine)
     known = before.patients.issuperset(patients) and before.slides.issuperset(map(id_hash, slide_ids))
-    bare = sum(row["patient_key"] is None and row["status"] == "ok" for row in rows)
+    bare = pc.sum(pc.and_(pc.is_null(rows["patient_key"]), pc.equal(rows["status"], "ok")), min_count=0).as_py()
     found = DeletionPlan(storage.where, patients, ids, mine, known, bare)
     found.private = "private" in read_run(storage).get("settings", {})
     for path in (path for slide_id in ids for path in output_places(slide_id).values()):
@@ -88,8 +95,8 @@ def forget(found: DeletionPlan, names: Path | None, *, take_over: bool = False) 
         named = {file for row in found.rows if (file := row["file"])}
         found.warnings = _drop_warnings(storage, named)  # while rows still tell the names
         storage.delete([CALL])  # its paths may name the patient; the next run writes its own
-        rows = catalog.slides(["slide_id", "patient_key"])
-        catalog.drop({row["slide_id"] for row in rows if tombstone.has(row["slide_id"], row["patient_key"])})
+        rows = catalog.table(["slide_id", "patient_key"])
+        catalog.drop(rows["slide_id"].filter(tombstone.among(rows["slide_id"], rows["patient_key"])).combine_chunks())
         sweep(storage, catalog)
         if run := read_run(storage):
             write_run(storage, {**run, **catalog_counts(catalog)})

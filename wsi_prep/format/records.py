@@ -79,6 +79,7 @@ SLIDE_SCHEMA = pa.schema(
         ),  # the manifest's further columns, as JSON by name; null without, and in private output
         ("source_bytes", pa.int64()),  # of the slide's own files
         ("tissue_certainty", pa.float32()),  # of the outline, 0 to 1; null where a mask was given, or none found
+        ("source_seen", pa.string()),  # a mark of the sizes and times of the slide's files; null in private output
     ]
 )
 
@@ -134,6 +135,7 @@ class SlideRow(TypedDict, total=False):
     file_folder: str | None
     manifest: str | None
     source_bytes: int | None
+    source_seen: str | None
     tissue_certainty: float | None
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TypedDict
 
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from wsi_prep.compute.memory import give_back_freed_memory
 from wsi_prep.errors import BadCatalog, BadOutput, one_line
-from wsi_prep.format.layout import is_part, is_slide_file, require_slide_id
+from wsi_prep.format.layout import is_part, is_slide_file, require_slide_ids
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA, SlideRow, is_table_file, tile_counts
 from wsi_prep.output.sealed_parquet import check_seal, sealed_writer
 from wsi_prep.storage.base import Storage
@@ -37,6 +37,7 @@ _PART_SLIDES = 50_000
 _PART_TILES = 4_000_000
 _GROUP_ROWS = 100_000
 _LAST_PART = 99_999
+_SINGLES = 200
 _TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _FOLDERS = {table: f"catalog/{table}" for table in _TABLES}
 _JOURNAL = "catalog/.journal.json"
@@ -86,29 +87,48 @@ class Catalog:
         self._write("slides", pa.Table.from_pylist([slide], SLIDE_SCHEMA), name)
 
     def slides(self, columns: list[str] | None = None) -> list[SlideRow]:
-        """Committed slides' rows, sorted by slide_id; BadCatalog where a file cannot be read or names no slide."""
-        with self._readable("slides"):
-            rows: list[SlideRow] = self.storage.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns).to_pylist()
-        if columns is None or "slide_id" in columns:
-            for row in rows:
-                require_slide_id(row["slide_id"])
+        """Committed slides' rows, sorted by slide_id; raises as `table`, whose rows take a tenth of the memory."""
+        rows: list[SlideRow] = self.table(columns).to_pylist()
         return sorted(rows, key=lambda row: str(row.get("slide_id")))
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """Committed slides' rows, as the files have them; BadCatalog where one cannot be read or names no slide."""
+        with self._readable("slides"):
+            rows = self.storage.rows(_FOLDERS["slides"], SLIDE_SCHEMA, columns)
+        if columns is None or "slide_id" in columns:
+            require_slide_ids(rows["slide_id"])
+        return rows
+
+    def ids(self) -> pa.ChunkedArray:
+        """Committed slides' ids, as the files have them."""
+        return self.table(["slide_id"])["slide_id"]
+
+    def among(self, slide_ids: Iterable[str]) -> set[str]:
+        """Those of these slides that are committed."""
+        wanted = _ids_in(slide_ids)
+        ids = self.ids() if len(wanted) else wanted
+        return set(ids.filter(pc.is_in(ids, wanted)).to_pylist())
 
     def count_tiles(self) -> dict[str, int]:
         """Tiles of all committed slides by magnification."""
-        counts = Counter(dict.fromkeys((name.removeprefix("tiles_") for name in _COUNTS), 0))
-        for row in self.slides(list(_COUNTS)):
-            counts.update(tile_counts(row))
-        return dict(counts)
+        rows = self.table(list(_COUNTS))
+        return {name.removeprefix("tiles_"): pc.sum(rows[name], min_count=0).as_py() for name in _COUNTS}
 
-    def drop(self, slide_ids: Collection[str]) -> None:
+    def count_statuses(self) -> dict[str, int]:
+        """Committed slides by status, sorted."""
+        counts = pc.value_counts(self.table(["status"])["status"]).to_pylist()
+        return dict(sorted((str(each["values"]), each["counts"]) for each in counts))
+
+    def drop(self, slide_ids: Iterable[str]) -> None:
         """Take slides out of the catalog; their other files are left to `sweep`."""
-        if not slide_ids:
+        gone = slide_ids if isinstance(slide_ids, pa.Array) else pa.array(sorted(slide_ids), pa.string())
+        if not len(gone):
             return
         for table in ("slides", "tiles"):
-            present = set(self._names(table, parts=False))
-            self._delete(table, [name for name in (f"{i}.parquet" for i in sorted(slide_ids)) if name in present])
-        gone = pa.array(sorted(slide_ids), pa.string())
+            singles = _ids_in(name.removesuffix(".parquet") for name in self._names(table, parts=False))
+            self._delete(
+                table, (f"{slide_id}.parquet" for slide_id in singles.filter(pc.is_in(singles, gone)).to_pylist())
+            )
         for part in self._names("slides", parts=True):
             if pc.any(pc.is_in(self._ids(part), gone)).as_py():
                 self._rewrite_part(part, gone)
@@ -122,16 +142,41 @@ class Catalog:
         for table in _TABLES:
             self._delete(table, [name])
 
-    def replace_slides(self, rows: Iterable[SlideRow]) -> None:
-        """Change those columns of slides that `rows` have beside the slide_id; their tiles are untouched."""
-        changed = {row["slide_id"]: row for row in rows}
-        for name in self._names("slides", parts=True) + self._names("slides", parts=False) if changed else []:
+    def pieces(self, columns: Sequence[str]) -> Iterator[tuple[list[str], pa.Table]]:
+        """Committed slides' rows in the order of their files' names, a part or some hundred small files at a time: the
+        files, and their rows.
+        """
+        schema = pa.schema([SLIDE_SCHEMA.field(name) for name in columns])
+        every = filter(is_table_file, self.storage.names(_FOLDERS["slides"]))
+        for parts, together in groupby(every, is_part):
+            yield from self._pieces(list(together), 1 if parts else _SINGLES, schema)
+
+    def _pieces(self, files: list[str], at_once: int, schema: pa.Schema) -> Iterator[tuple[list[str], pa.Table]]:
+        for first in range(0, len(files), at_once):
+            names = files[first : first + at_once]
             with self._readable("slides"):
-                old = of_today(self._open("slides", name).read(), SLIDE_SCHEMA).to_pylist()
-            if any(row["slide_id"] in changed for row in old):
+                paths = [f"{_FOLDERS['slides']}/{name}" for name in names]
+                rows = pa.concat_tables([schema.empty_table(), *self.storage.tables(paths, schema)])
+            require_slide_ids(rows["slide_id"])
+            yield names, rows
+
+    def replace_slides(self, rows: Iterable[SlideRow], names: Sequence[str] | None = None) -> None:
+        """Change those columns of slides that `rows` have beside the slide_id; their tiles are untouched.
+
+        `names` are the files to look in, where it is not all.
+        """
+        changed = {row["slide_id"]: row for row in rows}
+        if names is None and changed:
+            names = self._names("slides", parts=True) + self._names("slides", parts=False)
+        ids = _ids_in(changed)
+        for name in names if names and changed else ():
+            with self._readable("slides"):
+                file = self._open("slides", name)
+                if not pc.any(pc.is_in(file.read(["slide_id"])["slide_id"], ids)).as_py():
+                    continue
                 self._require_undamaged("slides", name)
-                table = pa.Table.from_pylist([{**row, **changed.get(row["slide_id"], {})} for row in old], SLIDE_SCHEMA)
-                self._write("slides", table, name)
+                old = of_today(file.read(), SLIDE_SCHEMA)
+            self._write("slides", _changed(old, changed), name)
 
     def merge(self, slide_ids: Collection[str] | None = None) -> None:
         """Merge the small files of these slides, or of all, into parts; may run while workers commit other slides."""
@@ -160,8 +205,8 @@ class Catalog:
             self._carry_out(self._journal())
         for folder in ("catalog", *_FOLDERS.values()):
             self.storage.delete([f"{folder}/{name}" for name in self.storage.names(folder) if name.startswith(".")])
-        committed = {row["slide_id"] for row in self.slides(["slide_id"])}
         singles = self._names("tiles", parts=False)
+        committed = self.among(name.removesuffix(".parquet") for name in singles) if singles else set()
         self._delete("tiles", [name for name in singles if name.removesuffix(".parquet") not in committed])
 
     def _names(self, table: str, *, parts: bool) -> list[str]:
@@ -301,6 +346,22 @@ class Catalog:
         with sealed_writer(data, rows.schema, **_FORMAT) as writer:
             writer.write_table(rows)
         self.storage.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
+
+
+def _changed(rows: pa.Table, by_id: Mapping[str, SlideRow]) -> pa.Table:
+    """The rows of slides with the columns that `by_id` has of some of them in place of theirs."""
+    here: list[Mapping[str, object]] = [by_id.get(slide_id) or {} for slide_id in rows["slide_id"].to_pylist()]
+    for name in sorted({name for row in here for name in row}):
+        told = pa.array([name in row for row in here])
+        values = pa.array([row[name] for row in here if name in row], SLIDE_SCHEMA.field(name).type)
+        column = pc.replace_with_mask(rows[name].combine_chunks(), told, values)
+        rows = rows.set_column(rows.column_names.index(name), SLIDE_SCHEMA.field(name), column)
+    return rows
+
+
+def _ids_in(names: Iterable[str]) -> pa.Array:
+    """Those of the names that may be ids; other ones need be no text."""
+    return pa.array((name for name in names if name.isascii()), pa.string())
 
 
 def require_catalog(where: str, there: bool) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -28,6 +30,7 @@ from wsi_prep.untrusted.tables import open_table
 
 TABLES = {"slides": SLIDE_SCHEMA, "tiles": TILE_SCHEMA}
 _PIECE_BYTES = 8 * 2**20
+_LOOK_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def catalog_files(shards: Sequence[str]) -> CatalogFiles:
         kept = own["slide_id"].filter(counts)
         lost = own["slide_id"].filter(pc.invert(counts))
         others = lost.filter(pc.invert(pc.is_in(lost, kept))).unique()
-        folders.append(pa.table({"slide_id": kept, "folder": pa.array([number] * len(kept), pa.int64())}))
+        folders.append(pa.table({"slide_id": kept, "folder": np.full(len(kept), number)}))
         if len(kept) or not len(own):
             for table, source in sources.items():
                 tables[table].append(TableFile(name, source, others))
@@ -86,6 +89,10 @@ def _named(where: str, failures: list[StoreFailed]) -> Iterator[tuple[str, dict[
     place, folder = open_storage(where), local_folder(where)
     found = {table: _sizes(place, f"catalog/{table}", near=folder is not None) for table in TABLES}
     require_catalog(place.where, bool(found["slides"]))
+    if folder is not None:
+        names = [(table, name) for table in TABLES for name in found[table] if name in found["slides"]]
+        with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
+            list(pool.map(lambda each: _require_table(place, each[0], each[1], where), names))
     for name in sorted(found["slides"]):
         sources: dict[str, Path | ds.Dataset] = {}
         for table in (table for table in TABLES if name in found[table]):
@@ -94,7 +101,6 @@ def _named(where: str, failures: list[StoreFailed]) -> Iterator[tuple[str, dict[
                 sources[table] = _rows(place, path, size, table, failures)
             else:
                 sources[table] = folder / path
-                _require_table(place, path, table, where)
         yield name, sources
 
 
@@ -106,8 +112,9 @@ def _sizes(storage: Storage, folder: str, *, near: bool) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if "/" not in name and is_table_file(name)}
 
 
-def _require_table(storage: Storage, path: str, table: str, where: str) -> None:
+def _require_table(storage: Storage, table: str, name: str, where: str) -> None:
     """Raise BadCatalog where a file on a disk is no table, or claims more rows or texts than it can hold."""
+    path = f"catalog/{table}/{name}"
     try:
         for source in storage.sources([path]):
             open_table(source, TABLES[table]).close()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from wsi_prep.errors import BadOutput, UsageError, refusal
-from wsi_prep.format.layout import PLACES, slide_of
+from wsi_prep.format.layout import PLACES, is_slide_id
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.sealed_json import NotAsWritten, read_sealed, write_sealed
 from wsi_prep.output.terms import PATIENT_KEY, Terms
@@ -46,7 +48,8 @@ def held_output(storage: Storage, terms: Terms, token: str, *, take_over: bool =
 
 
 def _has_patients(storage: Storage) -> bool:
-    return any(row["patient_key"] for row in Catalog(storage).slides(["patient_key"]))
+    keys = Catalog(storage).table(["patient_key"])["patient_key"]
+    return bool(pc.any(pc.not_equal(keys, "")).as_py())
 
 
 def begin(storage: Storage, terms: Terms, *, patients: bool = False) -> Catalog:
@@ -82,7 +85,7 @@ def writing(storage: Storage) -> Iterator[None]:
 
 def say_working(catalog: Catalog, slides: int, *, times: bool) -> None:
     """Let run.json say that a call has so many slides to do, for those who look on; `times`: since when, too."""
-    told: dict[str, object] = {"slides": slides, "known": len(catalog.slides(["slide_id"]))}
+    told: dict[str, object] = {"slides": slides, "known": len(catalog.ids())}
     if times:
         told["since"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
     write_run(catalog.storage, {**read_run(catalog.storage), WORKING: told})
@@ -160,8 +163,7 @@ def write_call(storage: Storage, script: bytes) -> None:
 
 def catalog_counts(catalog: Catalog) -> dict[str, object]:
     """What run.json says of the catalog: its slides by status, its tiles by magnification."""
-    statuses = Counter(str(row["status"]) for row in catalog.slides(["status"]))
-    return {"slides": dict(sorted(statuses.items())), "tiles": catalog.count_tiles()}
+    return {"slides": catalog.count_statuses(), "tiles": catalog.count_tiles()}
 
 
 def sweep(storage: Storage, catalog: Catalog) -> None:
@@ -169,13 +171,16 @@ def sweep(storage: Storage, catalog: Catalog) -> None:
     if storage.staging is not None:
         remove_tree(storage.staging)
         storage.staging.mkdir()
-    rows = catalog.slides(["slide_id", "status"])
-    committed = {row["slide_id"] for row in rows if row["status"] != "failed"}
+    rows = catalog.table(["slide_id", "status"])
+    committed = rows["slide_id"].filter(pc.not_equal(rows["status"], "failed").fill_null(True)).combine_chunks()
     for folder, ending in PLACES.values():
-        for found in storage.names(folder):
-            slide_id = slide_of(found, ending)
-            if (slide_id is not None and slide_id not in committed) or found.endswith(MOVING):
-                storage.remove(f"{folder}/{found}")
+        present = storage.names(folder)
+        names = (name for name in present if name.isascii() and name.endswith(ending))
+        found = pa.array((name.removesuffix(ending) for name in names), pa.string())
+        gone = found.filter(pc.invert(pc.is_in(found, committed))).to_pylist()
+        left = [f"{slide_id}{ending}" for slide_id in gone if is_slide_id(slide_id)]
+        for name in [*left, *(name for name in present if name.endswith(MOVING))]:
+            storage.remove(f"{folder}/{name}")
 
 
 def _require_ours(storage: Storage) -> None:

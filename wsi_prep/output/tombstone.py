@@ -6,6 +6,9 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from wsi_prep.errors import BadOutput
 from wsi_prep.output.sealed_json import read_sealed, write_sealed
 from wsi_prep.storage.base import Storage
@@ -27,6 +30,14 @@ class Tombstone:
     def has(self, slide_id: str, patient_key: str | None = None) -> bool:
         """Whether a slide of that id, or of that patient, must not be made."""
         return patient_key in self.patients or id_hash(slide_id) in self.slides
+
+    def among(self, slide_ids: pa.ChunkedArray, patient_keys: pa.ChunkedArray) -> pa.ChunkedArray:
+        """The same of many slides: a bool for each."""
+        of_patient = pc.is_in(patient_keys, pa.array(self.patients, pa.string()))
+        if not self.slides:
+            return of_patient
+        itself = (id_hash(slide_id) in self.slides for chunk in slide_ids.chunks for slide_id in chunk.to_pylist())
+        return pc.or_(of_patient, pa.chunked_array([pa.array(itself, pa.bool_())]))
 
     def with_more(self, patients: Collection[str], slides: Collection[str]) -> Tombstone:
         """The same with more `patients` (keyed hashes) and `slides` (ids)."""

@@ -8,22 +8,24 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import IO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from wsi_prep.errors import StoreFailed, counted
-from wsi_prep.format.records import SlideRow
+from wsi_prep.format.records import SLIDE_SCHEMA
 from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.folder import read_run
 from wsi_prep.output.tombstone import read_tombstone
-from wsi_prep.run.call import asked_for, terms_of
+from wsi_prep.run.call import terms_of
 from wsi_prep.run.request import RunRequest
 from wsi_prep.run.row import failure
 from wsi_prep.run.task import SlideTask
-from wsi_prep.run.todo import forgotten_note, not_forgotten, without_forgotten
+from wsi_prep.run.todo import asked_for, by_tombstone, forgotten_note, without_forgotten
 from wsi_prep.slides.fetch.cache import Lease
 from wsi_prep.slides.find.endings import ending
 from wsi_prep.slides.find.sizes import source_bytes
@@ -41,6 +43,7 @@ from wsi_prep.untrusted.locks import CannotLock, try_lock
 TILE_BYTES = 30_000
 """Of a tile, where the output holds none to go by: a 392 px JPEG of quality 90 of tissue."""
 
+_TILES = ("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x")
 _SIZES = 200  # slides whose files are asked for their size
 _OPENED = 12
 _SECONDS = 40.0  # for opening slides, in all
@@ -85,17 +88,18 @@ def look_before(request: RunRequest, seed: int = 0, seconds: float = _SECONDS) -
     found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
     storage = open_storage(request.out)
     terms_of(request).require_kept(storage.where, read_run(storage))
-    every, notes = asked_for(request, found, storage, "")
-    tasks = not_forgotten(read_tombstone(storage), every)
-    ids = {task.source.slide_id for task in tasks}
-    forgotten = [task for task in every if task.source.slide_id not in ids]
+    every, notes = asked_for(request, found, storage, ("", 0.0))
+    tasks, forgotten = by_tombstone(read_tombstone(storage), every)
     known = _known(storage)
-    todo = [task for task in tasks if not {task.source.slide_id, task.source.former_id} & known.keys()]
+    ids = known["slide_id"].combine_chunks()
+    former = set(ids.filter(pc.is_in(ids, pa.array(found.sources.renamed().values(), pa.string()))).to_pylist())
+    there = pc.or_(pc.is_in(tasks.ids, ids), pc.is_valid(tasks.formerly(former.__contains__)))
+    todo = tasks.where(~there.to_numpy(zero_copy_only=False))
     notes = [*without_forgotten(notes, forgotten), *forgotten_note(len(forgotten))]
     before = Before(len(tasks), len(todo), notes=notes)
     before.faults += _of_output(request.out)
     order = np.random.default_rng(seed).permutation(len(todo))[:_SIZES]
-    drawn = [todo[number] for number in order]
+    drawn = [todo[int(number)] for number in order]
     sizes = [size for task in drawn if (size := source_bytes(task.source)) is not None]
     if sizes:
         before.read_bytes = round(sum(sizes) / len(sizes) * len(todo))
@@ -110,12 +114,13 @@ def look_before(request: RunRequest, seed: int = 0, seconds: float = _SECONDS) -
     return before
 
 
-def _known(storage: Storage) -> dict[str, SlideRow]:
+def _known(storage: Storage) -> pa.Table:
     """The rows of slides that the output holds, but for those that failed."""
+    columns = ["slide_id", "status", "bytes", *_TILES]
     if not read_run(storage):
-        return {}
-    columns = ["slide_id", "status", "bytes", "tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"]
-    return {row["slide_id"]: row for row in Catalog(storage).slides(columns) if row["status"] != "failed"}
+        return pa.schema([SLIDE_SCHEMA.field(name) for name in columns]).empty_table()
+    rows = Catalog(storage).table(columns)
+    return rows.filter(pc.not_equal(rows["status"], "failed").fill_null(True))
 
 
 def _each_ending_first(tasks: Iterable[SlideTask]) -> list[SlideTask]:
@@ -203,11 +208,11 @@ def _of_store(storage: Storage) -> list[str]:
     return []
 
 
-def _add_room(before: Before, out: str, known: Mapping[str, SlideRow]) -> None:
+def _add_room(before: Before, out: str, known: pa.Table) -> None:
     """What the output needs by the plans of the slides that were opened, against what is free."""
     tiles = [each.tiles for each in before.tried if each.tiles is not None]
-    made = sum(row[name] or 0 for row in known.values() for name in ("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x"))
-    a_tile = sum(row["bytes"] or 0 for row in known.values()) / made if made else TILE_BYTES
+    made = sum(pc.sum(known[name], min_count=0).as_py() for name in _TILES)
+    a_tile = pc.sum(known["bytes"], min_count=0).as_py() / made if made else TILE_BYTES
     if tiles:
         before.needed = round(sum(tiles) / len(tiles) * before.to_do * a_tile)
     folder = local_folder(out)

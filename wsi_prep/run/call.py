@@ -6,7 +6,7 @@ import contextlib
 import platform
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from wsi_prep import __version__
@@ -37,30 +37,23 @@ from wsi_prep.run.log import RunLog
 from wsi_prep.run.request import Nobody, RunRequest, RunSummary, Watcher
 from wsi_prep.run.row import blank_row, failure
 from wsi_prep.run.slide import prepare_slide
-from wsi_prep.run.task import SlideTask
+from wsi_prep.run.task import Asked, SlideTask
 from wsi_prep.run.todo import (
-    folders_of,
+    asked_for,
+    by_tombstone,
     forgotten_note,
     known_before,
     leave_forgotten,
-    manifest_rows,
     not_done,
-    not_forgotten,
-    origin_notes,
-    origins_of,
-    task_of,
     without_forgotten,
 )
-from wsi_prep.slides.find.endings import left_out_note
-from wsi_prep.slides.find.manifest import EMPTY_ROW
-from wsi_prep.slides.find.sources import Found, look_for_slides
+from wsi_prep.slides.find.sources import look_for_slides
 from wsi_prep.slides.private import add_names, check_names_file, key_check
 from wsi_prep.slides.urls import bare_url
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import local_folder, open_storage
 from wsi_prep.storage.times import settled
 from wsi_prep.tiles.filters import where_of
-from wsi_prep.tissue.masks import find_masks
 
 _MOST_WARNINGS = 50_000
 
@@ -77,28 +70,23 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
     watcher = watcher or Nobody()
     started, began_at = time.perf_counter(), time.time() // 1
     found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
-    sources = found.sources
     storage = open_storage(request.out)
     terms = terms_of(request)
     terms.require_kept(storage.where, read_run(storage))
     if request.names is not None:
         check_names_file(request.names, local_folder(request.out))
     token = uuid.uuid4().hex
-    tasks, notes = asked_for(request, found, storage, token)
-    summary = RunSummary(len(sources), request.settings.plan.magnifications, warnings=notes)
-    made_at = None
-    if request.id_key is not None:  # the order of work tells nothing of names, nor do times
-        made_at = began_at
-        tasks = sorted((replace(task, made_at=made_at) for task in tasks), key=lambda task: task.source.slide_id)
+    tasks, notes = asked_for(request, found, storage, (token, began_at))
+    summary = RunSummary(len(tasks), request.settings.plan.magnifications, warnings=notes)
     with (
         held_output(storage, terms, token, take_over=request.take_over),
-        settled(request.out, made_at),
+        settled(request.out, began_at if request.id_key is not None else None),
         RunLog(request.log, token[:8]) as log,
     ):
         if not request.forgotten_lost:
             require_remembered(storage)
         _add_names(request, storage, tasks)
-        catalog = begin(storage, terms, patients=any(task.patient_key for task in tasks))
+        catalog = begin(storage, terms, patients=tasks.patients)
         with writing(storage):
             tasks = _not_forgotten(request, tasks, storage, catalog, summary)
             tasks = not_done(request, tasks, catalog, summary)
@@ -115,9 +103,7 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
     return summary
 
 
-def _not_forgotten(
-    request: RunRequest, tasks: list[SlideTask], storage: Storage, catalog: Catalog, summary: RunSummary
-) -> list[SlideTask]:
+def _not_forgotten(request: RunRequest, tasks: Asked, storage: Storage, catalog: Catalog, summary: RunSummary) -> Asked:
     """The tasks of slides that nobody had deleted for good; the others are named nowhere, not even in the summary."""
     tombstone = read_tombstone(storage)
     remember(storage, tombstone)
@@ -129,22 +115,6 @@ def _not_forgotten(
     if script is not None and request.id_key is None:
         write_call(storage, script)
     return tasks
-
-
-def asked_for(request: RunRequest, found: Found, storage: Storage, token: str) -> tuple[list[SlideTask], list[str]]:
-    """A task for each slide that was found, whether it is done or forgotten; and what a user should know of them."""
-    sources, private = found.sources, request.id_key is not None
-    manifest, warnings = manifest_rows(request, found, read_tombstone(storage))
-    masks, mask_notes = find_masks(request.masks, local_folder(request.out), sources, private=private)
-    origins = origins_of(request, sources, manifest)
-    tasks = [
-        task_of(request, source, manifest.get(source.slide_id, EMPTY_ROW), origin, masks, token)
-        for source, origin in zip(sources, origins, strict=True)
-    ]
-    if not private:
-        folders = folders_of(request, sources)
-        tasks = [replace(task, file_folder=folders.get(task.source.slide_id)) for task in tasks]
-    return tasks, [*left_out_note(found.left_out), *warnings, *mask_notes, *origin_notes(request, origins)]
 
 
 def terms_of(request: RunRequest) -> Terms:
@@ -161,16 +131,16 @@ def terms_of(request: RunRequest) -> Terms:
     return Terms(settings, named, request.redo, where_of(request.settings.filters), patient_key)
 
 
-def _add_names(request: RunRequest, storage: Storage, tasks: Sequence[SlideTask]) -> None:
+def _add_names(request: RunRequest, storage: Storage, tasks: Asked) -> None:
     """Before OUT holds an id, the names file leads back from it: a run that is killed leaves none without its name."""
-    kept = not_forgotten(read_tombstone(storage), tasks)
     if request.names is not None:
+        kept, _ = by_tombstone(read_tombstone(storage), tasks)
         add_names(request.names, {task.source.slide_id: bare_url(task.source.path) for task in kept})
 
 
 def _work(
     request: RunRequest,
-    tasks: Sequence[SlideTask],
+    tasks: Asked,
     catalog: Catalog,
     summary: RunSummary,
     watcher: Watcher,
@@ -179,7 +149,7 @@ def _work(
     storage = catalog.storage
     with cluster(request.cluster, watcher.noted) as client, Merger(catalog) as merger:
         with writing(storage):
-            catalog.drop({task.source.slide_id for task in tasks})
+            catalog.drop(tasks.ids)
             sweep(storage, catalog)
             say_working(catalog, len(tasks), times=request.id_key is None)
         watcher.started(len(tasks), summary.done_before, dashboard_link(client))

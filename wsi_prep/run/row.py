@@ -12,8 +12,8 @@ from wsi_prep.format.magnifications import MAGNIFICATIONS, TILE_PX
 from wsi_prep.format.records import SLIDE_SCHEMA, SlideRow, warned
 from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.base import SlideInfo
+from wsi_prep.slides.find.found import SlideSource
 from wsi_prep.slides.find.institution import UNKNOWN
-from wsi_prep.slides.find.sources import SlideSource
 from wsi_prep.slides.private import bare_text
 from wsi_prep.slides.urls import without_secrets
 from wsi_prep.stain.classify import StainCall, stain_columns

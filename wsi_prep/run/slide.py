@@ -35,6 +35,7 @@ from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.base import SlideReader
 from wsi_prep.slides.fetch.cache import Lease
 from wsi_prep.slides.find.fingerprint import fingerprint
+from wsi_prep.slides.find.found import seen
 from wsi_prep.slides.find.sizes import source_bytes
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail
 from wsi_prep.slides.pyramid.trusted import TrustedLevels
@@ -94,7 +95,9 @@ def _made(task: SlideTask, storage: Storage) -> tuple[SlideRow, pa.Table, Except
     try:
         with time_limit(_trace(task, storage), task.time_limit) as begin_anew, Lease(task.cache, begin_anew) as lease:
             clock.enter("open")
+            before = seen(task.source, settled=True) if task.made_at is None else None
             row["fingerprint"] = fingerprint(task.source)
+            row["source_seen"] = before if before == seen(task.source) else None
             row["source_bytes"] = source_bytes(task.source)
             with _staged(task, storage, lease) as stage, ThreadPool(task.threads) as pool:
                 tiles = _prepare(_Bench(task, row, storage, stage, clock, pool), lease)

@@ -7,8 +7,9 @@ one slide.
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
 from urllib.parse import unquote
+
+from wsi_prep.format.layout import name_in
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*"
 _USER = re.compile(rf"({_SCHEME})://[^/\s]*@")
@@ -37,7 +38,7 @@ def bare_url(path: str) -> str:
 
 def name_of(path: str) -> str:
     """A file's name, without its folder."""
-    return PurePosixPath(bare_url(path)).name
+    return name_in(bare_url(path))
 
 
 def has_user(url: str) -> bool:

@@ -35,7 +35,7 @@ _NO_COLOUR = (
     "the picture has no colour, so its stain is unknown and dark tissue may be taken for ink: "
     "give the slide as it was scanned in colour, or a mask of the tissue (MASKS=)"
 )
-_WARNING = "the pixels look like "
+DISAGREEMENT = "the pixels look like "
 
 
 class StainCall(NamedTuple):
@@ -143,8 +143,8 @@ def stain_columns(stated: str | None, seen: StainCall | None, warning: str | Non
         columns.update({"stain_pixels": seen.stain, "stain_pixels_confidence": seen.confidence})
     if stated:
         columns.update({"stain": stated, "stain_confidence": 1.0, "stain_source": "manifest"})
-    warnings = [text for text in told(warning) if not text.startswith(_WARNING)]
+    warnings = [text for text in told(warning) if not text.startswith(DISAGREEMENT)]
     known = seen and stated and "UNKNOWN" not in (stated, seen.stain)
     if seen and known and stated != seen.stain and seen.confidence >= DISAGREES:
-        warnings.append(f"{_WARNING}{seen.stain} ({seen.confidence:.2f}) where the manifest says {stated}")
+        warnings.append(f"{DISAGREEMENT}{seen.stain} ({seen.confidence:.2f}) where the manifest says {stated}")
     return {**columns, "warning": warned(*warnings)}

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from wsi_prep.errors import BadMask, BadOption, counted
 from wsi_prep.format.layout import bare_name
 from wsi_prep.slides.base import SlideInfo
+from wsi_prep.slides.find.found import SlideSource
 from wsi_prep.slides.find.naming import KnownNames, did_you_mean, one_form
-from wsi_prep.slides.find.sources import SlideSource
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail
 from wsi_prep.storage.local import LocalStorage
 from wsi_prep.tissue.geojson import Polygon, bounded_bytes, read_outlines

@@ -197,7 +197,7 @@ class Killed(BaseException):
     """In place of SIGKILL: nothing catches it."""
 
 
-@pytest.mark.parametrize("step", ["drop", "slides"])
+@pytest.mark.parametrize("step", ["drop", "table"])
 def test_a_call_that_is_killed_is_completed_by_the_same_call(folder, step, monkeypatch):
     out = folder / "named"
     original = getattr(Catalog, step)

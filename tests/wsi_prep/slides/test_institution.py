@@ -84,9 +84,9 @@ def test_paths_begin_below_what_was_named(tmp_path):
         str(tmp_path / "south/b.svs"): ["b.svs"],
     }
     for slides, expected in ways.items():
-        assert paths_below(find_slides(slides), slides) == expected
+        assert list(paths_below([s.path for s in find_slides(slides)], slides)) == expected
     deep = str(tmp_path / "north/P1")
-    assert paths_below(find_slides(deep), deep, str(tmp_path)) == ["north/P1/a.svs"]
+    assert list(paths_below([s.path for s in find_slides(deep)], deep, str(tmp_path))) == ["north/P1/a.svs"]
 
 
 def test_a_patients_key_is_what_it_was_before_slides_had_keys():

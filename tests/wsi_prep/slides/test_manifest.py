@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_prep.errors import BadManifest
+from wsi_prep.slides.find.found import SlideSource
 from wsi_prep.slides.find.manifest import ManifestRow, read_manifest
-from wsi_prep.slides.find.sources import SlideSource, find_slides
+from wsi_prep.slides.find.sources import find_slides
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from pipelines.shards import main
 from wsi_prep.errors import BadManifest
+from wsi_prep.slides.find.found import SlideSource
 from wsi_prep.slides.find.manifest import read_manifest
 from wsi_prep.slides.find.naming import KnownNames, as_stored, told_apart
-from wsi_prep.slides.find.sources import SlideSource, find_slides, look_for_slides
+from wsi_prep.slides.find.sources import find_slides, look_for_slides
 from wsi_prep.tissue.masks import find_masks
 
 FORMS = ("NFC", "NFD")

@@ -22,7 +22,7 @@ from tests.support.mrxs_wsi import write_mrxs
 from tests.support.outlines import SQUARE, feature
 from wsi_prep.errors import BadMask, BadOption
 from wsi_prep.slides.base import Level, SlideInfo
-from wsi_prep.slides.find.sources import SlideSource
+from wsi_prep.slides.find.found import SlideSource
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail
 from wsi_prep.tissue.masks import MaskFile, find_masks, read_mask
 

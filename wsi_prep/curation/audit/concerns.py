@@ -81,8 +81,9 @@ def concerns(audited: Audit, connection: duckdb.DuckDBPyConnection) -> Concerns:
     counts = dict(connection.execute("SELECT kind, count(*) FROM hits GROUP BY 1").fetchall())
     (slides,) = connection.execute("SELECT count(DISTINCT slide_id) FROM hits").fetchall()[0]
     rows = connection.execute(_WORST).fetchall()
-    numbers = {slide.slide_id: number for number, slide in enumerate(audited.slides)}
-    found = [Concern(numbers[slide_id], _reasons(hits)) for slide_id, hits in _by_slide(rows).items()]
+    shown = _by_slide(rows)
+    numbers = {slide.slide_id: number for number, slide in enumerate(audited.slides) if slide.slide_id in shown}
+    found = [Concern(numbers[slide_id], _reasons(hits)) for slide_id, hits in shown.items()]
     return Concerns(tuple(found), {kind: counts[kind] for kind in RULES if kind in counts}, slides)
 
 

@@ -101,7 +101,7 @@ ELSE concat(vendor, ', model unknown') END
 def _slides(connection: duckdb.DuckDBPyConnection) -> tuple[Slide, ...]:
     texts = ", ".join(f"coalesce(nullif({n}, ''), '{NOT_STATED}')" for n in STRATUM_LEVELS)
     counts = ", ".join(f"coalesce(sum(tiles) FILTER (magnification = '{n}'), 0)::BIGINT" for n in NAMES)
-    rows = connection.execute(
+    asked = connection.execute(
         f"""
         SELECT slide_id, folder, {_SHOWN_NAME}, coalesce(status, ''), {texts},
           {_finite("stain_confidence")}, {_finite("mpp_x")}, {_SCANNER}, {_finite("tissue_mm2")},
@@ -109,11 +109,19 @@ def _slides(connection: duckdb.DuckDBPyConnection) -> tuple[Slide, ...]:
         FROM slides LEFT JOIN (SELECT slide_id, [{counts}] AS counts FROM cells GROUP BY ALL) c USING (slide_id)
         ORDER BY file, slide_id
         """  # noqa: S608 - from names of columns alone
-    ).fetchall()
-    none = (0,) * len(NAMES)
-    return tuple(
-        Slide(i, n, file, status, stain, sure, place, tissue, mpp, scanner, mm2, kind, why, warning, tuple(t or none))
-        for i, n, file, status, stain, place, tissue, sure, mpp, scanner, mm2, kind, why, warning, t in rows
+    )
+    one: dict[Any, Any] = {}  # each word once: slides are millions, and their words few
+    return tuple(_slide(row, one) for row in iter(asked.fetchone, None))
+
+
+def _slide(row: Sequence[Any], one: dict[Any, Any]) -> Slide:
+    slide_id, folder, file, *words, sure, mpp, scanner, mm2, kind, why, warning, tiles = row
+    tiles = tuple(tiles) if tiles else (0,) * len(NAMES)
+    status, stain, place, tissue, scanner, kind, why, warning, tiles = (
+        one.setdefault(each, each) for each in (*words, scanner, kind, why, warning, tiles)
+    )
+    return Slide(
+        slide_id, folder, file, status, stain, sure, place, tissue, mpp, scanner, mm2, kind, why, warning, tiles
     )
 
 

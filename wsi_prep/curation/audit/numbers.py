@@ -24,7 +24,7 @@ NOT_STATED = "not stated"
 NAMES = tuple(m.name for m in MAGNIFICATIONS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slide:
     """A slide's row: `folder` is the number of its shards folder, `tiles` counts by MAGNIFICATIONS, mpp in um/px."""
 

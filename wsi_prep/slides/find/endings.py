@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from wsi_prep.errors import counted
-from wsi_prep.format.layout import bare_name
+from wsi_prep.format.layout import bare_name, suffix_in
 from wsi_prep.slides.urls import bare_url, name_of
 
 SLIDE_ENDINGS = (
@@ -37,7 +37,7 @@ _REMEDY = "convert what is a slide (docs/operations.md)"
 
 def ending(path: str) -> str:
     """The ending of a file's name, in lower case."""
-    return PurePosixPath(name_of(path)).suffix.lower()
+    return suffix_in(name_of(path)).lower()
 
 
 def is_left_out(path: str) -> bool:
@@ -57,6 +57,9 @@ def why_left_out(path: str) -> str:
 
 def without_masks(pictures: Iterable[str], slides: Iterable[str]) -> tuple[str, ...]:
     """The pictures without those that are masks of slides beside them: `a.mask.png` beside `a.svs`."""
+    pictures = tuple(pictures)
+    if not any(picture.endswith(".mask.png") for picture in pictures):
+        return pictures
     places = [(bare_url(slide).rpartition("/")[0], bare_name(name_of(slide))) for slide in slides]
     masks = {f"{folder}/{name}.mask.png" for folder, name in places}
     return tuple(picture for picture in pictures if bare_url(picture) not in masks)

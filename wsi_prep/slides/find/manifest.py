@@ -12,9 +12,9 @@ from pathlib import PurePosixPath
 from wsi_prep.errors import BadManifest, counted
 from wsi_prep.format.records import STAINS
 from wsi_prep.slides.find.endings import why_left_out
+from wsi_prep.slides.find.found import SlideSource
 from wsi_prep.slides.find.lists import read_list
 from wsi_prep.slides.find.naming import KnownNames, did_you_mean, one_form
-from wsi_prep.slides.find.sources import SlideSource
 from wsi_prep.slides.urls import bare_url, name_of
 
 COLUMNS = ("slide", "mpp", "stain", "institution", "tissue", "patient")

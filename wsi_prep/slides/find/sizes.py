@@ -6,7 +6,7 @@ from functools import partial
 
 from wsi_prep.errors import StoreFailed
 from wsi_prep.slides.fetch.remote import file_system
-from wsi_prep.slides.find.sources import SlideSource
+from wsi_prep.slides.find.found import SlideSource
 from wsi_prep.storage.patience import patiently
 
 

@@ -6,24 +6,28 @@ import glob
 import os
 import re
 import unicodedata
+from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+import numpy as np
+import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import BadManifest, BadOption, FileServerFailed, NoSlides, UsageError, counted
-from wsi_prep.format.layout import former_slide_id, make_slide_id
+from wsi_prep.format.layout import slide_ids
 from wsi_prep.slides.dicom import DicomHeader, dicom_header
-from wsi_prep.slides.fetch.remote import file_system, files_in, is_elsewhere
+from wsi_prep.slides.fetch.remote import files_in, is_elsewhere
 from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, only_left_out, without_masks
+from wsi_prep.slides.find.found import Found, SlideSource, Sources, place_of
 from wsi_prep.slides.find.lists import named_in, read_list
 from wsi_prep.slides.find.naming import KnownNames, as_stored, did_you_mean, one_form
 from wsi_prep.slides.private import keyed_slide_id
-from wsi_prep.slides.urls import bare_url, name_of, without_secrets
+from wsi_prep.slides.urls import bare_url, name_of
 from wsi_prep.storage.patience import passes, patiently
 from wsi_prep.storage.select import OBJECT_STORES
 
@@ -31,36 +35,12 @@ _INDEXES = (".vms", ".vmu")
 _DICOM_INDEX = "DICOMDIR"
 _DICOM_STARTS = 128  # bytes, before which a file may hold anything
 _LOOK_AT_ONCE = 16
-
-
-@dataclass(frozen=True)
-class SlideSource:
-    """One slide as found.
-
-    `slide_id` is unique and safe as a file name and object key; `path` is what a reader opens (local absolute path or
-    URL, with the signature that it may bear: `slides.urls` says what may be written of it); `name` is the file's
-    name as given, no folder; `files` are all files that the slide consists of. `former_id`
-    is what earlier versions may have called it. Its text, which a cluster may log, is the id alone.
-    """
-
-    slide_id: str
-    path: str = field(repr=False)
-    name: str = field(repr=False)
-    files: tuple[str, ...] = field(repr=False)
-    former_id: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True)
-class Found:
-    """Slides sorted by path, and the files beside them that are pictures too and are not read."""
-
-    sources: list[SlideSource]
-    left_out: tuple[str, ...] = ()
+_AT_ONCE = 10_000
 
 
 def find_slides(slides: str, *, id_root: str | None = None, id_key: bytes | None = None) -> list[SlideSource]:
     """The slides that `look_for_slides` finds."""
-    return look_for_slides(slides, id_root=id_root, id_key=id_key).sources
+    return list(look_for_slides(slides, id_root=id_root, id_key=id_key).sources)
 
 
 def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | None = None) -> Found:
@@ -69,40 +49,39 @@ def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | 
     Ids hash the absolute path, or with `id_root` the path relative to that folder; with `id_key` they are keyed hashes
     and hold nothing of the name. Raises NoSlides where nothing is found and BadManifest for a list that cannot be used.
     """
-    fs, inner = _filesystem(slides)
+    fs, inner = place_of(slides)
     where = bare_url(slides)
     pictures: list[str] = []
     nothing = ""
     if where.lower().endswith(".csv"):
-        groups, _ = _grouped(_listed(slides, fs, inner), named=True)
+        paths, groups, _ = _grouped(_listed(slides, fs, inner), named=True)
     elif glob.has_magic(bare_url(slides)) and not _exists(fs, inner):
         matches = _matches(fs, inner)
         pictures = [_full(fs, p) for p in matches if is_left_out(p)]
-        groups, others = _grouped([_full(fs, p) for p in matches if _looks_like_slide(p, fs)], named=False)
+        paths, groups, others = _grouped([_full(fs, p) for p in matches if _looks_like_slide(p, fs)], named=False)
         pictures += others
         nothing = f"{where} matches {counted(len(matches), 'file')}, none of them a slide"
     elif not _is_web_file(slides) and fs.isdir(inner):
         paths, pictures, seen = patiently(lambda: _walk(fs, inner))
-        groups, others = _grouped(paths, named=False)
+        paths, groups, others = _grouped(paths, named=False)
         pictures += others
         nothing = f"{where} holds no slide among {counted(seen, 'file')}; known endings are {' '.join(SLIDE_ENDINGS)}"
     elif _exists(fs, inner):
-        groups, _ = _grouped([_full(fs, inner)], named=True)
+        paths, groups, _ = _grouped([_full(fs, inner)], named=True)
     else:
         raise NoSlides(f"SLIDES {where} does not exist; name a folder, a slide, a glob or a .csv list")
-    if not groups:
+    if not paths:
         raise NoSlides(f"{nothing}{only_left_out(pictures)}")
-    return Found(_sources(groups, id_root, id_key), without_masks(pictures, [group.path for group in groups]))
+    return Found(_sources(paths, groups, id_root, id_key), without_masks(pictures, paths))
 
 
-def paths_below(sources: Sequence[SlideSource], slides: str, id_root: str | None = None) -> list[str]:
-    """Each slide's path below `id_root`, or below the folder that `slides` names or lies in; whole where it is not."""
-    fs, inner = _filesystem(id_root or slides)
+def paths_below(paths: Iterable[str], slides: str, id_root: str | None = None) -> Iterator[str]:
+    """Each path below `id_root`, or below the folder that `slides` names or lies in; whole where it is not."""
+    fs, inner = place_of(id_root or slides)
     if id_root is None and not fs.isdir(inner):
         inner = re.split(r"[*?[]", inner, maxsplit=1)[0].rpartition("/")[0]
-    root = PurePosixPath(bare_url(_full(fs, inner)))
-    paths = [PurePosixPath(bare_url(source.path)) for source in sources]
-    return [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in paths]
+    root = bare_url(_full(fs, inner))
+    return (_below(bare_url(path), root) or str(PurePosixPath(bare_url(path))) for path in paths)
 
 
 @dataclass(frozen=True)
@@ -113,20 +92,6 @@ class _Group:
     name: str
     identity: str
     files: tuple[str, ...]
-
-
-def _filesystem(path: str) -> tuple[AbstractFileSystem, str]:
-    try:
-        return file_system(path)
-    except ImportError as error:
-        scheme = path.partition("://")[0]
-        raise NoSlides(
-            f"SLIDES {bare_url(path)} cannot be reached: {scheme}:// needs packages that are not installed "
-            f"({' '.join(str(error).split())}); install them on every machine, or name slides on a disk or in a store"
-        ) from error
-    except ValueError as error:
-        why = without_secrets(" ".join(str(error).split()), path)
-        raise NoSlides(f"SLIDES {bare_url(path)} cannot be reached ({why})") from error
 
 
 def _exists(fs: AbstractFileSystem, inner: str) -> bool:
@@ -163,7 +128,8 @@ def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], int]
     paths: list[str] = []
     pictures: list[str] = []
     seen = 0
-    walker = os.walk(root, onerror=_unless_barred) if isinstance(fs, LocalFileSystem) else fs.walk(root)
+    local = isinstance(fs, LocalFileSystem)
+    walker = os.walk(root, onerror=_unless_barred) if local else fs.walk(root)
     for folder, folders, files in walker:
         at = str(folder).rstrip("/")
         names = sorted(files)
@@ -171,6 +137,7 @@ def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], int]
         if "run.json" in names and "catalog" in folders:
             folders[:] = []
             continue
+        whole = _full(fs, at or "/").rstrip("/") if local else ""
         companions = {PurePosixPath(n).stem for n in names if n.lower().endswith(".mrxs")}
         keep = [d for d in folders if not d.startswith(".") and d not in companions and not d.endswith(".zarr")]
         pictures += [_full(fs, f"{at}/{d}") for d in folders if is_left_out(d) and d.endswith(".zarr")]
@@ -180,7 +147,7 @@ def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], int]
         for name in names:
             path = f"{at}/{name}"
             if _looks_like_slide(path, fs):
-                paths.append(_full(fs, path))
+                paths.append(f"{whole}/{name}" if local else _full(fs, path))
             elif is_left_out(name) and name not in parts:
                 pictures.append(_full(fs, path))
     return paths, pictures, seen
@@ -247,7 +214,7 @@ def _listed(slides: str, fs: AbstractFileSystem, inner: str) -> list[str]:
 def _stored(path: str) -> str | None:
     """The path as it is there, its name perhaps in another Unicode form; None where it is not."""
     for form in dict.fromkeys((path, one_form(path), unicodedata.normalize("NFD", path))):
-        fs, inner = _filesystem(form)
+        fs, inner = place_of(form)
         if _exists(fs, inner):
             return form
     return as_stored(inner) if isinstance(fs, LocalFileSystem) else None
@@ -278,24 +245,28 @@ def _resolved(slides: str, line: int, cell: str, base: PurePosixPath, fs: Abstra
     return _full(fs, path)
 
 
-def _grouped(paths: Iterable[str], *, named: bool) -> tuple[list[_Group], list[str]]:
-    """Paths as slides: a DICOM series is one, an MRXS brings its folder along. And DICOM files that are no slide's.
+def _grouped(paths: Iterable[str], *, named: bool) -> tuple[list[str], dict[str, _Group], list[str]]:
+    """Slides' paths, sorted; those of several files by path: a DICOM series is one, an MRXS brings its folder along.
+    And DICOM files that are no slide's.
 
     `named`: each path was named by itself, so a DICOM file stands for its whole series, and what is no slide's is for
     its reader to refuse.
     """
-    groups: list[_Group] = []
+    slides: list[str] = []
+    groups: dict[str, _Group] = {}
     others: list[str] = []
     dicom: dict[tuple[str, str], list[tuple[str, DicomHeader]]] = defaultdict(list)
     per_folder: dict[str, set[str]] = defaultdict(set)
     paths = list(paths)
     with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
-        may_be = [p for p in paths if ending(p) in (".dcm", *_odd(p))]
+        may_be = [p for p in paths if (end := ending(p)) == ".dcm" or end not in SLIDE_ENDINGS]  # came in as DICOM
         headers = dict(zip(may_be, pool.map(dicom_header, may_be), strict=True))
     for path in paths:
         header = headers.get(path)
         if header is None or (named and not header.is_slide):
-            groups.append(_Group(path, name_of(path), bare_url(path), _companions(path)))
+            slides.append(path)
+            if (files := _companions(path)) != (path,):
+                groups[path] = _Group(path, name_of(path), bare_url(path), files)
         elif header.is_slide:
             folder, series = bare_url(path).rpartition("/")[0] or "/", header.series
             per_folder[folder].add(series)
@@ -306,13 +277,9 @@ def _grouped(paths: Iterable[str], *, named: bool) -> tuple[list[_Group], list[s
                 members.append((path, header))
         elif name_of(path) != _DICOM_INDEX:
             others.append(path)
-    groups += [_dicom_group(key, members, len(per_folder[key[0]])) for key, members in dicom.items()]
-    return sorted(groups, key=lambda group: group.path), others
-
-
-def _odd(path: str) -> tuple[str, ...]:
-    """A path's own ending where it is none of ours: then it came in as DICOM."""
-    return () if ending(path) in SLIDE_ENDINGS else (ending(path),)
+    series_found = [_dicom_group(key, members, len(per_folder[key[0]])) for key, members in dicom.items()]
+    groups.update({group.path: group for group in series_found})
+    return sorted([*slides, *(group.path for group in series_found)]), groups, others
 
 
 def _siblings(folder: str, series: str) -> list[tuple[str, DicomHeader]]:
@@ -341,25 +308,45 @@ def _dicom_group(key: tuple[str, str], members: list[tuple[str, DicomHeader]], s
 
 def _companions(path: str) -> tuple[str, ...]:
     """The file itself; for MRXS what its folder of the same name holds, for VMS elsewhere the files that it names."""
-    if ending(path) == ".mrxs":
+    end = ending(path)
+    if end == ".mrxs":
         return (path, *files_in(path[: -len(".mrxs")]))
-    if ending(path) in _INDEXES and is_elsewhere(path):
+    if end in _INDEXES and is_elsewhere(path):
         named = named_in(path)
         return (path, *(f for f in files_in(path.rpartition("/")[0]) if PurePosixPath(f).name in named))
     return (path,)
 
 
-def _sources(groups: Sequence[_Group], id_root: str | None, id_key: bytes | None) -> list[SlideSource]:
-    by_id: dict[str, SlideSource] = {}
-    for group in groups:
-        slide_id, former_id = _ids(group.name, _relative(group.identity, id_root), id_key)
-        name = os.fsencode(group.name).decode(errors="replace")  # a name of bytes that are no text is still a slide's
-        source = SlideSource(slide_id, group.path, name, group.files, former_id)
-        before = by_id.setdefault(slide_id.lower(), source)  # many a disk takes two cases of a name for one file
-        if before is not source:
-            both = f"{bare_url(before.path)} and {bare_url(source.path)}"
-            raise UsageError(f"{both} get the same id; rename one of them")
-    return list(by_id.values())
+def _sources(paths: list[str], groups: Mapping[str, _Group], id_root: str | None, id_key: bytes | None) -> Sources:
+    root = None if id_root is None else bare_url(id_root) if "://" in id_root else os.path.abspath(id_root)  # noqa: PTH100
+    ids, some = [pa.array([], pa.string())], list[str]()
+    former: dict[int, str] = {}
+    alike = array("q")
+    for number, path in enumerate(paths):
+        group = groups.get(path)
+        name, identity = (group.name, group.identity) if group else (name_of(path), bare_url(path))
+        slide_id, was = _ids(name, identity if root is None else _relative(identity, root), id_key)
+        some.append(slide_id)
+        alike.append(hash(slide_id.lower()))
+        if was != slide_id:
+            former[number] = was
+        if len(some) == _AT_ONCE:
+            ids.append(pa.array(some))
+            some = []
+    grouped = {number: (groups[path].name, groups[path].files) for number, path in enumerate(paths) if path in groups}
+    sources = Sources(paths, pa.concat_arrays([*ids, pa.array(some, pa.string())]), former, grouped)
+    if len(np.unique(np.frombuffer(alike, np.int64))) < len(paths):
+        _require_apart(sources)
+    return sources
+
+
+def _require_apart(sources: Sources) -> None:
+    """Raise UsageError where two slides have one id: many a disk takes two cases of a name for one file."""
+    by_id: dict[str, str] = {}
+    for slide_id, _, path in sources.named():
+        before = by_id.setdefault(slide_id.lower(), path)
+        if before is not path:
+            raise UsageError(f"{bare_url(before)} and {bare_url(path)} get the same id; rename one of them")
 
 
 def _ids(name: str, identity: str, id_key: bytes | None) -> tuple[str, str]:
@@ -367,13 +354,19 @@ def _ids(name: str, identity: str, id_key: bytes | None) -> tuple[str, str]:
     if id_key is not None:
         keyed = keyed_slide_id(id_key, identity)
         return keyed, keyed
-    return make_slide_id(name, identity), former_slide_id(name, identity)
+    return slide_ids(name, identity)
 
 
-def _relative(path: str, id_root: str | None) -> str:
-    if id_root is None:
-        return path
-    root = bare_url(id_root) if "://" in id_root else os.path.abspath(id_root)  # noqa: PTH100
-    if not PurePosixPath(path).is_relative_to(root):
+def _relative(path: str, root: str) -> str:
+    below = _below(path, root)
+    if below is None:
         raise BadOption(f"{path} is not inside the id root {root}")
-    return str(PurePosixPath(path).relative_to(root))
+    return below
+
+
+def _below(path: str, root: str) -> str | None:
+    """A path relative to a folder; None where it is not in it."""
+    if path.startswith(f"{root}/") and "//" not in path and "/." not in path:
+        return path[len(root) + 1 :]
+    whole = PurePosixPath(path)
+    return str(whole.relative_to(root)) if whole.is_relative_to(root) else None

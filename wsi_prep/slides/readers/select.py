@@ -15,7 +15,7 @@ from wsi_prep.slides.fetch.cache import Lease
 from wsi_prep.slides.fetch.ranges import open_ranges
 from wsi_prep.slides.fetch.remote import copy_here, local_path
 from wsi_prep.slides.find.endings import ending
-from wsi_prep.slides.find.sources import SlideSource
+from wsi_prep.slides.find.found import SlideSource
 from wsi_prep.slides.readers.advice import advice
 from wsi_prep.slides.readers.directories import truncated
 from wsi_prep.slides.readers.openslide_reader import OpenSlideReader, detect_vendor
