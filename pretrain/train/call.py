@@ -149,15 +149,13 @@ def run(
     probes = load_probes(call.probe, recipe.looking.probe_tiles, recipe.backbone.patch_px)
     going = _Going(call, recipe, world, reporter, _open(call, world, progress), probes)
     stop = min(recipe.schedule.steps, call.stop_at if call.stop_at is not None else recipe.schedule.steps)
-    step = first_step(call.folder, recipe)
-    while True:
-        outcome = going.through(piece_at(recipe, step), stop)
-        if outcome.stopped or outcome.step >= stop:
-            break
+    outcome = going.through(piece_at(recipe, first_step(call.folder, recipe)), stop)
+    while not outcome.stopped and outcome.step < stop:
         step = outcome.step
         _leave_memory(recipe)
         if world.first:
             reporter.note(said(recipe, step))
+        outcome = going.through(piece_at(recipe, step), stop, step)
     if world.first and going.last:
         draw_curves([call.folder], call.folder / "curves.png")
     return RunResult(recipe, outcome, time.monotonic() - began, going.last, going.scores, going.coverage)
@@ -189,12 +187,12 @@ class _Going:
     coverage: float = 0.0
     _said: set[str] = field(default_factory=set)
 
-    def through(self, piece: Piece, stop: int) -> Outcome:
-        """Train through a piece, at most to `stop`."""
+    def through(self, piece: Piece, stop: int, at: int | None = None) -> Outcome:
+        """Train through a piece, at most to `stop`; from the checkpoint of step `at`, or from where the run is."""
         call, recipe = self.call, piece.recipe
         sampler = Sampler(self.index, recipe.sampling)
         trainer = Trainer(recipe, sampler, call.folder, self.world, self.recipe)
-        start, until = trainer.resume(), min(stop, piece.stop)
+        start, until = trainer.resume(at), min(stop, piece.stop)
         if self.world.first:
             self._tell(trainer, start)
         watcher = RunWatcher(call.folder, trainer, self.reporter, self.probes)

@@ -110,9 +110,13 @@ class Trainer(Learner):
                 backbone.load_state_dict(tensors)
         return backbone if self.world.first else None
 
-    def resume(self) -> int:
-        """Go on from the newest checkpoint, or begin with another run's; returns the next step. Raises BadRun."""
-        step, folder = self.checkpoints.latest(), self.run_folder
+    def resume(self, at: int | None = None) -> int:
+        """Go on from the newest checkpoint, or begin with another run's; returns the next step. Raises BadRun.
+
+        `at`: the step of the checkpoint, where all processes know it: on a shared disk, one may list the folder before
+        it shows what another has just written.
+        """
+        step, folder = self.checkpoints.latest() if at is None else at, self.run_folder
         if step is None and self.recipe.continue_with == "steps" and self.recipe.continue_from:
             folder, step = origin_of(self.recipe.continue_from)
         if step is not None:
