@@ -92,7 +92,7 @@ def _named(where: str, failures: list[StoreFailed]) -> Iterator[tuple[str, dict[
     if folder is not None:
         names = [(table, name) for table in TABLES for name in found[table] if name in found["slides"]]
         with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
-            list(pool.map(lambda each: _require_table(place, *each, where), names))
+            list(pool.map(lambda each: _require_table(place, each[0], each[1], where), names))
     for name in sorted(found["slides"]):
         sources: dict[str, Path | ds.Dataset] = {}
         for table in (table for table in TABLES if name in found[table]):
