@@ -15,7 +15,8 @@ from wsi_prep.output.tombstone import Tombstone
 from wsi_prep.run.request import RunRequest, RunSummary
 from wsi_prep.run.row import blank_row, manifest_columns
 from wsi_prep.run.todo import _LOOKED_AT, asked_for, by_tombstone, not_done
-from wsi_prep.slides.find.found import fingerprint, seen
+from wsi_prep.slides.find.fingerprint import fingerprint
+from wsi_prep.slides.find.found import seen
 from wsi_prep.slides.find.sources import look_for_slides
 from wsi_prep.storage.select import open_storage
 
