@@ -283,6 +283,12 @@ def test_the_fast_tests_leave_out_every_marker_and_all_others_none():
         assert (module, words[words.index("-m") + 1]) == ("pytest", chosen)
 
 
+def test_a_soak_is_told_how_long_and_where():
+    words = ["tests.soak", "--hours=0.5", "--seed=7", "--workers=2", "--out=a folder", "--keep"]
+    assert commands("soak", HOURS="0.5", SEED="7", WORKERS="2", OUT="a folder", ARGS="--keep") == [words]
+    assert commands("soak") == [["tests.soak"]]
+
+
 def test_outlines_and_ink_are_judged_on_the_same_pictures():
     given = call("evaluate-tissue", PICTURES="my overviews", ARGS="--quick")
     outlines, ink = plan(given, "evaluate-tissue")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.soak.crew import Crew
 from tests.soak.report import write_report
-from tests.soak.run import Options, Soak
+from tests.soak.run import Options, Outcome, Soak
 from tests.soak.store import Store
 
 
@@ -45,15 +45,23 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.update(TMPDIR=str(folder / "tmp"), OMP_NUM_THREADS="1")
     options = Options(given.hours, given.seed, given.workers, tuple(given.slides), given.round_seconds, folder)
     began = time.monotonic()
+
+    def report(outcome: Outcome) -> str:
+        return write_report(options, outcome, time.monotonic() - began, folder)
+
     with Store(given.seed) as store:
         os.environ.update(store.environment)
         crew = Crew(folder / "dask", given.workers)
         try:
-            soak = Soak(options, crew, store)
-            outcome = soak.run()
+            soak = Soak(options, crew, store, report)
+            soak.run()
+            outcome = soak.told()
+        except KeyboardInterrupt:
+            print(f"interrupted; all is kept in {folder}", file=sys.stderr)
+            return 130
         finally:
             crew.close()
-    print(write_report(options, outcome, time.monotonic() - began, folder))
+    print(report(outcome))
     if outcome.faults:
         print(f"{len(outcome.faults)} faults; all is kept in {folder}", file=sys.stderr)
         return 1

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.soak.crew import Call, Crew
@@ -54,10 +57,10 @@ class Outcome:
 
 
 class Soak:
-    """Use as `Soak(options, crew, store).run()`."""
+    """Use as `Soak(options, crew, store, report).run()`; `report` gets what is known after each round."""
 
-    def __init__(self, options: Options, crew: Crew, store: Store) -> None:
-        self.options, self.crew, self.store = options, crew, store
+    def __init__(self, options: Options, crew: Crew, store: Store, report: Callable[[Outcome], object]) -> None:
+        self.options, self.crew, self.store, self.report = options, crew, store, report
         self.began = time.monotonic()
         self.outcome = Outcome()
         self.watch = Watch()
@@ -79,15 +82,17 @@ class Soak:
         self.say(f"FAULT  {text}")
         self.outcome.faults.append(text)
 
-    def run(self) -> Outcome:
+    def run(self) -> None:
         """Rounds until the time is up; poison and kills of the oldest worker only in the first half."""
         try:
             self._rounds()
+            self._tasks_left()
+        except Exception as error:  # what was found until then is still to be told
+            traceback.print_exc()
+            self.fault(f"broke off: {type(error).__name__}: {error}")
         finally:
             if self.call is not None:
                 kill(self.call.process)
-        self._finish()
-        return self.outcome
 
     def _rounds(self) -> None:
         ends = self.began + self.options.hours * 3600
@@ -98,6 +103,7 @@ class Soak:
             self._storm(number, max(self.options.round_s / 2, min(self.options.round_s, ends - time.monotonic())))
             self._quiet(number)
             number += 1
+            self.report(self.told())
 
     def _storm(self, number: int, seconds: float) -> None:
         began = time.monotonic()
@@ -173,7 +179,7 @@ class Soak:
         self.call = Call(world, self.crew, self.options.folder / f"call-{self.calls:04d}.log", again=again)
 
     def _end_call(self, number: int) -> None:
-        """By a signal, or by waiting for nothing: without one, a call that still works goes on to the next."""
+        """By a signal. Without one it had the time to end by itself; where it did not, it is killed."""
         call, self.call = self.call, None
         if call is None:
             return
@@ -249,8 +255,6 @@ class Soak:
             self.fault(f"round {number}, {world.name}: {text}")
         self._verify(world, number)
         if world.name == FAR and not wrong:
-            import shutil
-
             shutil.rmtree(out)
 
     def _verify(self, world: World, number: int) -> None:
@@ -261,28 +265,31 @@ class Soak:
             said = f"{done.stdout[-600:]}{done.stderr[-300:]}"
             self.fault(f"round {number}, {world.name}: verify ends with {done.returncode}: {said}")
 
-    def _finish(self) -> None:
-        """What is left after everything: memory, tasks, files beside the output."""
-        for watched in self.watch.longest().values():
-            self.outcome.memory.append(watched.told())
-            if watched.grows():
-                self.fault(f"memory: the {watched.role} grew by {watched.told()['grown_mb']} MB over its last half")
-        self.outcome.done.update(self.crew.done)
-        self.outcome.done["slides that harmed their worker"] = self.crew.sabotaged()
-        met = self.store.met()
-        self.outcome.done["requests to the store"] = met.pop("requests")
-        self.outcome.done.update({f"answers {name}": count for name, count in met.items()})
-        self._tasks_left()
+    def told(self) -> Outcome:
+        """All until now, with memory and what is left beside the outputs."""
+        done = self.outcome.done + self.crew.done
+        done["slides that harmed their worker"] = self.crew.sabotaged()
+        if self.store.process.poll() is None:
+            met = self.store.met()
+            done["requests to the store"] = met.pop("requests")
+            done.update({f"answers {name}": count for name, count in met.items()})
+        faults, longest = list(self.outcome.faults), self.watch.longest().values()
+        faults += [
+            f"memory: the {watched.role} grew by {watched.told()['grown_mb']} MB over its last half"
+            for watched in longest
+            if watched.grows()
+        ]
+        memory = [watched.told() for watched in longest]
+        return replace(self.outcome, done=done, faults=faults, memory=memory, leftovers=self._beside())
+
+    def _beside(self) -> list[str]:
+        found = []
         for world in self.worlds.values():
             cache = world.folder / "cache"
-            left = [p.name for p in cache.iterdir() if p.name != "admission.lock"] if cache.is_dir() else []
-            self.outcome.leftovers += [f"{world.name} cache: {name}" for name in left]
-            if count := world.unfinished_uploads():
-                self.outcome.leftovers.append(f"{count} unfinished uploads")
-        temporary = Path(os.environ["TMPDIR"])
-        self.outcome.leftovers += [
-            f"temporary: {p.name}" for p in temporary.glob("wsi-prep-*") if p.name != f"wsi-prep-{os.getuid()}"
-        ]
+            left = [path.name for path in cache.iterdir() if path.name != "admission.lock"] if cache.is_dir() else []
+            found += [f"{world.name} cache: {name}" for name in left]
+        temporary, own = Path(os.environ["TMPDIR"]), f"wsi-prep-{os.getuid()}"
+        return found + [f"temporary: {path.name}" for path in temporary.glob("wsi-prep-*") if path.name != own]
 
     def _tasks_left(self) -> None:
         from distributed import Client

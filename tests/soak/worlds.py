@@ -113,12 +113,6 @@ class World:
             path.write_bytes(self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
         return to
 
-    def unfinished_uploads(self) -> int:
-        """Parts of killed uploads, which are no objects."""
-        if self._client is None:
-            return 0
-        return len(self._client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", []))
-
 
 def _patiently(work: object) -> None:
     """Until the store does it, whatever the weather."""
