@@ -37,6 +37,16 @@ def test_every_link_between_documents_leads_somewhere():
     assert {str(page.relative_to(ROOT)): broken_links(page) for page in pages if broken_links(page)} == {}
 
 
+def test_every_test_that_a_document_names_is_there():
+    defined = re.compile(r"^ *def (test_\w+)", re.MULTILINE)
+    tests = [ROOT / name for name in tracked_files() if name.startswith("tests/") and name.endswith(".py")]
+    there = {name for file in tests for name in [file.stem, *defined.findall(file.read_text())]}
+    pages = [ROOT / name for name in tracked_files() if name.startswith("docs/") and name.endswith(".md")]
+    named = {name for page in pages for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert named - there == set()
+    assert len(named) > 50
+
+
 def test_the_readme_is_short_and_leads_to_every_page_for_newcomers():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) < 120
