@@ -135,8 +135,8 @@ class SlideRow(TypedDict, total=False):
     file_folder: str | None
     manifest: str | None
     source_bytes: int | None
-    source_seen: str | None
     tissue_certainty: float | None
+    source_seen: str | None
 
 
 def shown_name(row: SlideRow) -> str:

@@ -23,8 +23,10 @@ from wsi_prep.errors import StoreFailed, first_line
 _RETRIES, _RETRY_SECONDS = 7, 60  # after 0.1 s, then twice as long each time
 PAUSES = (0.1, 0.4, 1.6)  # s, likewise, for what obstore itself does not try again
 IN_FLIGHT = 16
-_OUTSIDE = ("416 Range Not Satisfiable", "Wanted range starting at")
-"""What obstore says of a range that begins behind an object's end: the store's own words, or its own."""
+_OUTSIDE = ("416 Range Not Satisfiable", "Wanted range starting at", "bytes 0--1/0")
+"""What obstore says of a range that begins behind an object's end: the store's own words, its own, or what it does not
+understand of Azurite's answer for an empty object.
+"""
 _CUT_OFF = ("body", "Got invalid list response", "Content-Range header not present", *_OUTSIDE)
 
 Result = TypeVar("Result")

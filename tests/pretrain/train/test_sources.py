@@ -71,6 +71,12 @@ CODE = {
     "DINOv2 train/train.py": {"optim.kind": "adamw", "optim.clip_apart": True},
     "DINOv2 utils/param_groups.py": {"optim.decay_tokens": True},
     "torch": {"optim.eps": 1e-8},
+    # of facebookresearch/dinov3: gram.update_frequency, .max_updates, and its teacher's crops of 512 px for 256
+    "DINOv3 dinov3_vit7b16_gram_anchor.yaml": {
+        "objective.gram_every": 10_000,
+        "objective.gram_refreshes": 3,
+        "objective.gram_scale": 512 / 256,
+    },
 }
 
 # Zimmermann et al. 2024: of all recipes that name it, and of each model.
@@ -174,6 +180,7 @@ def test_the_large_recipes_take_the_long_training_and_the_paper_whole(name):
     )
     assert {setting for setting in ours if not setting.startswith(about)} <= {
         *("schedule.shape", "schedule.cooldown", "schedule.shares_of", "schedule.guide_ramp"),
+        "objective.gram_weight",
         "views.crops.right_angles",
         "views.crops.continuous",
         "backbone.mpp_token",
