@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 import torch
-from wsi_prep.storage.locking.holder import ProcessMark
 
 from pipelines.audit import main as audit
 from pipelines.forget import main as forget
@@ -34,6 +33,7 @@ from wsi_prep.errors import BadOutput
 from wsi_prep.slides.fetch.object_files import _kind_of_files
 from wsi_prep.slides.fetch.ranges import open_ranges
 from wsi_prep.storage.base import LOCK
+from wsi_prep.storage.locking.holder import ProcessMark
 from wsi_prep.storage.select import open_storage
 
 PREFIX = "study/out/"
