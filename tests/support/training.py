@@ -8,9 +8,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from safetensors.torch import load_file
 
 from pipelines.train import main
 from pretrain.train import call
+from pretrain.train.checkpoint import step_folder
 from pretrain.train.metrics import read_metrics
 from tests.support.paths import ROOT
 from tests.support.shard_folders import add_slide
@@ -29,6 +31,12 @@ def make_shards(out: Path, first: int = 1) -> Path:
     for number in range(first, first + 3):
         add_slide(out, number, {"20x": 12, "10x": 6}, stain="HE" if number < 3 else "IHC")
     return out
+
+
+def tensors(folder: Path, step: int) -> dict:
+    """All that a run's checkpoint holds, by name."""
+    files = step_folder(folder / "checkpoints", step).glob("*.safetensors")
+    return {name: value for file in files for name, value in load_file(file).items()}
 
 
 def command(shards: Path, folder: Path, *changes: str, processes=1, stop_at=None, probe=(), begin_with="") -> list[str]:

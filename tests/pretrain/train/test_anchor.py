@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from pretrain.train.checkpoint import step_folder
 from pretrain.train.metrics import read_metrics
-from tests.support.training import losses, make_shards, run, train_together
+from tests.support.training import losses, make_shards, run, tensors, train_together
 
 pytestmark = pytest.mark.slow
 
@@ -24,11 +22,6 @@ def unbroken(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
     assert run(shards, folder, *GRAM) == 0
     return folder
-
-
-def tensors(folder, step):
-    files = step_folder(folder / "checkpoints", step).glob("*.safetensors")
-    return {name: value for file in files for name, value in load_file(file).items()}
 
 
 def anchored_to(mine, theirs, what="average"):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import distributed as dist
 
 from pipelines.command import EXIT_WRONG_CALL
@@ -14,7 +13,6 @@ from pipelines.export import main as export
 from pretrain.compute.distributed import World
 from pretrain.compute.randomness import Places
 from pretrain.learning.guide import supposed_fields
-from pretrain.train.checkpoint import step_folder
 from pretrain.train.learner import Learner
 from pretrain.train.metrics import read_metrics
 from pretrain.train.planning.simulate import simulate
@@ -22,7 +20,7 @@ from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import load
 from pretrain.train.recipe.recipes import recipe
 from tests.support.shard_folders import add_slide
-from tests.support.training import TINY, in_processes, run
+from tests.support.training import TINY, in_processes, run, tensors
 from wsi_prep.errors import BadOption
 
 pytestmark = pytest.mark.slow
@@ -47,11 +45,6 @@ def unbroken(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
     assert run(shards, folder, *GUIDE) == 0
     return folder
-
-
-def tensors(folder, step):
-    files = step_folder(folder / "checkpoints", step).glob("*.safetensors")
-    return {name: value for file in files for name, value in load_file(file).items()}
 
 
 def figures(folder):

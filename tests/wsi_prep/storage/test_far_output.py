@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import obstore.store
 import pyarrow.parquet as pq
@@ -282,22 +280,6 @@ def test_a_lock_of_a_process_that_is_gone_is_taken_and_one_of_another_machine_on
                 pass
             with storage.locked("new", take_over=True):
                 assert storage.holder() == "new"
-
-
-def test_of_many_that_take_a_lock_at_once_one_gets_it(server):
-    turned_away = threading.Semaphore(0)
-
-    def attempt(token):
-        try:
-            with open_storage(AT).locked(token, take_over=False):
-                return all(turned_away.acquire(timeout=60) for _ in range(7))
-        except BadOutput:
-            turned_away.release()
-            return None
-
-    for _ in range(5):  # the first time there is no lock, then one that is free
-        with ThreadPoolExecutor(8) as pool:
-            assert sorted(pool.map(attempt, "abcdefgh"), key=str) == [None] * 7 + [True]
 
 
 def test_a_worker_that_outlives_its_run_writes_nothing(server, slides):
