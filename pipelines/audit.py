@@ -37,7 +37,7 @@ def _work(call: AuditCall, terminal: Terminal) -> int:
         raise BadOption("NEAR needs TASKS, the tables whose tiles are looked for in SHARDS")
     with open_catalogs(call.shards) as connection:
         audited = count(connection, call.shards, call.alpha)
-        first = concerns(audited, connection)
+        first = concerns(audited.slides, connection)
         with progress(terminal.out, "tiles compared") if call.near else contextlib.nullcontext(_silent) as bar:
             shared = overlaps(call.tasks, audited, connection, near=call.near, progress=bar)
         shown = overlays(audited, call.gallery, call.seed, [concern.slide for concern in first.shown])
@@ -81,7 +81,7 @@ def show_audit(terminal: Terminal, audited: Audit) -> None:
     by_magnification = ", ".join(f"{name} {n:,}" for name, n in audited.tiles.items())
     terminal.say(f"{counted(len(audited.slides), 'slide')}: {statuses}")
     tissue = f"{significant(audited.tissue_mm2)} mm2 of tissue"
-    with_tiles = counted(sum(any(slide.tiles) for slide in audited.slides), "slide")
+    with_tiles = counted(int(audited.slides.any_tiles.sum()), "slide")
     strata = counted(len(audited.strata), "stratum", "strata")
     terminal.say(
         f"{counted(sum(audited.tiles.values()), 'tile')} of {with_tiles} in {strata}, each of one magnification"
@@ -90,18 +90,19 @@ def show_audit(terminal: Terminal, audited: Audit) -> None:
     _show_balance(terminal, audited)
     _show_strata(terminal, audited)
     _show_diversity(terminal, audited)
-    for status, kind, slides in audited.reasons:
-        _show_named(terminal, f"{len(slides):,} {status}  {kind}", [(s.file, s.error) for s in slides])
-    if warned := [(s.file, s.warning) for s in audited.slides if s.warning]:
-        _show_named(terminal, f"{len(warned):,} with a warning", warned)
+    for status, kind, numbers in audited.reasons:
+        named = [(s.file, s.error) for s in audited.slides.some(numbers[:_NAMED])]
+        _show_named(terminal, f"{len(numbers):,} {status}  {kind}", named, len(numbers))
+    if of := len(audited.warned):
+        warned = [(s.file, s.warning) for s in audited.slides.some(audited.warned[:_NAMED])]
+        _show_named(terminal, f"{of:,} with a warning", warned, of)
 
 
 def _show_first(terminal: Terminal, audited: Audit, found: Concerns) -> None:
     if found.shown:
         named = [(audited.slides[c.slide].file, "; ".join(c.reasons)) for c in found.shown]
-        _show_named(
-            terminal, f"look at these first, of {counted(found.slides, 'slide')} with something to check", named
-        )
+        title = f"look at these first, of {counted(found.slides, 'slide')} with something to check"
+        _show_named(terminal, title, named, len(named))
 
 
 def _show_balance(terminal: Terminal, audited: Audit) -> None:
@@ -132,12 +133,13 @@ def _show_diversity(terminal: Terminal, audited: Audit) -> None:
     terminal.say("effective numbers: exp of Shannon's entropy (inverse of Simpson's index)")
 
 
-def _show_named(terminal: Terminal, title: str, rows: list[tuple[str, str]]) -> None:
+def _show_named(terminal: Terminal, title: str, rows: list[tuple[str, str]], of: int) -> None:
+    """At most _NAMED files and why, of so many."""
     terminal.say(title)
     for file, why in rows[:_NAMED]:
         terminal.say(f"  {file}  {why}")
-    if len(rows) > _NAMED:
-        terminal.say(f"  and {len(rows) - _NAMED:,} more")
+    if of > _NAMED:
+        terminal.say(f"  and {of - _NAMED:,} more")
 
 
 def _table(*names: str) -> Table:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from wsi_prep.format.layout import make_slide_id
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
+from wsi_prep.output.catalog import written_as
 from wsi_prep.output.folder import begin, catalog_counts, read_run, write_run
 from wsi_prep.output.sealed_parquet import sealed_writer
 from wsi_prep.run.call import terms_of
@@ -28,7 +29,6 @@ TILES = 3
 PART_SLIDES, PATIENT_SLIDES, FOLDER_SLIDES = 50_000, 14, 1_000
 _SITES = 200
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-_FORMAT = {"compression": "zstd", "write_page_checksum": True}
 
 
 def patient(number: int) -> str:
@@ -69,7 +69,7 @@ def make_catalog(request: RunRequest, folder: Path, slides: int) -> None:
 
 
 def _write(path: Path, rows: pa.Table) -> None:
-    with path.open("w+b") as file, sealed_writer(file, rows.schema, **_FORMAT) as writer:
+    with path.open("w+b") as file, sealed_writer(file, rows.schema, **written_as(rows.schema)) as writer:
         writer.write_table(rows, row_group_size=100_000)
 
 

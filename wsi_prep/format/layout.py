@@ -143,7 +143,8 @@ def name_in(path: str) -> str:
 
 def suffix_in(name: str) -> str:
     """What PurePosixPath(name).suffix is, in a tenth of the time."""
-    name = name_in(name)
+    if "/" in name:
+        name = name_in(name)
     at = name.rfind(".")
     return name[at:] if 0 < at < len(name) - 1 else ""
 
@@ -151,8 +152,9 @@ def suffix_in(name: str) -> str:
 def bare_name(name: str) -> str:
     """A file name without its ending, .ome.tif counting as one."""
     name = name_in(name)
-    stem = name.removesuffix(suffix_in(name))
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
+    at = name.rfind(".")
+    stem = name[:at] if 0 < at < len(name) - 1 else name
+    return stem[:-4] if stem[-4:].lower() == ".ome" else stem
 
 
 def _stem(plain: str) -> str:
@@ -169,7 +171,7 @@ def _plain(name: str) -> str:
 
 def _digest(identity: str) -> str:
     try:
-        data = os.fsencode(identity)
+        data = identity.encode() if identity.isascii() else os.fsencode(identity)
     except UnicodeEncodeError:  # no file system gives such a name
         data = identity.encode(errors="surrogatepass")
     return hashlib.blake2b(data, digest_size=5).hexdigest()

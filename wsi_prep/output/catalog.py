@@ -44,7 +44,17 @@ _JOURNAL = "catalog/.journal.json"
 _JOURNAL_BYTES = 16 * 2**20
 """Three times the names of all slides that one merge takes."""
 _FORMAT: dict[str, object] = {"compression": "zstd", "write_page_checksum": True}
+_OWN_TEXTS = frozenset(("slide_id", "file", "fingerprint", "digests", "source_seen"))
 _COUNTS = ("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x")
+
+
+def written_as(schema: pa.Schema) -> dict[str, object]:
+    """How pyarrow writes a table's files. Texts that no two slides share get no dictionary: without one, the headers
+    of a file's pages tell how long all of them are, and `untrusted.tables` need not read them to know it.
+    """
+    if "fingerprint" not in schema.names:
+        return _FORMAT
+    return {**_FORMAT, "use_dictionary": [name for name in schema.names if name not in _OWN_TEXTS]}
 
 
 class _Change(TypedDict):
@@ -306,7 +316,7 @@ class Catalog:
             with (
                 self.storage.making(f"{folder}/.{part}") as unfinished,
                 unfinished.open("w+b") as file,
-                sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
+                sealed_writer(file, _TABLES[table], **written_as(_TABLES[table])) as writer,
                 self._readable(table),
             ):
                 for rows in _together(self.storage.tables(present, _TABLES[table])):
@@ -322,7 +332,7 @@ class Catalog:
             with (
                 self.storage.making(f"{folder}/.{part}") as unfinished,
                 unfinished.open("w+b") as file,
-                sealed_writer(file, _TABLES[table], **_FORMAT) as writer,
+                sealed_writer(file, _TABLES[table], **written_as(_TABLES[table])) as writer,
                 self._readable(table),
             ):
                 self._require_undamaged(table, part)
@@ -343,7 +353,7 @@ class Catalog:
 
     def _write(self, table: str, rows: pa.Table, name: str) -> None:
         data = io.BytesIO()
-        with sealed_writer(data, rows.schema, **_FORMAT) as writer:
+        with sealed_writer(data, rows.schema, **written_as(rows.schema)) as writer:
             writer.write_table(rows)
         self.storage.write(f"{_FOLDERS[table]}/{name}", data.getvalue())
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -47,27 +48,36 @@ class TableFile:
 
 @dataclass
 class CatalogFiles:
-    """The files of both tables, each slide's `folders` (slide_id, and the number of the folder whose copy counts), and
-    what is to be said of copies. `failures`: of object stores, while rows are read.
+    """Of the folders `shards`, the files of both tables, each slide's `folders` (slide_id, and the number of the folder
+    whose copy counts), and what is to be said of copies. `failures`: of object stores, while rows are read.
     """
 
+    shards: Sequence[str]
     tables: dict[str, list[TableFile]]
     folders: pa.Table
     copies: Copies
     failures: list[StoreFailed] = field(default_factory=list)
 
+    def require(self, table: str) -> None:
+        """Raise BadCatalog where a file of the table on a disk is none, or unpacks without end: before it is read.
+
+        That takes a look at every file, so tiles are looked at only where somebody asks for tiles.
+        """
+        _require_tables([file.source for file in self.tables[table] if isinstance(file.source, Path)], table)
+
 
 def catalog_files(shards: Sequence[str]) -> CatalogFiles:
     """The catalogs of the OUT folders, or object stores' URLs, `shards` as one, each slide counted once.
 
-    Raises BadCatalog where there is none, or it cannot be read, or unpacks without end (see tables.open_table);
-    BadOption for a URL of no store that is known; StoreFailed where one does not answer.
+    Raises BadCatalog where there is none, or slides' files cannot be read, or unpack without end (see
+    tables.open_table; tiles' files are for `CatalogFiles.require`); BadOption for a URL of no store that is known;
+    StoreFailed where one does not answer.
     """
     failures: list[StoreFailed] = []
     files = [(n, name, sources) for n, where in enumerate(shards) for name, sources in _named(where, failures)]
     rows = [_ids(shards[n], name, sources["slides"]) for n, name, sources in files]
     ids = pa.concat_tables([pa.table({"slide_id": pa.array([], pa.string()), "ok": pa.array([], pa.bool_())}), *rows])
-    copies = which_count(ids["slide_id"].combine_chunks(), ids["ok"].combine_chunks())
+    copies = _copies(ids)
     tables: dict[str, list[TableFile]] = {table: [] for table in TABLES}
     folders = [pa.table({"slide_id": pa.array([], pa.string()), "folder": pa.array([], pa.int64())})]
     begin = 0
@@ -81,7 +91,7 @@ def catalog_files(shards: Sequence[str]) -> CatalogFiles:
         if len(kept) or not len(own):
             for table, source in sources.items():
                 tables[table].append(TableFile(name, source, others))
-    return CatalogFiles(tables, pa.concat_tables(folders), copies, failures)
+    return CatalogFiles(shards, tables, pa.concat_tables(folders), copies, failures)
 
 
 def _named(where: str, failures: list[StoreFailed]) -> Iterator[tuple[str, dict[str, Path | ds.Dataset]]]:
@@ -90,9 +100,7 @@ def _named(where: str, failures: list[StoreFailed]) -> Iterator[tuple[str, dict[
     found = {table: _sizes(place, f"catalog/{table}", near=folder is not None) for table in TABLES}
     require_catalog(place.where, bool(found["slides"]))
     if folder is not None:
-        names = [(table, name) for table in TABLES for name in found[table] if name in found["slides"]]
-        with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
-            list(pool.map(lambda each: _require_table(place, each[0], each[1], where), names))
+        _require_tables([folder / "catalog/slides" / name for name in found["slides"]], "slides")
     for name in sorted(found["slides"]):
         sources: dict[str, Path | ds.Dataset] = {}
         for table in (table for table in TABLES if name in found[table]):
@@ -112,16 +120,32 @@ def _sizes(storage: Storage, folder: str, *, near: bool) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if "/" not in name and is_table_file(name)}
 
 
-def _require_table(storage: Storage, table: str, name: str, where: str) -> None:
+def _require_tables(files: Sequence[Path], table: str) -> None:
+    with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
+        list(pool.map(lambda file: _require_table(file, table), files))
+
+
+def _require_table(file: Path, table: str) -> None:
     """Raise BadCatalog where a file on a disk is no table, or claims more rows or texts than it can hold."""
-    path = f"catalog/{table}/{name}"
+    where, path = file.parents[2], "/".join(file.parts[-3:])
     try:
-        for source in storage.sources([path]):
+        for source in open_storage(str(where)).sources([path]):
             open_table(source, TABLES[table]).close()
     except UsageError:
         raise
     except (BadTable, pa.ArrowException, OSError) as error:
         raise BadCatalog(f"the catalog of {where} cannot be read ({path}: {first_line(error)})") from error
+
+
+def _copies(rows: pa.Table) -> Copies:
+    """Of rows of slides in the order in which they count, each slide once. Different hashes are different slides."""
+    with duckdb.connect(":memory:") as connection:
+        connection.register("rows", rows)
+        hashes = connection.sql("SELECT hash(slide_id) AS hash FROM rows").to_arrow_table()["hash"].to_numpy()
+    ordered = np.sort(hashes)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return Copies(pa.repeat(pa.scalar(True), len(rows)), 0)
+    return which_count(rows["slide_id"].combine_chunks(), rows["ok"].combine_chunks())
 
 
 def _rows(storage: Storage, path: str, size: int, table: str, failures: list[StoreFailed]) -> ds.Dataset:

@@ -175,6 +175,8 @@ def sweep(storage: Storage, catalog: Catalog) -> None:
     committed = rows["slide_id"].filter(pc.not_equal(rows["status"], "failed").fill_null(True)).combine_chunks()
     for folder, ending in PLACES.values():
         present = storage.names(folder)
+        if not present:
+            continue
         names = (name for name in present if name.isascii() and name.endswith(ending))
         found = pa.array((name.removesuffix(ending) for name in names), pa.string())
         gone = found.filter(pc.invert(pc.is_in(found, committed))).to_pylist()

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from wsi_prep.errors import BadCatalog, BadOption, BadQuery, UsageError
 from wsi_prep.output.catalog_files import TABLES, CatalogFiles, catalog_files, first_line
 from wsi_prep.storage.atomic import aside
-from wsi_prep.untrusted.sql import QUESTION_SECONDS, Deadline, check_limit, check_question, closed_connection
+from wsi_prep.untrusted.sql import QUESTION_SECONDS, Deadline, check_limit, check_question, closed_connection, tables_of
 
 _MEMORY = "4GB"
 _BATCH = 65_536
@@ -30,6 +30,7 @@ class OpenCatalog:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, files: CatalogFiles, seconds: float) -> None:
         self._connection, self._seconds = connection, seconds
+        self._files, self._viewed = files, set[str]()
         self._failures = files.failures
         self.notes = files.copies.notes
 
@@ -44,17 +45,29 @@ class OpenCatalog:
     def ask(self, sql: str) -> pa.RecordBatchReader:
         """The answer to one SELECT statement, row by row as it is read.
 
-        Raises BadQuery, or StoreFailed where an object store does not answer: then, or while reading.
+        Raises BadQuery, BadCatalog where tiles are asked for and their files are damaged, or StoreFailed where an
+        object store does not answer: then, or while reading.
         """
         late = f"the answer took longer than {self._seconds:g} s; ask for less, or give it more with TIME_LIMIT"
         deadline = Deadline(self._connection, self._seconds, late)
         try:
             question = check_question(self._connection, sql)
+            for table in tables_of(question).difference(self._viewed):
+                self._view(table)
             with deadline.running():
                 reader = self._connection.sql(question).to_arrow_reader(_BATCH)
         except duckdb.Error as error:
             raise self._wrong(error, deadline) from error
         return pa.RecordBatchReader.from_batches(reader.schema, self._answers(reader, deadline))
+
+    def _view(self, table: str) -> None:
+        """Opens a table's files, which may be billions of rows: so a question about slides costs no look at tiles."""
+        try:
+            create_view(self._connection, table, table, self._files)
+        except duckdb.Error as error:
+            where = " ".join(self._files.shards)
+            raise BadCatalog(f"the catalog of {where} cannot be read ({first_line(error)})") from error
+        self._viewed.add(table)
 
     def _answers(self, reader: pa.RecordBatchReader, deadline: Deadline) -> Iterator[pa.RecordBatch]:
         """The reader's batches; what fails while the rows are computed is the question's fault too."""
@@ -69,7 +82,7 @@ class OpenCatalog:
             raise self._wrong(error, deadline) from error
 
     def _wrong(self, error: Exception, deadline: Deadline) -> UsageError:
-        return self._failures[0] if self._failures else deadline.late or _bad_query(error)
+        return self._failures.pop(0) if self._failures else deadline.late or _bad_query(error)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -96,12 +109,6 @@ def open_catalog(
     shards = [shards] if isinstance(shards, str) else shards
     files = catalog_files(shards)
     connection = closed_connection(_MEMORY, spill, allowed=local_names(files))
-    try:
-        for table in TABLES:
-            create_view(connection, table, table, files)
-    except duckdb.Error as error:
-        connection.close()
-        raise BadCatalog(f"the catalog of {' '.join(shards)} cannot be read ({first_line(error)})") from error
     return OpenCatalog(connection, files, seconds)
 
 
@@ -147,8 +154,10 @@ def write(answer: pa.RecordBatchReader, file: Path) -> int:
 
 def create_view(connection: duckdb.DuckDBPyConnection, view: str, table: str, files: CatalogFiles) -> None:
     """All rows of one of TABLES that count, with the format's columns and types whatever the files have; other columns
-    are kept.
+    are kept. Raises BadCatalog where the table's files are damaged.
     """
+    if table != "slides":  # whose rows were read before
+        files.require(table)
     sources = [f"no_{view}"]
     connection.register(sources[0], TABLES[table].empty_table())
     kinds = connection.execute(f"DESCRIBE {sources[0]}").fetchall()

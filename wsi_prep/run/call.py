@@ -95,7 +95,8 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
         with writing(storage):
             require_held(storage, token)
             storage.dismiss_workers()
-            sweep(storage, catalog)  # what workers that died left
+            if tasks:
+                sweep(storage, catalog)  # what workers that died left
             catalog.merge()
             summary.seconds = time.perf_counter() - started
             _record(storage, catalog, summary, worked=bool(tasks))

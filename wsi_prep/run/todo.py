@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from operator import itemgetter
@@ -128,6 +128,9 @@ def _told(
     columns = {name: Words() for name in TOLD}
     marks, keys = Marks(request.settings), dict[str, str]()
     unknown, patients = 0, False
+    add_institution, add_source, add_key = (
+        columns[n].add for n in ("institution", "institution_source", "patient_key")
+    )
     for (slide_id, name, _), path in zip(sources.named(), below, strict=False):
         row = manifest.get(slide_id, EMPTY_ROW)
         origin = find_origin(row.institution, row.patient, name, path, pattern)
@@ -137,9 +140,9 @@ def _told(
             patients = True
             if request.patient_key is not None:
                 key = keys.get(patient) or keys.setdefault(patient, keyed_patient(request.patient_key, patient))
-        columns["institution"].add(origin.institution or UNKNOWN)
-        columns["institution_source"].add(origin.source)
-        columns["patient_key"].add(key)
+        add_institution(origin.institution or UNKNOWN)
+        add_source(origin.source)
+        add_key(key)
         if manifest or masks:
             mask = masks.get(slide_id)
             columns["config_hash"].add(marks.mark(row.mpp, mask.digest if mask else None, row.stain))
@@ -219,15 +222,16 @@ def not_done(request: RunRequest, tasks: Asked, catalog: Catalog, summary: RunSu
     todo = np.ones(len(tasks), bool)
     todo[at[at >= 0]] = False
     done, unseen, begin = _Done(), Unseen(), 0
-    for names, rows in catalog.pieces(_LOOKED_AT):
-        here = at[begin : begin + len(rows)]
-        begin += len(rows)
-        if not (here >= 0).any():
-            continue
-        known = _Known(tasks, here[here >= 0], rows.filter(pa.array(here >= 0)))
-        settled, changed = known.look(done, unseen, marks=not doubled and not tasks.private)
-        todo[known.at[~settled]] = True
-        catalog.replace_slides(changed, None if doubled else names)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for names, rows in catalog.pieces(_LOOKED_AT):
+            here = at[begin : begin + len(rows)]
+            begin += len(rows)
+            if not (here >= 0).any():
+                continue
+            known = _Known(tasks, here[here >= 0], rows.filter(pa.array(here >= 0)), pool)
+            settled, changed = known.look(done, unseen, marks=not doubled and not tasks.private)
+            todo[known.at[~settled]] = True
+            catalog.replace_slides(changed, None if doubled else names)
     summary.warnings += unseen.note()
     done.tell(summary)
     return tasks.where(todo)
@@ -291,10 +295,13 @@ class _Done:
 
 
 class _Known:
-    """Rows of slides that are asked for again, and the tasks that they are of: `at` (n,) are these tasks' numbers."""
+    """Rows of slides that are asked for again, and the tasks that they are of: `at` (n,) are these tasks' numbers.
 
-    def __init__(self, tasks: Asked, at: NDArray[np.int64], rows: pa.Table) -> None:
-        self.at, self._tasks, self._rows = at, tasks, rows
+    The threads of `pool` ask after files.
+    """
+
+    def __init__(self, tasks: Asked, at: NDArray[np.int64], rows: pa.Table, pool: Executor) -> None:
+        self.at, self._tasks, self._rows, self._pool = at, tasks, rows, pool
         self._told = tasks.table.take(pa.array(at))
 
     def look(self, done: _Done, unseen: Unseen, *, marks: bool) -> tuple[NDArray[np.bool_], list[SlideRow]]:
@@ -334,17 +341,16 @@ class _Known:
         """Takes slides whose content is another one out of `settled`; the marks of others that lack one, by number."""
         numbers, before = self._told["number"].to_numpy(), self._rows["source_seen"].to_pylist()
         asked = np.flatnonzero(settled)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            sources = self._tasks.sources
-            some = [numbers[asked[first : first + _TOGETHER]].tolist() for first in range(0, len(asked), _TOGETHER)]
-            now = chain.from_iterable(pool.map(sources.seen, some))
-            unsure = [at for at, mark in zip(asked.tolist(), now, strict=True) if mark is None or mark != before[at]]
-            looked = pool.map(lambda at: unseen.look_into(sources[int(numbers[at])]), unsure)
-            marks = {}
-            for at, (content, mark) in zip(unsure, looked, strict=True):
-                settled[at] = content in (None, self._rows["fingerprint"][at].as_py())
-                if settled[at] and mark is not None:
-                    marks[at] = mark
+        sources = self._tasks.sources
+        some = [numbers[asked[first : first + _TOGETHER]].tolist() for first in range(0, len(asked), _TOGETHER)]
+        now = chain.from_iterable(self._pool.map(sources.seen, some))
+        unsure = [at for at, mark in zip(asked.tolist(), now, strict=True) if mark is None or mark != before[at]]
+        looked = self._pool.map(lambda at: unseen.look_into(sources[int(numbers[at])]), unsure)
+        marks = {}
+        for at, (content, mark) in zip(unsure, looked, strict=True):
+            settled[at] = content in (None, self._rows["fingerprint"][at].as_py())
+            if settled[at] and mark is not None:
+                marks[at] = mark
         return marks
 
     def _as_told(self) -> NDArray[np.bool_]:

@@ -38,7 +38,7 @@ def bare_url(path: str) -> str:
 
 def name_of(path: str) -> str:
     """A file's name, without its folder."""
-    return name_in(bare_url(path))
+    return name_in(path if "://" not in path else bare_url(path))
 
 
 def has_user(url: str) -> bool:

@@ -103,6 +103,12 @@ def check_question(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
     return question
 
 
+def tables_of(question: str) -> set[str]:
+    """Which of slides and tiles a question that check_question passed reads."""
+    names = (str(node.get("table_name")).lower() for node in _nodes(_parsed(question)))
+    return {name for name in names if name in _TABLES}
+
+
 def _check_rows_of(node: dict[str, Any]) -> None:
     """Raise BadQuery for a function that makes a table of something else than the catalog."""
     name = node["function"]["function_name"].lower()

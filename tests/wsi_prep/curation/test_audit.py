@@ -95,7 +95,9 @@ def test_sums_are_those_of_the_catalog(tmp_path):
     assert found.tiles == {"40x": 45, "20x": 15, "10x": 0, "5x": 3}
     assert found.tissue_mm2 == 8.0  # not that of the excluded slide
     assert found.statuses == {"ok": 4, "empty": 0, "excluded": 1, "failed": 1}
-    assert [(status, kind, [s.file for s in rows]) for status, kind, rows in found.reasons] == [
+    assert [
+        (status, kind, [s.file for s in found.slides.some(numbers)]) for status, kind, numbers in found.reasons
+    ] == [
         ("excluded", "MissingMpp", ["gone.svs"]),
         ("failed", "DamagedSlide", ["torn.svs"]),
     ]

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from types import SimpleNamespace
 
 import duckdb
 import pyarrow as pa
@@ -17,6 +16,7 @@ from wsi_prep.curation.audit import pictures as audit_pictures
 from wsi_prep.curation.audit.concerns import MOST, OF_A_KIND, concerns
 from wsi_prep.curation.audit.count import count, open_catalogs
 from wsi_prep.curation.audit.pictures import overlays
+from wsi_prep.curation.audit.slides import Slides
 from wsi_prep.format.records import SLIDE_SCHEMA, TILE_SCHEMA
 
 MAGNIFICATIONS = ("40x", "20x", "10x", "5x")
@@ -88,10 +88,11 @@ def test_what_is_held_against_a_slide_is_what_its_rows_say(cohort):
         for t in of
     ]
     kinds = [kinds_of(slide, of if slide["status"] == "ok" else []) for slide, of in cohort]
+    named = pa.table({"slide_id": ids})
     with duckdb.connect() as connection:
         connection.register("slides", pa.Table.from_pylist(rows, SLIDE_SCHEMA))
         connection.register("tiles", pa.Table.from_pylist(shown, TILE_SCHEMA))
-        found = concerns(SimpleNamespace(slides=[SimpleNamespace(slide_id=i) for i in ids]), connection)
+        found = concerns(Slides(named.to_batches(), named.schema), connection)
     assert found.counts == Counter(kind for of in kinds for kind in of)
     assert found.slides == sum(map(bool, kinds))
     assert [len(concern.reasons) for concern in found.shown] == [len(kinds[concern.slide]) for concern in found.shown]
@@ -106,7 +107,7 @@ def test_what_is_held_against_a_slide_is_what_its_rows_say(cohort):
 def looked(out):
     with open_catalogs([str(out)]) as connection:
         audited = count(connection, [str(out)])
-        return audited, concerns(audited, connection)
+        return audited, concerns(audited.slides, connection)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from wsi_prep.output.catalog import Catalog
 from wsi_prep.output.merging import Merger
 from wsi_prep.output.sealed_parquet import check_seal
 from wsi_prep.storage.atomic import put_in_place
+from wsi_prep.untrusted.tables import open_table
 
 
 @pytest.fixture
@@ -46,6 +47,13 @@ def test_merging_changes_no_row_and_leaves_one_file_a_table(catalog, tmp_path):
     catalog.merge()
     assert len(list((tmp_path / "catalog/slides").iterdir())) == 2
     assert catalog.count_tiles()["20x"] == 21
+
+
+def test_the_length_of_all_texts_is_known_without_reading_rows(catalog, tmp_path, monkeypatch):
+    """Else each start of a call on millions of slides reads their ids and digests once more."""
+    catalog.merge()
+    monkeypatch.delattr(pq.ParquetFile, "read_row_group")
+    open_table(tmp_path / "catalog/slides/part-00000.parquet", SLIDE_SCHEMA).close()
 
 
 @pytest.mark.parametrize("merged", [False, True])

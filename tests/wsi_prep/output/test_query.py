@@ -313,6 +313,21 @@ def test_a_catalog_that_is_no_parquet_is_one_line(tmp_path, capsys):
     assert "cannot be read" in error
 
 
+@pytest.mark.parametrize("tiles", ["tiles", '"Tiles"', "(SELECT focus FROM main.tiles)"])
+def test_damaged_tiles_are_no_matter_until_a_question_reads_tiles(tmp_path, capsys, tiles):
+    """A cohort's tiles are billions of rows: a question about its slides must not look at them all."""
+    for number in range(3):
+        add_row(tmp_path, f"s{number}-000000000{number}", tiles_20x=7)
+    (tmp_path / "catalog/tiles").mkdir(exist_ok=True)
+    (tmp_path / "catalog/tiles/s0-0000000000.parquet").write_bytes(b"not parquet, but long enough to look")
+    with open_catalog(str(tmp_path)) as catalog:
+        assert catalog.ask("SELECT sum(tiles_20x) AS tiles FROM slides").read_all()["tiles"].to_pylist() == [21]
+    assert call(tmp_path, f"SELECT count(*) FROM {tiles}") == 2  # noqa: S608
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "catalog/tiles/s0-0000000000.parquet" in error
+
+
 def test_this_duckdb_still_locks_as_documented():
     """Three settings stand between an untrusted question and the disk; a version that drops one must fail here."""
     connection = duckdb.connect(":memory:")

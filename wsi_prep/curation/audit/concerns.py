@@ -12,7 +12,8 @@ from typing import Any
 
 import duckdb
 
-from wsi_prep.curation.audit.numbers import NAMES, Audit, significant
+from wsi_prep.curation.audit.numbers import significant
+from wsi_prep.curation.audit.slides import NAMES, Slides
 
 MOST, OF_A_KIND = 20, 5
 """Most slides that are named, and of those whose worst is of one kind."""
@@ -60,7 +61,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Concern:
-    """The slide of that number in Audit.slides, and all that is held against it, the worst first."""
+    """The slide of that number, and all that is held against it, the worst first."""
 
     slide: int
     reasons: tuple[str, ...]
@@ -75,15 +76,15 @@ class Concerns:
     slides: int
 
 
-def concerns(audited: Audit, connection: duckdb.DuckDBPyConnection) -> Concerns:
+def concerns(audited: Slides, connection: duckdb.DuckDBPyConnection) -> Concerns:
     """What speaks against slides of the catalogs that open_catalogs has opened: at most MOST, kinds in turn."""
     connection.execute(_HITS)
     counts = dict(connection.execute("SELECT kind, count(*) FROM hits GROUP BY 1").fetchall())
     (slides,) = connection.execute("SELECT count(DISTINCT slide_id) FROM hits").fetchall()[0]
     rows = connection.execute(_WORST).fetchall()
     shown = _by_slide(rows)
-    numbers = {slide.slide_id: number for number, slide in enumerate(audited.slides) if slide.slide_id in shown}
-    found = [Concern(numbers[slide_id], _reasons(hits)) for slide_id, hits in shown.items()]
+    numbers = audited.numbers_of(list(shown))
+    found = [Concern(number, _reasons(hits)) for number, hits in zip(numbers, shown.values(), strict=True)]
     return Concerns(tuple(found), {kind: counts[kind] for kind in RULES if kind in counts}, slides)
 
 

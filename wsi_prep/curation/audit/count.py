@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -14,16 +16,15 @@ import pyarrow as pa
 from wsi_prep.curation.audit.numbers import (
     BINS,
     MPP_BINS_AN_OCTAVE,
-    NAMES,
     NOT_STATED,
     Audit,
     Distribution,
-    Slide,
     Stratum,
     diversity,
     merged,
     with_shares,
 )
+from wsi_prep.curation.audit.slides import NAMES, Slides
 from wsi_prep.errors import BadCatalog, counted
 from wsi_prep.format.strata import STRATUM_LEVELS
 from wsi_prep.output.catalog_files import catalog_files, first_line
@@ -32,6 +33,7 @@ from wsi_prep.slides.readers.tags import NO_MAKERS
 from wsi_prep.untrusted.sql import closed_connection
 
 _QUALITY = ("tissue_fraction", "focus", "pen", "dark", "white", "saturation", "fat")
+_MEMORY, _BATCH = "4GB", 65_536
 _FINE = 100  # bins that a shown one is made of: quantiles are true to a 2400th of the range
 
 
@@ -44,7 +46,10 @@ def open_catalogs(folders: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]
     StoreFailed.
     """
     files = catalog_files(folders)
-    with closed_connection(allowed=local_names(files)) as connection:
+    with (
+        tempfile.TemporaryDirectory(prefix="audit-") as spill,
+        closed_connection(_MEMORY, Path(spill), allowed=local_names(files)) as connection,
+    ):
         connection.register("folders", files.folders)
         connection.register("notes", pa.table({"note": pa.array(files.copies.notes, pa.string())}))
         try:
@@ -55,14 +60,22 @@ def open_catalogs(folders: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]
             yield connection
         except duckdb.Error as error:
             if files.failures:
-                raise files.failures[0] from error
+                raise files.failures.pop(0) from error  # else it would hold itself, by way of the connection
             where = " ".join(folders)
             raise BadCatalog(
                 f"the catalog of {where} cannot be read ({first_line(error)}); run make shards on it again"
             ) from error
 
 
-_SLIDES = "CREATE TABLE slides AS SELECT found.* EXCLUDE (digests), folder FROM found JOIN folders USING (slide_id)"
+_COLUMNS = (
+    *("slide_id", "file", "file_folder", "fingerprint", "patient_key", "status", "error_type", "error", "warning"),
+    *("stain", "stain_confidence", "institution", "tissue", "tissue_mm2", "tissue_certainty"),
+    *("width", "height", "mpp_x", "mpp_y", "mpp_source", "vendor", "scanner", "tiles_filtered"),
+    *(f"tiles_{name}" for name in NAMES),
+)
+"""What is asked of slides; of millions, all columns would not fit."""
+
+_SLIDES = f"CREATE TABLE slides AS SELECT {', '.join(_COLUMNS)}, folder FROM found JOIN folders USING (slide_id)"  # noqa: S608
 _TILES = """
 CREATE VIEW tiles AS SELECT t.* FROM found_tiles t SEMI JOIN (FROM slides WHERE status = 'ok') USING (slide_id)
 """
@@ -73,7 +86,7 @@ _CELLS = "CREATE TABLE cells AS SELECT slide_id, magnification, count(*) AS tile
 def count(connection: duckdb.DuckDBPyConnection, folders: Sequence[str], alpha: float = 0.5) -> Audit:
     """All numbers of the catalogs that open_catalogs has opened."""
     slides = _slides(connection)
-    if not slides:
+    if not len(slides):
         raise BadCatalog(f"{' '.join(folders)} lists no slide; see what make shards says of its SLIDES")
     strata = with_shares(_strata(connection), alpha)
     return Audit(
@@ -98,31 +111,22 @@ ELSE concat(vendor, ', model unknown') END
 """
 
 
-def _slides(connection: duckdb.DuckDBPyConnection) -> tuple[Slide, ...]:
-    texts = ", ".join(f"coalesce(nullif({n}, ''), '{NOT_STATED}')" for n in STRATUM_LEVELS)
-    counts = ", ".join(f"coalesce(sum(tiles) FILTER (magnification = '{n}'), 0)::BIGINT" for n in NAMES)
-    asked = connection.execute(
+def _slides(connection: duckdb.DuckDBPyConnection) -> Slides:
+    texts = ", ".join(f"coalesce(nullif({n}, ''), '{NOT_STATED}') AS {n}" for n in STRATUM_LEVELS)
+    words = ", ".join(f"coalesce({n}, '') AS {n}" for n in ("status", "error_type", "error", "warning"))
+    counts = ", ".join(f"coalesce(sum(tiles) FILTER (magnification = '{n}'), 0)::BIGINT AS \"{n}\"" for n in NAMES)
+    here = ", ".join(f'coalesce("{n}", 0) AS "{n}"' for n in NAMES)
+    asked = connection.sql(
         f"""
-        SELECT slide_id, folder, {_SHOWN_NAME}, coalesce(status, ''), {texts},
-          {_finite("stain_confidence")}, {_finite("mpp_x")}, {_SCANNER}, {_finite("tissue_mm2")},
-          coalesce(error_type, ''), coalesce(error, ''), coalesce(warning, ''), c.counts
-        FROM slides LEFT JOIN (SELECT slide_id, [{counts}] AS counts FROM cells GROUP BY ALL) c USING (slide_id)
-        ORDER BY file, slide_id
+        SELECT slide_id, folder, {_SHOWN_NAME} AS file, {words}, {texts},
+          {_finite("stain_confidence")} AS stain_confidence, {_finite("mpp_x")} AS mpp, {_SCANNER} AS scanner,
+          {_finite("tissue_mm2")} AS tissue_mm2, {here}
+        FROM slides LEFT JOIN (SELECT slide_id, {counts} FROM cells GROUP BY ALL) c USING (slide_id)
+        ORDER BY slides.file, slide_id
         """  # noqa: S608 - from names of columns alone
     )
-    one: dict[Any, Any] = {}  # each word once: slides are millions, and their words few
-    return tuple(_slide(row, one) for row in iter(asked.fetchone, None))
-
-
-def _slide(row: Sequence[Any], one: dict[Any, Any]) -> Slide:
-    slide_id, folder, file, *words, sure, mpp, scanner, mm2, kind, why, warning, tiles = row
-    tiles = tuple(tiles) if tiles else (0,) * len(NAMES)
-    status, stain, place, tissue, scanner, kind, why, warning, tiles = (
-        one.setdefault(each, each) for each in (*words, scanner, kind, why, warning, tiles)
-    )
-    return Slide(
-        slide_id, folder, file, status, stain, sure, place, tissue, mpp, scanner, mm2, kind, why, warning, tiles
-    )
+    reader = asked.to_arrow_reader(_BATCH)
+    return Slides(reader, reader.schema)
 
 
 def _finite(column: str) -> str:

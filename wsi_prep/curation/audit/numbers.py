@@ -6,13 +6,18 @@ Records and pure functions on them; audit_catalog fills them from the catalogs o
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from wsi_prep.format.magnifications import MAGNIFICATIONS
+from wsi_prep.curation.audit.slides import NAMES, Slides
 from wsi_prep.format.records import STATUSES
 from wsi_prep.format.strata import STRATUM_LEVELS, check_alpha, draw_probabilities
 
@@ -21,28 +26,6 @@ MPP_BINS_AN_OCTAVE = 8
 """So a bin around a magnification's scale reaches 4.4 % to either side: about what counts as that scale."""
 
 NOT_STATED = "not stated"
-NAMES = tuple(m.name for m in MAGNIFICATIONS)
-
-
-@dataclass(frozen=True, slots=True)
-class Slide:
-    """A slide's row: `folder` is the number of its shards folder, `tiles` counts by MAGNIFICATIONS, mpp in um/px."""
-
-    slide_id: str
-    folder: int
-    file: str
-    status: str
-    stain: str
-    stain_confidence: float | None
-    institution: str
-    tissue: str
-    mpp: float | None
-    scanner: str
-    tissue_mm2: float | None
-    error_type: str
-    error: str
-    warning: str
-    tiles: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -107,7 +90,7 @@ class Audit:
 
     folders: tuple[str, ...]
     alpha: float
-    slides: tuple[Slide, ...]
+    slides: Slides
     strata: tuple[Stratum, ...]
     diversity: tuple[Diversity, ...]
     mpp: Mapping[int, int]
@@ -119,8 +102,8 @@ class Audit:
     @property
     def statuses(self) -> dict[str, int]:
         """Slides by status, in the order of STATUSES."""
-        found = Counter(slide.status for slide in self.slides)
-        return {status: found[status] for status in (*STATUSES, *sorted(found.keys() - set(STATUSES)))}
+        found = {each["values"]: each["counts"] for each in pc.value_counts(self.slides.table["status"]).to_pylist()}
+        return {status: found.get(status, 0) for status in (*STATUSES, *sorted(found.keys() - set(STATUSES)))}
 
     @property
     def tiles(self) -> dict[str, int]:
@@ -130,16 +113,24 @@ class Audit:
     @property
     def tissue_mm2(self) -> float:
         """Tissue of the slides that are ok."""
-        return sum(slide.tissue_mm2 or 0.0 for slide in self.slides if slide.status == "ok")
+        rows = self.slides.table
+        return float(pc.sum(rows["tissue_mm2"].filter(pc.equal(rows["status"], "ok")), min_count=0).as_py())
 
-    @property
-    def reasons(self) -> list[tuple[str, str, list[Slide]]]:
-        """status, error_type and slides of what is not ok, the most frequent first."""
-        found = defaultdict(list)
-        for slide in self.slides:
-            if slide.status != "ok":
-                found[slide.status, slide.error_type].append(slide)
-        return [(*key, slides) for key, slides in sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))]
+    @cached_property
+    def reasons(self) -> list[tuple[str, str, NDArray[np.int64]]]:
+        """status, error_type and the numbers of the slides that are not ok, the most frequent first."""
+        rows, found = self.slides.table, defaultdict(list)
+        numbers = self.slides.where(pc.not_equal(rows["status"], "ok"))
+        these = rows.select(["status", "error_type"]).take(pa.array(numbers))
+        for number, *key in zip(numbers.tolist(), *(column.to_pylist() for column in these.columns), strict=True):
+            found[tuple(key)].append(number)
+        ranked = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+        return [(status, kind, np.array(numbers)) for (status, kind), numbers in ranked]
+
+    @cached_property
+    def warned(self) -> NDArray[np.int64]:
+        """The numbers of the slides that have a warning."""
+        return self.slides.where(pc.not_equal(self.slides.table["warning"], ""))
 
 
 def with_shares(strata: Sequence[Stratum], alpha: float) -> tuple[Stratum, ...]:
@@ -150,21 +141,26 @@ def with_shares(strata: Sequence[Stratum], alpha: float) -> tuple[Stratum, ...]:
     return tuple(Stratum(**{**vars(s), "drawn": share}) for s, share in zip(strata, drawn.tolist(), strict=True))
 
 
-def merged(slides: Sequence[Slide], strata: Sequence[Stratum]) -> tuple[Stratum, ...]:
+def merged(slides: Slides, strata: Sequence[Stratum]) -> tuple[Stratum, ...]:
     """Strata of all magnifications together: a slide, and its tissue, counts once."""
-    of: dict[tuple[str, str, str], list[Slide]] = defaultdict(list)
-    for slide in slides:
-        if any(slide.tiles):
-            of[slide.stain, slide.institution, slide.tissue].append(slide)
-    drawn: dict[tuple[str, str, str], float] = defaultdict(float)
+    rows = slides.table.append_column("tiles", pa.array(sum(slides.tiles(name) for name in NAMES), pa.int64()))
+    rows = rows.filter(pa.array(slides.any_tiles)).select([*STRATUM_LEVELS, "tiles", "tissue_mm2"])
+    of = rows.group_by(list(STRATUM_LEVELS)).aggregate([("tiles", "count"), ("tiles", "sum"), ("tissue_mm2", "sum")])
+    drawn: dict[tuple[str, ...], float] = defaultdict(float)
     for stratum in strata:
         drawn[stratum.name] += stratum.drawn
-    return tuple(
+    found = [
         Stratum(
-            "all", *name, len(rows), sum(sum(s.tiles) for s in rows), sum(s.tissue_mm2 or 0 for s in rows), drawn[name]
+            "all",
+            **{level: row[level] for level in STRATUM_LEVELS},
+            slides=row["tiles_count"],
+            tiles=row["tiles_sum"],
+            tissue_mm2=row["tissue_mm2_sum"] or 0.0,
+            drawn=0.0,
         )
-        for name, rows in sorted(of.items())
-    )
+        for row in of.to_pylist()
+    ]
+    return tuple(replace(each, drawn=drawn[each.name]) for each in sorted(found, key=attrgetter("name")))
 
 
 def diversity(strata: Sequence[Stratum], together: Sequence[Stratum]) -> tuple[Diversity, ...]:

@@ -85,11 +85,12 @@ def _joined(blocks: Sequence[Block]) -> Block:
 def _blocks(audited: Audit, connection: duckdb.DuckDBPyConnection, threads: int, progress: Progress) -> Iterator[Block]:
     """The likenesses of all tiles, and the number of each one's slide."""
     places = [open_storage(folder) for folder in audited.folders]
-    numbers = {slide.slide_id: number for number, slide in enumerate(audited.slides)}
+    ids, folders = (audited.slides.table[name].to_pylist() for name in ("slide_id", "folder"))
+    numbers = {slide_id: number for number, slide_id in enumerate(ids)}
     total = sum(audited.tiles.values())
 
     def read(rows: Sequence[TileRow]) -> NDArray[np.void]:
-        storage = places[audited.slides[numbers[rows[0]["slide_id"]]].folder]
+        storage = places[folders[numbers[rows[0]["slide_id"]]]]
         sound = [(n, at) for n, row in enumerate(rows) if (at := _place(row)) is not None]
         found = np.array([likeness_of_image(None)] * len(rows), LIKENESS)
         try:

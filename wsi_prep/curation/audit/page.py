@@ -18,9 +18,10 @@ from typing import Any
 import jinja2
 
 from wsi_prep.curation.audit.concerns import LIMITS, MOST, OF_A_KIND, RULES, Concerns
-from wsi_prep.curation.audit.numbers import MPP_BINS_AN_OCTAVE, NAMES, Audit, Distribution, Slide, significant
+from wsi_prep.curation.audit.numbers import MPP_BINS_AN_OCTAVE, Audit, Distribution, significant
 from wsi_prep.curation.audit.overlap import TaskOverlap
 from wsi_prep.curation.audit.pictures import Gallery, Overlay, Picture, TilePicture
+from wsi_prep.curation.audit.slides import NAMES, Slide
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.format.strata import STRATUM_LEVELS
 
@@ -59,7 +60,6 @@ def render_page(
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"sig": significant, "many": lambda count: f"{count:,}"}
     script, style = (_file(environment, f"audit.{ending}") for ending in ("js", "css"))
-    numbers = {slide: number for number, slide in enumerate(audited.slides)}
     return environment.get_template("audit.html").render(
         audited=audited,
         data=page_data(audited, concerns, overlays, tiles),
@@ -72,8 +72,6 @@ def render_page(
         magnifications=NAMES,
         named_most=_NAMED,
         slides_most=MOST_SLIDES,
-        numbers=numbers,
-        warned=[slide for slide in audited.slides if slide.warning],
         mpp=_mpp_bars(audited.mpp),
         mpp_sources=bars(audited.mpp_sources),
         scanners=bars(audited.scanners),
@@ -99,7 +97,7 @@ def page_data(
     return {
         "magnifications": NAMES,
         "tilesThere": sum(audited.tiles.values()),
-        "slides": [{"number": n, **_slide(audited.slides[n], each)} for n in listed],
+        "slides": [{"number": n, **_slide(s, each)} for n, s in zip(listed, audited.slides.some(listed), strict=True)],
         "overlays": [_picture(p) | _panels(p) | {"look": looked.get(p.slide, ())} for p in overlays.pictures],
         "tilePx": tiles.widest_px,
         "tiles": [_picture(p) | _place(p) for p in tiles.pictures],

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Generic, TypeVar, cast
 
 import cv2
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from wsi_prep.curation.audit.numbers import NAMES, Audit
+from wsi_prep.curation.audit.numbers import Audit
+from wsi_prep.curation.audit.slides import NAMES, in_turn, mark
 from wsi_prep.errors import BadCatalog, BadOutput, StoreFailed
 from wsi_prep.format.jpeg import JpegSettings, encode_tile
 from wsi_prep.format.layout import output_places
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.format.records import TileRow
 from wsi_prep.format.stored_tiles import WrongBytes, decode_stored, is_picture, place_of
+from wsi_prep.format.strata import STRATUM_LEVELS
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import open_storage
 from wsi_prep.tiles.overlay import Panel, panels_of
@@ -34,7 +36,6 @@ _TILE_BYTES = 7_000_000
 _MOST_TILES = 800
 _SMALL = JpegSettings(quality=80)
 
-T = TypeVar("T")
 P = TypeVar("P", bound="Picture")
 
 
@@ -81,17 +82,15 @@ def overlays(audited: Audit, most: int, seed: int, first: Sequence[int] = ()) ->
 
     Where all of them take too much, each is cut to its first two panels, and the last ones are left out.
     """
-    rest = [n for n, slide in enumerate(audited.slides) if slide.status != "failed" and n not in set(first)]
-
-    def group(number: int) -> tuple[str, ...]:
-        slide = audited.slides[number]
-        return slide.status, slide.stain, slide.institution, slide.tissue
-
+    slides = audited.slides
+    rest = slides.where(pc.not_equal(slides.table["status"], "failed"))
+    rest = rest[~np.isin(rest, first)]
+    groups, marks = slides.groups(("status", *STRATUM_LEVELS))[rest], slides.marks(seed)[rest]
     places = [open_storage(folder) for folder in audited.folders]
     whole: list[Overlay] = []
     short: list[Overlay] = []
     size = 0
-    for number in [*first, *_in_turn(rest, group, lambda n: audited.slides[n].slide_id, seed)][:most]:
+    for number in [*first, *rest[in_turn(groups, marks)[:most]].tolist()][:most]:
         picture, cut = _overlay(places[audited.slides[number].folder], audited, number)
         size += len(cut.jpeg)
         if size > _OVERLAY_BYTES:
@@ -128,20 +127,6 @@ def tiles(audited: Audit, connection: duckdb.DuckDBPyConnection, each: int, seed
             )
         )
     return Gallery(tuple(found), len(picks), side)
-
-
-def _in_turn(items: Iterable[T], group: Callable[[T], Hashable], name: Callable[[T], str], seed: int) -> list[T]:
-    """The items by the turn that they have within their group, and that by a hash of seed and name."""
-    turns: Counter[Hashable] = Counter()
-    order = []
-    for item in sorted(items, key=lambda item: _mark(seed, name(item))):
-        order.append((turns[group(item)], item))
-        turns[group(item)] += 1
-    return [item for _, item in sorted(order, key=lambda pair: pair[0])]
-
-
-def _mark(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest(), "little")
 
 
 def _overlay(storage: Storage, audited: Audit, number: int) -> tuple[Overlay, Overlay]:
@@ -186,22 +171,24 @@ def _encoded(number: int, pixels: NDArray[np.uint8], panels: tuple[Panel, ...]) 
 
 def _picks(audited: Audit, each: int, seed: int) -> list[tuple[int, str, int]]:
     """Slide, magnification and index of tiles: first one of every stratum, then a second, ..."""
-    cells: dict[tuple[str, ...], list[int]] = {}
-    for number, slide in enumerate(audited.slides):
-        for name, count in zip(NAMES, slide.tiles, strict=True):
-            if count:
-                cells.setdefault((name, slide.stain, slide.institution, slide.tissue), []).append(number)
+    slides = audited.slides
+    groups, marks = slides.groups(STRATUM_LEVELS), slides.marks(seed)
+    cells: list[tuple[int, int, NDArray[np.int64]]] = []
+    for place, name in enumerate(NAMES):
+        having = np.flatnonzero(slides.tiles(name))
+        numbers = having[np.lexsort((marks[having], groups[having]))]
+        of_stratum = np.split(numbers, np.flatnonzero(np.diff(groups[numbers])) + 1) if len(numbers) else []
+        cells += [(int(of.min()), place, of[:each]) for of in of_stratum]
     picks = []
-    for stratum, numbers in cells.items():
-        name = stratum[0]
-        slides = sorted(numbers, key=lambda n: _mark(seed, audited.slides[n].slide_id))[:each]
-        for at, number in enumerate(slides):
-            count = audited.slides[number].tiles[NAMES.index(name)]
-            wanted = len(range(at, each, len(slides)))
-            drawn = np.random.default_rng(_mark(seed, f"{audited.slides[number].slide_id} {name}"))
+    for _, place, chosen in sorted(cells, key=lambda cell: cell[:2]):
+        for at, slide in enumerate(slides.some(chosen)):
+            count, name = slide.tiles[place], NAMES[place]
+            wanted = len(range(at, each, len(chosen)))
+            drawn = np.random.default_rng(mark(seed, f"{slide.slide_id} {name}"))
             indices = drawn.choice(count, min(wanted, count), replace=False).tolist()
-            picks += [(at + turn * len(slides), (number, name, index)) for turn, index in enumerate(indices)]
-    return [pick for _, pick in sorted(picks, key=lambda pair: pair[0])]
+            numbered = ((int(chosen[at]), name, index) for index in indices)
+            picks += [(at + turn * len(chosen), pick) for turn, pick in enumerate(numbered)]
+    return [pick for _, pick in sorted(picks, key=itemgetter(0))]
 
 
 def _rows(

@@ -75,8 +75,8 @@ class Sources(Sequence[SlideSource]):
     def named(self) -> Iterator[tuple[str, str, str]]:
         """Of each slide its id, name and path."""
         for number, (slide_id, path) in enumerate(zip(_each(self.ids), self.paths, strict=True)):
-            grouped = self._grouped.get(number)
-            yield slide_id, printed(grouped[0] if grouped else name_of(path)), path
+            name = self._grouped[number][0] if number in self._grouped else name_of(path)
+            yield slide_id, name if name.isascii() else printed(name), path
 
     def seen(self, numbers: Sequence[int]) -> list[str | None]:
         """What `seen` says of the slides of these numbers."""

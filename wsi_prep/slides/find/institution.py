@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from wsi_prep.errors import BadOption
 from wsi_prep.untrusted.pattern import TimedPattern
@@ -26,8 +26,7 @@ _COMPILED = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Who made a slide and of whom; `source` is "manifest", "barcode", "pattern" or "unknown"."""
 
     institution: str = UNKNOWN
@@ -70,7 +69,7 @@ def find_origin(
     found = _barcode(name) or (pattern.search(path_below) if pattern else None) or Origin()
     if institution is not None:
         return Origin(institution, "manifest", patient or found.patient)
-    return Origin(found.institution, found.source, patient or found.patient)
+    return found._replace(patient=patient) if patient else found
 
 
 def _barcode(name: str) -> Origin | None:

@@ -19,7 +19,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import BadManifest, BadOption, FileServerFailed, NoSlides, UsageError, counted
-from wsi_prep.format.layout import slide_ids
+from wsi_prep.format.layout import slide_ids, suffix_in
 from wsi_prep.slides.dicom import DicomHeader, dicom_header
 from wsi_prep.slides.fetch.remote import files_in, is_elsewhere
 from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, only_left_out, without_masks
@@ -32,6 +32,9 @@ from wsi_prep.storage.patience import passes, patiently
 from wsi_prep.storage.select import OBJECT_STORES
 
 _INDEXES = (".vms", ".vmu")
+_ALONE = frozenset(SLIDE_ENDINGS) - {".dcm", ".mrxs", *_INDEXES}
+"""Of files that are a slide each."""
+
 _DICOM_INDEX = "DICOMDIR"
 _DICOM_STARTS = 128  # bytes, before which a file may hold anything
 _LOOK_AT_ONCE = 16
@@ -160,7 +163,8 @@ def _unless_barred(error: OSError) -> None:
 
 
 def _looks_like_slide(path: str, fs: AbstractFileSystem) -> bool:
-    name, suffix = name_of(path), ending(path)
+    name = name_of(path)
+    suffix = suffix_in(name).lower()
     if name.startswith("."):
         return False
     if suffix in SLIDE_ENDINGS:
@@ -257,11 +261,13 @@ def _grouped(paths: Iterable[str], *, named: bool) -> tuple[list[str], dict[str,
     others: list[str] = []
     dicom: dict[tuple[str, str], list[tuple[str, DicomHeader]]] = defaultdict(list)
     per_folder: dict[str, set[str]] = defaultdict(set)
-    paths = list(paths)
-    with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
-        may_be = [p for p in paths if (end := ending(p)) == ".dcm" or end not in SLIDE_ENDINGS]  # came in as DICOM
-        headers = dict(zip(may_be, pool.map(dicom_header, may_be), strict=True))
+    rest: list[str] = []
     for path in paths:
+        (slides if ending(path) in _ALONE else rest).append(path)
+    with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
+        may_be = [p for p in rest if (end := ending(p)) == ".dcm" or end not in SLIDE_ENDINGS]  # came in as DICOM
+        headers = dict(zip(may_be, pool.map(dicom_header, may_be), strict=True))
+    for path in rest:
         header = headers.get(path)
         if header is None or (named and not header.is_slide):
             slides.append(path)
@@ -335,7 +341,8 @@ def _sources(paths: list[str], groups: Mapping[str, _Group], id_root: str | None
             some = []
     grouped = {number: (groups[path].name, groups[path].files) for number, path in enumerate(paths) if path in groups}
     sources = Sources(paths, pa.concat_arrays([*ids, pa.array(some, pa.string())]), former, grouped)
-    if len(np.unique(np.frombuffer(alike, np.int64))) < len(paths):
+    ordered = np.sort(np.frombuffer(alike, np.int64))
+    if (ordered[1:] == ordered[:-1]).any():
         _require_apart(sources)
     return sources
 
