@@ -12,7 +12,8 @@ from rich import box
 from rich.table import Table
 
 from pipelines.calls.training import PlanTrainCall
-from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, run_command
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, EXIT_WRONG_CALL, Terminal, run_command
+from pretrain.errors import SimulationFailed
 from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.gpus import gpu_named
 from pretrain.train.planning.ledger import PARTS
@@ -29,7 +30,15 @@ _MOST_GPUS = 1 << 20
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(PlanTrainCall, _work, arguments)
+    return run_command(PlanTrainCall, _work_or_refuse, arguments)
+
+
+def _work_or_refuse(call: PlanTrainCall, terminal: Terminal) -> int:
+    try:
+        return _work(call, terminal)
+    except SimulationFailed as error:
+        terminal.warn(str(error))
+        return EXIT_WRONG_CALL
 
 
 def _work(call: PlanTrainCall, terminal: Terminal) -> int:
