@@ -18,6 +18,7 @@ from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.gpus import gpu_named
 from pretrain.train.planning.ledger import PARTS
 from pretrain.train.planning.plan import Plan, changes, make_plans, nearest_plan
+from pretrain.train.recipe.caveats import student_alone
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.recipe.recipes import recipe
@@ -56,7 +57,7 @@ def _work(call: PlanTrainCall, terminal: Terminal) -> int:
             _show_all(terminal, plans, found)
     else:
         _show_several(terminal, made, plans, found)
-    for line in _assumptions(plans[0]):
+    for line in (*filter(None, [student_alone(made)]), *_assumptions(plans[0])):
         terminal.note(line)
     if call.to:
         told = [{"asked": _told(plan), "fits": near and _told(near)} for plan, near in zip(plans, found, strict=True)]

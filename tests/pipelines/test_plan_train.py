@@ -153,6 +153,15 @@ def test_a_batch_of_a_stage_that_does_not_divide_is_refused_before_any_simulatio
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("made_up")
+def test_a_plan_of_a_student_says_that_it_has_no_teacher(capsys):
+    words = ["--recipe", "virchow2g_mini", "--gpus", "2", "--set", *TINY, *PLAIN]
+    assert main(words) == 0
+    assert "virchow2g_mini is the recipe of a student, and there is no teacher" in capsys.readouterr().out
+    assert plan("--gpus", "2") == 0
+    assert "no teacher" not in capsys.readouterr().out
+
+
 def test_the_help_names_every_gpu():
     text = (ROOT / "pipelines/calls/training.py").read_text()
     assert f'"""Their kind: {", ".join(GPUS)}."""' in text
