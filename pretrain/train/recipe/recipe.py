@@ -34,7 +34,7 @@ PRECISIONS = ("fp32", "bf16")
 CONTINUED = ("all", "network", "backbone", "steps")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _MOST_STAGES = 32
-_MOST_COUNT, _LONGEST_TEXT, SHOWN = 10**12, 4096, 60
+_MOST_COUNT, _MOST_NUMBER, _LONGEST_TEXT, SHOWN = 10**12, 1e30, 4096, 60
 
 
 @dataclass(frozen=True)
@@ -337,8 +337,8 @@ def _plain(kind: type, value: Any, name: str) -> Any:
         right = value.isprintable() and len(value) <= _LONGEST_TEXT
     if not right:
         raise BadOption(f"{name} is {KINDS[kind]}, not {_short(value)}")
-    if kind is float and abs(value) > _MOST_COUNT:
-        raise BadOption(f"{name} {value:g} is not between -{_MOST_COUNT:g} and {_MOST_COUNT:g}")
+    if kind is float and abs(value) > _MOST_NUMBER:
+        raise BadOption(f"{name} {value:g} is not between -{_MOST_NUMBER:g} and {_MOST_NUMBER:g}")
     return value
 
 

@@ -121,7 +121,7 @@ def test_what_is_no_setting_is_refused(wrong):
         ("compute.device=banana", "device 'banana' is not known; choose cpu or cuda"),
         ("objective.dino_weight=-1", "dino_weight, ibot_weight and spread_weight must be at least 0"),
         ("views.colour.sigma=1,1000", "blur sigma 1 to 1000 px is no range above 0 and up to 392"),
-        ("backbone.layer_scale=1e308", "backbone.layer_scale 1e+308 is not between -1e+12 and 1e+12"),
+        ("backbone.layer_scale=1e308", "backbone.layer_scale 1e+308 is not between -1e+30 and 1e+30"),
         ("views.crops.aspect=1e9", "crops of 112 px at scale 0.9 and aspect 1000000000.0 need 3.935e+06 px of a tile"),
         ("objective.gram_scale=0.5", "gram_scale 0.5 is not between 1 and 8"),
         ("objective.gram_every=-1", "gram_every and gram_refreshes must be at least 0"),
@@ -133,7 +133,7 @@ def test_a_wrong_value_is_refused_and_named(wrong, says):
     assert says in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["-5", "0", "1e13", "10000000000000"])
+@pytest.mark.parametrize("text", ["-5", "0", "1e31", "10000000000000"])
 def test_a_number_that_cannot_be_is_refused_by_its_name(text):
     """Of every setting that is a number, or some; a few may be anything."""
     refused = {}
