@@ -12,11 +12,13 @@ from rich import box
 from rich.table import Table
 
 from pipelines.calls.training import PlanTrainCall
-from pipelines.command import EXIT_NOT_ALL, EXIT_OK, Terminal, run_command
+from pipelines.command import EXIT_NOT_ALL, EXIT_OK, EXIT_WRONG_CALL, Terminal, run_command
+from pretrain.errors import SimulationFailed
 from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.gpus import gpu_named
 from pretrain.train.planning.ledger import PARTS
 from pretrain.train.planning.plan import Plan, changes, make_plans, nearest_plan
+from pretrain.train.recipe.caveats import student_alone
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.recipe.recipes import recipe
@@ -29,7 +31,15 @@ _MOST_GPUS = 1 << 20
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return run_command(PlanTrainCall, _work, arguments)
+    return run_command(PlanTrainCall, _work_or_refuse, arguments)
+
+
+def _work_or_refuse(call: PlanTrainCall, terminal: Terminal) -> int:
+    try:
+        return _work(call, terminal)
+    except SimulationFailed as error:
+        terminal.warn(str(error))
+        return EXIT_WRONG_CALL
 
 
 def _work(call: PlanTrainCall, terminal: Terminal) -> int:
@@ -47,7 +57,7 @@ def _work(call: PlanTrainCall, terminal: Terminal) -> int:
             _show_all(terminal, plans, found)
     else:
         _show_several(terminal, made, plans, found)
-    for line in _assumptions(plans[0]):
+    for line in (*filter(None, [student_alone(made)]), *_assumptions(plans[0])):
         terminal.note(line)
     if call.to:
         told = [{"asked": _told(plan), "fits": near and _told(near)} for plan, near in zip(plans, found, strict=True)]

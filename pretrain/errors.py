@@ -38,5 +38,9 @@ class NonFinite(WsiPrepError, FloatingPointError):
     """A loss or gradient is not finite more often than allowed; the updates were skipped and the run stops."""
 
 
+class SimulationFailed(WsiPrepError, RuntimeError):
+    """The simulation of a step ended by an error of torch, which no refusal of ours foresaw: there is no plan."""
+
+
 class ProcessDied(WsiPrepError, OSError):
     """One of several processes that train together was ended from outside, as where memory runs out."""

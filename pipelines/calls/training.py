@@ -113,7 +113,8 @@ class PlanTrainCall(PlanAssumptions):
 
     A step is simulated, over tensors without numbers. No shards are read. docs/training.md says what is assumed.
 
-    Exit codes: 0 it fits; 2 the call is wrong; 3 the recipe does not fit without changes.
+    Exit codes: 0 it fits; 2 the call is wrong, or its step cannot be simulated; 3 the recipe does not fit without
+    changes.
     """
 
     recipe: Annotated[str, Option("virchow2")] = "debug"

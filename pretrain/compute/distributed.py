@@ -34,6 +34,7 @@ from pretrain.errors import ProcessDied
 from wsi_prep.errors import BadOption, first_line
 from wsi_prep.untrusted.own_folder import own_folder
 
+DEVICES = ("cpu", "cuda")
 MODES = ("ddp", "fsdp", "hsdp")
 SHARDED = MODES[1:]
 _OF_GLOO = "gloo/transport"
@@ -68,8 +69,8 @@ def world(device: str = "") -> Iterator[World]:
     Raises ProcessDied where another process does not answer any more.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind not in ("cpu", "cuda"):
-        raise BadOption(f"device {kind!r} is not known; choose cpu or cuda")
+    if kind not in DEVICES:
+        raise BadOption(f"device {kind!r} is not known; choose {' or '.join(DEVICES)}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise BadOption("torch finds no GPU; install a CUDA build of torch, or ask for device cpu")
     chosen = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device("cpu")

@@ -68,14 +68,14 @@ class SamplingSettings:
         for name, share in self.mix.items():
             magnification(name)
             if not (math.isfinite(share) and share >= 0):
-                raise BadOption(f"share {share} of {name} in the mix is not a number of at least 0")
+                raise BadOption(f"share {share} of {name} in sampling.mix is not a number of at least 0")
         if not sum(self.mix.values()) > 0:
-            raise BadOption("every share of the mix is 0; give some magnification a share")
+            raise BadOption("every share of sampling.mix is 0; give some magnification a share")
         if unknown := set(self.strata) - set(STRATUM_LEVELS):
             raise BadOption(f"strata {sorted(unknown)} are not known; choose from {' '.join(STRATUM_LEVELS)}")
         check_alpha(self.alpha)
         if not 0 <= self.held_out < 1:
-            raise BadOption(f"held out share {self.held_out} is not at least 0 and below 1")
+            raise BadOption(f"held_out {self.held_out} is not at least 0 and below 1")
         if self.split not in SPLITS:
             raise BadOption(f"split {self.split!r} is not known; choose from {', '.join(SPLITS)}")
         if not 1 <= self.alone <= BLOCK:

@@ -55,7 +55,7 @@ class ScheduleSettings:
             if not 0 <= getattr(self, name) <= 1:
                 raise BadOption(f"{name} {getattr(self, name)} is not a share between 0 and 1")
         if not (0 <= self.least_rate <= self.rate < math.inf):
-            raise BadOption(f"learning rates {self.least_rate} to {self.rate} are no range from 0 up")
+            raise BadOption(f"schedule.least_rate {self.least_rate} and rate {self.rate} are no range from 0 up")
         if not all(0 <= m <= 1 for m in self.momentum):
             raise BadOption(f"momentum {self.momentum} is not between 0 and 1")
         if not all(0 <= d < math.inf for d in self.decay):

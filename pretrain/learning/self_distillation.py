@@ -65,8 +65,9 @@ class ObjectiveSettings:
                 raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
         if self.student_temperature <= 0 or self.kappa <= 0:
             raise BadOption("student_temperature and kappa must be above 0")
-        if min(self.gram_weight, self.gram_every, self.gram_refreshes) < 0:
-            raise BadOption("gram_weight, gram_every and gram_refreshes must be at least 0")
+        for names in (("dino_weight", "ibot_weight", "spread_weight"), ("gram_weight", "gram_every", "gram_refreshes")):
+            if min(getattr(self, name) for name in names) < 0:
+                raise BadOption(f"{', '.join(names[:-1])} and {names[-1]} must be at least 0")
         if not 1 <= self.gram_scale <= _MOST_SCALE:
             raise BadOption(f"gram_scale {self.gram_scale} is not between 1 and {_MOST_SCALE:g}")
 

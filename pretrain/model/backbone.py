@@ -57,16 +57,19 @@ class BackboneSettings:
         if self.width % self.heads:
             raise BadOption(f"backbone width {self.width} does not divide by {self.heads} heads")
         if self.image_px % self.patch_px:
-            raise BadOption(f"images of {self.image_px} px do not divide into patches of {self.patch_px} px")
+            raise BadOption(
+                f"images of {self.image_px} px (backbone.image_px) do not divide into patches of {self.patch_px} px "
+                "(backbone.patch_px)"
+            )
         if not 0 <= self.drop_path < 1:
-            raise BadOption(f"drop path {self.drop_path} is not at least 0 and below 1")
+            raise BadOption(f"backbone.drop_path {self.drop_path} is not at least 0 and below 1")
         if not 0 <= self.layer_scale < math.inf:
-            raise BadOption(f"layer scale {self.layer_scale} must be at least 0")
+            raise BadOption(f"backbone.layer_scale {self.layer_scale} must be at least 0")
         hidden, most = self.width * self.mlp_ratio, _LARGEST["width"]
         if not 1 <= hidden <= most or (self.swiglu and int(hidden) % 2):
             raise BadOption(
-                f"an MLP of {self.mlp_ratio} x {self.width} is not between 1 and {most:,} wide, or not even as SwiGLU "
-                "needs it"
+                f"an MLP of {self.mlp_ratio} (backbone.mlp_ratio) x {self.width} is not between 1 and {most:,} wide, "
+                "or not even as SwiGLU needs it"
             )
         if self.parameters > _MOST_PARAMETERS:
             raise BadOption(

@@ -145,7 +145,7 @@ def run(
         with contextlib.suppress(FileNotFoundError):
             file_below(call.folder, name)
     for piece in pieces(recipe):  # a stage that cannot be shared out is refused before it is reached
-        require_division(piece.recipe, world.size)
+        require_division(piece.recipe, world.size, piece.start)
     probes = load_probes(call.probe, recipe.looking.probe_tiles, recipe.backbone.patch_px)
     going = _Going(call, recipe, world, reporter, _open(call, world, progress), probes)
     stop = min(recipe.schedule.steps, call.stop_at if call.stop_at is not None else recipe.schedule.steps)

@@ -182,13 +182,13 @@ class Learner:
         return torch.autocast(self.world.device.type, self.dtype)
 
 
-def require_division(recipe: Recipe, processes: int) -> None:
-    """Raise BadOption where the batch cannot be shared out to so many processes."""
+def require_division(recipe: Recipe, processes: int, start: int = 0) -> None:
+    """Raise BadOption where the batch cannot be shared out to so many processes; `start`: of the recipe's stage."""
     parts = recipe.compute.accumulate
     if recipe.sampling.batch % (processes * parts):
         raise BadOption(
-            f"a batch of {recipe.sampling.batch} does not divide by {processes} processes times {parts} parts; change "
-            "sampling.batch or compute.accumulate"
+            f"{f'from step {start:,} on: ' if start else ''}a batch of {recipe.sampling.batch} does not divide by "
+            f"{processes} processes times {parts} parts; change sampling.batch, compute.accumulate or GPUS"
         )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from pretrain.compute.devices import send_together
 from pretrain.compute.randomness import Places, Purpose
 from wsi_prep.errors import BadOption
+from wsi_prep.format.magnifications import TILE_PX
 
 Operation = Callable[[Tensor, dict[str, Tensor]], Tensor]
 Which = Callable[[dict[str, NDArray[Any]]], NDArray[np.bool_]]
@@ -62,8 +63,10 @@ class ColourSettings:
                 raise BadOption(f"{name} {value} is not between 0 and 1")
         if not 0 <= self.hue <= 0.5:
             raise BadOption(f"hue {self.hue} is not between 0 and 0.5")
-        if not 0 < self.sigma[0] <= self.sigma[1] < math.inf:
-            raise BadOption(f"blur sigma {self.sigma[0]} to {self.sigma[1]} px is no range above 0")
+        if not 0 < self.sigma[0] <= self.sigma[1] <= TILE_PX:
+            raise BadOption(
+                f"blur sigma {self.sigma[0]:g} to {self.sigma[1]:g} px is no range above 0 and up to {TILE_PX}"
+            )
 
 
 @dataclass(frozen=True)

@@ -58,19 +58,21 @@ class CropSettings:
         if not 1 <= self.aspect < math.inf:
             raise BadOption(f"crop aspect {self.aspect} is below 1")
         if not all(0 < low <= high <= 1 for low, high in (self.area[:2], self.area[2:])):
-            raise BadOption(f"crop areas {self.area} are no two ranges of shares of a tile")
+            raise BadOption(f"crop areas {self.area} (views.crops.area) are no two ranges of shares of a tile")
         if self.resized and self.continuous:
             raise BadOption("crops are either resized or of continuous magnification; switch one of them off")
         if not 1 <= self.global_crops <= _MOST_CROPS or not 0 <= self.local_crops <= _MOST_CROPS:
             raise BadOption(
-                f"{self.global_crops} global, {self.local_crops} local crops: at least 1 and 0 are needed, and at most "
-                f"{_MOST_CROPS} of each"
+                f"{self.global_crops} global_crops, {self.local_crops} local_crops: at least 1 and 0 are needed, and "
+                f"at most {_MOST_CROPS} of each"
             )
         if not 1 <= self.local_px <= self.global_px:
-            raise BadOption(f"local crops of {self.local_px} px are not between 1 and {self.global_px} px")
+            raise BadOption(
+                f"views.crops.local_px {self.local_px} is not between 1 and global_px, which is {self.global_px}"
+            )
         if (need := self.most_px) > TILE_PX:
             raise BadOption(
-                f"crops of {self.global_px} px at scale {low} and aspect {self.aspect} need {need:.0f} px of a tile of "
+                f"crops of {self.global_px} px at scale {low} and aspect {self.aspect} need {need:.4g} px of a tile of "
                 f"{TILE_PX}; ask for smaller crops or a larger scale"
             )
 

@@ -37,11 +37,11 @@ class MaskingSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
-            raise BadOption(f"masked share {self.share} is not between 0 and 1")
+            raise BadOption(f"masked share {self.share} (views.masking.share) is not between 0 and 1")
         if not 0 <= self.least <= self.most < 1:
-            raise BadOption(f"masks of {self.least} to {self.most} of the patches are no range in 0 to below 1")
+            raise BadOption(f"views.masking.least {self.least} and most {self.most} are no range in 0 to below 1")
         if not 0 < self.aspect <= 1:
-            raise BadOption(f"mask aspect {self.aspect} is not above 0 and at most 1")
+            raise BadOption(f"views.masking.aspect {self.aspect} is not above 0 and at most 1")
         if not 0 <= self.blocks <= _MOST_BLOCKS or self.least_block < 0:
             raise BadOption(f"blocks {self.blocks} are not between 0 and {_MOST_BLOCKS:,}, or least_block is below 0")
 

@@ -9,7 +9,7 @@ from pipelines import train as train_command
 from pipelines.calls.training import PlanTrainCall
 from pipelines.plan_train import main
 from pretrain.train.planning import plan as planning
-from pretrain.train.planning import preflight
+from pretrain.train.planning import preflight, simulate
 from pretrain.train.planning.gpus import GPUS
 from pretrain.train.planning.simulate import Simulated
 from pretrain.train.recipe.overrides import changed
@@ -128,6 +128,38 @@ def test_a_wrong_call_is_one_line(words, said, capsys):
     assert plan(*words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_no_plan(monkeypatch, tmp_path, capsys):
+    def broken(*_):
+        raise RuntimeError("an operator has no shapes\nmore of it")
+
+    monkeypatch.setattr(simulate, "simulate_whole", broken)
+    assert plan("--to", str(tmp_path / "plan.json")) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert line.startswith(
+        "plan-train: the simulation of a step failed (an operator has no shapes), so there is no plan"
+    )
+    assert "may be a fault of ours" in line
+    assert not out
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_batch_of_a_stage_that_does_not_divide_is_refused_before_any_simulation(monkeypatch, capsys):
+    monkeypatch.setattr(simulate, "simulate_whole", lambda *_: pytest.fail("simulated"))
+    assert plan("--gpus", "2", changes=["stages.4.sampling.batch=15"]) == 2
+    said = "from step 4 on: a batch of 15 does not divide by 2 processes times 1 parts; change sampling.batch, "
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_plan_of_a_student_says_that_it_has_no_teacher(capsys):
+    words = ["--recipe", "virchow2g_mini", "--gpus", "2", "--set", *TINY, *PLAIN]
+    assert main(words) == 0
+    assert "virchow2g_mini is the recipe of a student, and there is no teacher" in capsys.readouterr().out
+    assert plan("--gpus", "2") == 0
+    assert "no teacher" not in capsys.readouterr().out
 
 
 def test_the_help_names_every_gpu():

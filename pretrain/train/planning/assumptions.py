@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from wsi_prep.errors import BadOption
 
+_LEAST, _MOST = 1e-6, 1e12
 _SHARES = ("matrix", "bandwidth", "fused", "overlap", "fragmentation")
 
 
@@ -52,11 +53,15 @@ class PlanAssumptions:
             value = getattr(self, each.name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise BadOption(f"{each.name} {value:g} is not a number from 0 on")
+            if value is not None and value > _MOST:
+                raise BadOption(f"{each.name} {value:g} is above {_MOST:g}")
         for name in _SHARES:
             if getattr(self, name) > 1:
                 raise BadOption(f"{name} {getattr(self, name):g} is a share, from 0 to 1")
         for name in ("matrix", "bandwidth", "network", "per_machine", "core_tiles"):
-            if getattr(self, name) == 0:
-                raise BadOption(f"{name} must be above 0")
+            value = getattr(self, name)
+            if value is not None and value < _LEAST:
+                what = f"{value:g} is below {_LEAST:g}" if value else "must be above 0"
+                raise BadOption(f"{name} {what}")
         if self.fragmentation >= 1:
             raise BadOption("fragmentation must be below 1")

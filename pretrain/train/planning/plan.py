@@ -9,6 +9,7 @@ from functools import cached_property
 
 from pretrain.data.sampler import SamplingSettings
 from pretrain.model.recompute import MODES
+from pretrain.train.learner import require_division
 from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.gpus import Gpu
 from pretrain.train.planning.roofline import StepTime, step_time
@@ -104,10 +105,11 @@ class Plan:
 
     @property
     def checkpoints(self) -> int:
-        """How many are kept in the end: the newest, and one for every so many hours."""
+        """How many are kept in the end: the newest, and one for every so many hours, of those that are made."""
         saving = self.recipe.saving
-        hours = saving.keep_hours
-        return saving.keep + (int(self.days * 24 / hours) if hours else 0)
+        hours = self.days * 24
+        kept = hours / saving.keep_hours if saving.keep_hours else 0
+        return saving.keep + int(min(kept, self.steps / saving.every))
 
 
 def _work(sampling: SamplingSettings) -> float:
@@ -128,9 +130,12 @@ def make_plans(recipe: Recipe, gpus: int, gpu: Gpu, assumed: PlanAssumptions) ->
 
     Raises BadOption where recipe and processes do not fit together.
     """
+    parts = pieces(recipe)
+    for each in parts:
+        require_division(each.recipe, gpus, each.start)
     return [
         Plan(each.recipe, gpus, gpu, assumed, simulate(each.recipe, gpus), each.start, each.stop - each.start)
-        for each in pieces(recipe)
+        for each in parts
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pretrain.train.learner import require_division
 from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.plan import changes, nearest, needed_gb
 from pretrain.train.planning.simulate import Simulated, simulate
@@ -18,7 +19,10 @@ def require_fit(recipe: Recipe, processes: int, memory: int) -> str:
 
     Returns a line where it may not fit, or where that cannot be told; else an empty one.
     """
-    lines = [_fit(piece, processes, memory) for piece in pieces(recipe)]
+    parts = pieces(recipe)
+    for piece in parts:
+        require_division(piece.recipe, processes, piece.start)
+    lines = [_fit(piece, processes, memory) for piece in parts]
     return next(filter(None, lines), "")
 
 
@@ -31,7 +35,8 @@ def _fit(piece: Piece, processes: int, memory: int) -> str:
     except UsageError:
         raise
     except Exception as error:  # of torch: a check must not stop what it only looks at
-        return f"whether {step} fits into the GPU's memory is seen when it is tried ({first_line(error)})"
+        why = first_line(error.__cause__ or error)
+        return f"whether {step} fits into the GPU's memory is seen when it is tried ({why})"
     if refusal:
         raise BadOption(f"{step} {refusal}")
     needed = needed_gb(seen, PlanAssumptions())

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain.compute import distributed
 from pretrain.compute.randomness import Places
+from pretrain.errors import SimulationFailed
 from pretrain.learning.guide import outputs, supposed_fields, supposed_labels
 from pretrain.learning.optimizer import optimizer_state
 from pretrain.model.packing import plan_drop
@@ -30,6 +31,7 @@ from pretrain.train.recipe.recipe import Recipe
 from pretrain.views.colour import plan_colour
 from pretrain.views.crops import plan_crops
 from pretrain.views.masking import plan_masks
+from wsi_prep.errors import WsiPrepError, first_line
 from wsi_prep.format.magnifications import TILE_PX
 
 _ROUNDS = 2  # of compute.accumulate that are simulated: all but the last are alike
@@ -70,9 +72,22 @@ class Simulated:
 def simulate(recipe: Recipe, processes: int) -> Simulated:
     """A step in the middle of the run. Raises BadOption where recipe and processes do not fit together.
 
-    Of a deep network, two shallow ones are simulated. No other process group may be open in this process.
+    Of a deep network, two shallow ones are simulated. No other process group may be open in this process. Raises
+    SimulationFailed where torch fails in a way that nobody foresaw.
     """
     require_division(recipe, processes)
+    try:
+        return _simulated(recipe, processes)
+    except (WsiPrepError, OSError):
+        raise
+    except Exception as error:
+        raise SimulationFailed(
+            f"the simulation of a step failed ({first_line(error)}), so there is no plan; we know of no setting that "
+            "causes this: it may be a fault of ours, please report it with RECIPE, SET and GPUS"
+        ) from error
+
+
+def _simulated(recipe: Recipe, processes: int) -> Simulated:
     depth = recipe.backbone.depth
     if depth <= _DEPTHS[1]:
         return simulate_whole(recipe, processes)

@@ -10,6 +10,7 @@ from pretrain.data.fields import CLASSES, Field, association, class_field
 from pretrain.data.sampler import Sampler
 from pretrain.train.recipe.recipe import Recipe
 
+_STUDENTS = ("virchow2g_mini",)
 _FEW = 32  # tiles of a stratum
 _SHOWN = 3  # strata that are named
 _KNOWN = 0.5  # share of the draws
@@ -19,7 +20,7 @@ _CONFOUNDED = 0.5  # Cramer's V
 def caveats(recipe: Recipe, sampler: Sampler, guide: Sequence[Field] = ()) -> list[str]:
     """A line each, for people; none where all is well. `guide`: the fields of the recipe's guide."""
     found = [_spread(recipe), _masks(recipe), _slides(sampler), _held_out(recipe, sampler), _strata(recipe, sampler)]
-    found.append(_told(recipe))
+    found += [_told(recipe), _unlearnt(recipe), student_alone(recipe)]
     found += [_hardly_known(field) for field in guide] + _confounded(recipe, sampler, guide)
     return [line for line in found if line]
 
@@ -32,6 +33,24 @@ def anchored_to_nothing(recipe: Recipe) -> list[str]:
         "Gram anchoring begins at the first step, with a teacher that has learnt nothing; begin it late: "
         f"stages.{max(1, recipe.schedule.steps * 4 // 5)}.objective.gram_weight={recipe.objective.gram_weight:g}"
     ]
+
+
+def student_alone(recipe: Recipe) -> str:
+    """A line where a recipe for students has no teacher, else an empty one."""
+    if recipe.name not in _STUDENTS or recipe.teacher:
+        return ""
+    return (
+        f"{recipe.name} is the recipe of a student, and there is no teacher: this is self-distillation with a "
+        "student's rate and masks; name a teacher by teacher=FOLDER in SET, as make distill does, or another recipe"
+    )
+
+
+def _unlearnt(recipe: Recipe) -> str:
+    objective = recipe.objective
+    spread = objective.spread_weight if objective.spread != "none" else 0
+    if any((objective.dino_weight, objective.ibot_weight, objective.gram_weight, spread, recipe.guide.wanted)):
+        return ""
+    return "nothing is learnt: every weight of objective is 0; raise objective.dino_weight or objective.ibot_weight"
 
 
 def _spread(recipe: Recipe) -> str:

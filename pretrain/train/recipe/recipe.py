@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pretrain.compute.distributed import DEVICES
 from pretrain.compute.distributed import MODES as PARALLEL
 from pretrain.compute.plain_files import read_json
 from pretrain.data.fields import unknown_field
@@ -33,7 +34,7 @@ PRECISIONS = ("fp32", "bf16")
 CONTINUED = ("all", "network", "backbone", "steps")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _MOST_STAGES = 32
-_MOST_COUNT, _LONGEST_TEXT, SHOWN = 10**12, 4096, 60
+_MOST_COUNT, _MOST_NUMBER, _LONGEST_TEXT, SHOWN = 10**12, 1e30, 4096, 60
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class ComputeSettings:
         for name, allowed in (("precision", PRECISIONS), ("parallel", PARALLEL), ("recompute", RECOMPUTE)):
             if getattr(self, name) not in allowed:
                 raise BadOption(f"{name} {getattr(self, name)!r} is not known; choose from {', '.join(allowed)}")
+        if self.device not in ("", *DEVICES):
+            raise BadOption(f"device {self.device!r} is not known; choose {' or '.join(DEVICES)}")
         if self.shard_group < 1 or self.gather_ahead < 0:
             raise BadOption("shard_group must be at least 1, gather_ahead at least 0")
         if self.accumulate < 1 or not 0 <= self.threads <= MOST_THREADS:
@@ -88,7 +91,7 @@ class LookingSettings:
 
     def __post_init__(self) -> None:
         if self.log < 1 or min(self.picture, self.probe, self.probe_tiles) < 0:
-            raise BadOption("looking.log must be at least 1, the others of looking at least 0")
+            raise BadOption("looking.log must be at least 1, picture, probe and probe_tiles at least 0")
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,12 @@ class Recipe:
                 f"it earlier, or leave it out: stages.{starts[-1]}=none"
             )
         patch, crops = self.backbone.patch_px, self.views.crops
-        for px in (crops.global_px, crops.local_px):
+        for name, px in (("global_px", crops.global_px), ("local_px", crops.local_px)):
             if px % patch:
-                raise BadOption(f"crops of {px} px do not divide into patches of {patch} px")
+                raise BadOption(
+                    f"crops of {px} px (views.crops.{name}) do not divide into patches of {patch} px "
+                    "(backbone.patch_px)"
+                )
         if self.sampling.any_mpp:
             self._require_any_mpp()
         if self.objective.gram_weight:
@@ -319,7 +325,7 @@ def _checked(kind: Any, values: Any, name: str) -> dict[str, Any]:
 
 
 def _plain(kind: type, value: Any, name: str) -> Any:
-    """One value of its type: no count beyond all that is counted, no text that could steer a terminal."""
+    """One value of its type: no number beyond all that is counted, no text that could steer a terminal."""
     if kind is float and type(value) is int:
         value = float(value) if abs(value) <= _MOST_COUNT else math.inf
     right = type(value) is kind
@@ -331,6 +337,8 @@ def _plain(kind: type, value: Any, name: str) -> Any:
         right = value.isprintable() and len(value) <= _LONGEST_TEXT
     if not right:
         raise BadOption(f"{name} is {KINDS[kind]}, not {_short(value)}")
+    if kind is float and abs(value) > _MOST_NUMBER:
+        raise BadOption(f"{name} {value:g} is not between -{_MOST_NUMBER:g} and {_MOST_NUMBER:g}")
     return value
 
 

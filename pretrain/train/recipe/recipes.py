@@ -2,12 +2,13 @@
 
 Paper facts are from Zimmermann et al. 2024 (arXiv 2408.00738). Where the paper is silent (learning rate, weight decay,
 momentum, length of training) the values are those of DINOv2 (Oquab et al. 2023, arXiv 2304.07193), for the large models
-those of its long training.
+those of its long training, for their student those of its distilled models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pretrain.data.sampler import SamplingSettings
 from pretrain.learning.optimizer import OptimSettings
@@ -17,9 +18,10 @@ from pretrain.model.backbone import BackboneSettings
 from pretrain.model.heads import HeadSettings
 from pretrain.train.checkpoint import SavingSettings
 from pretrain.train.recipe.recipe import ComputeSettings, LookingSettings, Recipe
-from pretrain.train.recipe.sources import AUGMENTATIONS, LONG, OURS, PAPER, SHORT, WEIGHTS, sourced
+from pretrain.train.recipe.sources import AUGMENTATIONS, CARD, DISTILLED, LONG, OURS, PAPER, SHORT, WEIGHTS, sourced
 from pretrain.views.colour import ColourSettings
 from pretrain.views.crops import CropSettings
+from pretrain.views.masking import MaskingSettings
 from pretrain.views.views import ViewSettings
 from wsi_prep.errors import BadOption
 
@@ -163,23 +165,33 @@ def virchow2g() -> Recipe:
     )
 
 
+_OF_STUDENTS = ("steps", "rate", "warmup", "decay", "momentum")
+
+
 @sourced(
     {
-        "sampling.batch": PAPER,
-        "backbone": PAPER,
-        "backbone.mpp_token": OURS,
-        "objective.head.prototypes": PAPER,
-        "schedule.momentum": LONG,
+        **_LONG_SOURCES,
+        **dict.fromkeys((f"schedule.{name}" for name in _OF_STUDENTS), DISTILLED),
+        "backbone.drop_path": DISTILLED,
+        **dict.fromkeys((f"backbone.{name}" for name in ("layer_scale", "swiglu", "registers")), CARD),
+        "views.masking.share": DISTILLED,
+        "views.masking.least": OURS,
+        "views.masking.most": OURS,
     }
 )
 def virchow2g_mini() -> Recipe:
-    """Virchow2G Mini: ViT-S/14 of 22 M, distilled: give the teacher as `teacher=`."""
+    """Virchow2G Mini: ViT-S/14 of 22 M, distilled: give the teacher as `teacher=`; DINOv2's training of students.
+
+    Nothing is masked: `views.masking` says at which patches student and teacher are compared.
+    """
     return Recipe(
         name="virchow2g_mini",
         sampling=SamplingSettings(batch=3072),
-        schedule=ScheduleSettings(steps=100_000, momentum=(0.994, 1.0)),
-        backbone=BackboneSettings(width=384, depth=12, heads=6),
-        objective=ObjectiveSettings(head=HeadSettings(prototypes=131_072)),
+        schedule=replace(_LONG, rate=1e-3 * (1024 / 2048) ** 0.5),
+        views=ViewSettings(masking=MaskingSettings(share=1.0)),
+        backbone=BackboneSettings(width=384, depth=12, heads=6, layer_scale=0.0),
+        objective=ObjectiveSettings(head=_HEAD),
+        optim=OptimSettings(layer_decay=1.0),
         compute=ComputeSettings(compile=True),
         saving=SavingSettings(every=1000),
         looking=LookingSettings(picture=2000, probe=2000),

@@ -155,7 +155,7 @@ def test_replacement_is_of_the_same_stratum_and_repeatable(skewed):
         ({"mix": {"20x": 0.0}}, "every share"),
         ({"mix": {"21x": 1.0}}, "21x"),
         ({"strata": ("colour",)}, "colour"),
-        ({"held_out": 1.0}, "held out"),
+        ({"held_out": 1.0}, "held_out 1.0"),
         ({"split": "test"}, "test"),
         ({"seed": -1}, "seed"),
     ],

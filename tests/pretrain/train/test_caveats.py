@@ -1,6 +1,7 @@
 """What a run cannot do with its tiles is said before it begins, and is so."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from pretrain.data.sampler import Sampler
 from pretrain.train.metrics import read_metrics
 from pretrain.train.recipe.caveats import caveats
 from pretrain.train.recipe.overrides import changed
-from pretrain.train.recipe.recipes import debug
+from pretrain.train.recipe.recipes import debug, virchow2g_mini
 from tests.support.indexes import make_index
 from tests.support.training import make_shards, run
 
@@ -50,12 +51,21 @@ def test_nothing_is_said_where_all_is_well(tmp_path):
         (["sampling.batch=4", "compute.accumulate=2"], None),
         (["views.masking.share=0", "objective.ibot_weight=0"], None),
         (["sampling.held_out=0.3"], "of one slide"),
+        ([f"objective.{name}_weight=0" for name in ("dino", "ibot", "spread")], "every weight of objective is 0"),
+        (["objective.dino_weight=0", "objective.ibot_weight=0"], None),
     ],
 )
 def test_a_term_or_a_share_that_is_nothing_is_said(tmp_path, changes, words):
     lines = said(tmp_path, MANY, *changes)
     assert len(lines) == (words is not None)
     assert all(words in line for line in lines)
+
+
+def test_a_student_without_a_teacher_is_said(tmp_path):
+    _, sampler = sampler_of(tmp_path, MANY)
+    alone, taught = virchow2g_mini(), replace(virchow2g_mini(), teacher="runs/a")
+    for recipe, lines in ((alone, 1), (taught, 0)):
+        assert sum("there is no teacher" in line for line in caveats(recipe, sampler)) == lines
 
 
 def test_one_slide_alone_is_said(tmp_path):

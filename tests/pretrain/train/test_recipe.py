@@ -116,7 +116,13 @@ def test_what_is_no_setting_is_refused(wrong):
         ("sampling.density=0.25:1,2", "sampling.density takes 2 values with colons between them, not '2'"),
         ("sampling.density=0.25:1,2:many", "sampling.density is a number, not 'many'"),
         ("sampling.density=0.25:1,2:1", "sampling.any_mpp=true"),
-        ("backbone.patch_px=15", "px"),
+        ("backbone.patch_px=15", "images of 112 px (backbone.image_px) do not divide into patches of 15 px"),
+        ("views.crops.local_px=50", "crops of 50 px (views.crops.local_px) do not divide into patches of 14 px"),
+        ("compute.device=banana", "device 'banana' is not known; choose cpu or cuda"),
+        ("objective.dino_weight=-1", "dino_weight, ibot_weight and spread_weight must be at least 0"),
+        ("views.colour.sigma=1,1000", "blur sigma 1 to 1000 px is no range above 0 and up to 392"),
+        ("backbone.layer_scale=1e308", "backbone.layer_scale 1e+308 is not between -1e+30 and 1e+30"),
+        ("views.crops.aspect=1e9", "crops of 112 px at scale 0.9 and aspect 1000000000.0 need 3.935e+06 px of a tile"),
         ("objective.gram_scale=0.5", "gram_scale 0.5 is not between 1 and 8"),
         ("objective.gram_every=-1", "gram_every and gram_refreshes must be at least 0"),
     ],
@@ -125,6 +131,22 @@ def test_a_wrong_value_is_refused_and_named(wrong, says):
     with pytest.raises(BadOption) as refused:
         changed(debug(), [wrong])
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["-5", "0", "1e31", "10000000000000"])
+def test_a_number_that_cannot_be_is_refused_by_its_name(text):
+    """Of every setting that is a number, or some; a few may be anything."""
+    refused = {}
+    for name, value in flat(debug()).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not numbers or not all(type(number) in (int, float) for number in numbers):
+            continue
+        try:
+            changed(debug(), [f"{name}={','.join([text] * len(numbers))}"])
+        except BadOption as error:
+            refused[name] = str(error)
+    assert len(refused) > 20
+    assert [said for name, said in refused.items() if name.rsplit(".", maxsplit=1)[-1] not in said] == []
 
 
 @pytest.mark.parametrize(

@@ -125,24 +125,33 @@ MODELS = {
         "backbone.depth": 12,
         "backbone.heads": 6,
         "backbone.mlp_ratio": 4.0,
-        "backbone.swiglu": False,
-        "backbone.registers": 0,
         "backbone.qk_norm": False,
-        "backbone.drop_path": 0.0,
-        "backbone.layer_scale": 1e-5,
     },
 }
+# Oquab et al. 2023, table 16, "DINOv2-S (distilled)": 1e-3 at a batch of 2,048; and section 5.
+DISTILLED = {
+    "schedule.steps": 625_000,
+    "schedule.rate": 1e-3 / 2**0.5,
+    "schedule.warmup": 100 / 625,
+    "schedule.decay": (0.04, 0.2),
+    "schedule.momentum": (0.994, 1.0),
+    "backbone.drop_path": 0.0,
+    "views.masking.share": 1.0,  # iBOT on the two global crops
+}
+CARD = {"backbone.layer_scale": 0.0, "backbone.swiglu": False, "backbone.registers": 0}
 OWN = {"views.colour.solarise": 0.0}  # of the paper, for 2G
 
 
 def facts(name):
     """What each source says, for a recipe."""
-    long = name in ("virchow2", "virchow2g")
+    long = name in ("virchow2", "virchow2g", "virchow2g_mini")
     return {
         "DINOv2 ssl_default_config.yaml": SHORT | (IN_LONG if long else {}),
         "DINOv2 vitl14.yaml and vitg14.yaml": LONG,
         "Virchow2's paper": PAPER | MODELS.get(name, {}),
         "Virchow2's paper, for 2G": OWN,
+        "DINOv2's paper on distillation": DISTILLED,
+        "Virchow2G Mini's card": CARD,
         "Virchow2's released config.json": {"backbone.mlp_ratio": 5.3375},
         **CODE,
     }
@@ -189,6 +198,21 @@ def test_the_large_recipes_take_the_long_training_and_the_paper_whole(name):
         "views.masking.scattered",
         "backbone.mlp_ratio",
     }
+
+
+def test_the_student_takes_dinov2s_training_of_students_and_else_the_long_one():
+    made = recipe("virchow2g_mini")
+    sources = sources_of(made)
+    assert {setting for setting, source in sources.items() if source.startswith("DINOv2's paper")} == set(DISTILLED)
+    assert {setting for setting, source in sources.items() if source.startswith("Virchow2G")} == set(CARD)
+    from_long = {setting for setting, source in sources.items() if source.startswith("DINOv2 vitl14.yaml")}
+    assert from_long == set(LONG) - set(DISTILLED)
+    tops = [schedules.at(made.schedule, 100_000, batch).rate for batch in (2048, 3072)]
+    assert tops == pytest.approx([1e-3, 1e-3 * 1.5**0.5])
+    large = recipe("virchow2g")
+    for name, value in flat(large).items():  # but for the size of the network, its optimizer, and what students need
+        if name.startswith(("schedule.", "objective.", "views.", "optim.")) and name not in DISTILLED:
+            assert flat(made)[name] == value or name in ("optim.kind", "optim.betas"), name
 
 
 def test_the_rate_of_the_last_block_is_that_of_dinov2s_large_models():

@@ -71,7 +71,10 @@ def test_no_recipe_has_stages_and_files_of_before_have_none(name, tmp_path):
         ("stages.9.start_from=a", "no stage may change start_from: a run begins but once"),
         ("stages.9.schedule.rat=1", "no setting is named 'schedule.rat'; did you mean schedule.rate?"),
         ("stages.9.schedule.rate=fast", "schedule.rate is a number, not 'fast'"),
-        ("stages.9.views.crops.global_px=57", "from step 9 on: crops of 57 px do not divide into patches of 14 px"),
+        (
+            "stages.9.views.crops.global_px=57",
+            "from step 9 on: crops of 57 px (views.crops.global_px) do not divide into patches of 14 px",
+        ),
         ("stages.9.views.crops.global_px=392", "from step 9 on: crops of 392 px"),
         ("stages.200.schedule.rate=1", "the stage from step 200 on begins after the last of 200 steps"),
         ("stages.0.schedule.rate=1", "a stage begins at step 1 or later, not at 0"),

@@ -165,7 +165,7 @@ def test_a_nucleus_keeps_its_size_and_mpp_is_true(continuous):
         ({"aspect": 0.9}, "below 1"),
         ({"global_px": 400}, "of a tile of 392"),
         ({"global_crops": 0}, "at least 1"),
-        ({"local_px": 300}, "300 px"),
+        ({"local_px": 300}, "local_px 300"),
     ],
 )
 def test_bad_settings_are_refused(wrong, says):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.model.recompute import MODES
-from pretrain.train.planning import ledger, plan, preflight
+from pretrain.train.planning import ledger, plan, preflight, simulate
 from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.gpus import GPUS, Gpu, gpu_named
 from pretrain.train.planning.ledger import Collective, Operation
@@ -76,6 +76,15 @@ def test_what_is_not_hidden_is_waited_for_and_so_is_the_host():
     assert step_time(seen(product, gather, planning=0.2), GPU, False, PLAIN).step == pytest.approx(0.2)
     started = step_time(seen(product), GPU, False, replace(PLAIN, launch_us=1e5))
     assert (started.host, started.step) == pytest.approx((0.1, 0.1))
+
+
+def test_no_more_checkpoints_are_kept_than_are_made():
+    operation = Operation(50 * 10**12, 0, False, ledger.ACTIVATIONS, 1)
+    for hours in ("1e-300", "0.001"):
+        chosen = changed(
+            SMALL, ["schedule.steps=1000", "saving.every=10", "saving.keep=2", f"saving.keep_hours={hours}"]
+        )
+        assert Plan(chosen, 1, GPU, PLAIN, seen({operation: 1})).checkpoints == 102
 
 
 def test_a_plan_adds_up():
@@ -173,7 +182,7 @@ def test_a_check_that_fails_stops_no_run(monkeypatch):
     def broken(*_):
         raise RuntimeError("an operator has no shapes\nmore")
 
-    monkeypatch.setattr(preflight, "simulate", broken)
+    monkeypatch.setattr(simulate, "simulate_whole", broken)
     assert require_fit(SMALL, 1, 1) == (
         "whether a step fits into the GPU's memory is seen when it is tried (an operator has no shapes)"
     )
@@ -197,6 +206,8 @@ def test_gpus_are_known_by_name_and_plausible():
         ("price", -1.0, "price -1 is not a number from 0 on"),
         ("fragmentation", 1.0, "fragmentation must be below 1"),
         ("network", 0.0, "network must be above 0"),
+        ("bandwidth", 1e-320, "bandwidth 9.99989e-321 is below 1e-06"),
+        ("launch_us", 1e308, r"launch_us 1e\+308 is above 1e\+12"),
     ],
 )
 def test_assumptions_that_cannot_be_are_refused(name, value, said):

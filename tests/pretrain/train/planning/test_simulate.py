@@ -12,7 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from pretrain.compute.distributed import World
 from pretrain.compute.randomness import Places
+from pretrain.learning.guide import supposed_fields, supposed_labels
 from pretrain.model.backbone import Backbone
+from pretrain.model.guide import HIDDEN
 from pretrain.model.network import Network
 from pretrain.train.learner import Learner
 from pretrain.train.planning import ledger
@@ -38,7 +40,9 @@ SIZES = {
         *("optim.kind=stable_adamw", "compute.accumulate=2", "sampling.batch=8", "compute.recompute=full", *PLAIN),
     ],
     "anchored": ["objective.gram_weight=2", "sampling.batch=8", *PLAIN],
+    "guided": ["guide.institution=-0.1", "guide.scanner=-0.1", "guide.mpp=0.1", "sampling.batch=8", *PLAIN],
 }
+GUIDED = ("institution", "scanner", "mpp")
 TOGETHER = {"swiglu in bfloat16, recomputed": "fsdp"}
 
 
@@ -61,9 +65,10 @@ def held(recipe, world):
     share = recipe.sampling.batch // world.size
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
         tiles = torch.zeros(share, 3, 392, 392, dtype=torch.uint8)
-        learner = Learner(recipe, world)
+        learner = Learner(recipe, world, fields=supposed_fields(recipe.guide))
         learner.prepare()
-        learner.learn(tiles, Places(0, 100, np.arange(world.rank * share, (world.rank + 1) * share)))
+        places = Places(0, 100, np.arange(world.rank * share, (world.rank + 1) * share))
+        learner.learn(tiles, places, supposed_labels(recipe.guide, share))
         del tiles
     events = [each for each in told.profiler.kineto_results.events() if each.name() == "[memory]"]
     at = np.cumsum([each.nbytes() for each in sorted(events, key=lambda each: each.start_ns())])
@@ -137,6 +142,22 @@ def test_an_anchor_is_held_and_saved_as_another_backbone(of_one):
     assert seen.at_rest[ledger.ANCHOR] == 4 * backbone
     assert seen.checkpoint - bare.checkpoint == 4 * backbone + 4  # and how often it was taken again
     assert ledger.ANCHOR not in bare.at_rest
+
+
+def test_the_heads_of_a_guide_are_held_learnt_and_saved_but_for_the_moving_mean(of_one):
+    """Three linear layers each: two heads of 16 supposed classes, one of a number."""
+    chosen, bare = made("guided"), simulate(changed(made("guided"), [f"guide.{name}=0" for name in GUIDED]), 1)
+    width, seen, gives = chosen.backbone.width, of_one["guided"], (16, 16, 1)
+    layers = [pair for given in gives for pair in ((width, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, given))]
+    numbers = sum(inward * outward + outward for inward, outward in layers)
+    more = {part: seen.at_rest[part] - bare.at_rest[part] for part in bare.at_rest}
+    moments = 4 * (2 * numbers + 2 * len(layers))  # and a count of steps for each weight and each bias
+    assert more == {**dict.fromkeys(bare.at_rest, 0), ledger.PARAMETERS: 4 * numbers, ledger.OPTIMIZER: moments}
+    assert seen.checkpoint - bare.checkpoint == 4 * numbers + moments
+    products = sum(inward * outward for inward, outward in layers)
+    crops = chosen.views.crops.global_crops * chosen.sampling.batch
+    assert flops(seen) - flops(bare) == 3 * 2 * crops * products  # forward, and both gradients
+    assert sum(seen.operations.values()) > sum(bare.operations.values())  # which the host has to start
 
 
 def test_processes_hold_shards_and_the_same_activations(of_one, of_four):
