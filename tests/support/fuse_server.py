@@ -2,7 +2,8 @@
 
 It speaks the kernel's protocol (linux/fuse.h, version 7.31) on /dev/fuse itself, so no library is needed, only the
 right to mount. OPTIONS are JSON: "locks": an errno's name for each flock, else the kernel locks by itself; "direct":
-every read comes here, none is answered by the page cache; "whole_seconds": times have no fractions.
+every read comes here, none is answered by the page cache; "whole_seconds": times have no fractions; "remembered": so
+many seconds the kernel answers for names and attributes that it has seen, as on NFS, else none.
 
 Each line on its standard input is a JSON list of rules, in place of those before. The answer, also a line, says how
 often each of those before did harm. A rule: "call": a key of CALLS; "name": a pattern of paths below FOLDER; "after":
@@ -38,6 +39,12 @@ _MODE, _UID, _GID, _SIZE, _ATIME, _MTIME, _ATIME_NOW, _MTIME_NOW = 1, 2, 4, 8, 1
 _MOST_WRITE = 1 << 20
 _THREADS = 6
 _WITH_HANDLE = ("read", "write", "release", "fsync", "flush", "readdir", "releasedir")
+
+
+def _kind(entry):
+    """Of a folder's entry, as a listing has it."""
+    kinds = ((entry.is_symlink, stat.S_IFLNK), (lambda: entry.is_dir(follow_symlinks=False), stat.S_IFDIR))
+    return next((mode for is_one, mode in kinds if is_one()), stat.S_IFREG) >> 12
 
 
 class Faults:
@@ -149,7 +156,8 @@ class PassThrough:
                 self._next += 1
             node = self._numbers[key]
             self._counts[node] = self._counts.get(node, 0) + 1
-        return struct.pack("=4Q2I", node, 0, 0, 0, 0, 0) + self._attributes(about)
+        remembered = self._options.get("remembered", 0)
+        return struct.pack("=4Q2I", node, 0, remembered, remembered, 0, 0) + self._attributes(about)
 
     def _init(self, _node, body):
         _major, _minor, ahead, offered = struct.unpack_from("=4I", body)
@@ -162,7 +170,8 @@ class PassThrough:
         return self._entry(node, body.split(b"\0")[0])
 
     def _getattr(self, node, _body):
-        return struct.pack("=Q2I", 0, 0, 0) + self._attributes(os.fstat(self._nodes[node]))
+        remembered = self._options.get("remembered", 0)
+        return struct.pack("=Q2I", remembered, 0, 0) + self._attributes(os.fstat(self._nodes[node]))
 
     def _setattr(self, node, body):
         valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _ = struct.unpack(
@@ -264,14 +273,14 @@ class PassThrough:
     def _opendir(self, node, _body):
         handle = os.open(self._at(node), os.O_RDONLY | os.O_DIRECTORY)
         with os.scandir(handle) as found:
-            self._listed[handle] = [(os.fsencode(each.name), each.inode()) for each in found]
+            self._listed[handle] = [(os.fsencode(each.name), each.inode(), _kind(each)) for each in found]
         return struct.pack("=Q2I", handle, 0, 0)
 
     def _readdir(self, _node, body):
         handle, offset, size = struct.unpack_from("=QQI", body)
         text = b""
-        for number, (name, inode) in enumerate(self._listed[handle][offset:], offset + 1):
-            each = struct.pack("=2Q2I", inode, number, len(name), 0) + name
+        for number, (name, inode, kind) in enumerate(self._listed[handle][offset:], offset + 1):
+            each = struct.pack("=2Q2I", inode, number, len(name), kind) + name
             each += bytes(-len(each) % 8)
             if len(text) + len(each) > size:
                 break

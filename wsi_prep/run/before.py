@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import IO
 
@@ -46,7 +47,8 @@ TILE_BYTES = 30_000
 _TILES = ("tiles_5x", "tiles_10x", "tiles_20x", "tiles_40x")
 _SIZES = 200  # slides whose files are asked for their size
 _OPENED = 12
-_SECONDS = 40.0  # for opening slides, in all
+_SECONDS, _LEAST_SECONDS = 50.0, 10.0  # in all, and for opening slides however long the rest took
+_AT_ONCE = 16
 _CLOCK = 60.0  # s that clocks may differ
 _FREE_SHARE = 0.9  # of the room that is there: other things are written too
 
@@ -83,8 +85,10 @@ class Before:
 def look_before(request: RunRequest, seed: int = 0, seconds: float = _SECONDS) -> Before:
     """What a run of `request` would meet, by listing its slides and opening some; nothing that it makes stays.
 
-    `seconds` for opening slides; `seed` chooses them, one of each ending first. Raises UsageError as a run would.
+    `seconds` in all, of which opening slides takes what the rest leaves; `seed` chooses them, one of each ending first.
+    Raises UsageError as a run would.
     """
+    began = time.monotonic()
     found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
     storage = open_storage(request.out)
     terms_of(request).require_kept(storage.where, read_run(storage))
@@ -100,10 +104,13 @@ def look_before(request: RunRequest, seed: int = 0, seconds: float = _SECONDS) -
     before.faults += _of_output(request.out)
     order = np.random.default_rng(seed).permutation(len(todo))[:_SIZES]
     drawn = [todo[int(number)] for number in order]
-    sizes = [size for task in drawn if (size := source_bytes(task.source)) is not None]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # each may be some waits on a slow file system
+        told = pool.map(lambda task: source_bytes(task.source), drawn)
+        sizes = [size for size in told if size is not None]
     if sizes:
         before.read_bytes = round(sum(sizes) / len(sizes) * len(todo))
-    before.tried = _tried(_each_ending_first(drawn), seconds)
+    left = max(seconds - (time.monotonic() - began), min(seconds, _LEAST_SECONDS))
+    before.tried = _tried(_each_ending_first(drawn), left)
     _add_room(before, request.out, known)
     for each in before.tried:
         if each.error:

@@ -1,6 +1,7 @@
 """CHECK=1 tells before a run what the run will meet, and leaves nothing behind."""
 
 import json
+import os
 import shutil
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.shards import main
+from tests.support.fuse_mount import harmful_disk
 from tests.support.shard_folders import add_slide
 from wsi_prep.errors import UsageError
 from wsi_prep.format.records import SLIDE_SCHEMA, tile_counts
@@ -100,3 +102,20 @@ def test_a_forgotten_slide_is_neither_opened_nor_named(slides, tmp_path):
 def test_an_object_store_is_written_to_and_left_as_it_was(slides, object_server):
     assert look_before(RunRequest(str(slides), "s3://slides/out")).faults == []
     assert object_server.objects() == {}
+
+
+def test_of_very_many_slides_on_a_slow_disk_few_are_asked_after(tmp_path):
+    with harmful_disk(tmp_path / "far", remembered=3) as disk:
+        for number in range(10):
+            folder = disk.behind / "slides" / str(number)
+            folder.mkdir(parents=True)
+            first = folder / "a.svs"
+            first.write_bytes(b"no slide")
+            for other in range(499):
+                os.link(first, folder / f"{other}.svs")
+        calls = ("lookup", "getattr", "open", "read")
+        disk.does(*({"call": call} for call in calls))
+        before = look_before(RunRequest(str(disk.path / "slides"), str(tmp_path / "out")))
+        asked = sum(disk.does())
+    assert (before.found, before.read_bytes) == (5000, 40_000)
+    assert 200 <= asked < 2500
