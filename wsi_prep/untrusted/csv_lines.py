@@ -5,6 +5,8 @@ from __future__ import annotations
 import codecs
 import csv
 import re
+from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from wsi_prep.errors import BadManifest
@@ -18,10 +20,13 @@ _SAVE = "in Excel, save it as 'CSV UTF-8'"
 
 
 class CsvLines(NamedTuple):
-    """Header (lower case), (line number, cells) of each line that is not blank, and what separates cells."""
+    """Header (lower case), (line number, cells) of each line that is not blank, and what separates cells.
+
+    The rows are made while they are taken, once, since there may be millions; then BadManifest may come, too.
+    """
 
     header: list[str]
-    rows: list[tuple[int, list[str]]]
+    rows: Iterator[tuple[int, list[str]]]
     separator: str
 
 
@@ -37,14 +42,18 @@ def read_csv(where: str, data: bytes) -> CsvLines:
     before = 1 if named else 0
     first = lines[before] if len(lines) > before else ""
     separator = named[1] if named and named[1] in _SEPARATORS else max(_SEPARATORS, key=first.count)
-    reader = csv.reader(lines[before:], delimiter=separator)
+    every = _cells(where, lines, before, separator)
+    header = _without_last_blanks([cell.lower() for cell in next(every, (0, []))[1]])
+    rows = ((line, _without_last_blanks(cells, len(header))) for line, cells in every)
+    return CsvLines(header, (row for row in rows if any(row[1])), separator)
+
+
+def _cells(where: str, lines: list[str], before: int, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """The number of each line, `before` of which are passed by, and its cells without blanks around them."""
+    reader = csv.reader(islice(lines, before, None), delimiter=separator)
     try:
-        header = _without_last_blanks([cell.strip().lower() for cell in next(reader, [])])
-        rows = (
-            (reader.line_num + before, _without_last_blanks([cell.strip() for cell in cells], len(header)))
-            for cells in reader
-        )
-        return CsvLines(header, [(line, cells) for line, cells in rows if any(cells)], separator)
+        for cells in reader:
+            yield reader.line_num + before, [cell.strip() for cell in cells]
     except csv.Error as error:
         line = reader.line_num + before
         raise BadManifest(

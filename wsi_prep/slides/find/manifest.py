@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import PurePosixPath
+from typing import Any
 
 from wsi_prep.errors import BadManifest, counted
 from wsi_prep.format.records import STAINS
@@ -27,7 +28,7 @@ _MOST_MORE, _LONGEST_MORE, _LONGEST_NAME = 32, 200, 60
 _TYPO, _MOST_FAULTS = 0.8, 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ManifestRow:
     """What the manifest says of one slide; None where its cell is empty. `mpp` is um/px as given, plausible or not.
 
@@ -43,6 +44,7 @@ class ManifestRow:
 
 
 EMPTY_ROW = ManifestRow()
+_SAID = attrgetter(*(field.name for field in fields(ManifestRow)))
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,17 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
     line: int
     cell: str
-    parts: tuple[str, ...]
     row: ManifestRow
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The slide's name, behind it as many of its folders as are given."""
+        parts = tuple(part for part in self.cell.replace("\\", "/").split("/") if part not in ("", "."))
+        return parts or (self.cell,)
 
 
 @dataclass(frozen=True)
@@ -114,16 +121,16 @@ class Manifest:
 
         `left_out` are files that were found and are not read. Raises BadManifest for an entry that fits several slides.
         """
-        by_name: dict[str, list[SlideSource]] = defaultdict(list)
-        for source in sources:
-            for name in {source.name, name_of(source.path)}:
-                by_name[one_form(name)].append(source)
+        by_name = _by_name(sources)
         chosen: dict[str, _Entry] = {}
         unknown, faults = [], list[str]()
         for entry in self.entries:
-            fits = [s for s in by_name.get(one_form(entry.parts[-1]), []) if _ends_with(s, entry.parts, one_form)]
+            parts = entry.parts
+            alike = by_name.get(one_form(parts[-1]), ())
+            named = [sources[number] for number in ([alike] if isinstance(alike, int) else alike)]
+            fits = [s for s in named if _ends_with(s, parts, one_form)]
             if len(fits) > 1:  # of names that differ in their form alone, the one that is written
-                fits = [s for s in fits if _ends_with(s, entry.parts, str)] or fits
+                fits = [s for s in fits if _ends_with(s, parts, str)] or fits
             if not fits:
                 unknown.append(entry)
                 continue
@@ -139,7 +146,7 @@ class Manifest:
         rows = {slide_id: entry.row for slide_id, entry in chosen.items()}
         cells, lines = tuple(entry.cell for entry in unknown), tuple(entry.line for entry in unknown)
         hints = _hints(unknown, sources, left_out)
-        bare = [source for source in sources if source.slide_id not in rows]
+        bare = [] if len(rows) == len(sources) else [source for source in sources if source.slide_id not in rows]
         return Matched(
             rows,
             cells,
@@ -161,9 +168,12 @@ def read_manifest(path: str) -> Manifest:
     faults: list[str] = []
     more = _further_columns(path, header, faults)
     entries: dict[str, _Entry] = {}
+    one: dict[Any, Any] = {}  # of what is said of many slides, each once: millions of cells are few texts
     for line, cells in rows:
         entry = _entry(line, header, cells, faults, decimal_comma=separator in ";\t")
         if entry is not None:
+            row = ManifestRow(*(one.setdefault(each, each) for each in _SAID(entry.row)))
+            entry = replace(entry, row=one.setdefault(row, row))
             before = entries.setdefault(entry.cell, entry)
             if before is not entry:
                 faults.append(_twice(before, entry))
@@ -232,7 +242,6 @@ def _entry(line: int, header: list[str], cells: list[str], faults: list[str], *,
     if len(faults) > known:
         return None
     more = {name: value for name, value in values.items() if name not in COLUMNS and value}
-    parts = tuple(part for part in slide.replace("\\", "/").split("/") if part not in ("", "."))
     row = ManifestRow(
         mpp=_mpp(at, values.get("mpp", ""), faults, decimal_comma=decimal_comma),
         stain=_stain(at, values.get("stain", ""), faults),
@@ -241,7 +250,7 @@ def _entry(line: int, header: list[str], cells: list[str], faults: list[str], *,
         patient=values.get("patient") or None,
         more=json.dumps(more, ensure_ascii=False) if more else None,
     )
-    return _Entry(line, slide, parts or (slide,), row)
+    return _Entry(line, slide, row)
 
 
 def _mpp(at: str, cell: str, faults: list[str], *, decimal_comma: bool) -> float | None:
@@ -261,6 +270,19 @@ def _stain(at: str, cell: str, faults: list[str]) -> str | None:
         hint = f", did you mean {near[0]}?" if near else ";"
         faults.append(f"{at}: stain {cell[:60]!r} is not known{hint} choose from {' '.join(STAINS)}")
     return stain
+
+
+def _by_name(sources: Sequence[SlideSource]) -> dict[str, int | list[int]]:
+    """By name in one form, the number of the slide that has it, or the numbers of several."""
+    found: dict[str, int | list[int]] = {}
+    for number, source in enumerate(sources):
+        for name in {one_form(source.name), one_form(name_of(source.path))}:
+            before = found.setdefault(name, number)
+            if isinstance(before, list):
+                before.append(number)
+            elif before != number:
+                found[name] = [before, number]
+    return found
 
 
 def _ends_with(source: SlideSource, parts: tuple[str, ...], form: Callable[[str], str]) -> bool:
