@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from wsi_prep.compute.time_limit import HUNG
 from wsi_prep.errors import BadCatalog, BadOutput, OutputInUse
 from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.format.records import SlideRow, tile_counts
+from wsi_prep.format.records import SlideRow
 from wsi_prep.output.catalog import Catalog
+from wsi_prep.output.catalog_files import all_differ
 from wsi_prep.output.folder import WORKING, read_run
 from wsi_prep.storage.base import Storage
 from wsi_prep.storage.select import local_folder, open_storage
@@ -91,12 +95,11 @@ def read_status(out: str, most: int = 5, now: float | None = None) -> Status:
     run, rows = read_run(storage), _rows(storage)
     if not run:
         raise BadOutput(f"{storage.where} is no output of make shards: it has no run.json")
-    statuses = Counter(row["status"] for row in rows)
     working = _working(run)
     at_work = _at_work(storage)
     folder = local_folder(out)
     running = _running(storage.staging, now, most) if storage.staging is not None and at_work else None
-    made = sum(row["bytes"] or 0 for row in rows)
+    made = _sum(rows["bytes"])
     status: dict[str, Any] = {"bytes_made": made, "bytes_free": shutil.disk_usage(folder).free if folder else None}
     if working is not None:
         done = max(0, len(rows) - working.known)
@@ -109,9 +112,9 @@ def read_status(out: str, most: int = 5, now: float | None = None) -> Status:
     return Status(
         storage.where,
         at_work,
-        dict(statuses.most_common()),
-        _tiles(rows),
-        _stage_seconds(rows),
+        _counts(rows["status"]),
+        {m.name: _sum(rows[f"tiles_{m.name}"]) for m in reversed(MAGNIFICATIONS)},
+        {stage: _sum(rows[f"seconds_{stage}"].cast(pa.float64())) for stage in _STAGES},
         _failures(rows, most),
         _slowest(rows, most),
         running,
@@ -138,15 +141,29 @@ def _working(run: Mapping[str, Any]) -> _Working | None:
     return _Working(told["slides"], told["known"], since)
 
 
-def _rows(storage: Storage) -> list[SlideRow]:
+def _rows(storage: Storage) -> pa.Table:
     """The catalog's slides, each once; a merge may move files while they are read."""
     for tried in range(_TRIES):
         try:
-            return list({row["slide_id"]: row for row in Catalog(storage).slides(_COLUMNS)}.values())
+            rows = Catalog(storage).table(_COLUMNS)
+            break
         except (BadCatalog, FileNotFoundError):
             if tried == _TRIES - 1:
                 raise
-    return []
+    if all_differ(rows["slide_id"]):
+        return rows
+    numbered = pa.table({"slide_id": rows["slide_id"], "number": np.arange(len(rows))})
+    return rows.take(numbered.group_by("slide_id").aggregate([("number", "max")])["number_max"])
+
+
+def _sum(values: pa.ChunkedArray) -> Any:
+    return pc.sum(values, min_count=0).as_py()
+
+
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    """How often each is there, the most frequent first."""
+    counts = {each["values"]: each["counts"] for each in pc.value_counts(values).to_pylist()}
+    return dict(sorted(counts.items(), key=lambda each: -each[1]))
 
 
 def _at_work(storage: Storage) -> bool:
@@ -182,30 +199,25 @@ def _stage(staging: Path, slide_id: str) -> str:
     return "tiles" if any((each / "store.zarr").exists() for each in folders) else "tissue"
 
 
-def _failures(rows: list[SlideRow], most: int) -> tuple[Failure, ...]:
-    failed = [row for row in rows if row["status"] == "failed"]
-    counts = Counter(row["error_type"] or "" for row in failed)
-    first = {row["error_type"] or "": row for row in reversed(failed)}
+def _failures(rows: pa.Table, most: int) -> tuple[Failure, ...]:
+    failed = rows.filter(pc.equal(rows["status"], "failed")).sort_by("slide_id")
+    kinds = failed.set_column(failed.column_names.index("error_type"), "error_type", failed["error_type"].fill_null(""))
+    found = kinds.group_by("error_type", use_threads=False).aggregate(
+        [("slide_id", "count"), ("slide_id", "first"), ("error", "first")]
+    )
+    ranked = sorted(found.to_pylist(), key=lambda each: -each["slide_id_count"])
     return tuple(
-        Failure(kind, count, first[kind]["slide_id"], first[kind]["error"] or "")
-        for kind, count in counts.most_common(most)
+        Failure(each["error_type"], each["slide_id_count"], each["slide_id_first"], each["error_first"] or "")
+        for each in ranked[:most]
     )
 
 
-def _slowest(rows: list[SlideRow], most: int) -> tuple[Slow, ...]:
-    timed = sorted((row for row in rows if row["seconds"]), key=lambda row: -(row["seconds"] or 0))[:most]
-    return tuple(Slow(row["slide_id"], row["seconds"] or 0.0, _longest_stage(row)) for row in timed)
+def _slowest(rows: pa.Table, most: int) -> tuple[Slow, ...]:
+    timed = rows.filter(pc.greater(rows["seconds"], 0))
+    keys = [("seconds", "descending"), ("slide_id", "ascending")]
+    first: list[SlideRow] = timed.take(pc.select_k_unstable(timed, most, keys)).to_pylist() if len(timed) else []
+    return tuple(Slow(row["slide_id"], row["seconds"] or 0.0, _longest_stage(row)) for row in first)
 
 
-def _longest_stage(row: SlideRow) -> str:
-    stages = _stage_seconds([row])
-    return max(stages, key=lambda name: stages[name])
-
-
-def _tiles(rows: Sequence[SlideRow]) -> dict[str, int]:
-    counts = [tile_counts(row) for row in rows]
-    return {m.name: sum(count[m.name] for count in counts) for m in reversed(MAGNIFICATIONS)}
-
-
-def _stage_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    return {stage: sum(row[f"seconds_{stage}"] or 0.0 for row in rows) for stage in _STAGES}
+def _longest_stage(row: Mapping[str, Any]) -> str:
+    return max(_STAGES, key=lambda stage: row[f"seconds_{stage}"] or 0.0)

@@ -138,14 +138,21 @@ def _require_table(file: Path, table: str) -> None:
 
 
 def _copies(rows: pa.Table) -> Copies:
-    """Of rows of slides in the order in which they count, each slide once. Different hashes are different slides."""
-    with duckdb.connect(":memory:") as connection:
-        connection.register("rows", rows)
-        hashes = connection.sql("SELECT hash(slide_id) AS hash FROM rows").to_arrow_table()["hash"].to_numpy()
-    ordered = np.sort(hashes)
-    if not (ordered[1:] == ordered[:-1]).any():
+    """Of rows of slides in the order in which they count, each slide once."""
+    if all_differ(rows["slide_id"]):
         return Copies(pa.repeat(pa.scalar(True), len(rows)), 0)
     return which_count(rows["slide_id"].combine_chunks(), rows["ok"].combine_chunks())
+
+
+def all_differ(texts: pa.ChunkedArray) -> bool:
+    """Whether no text is there twice, where that can be said in a tenth of the time that counting takes: by hashes,
+    which differ only where texts do. Of millions of texts, one time in millions it is no although they differ.
+    """
+    with duckdb.connect(":memory:") as connection:
+        connection.register("rows", pa.table({"text": texts}))
+        hashes = connection.sql("SELECT hash(text) AS hash FROM rows").to_arrow_table()["hash"].to_numpy()
+    ordered = np.sort(hashes)
+    return not (ordered[1:] == ordered[:-1]).any()
 
 
 def _rows(storage: Storage, path: str, size: int, table: str, failures: list[StoreFailed]) -> ds.Dataset:

@@ -136,3 +136,15 @@ def test_prometheus_reads_the_same_from_a_file(out, tmp_path):
     assert found["mixmag_bytes_made", where] == status.bytes_made
     assert ("mixmag_seconds_left", where) not in found or status.seconds_left is not None
     assert main(["--shards", str(out), "--metrics", str(out / "catalog/m.prom")]) == 2
+
+
+def test_a_slide_counts_once_while_a_merge_has_it_in_two_files(out):
+    write_run(open_storage(str(out)), {"settings": {}})
+    before = read_status(str(out))
+    file = next((out / "catalog/slides").glob("*.parquet"))
+    kept = file.read_bytes()
+    Catalog(open_storage(str(out))).merge()
+    file.write_bytes(kept)
+    after = read_status(str(out))
+    assert (after.statuses, after.tiles, after.slowest) == (before.statuses, before.tiles, before.slowest)
+    assert (after.statuses, after.tiles["20x"]) == ({"ok": 2}, 6)
