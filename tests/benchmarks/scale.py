@@ -1,8 +1,9 @@
 """`make bench BENCH=scale`: what a run costs beside the slides' own work, over ten and a hundred thousand slides.
 
 `ARGS="--known 3100000"` comes back to an output of millions (scale_known.py), `ARGS="--tasks 100000 1000000"` hands
-out tasks that do nothing (scale_tasks.py). Else everything is real (files found, scheduler, workers and client as
-processes, catalog) but the work on a slide: in its place a worker commits a row and some tiles that nobody made.
+out tasks that do nothing (scale_tasks.py), `ARGS="--slow 100000"` looks before a run on a slow disk (scale_slow.py).
+Else everything is real (files found, scheduler, workers and client as processes, catalog) but the work on a slide: in
+its place a worker commits a row and some tiles that nobody made.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from distributed import Client
 
-from tests.benchmarks import scale_known, scale_tasks
+from tests.benchmarks import scale_known, scale_slow, scale_tasks
 from tests.benchmarks.measure import Figure, machine, markdown, table
 from tests.support.dask_processes import ROOT, DaskProcesses
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=64, help="tiles a slide")
     parser.add_argument("--known", type=int, nargs="+", help="instead: come back to outputs of so many slides")
     parser.add_argument("--tasks", type=int, nargs="+", help="instead: hand out so many tasks that do nothing")
+    parser.add_argument("--slow", type=int, nargs="+", help="instead: CHECK=1 on so many slides on a slow file system")
     parser.add_argument("--quick", action="store_true", help="small: does it run?")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     given = parser.parse_args()
@@ -60,6 +62,9 @@ def _other_parts(given: argparse.Namespace) -> list[Figure]:
             figures += scale_known.measure(Path(folder), count)
     for count in given.tasks or ():
         figures += scale_tasks.measure(count)
+    for count in given.slow or ():
+        with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+            figures += scale_slow.measure(Path(folder), count)
     if figures:
         print(table(figures), flush=True)
     return figures
