@@ -32,15 +32,21 @@ _PREFIX, _PARTIAL = "step-", ".partial-"
 
 @dataclass(frozen=True)
 class SavingSettings:
-    """A checkpoint every `every` steps; the newest `keep` stay, and of older ones, one for every `keep_hours` hours."""
+    """A checkpoint every `every` steps; the newest `keep` stay, and of older ones, one for every `keep_hours` hours.
+
+    `erase_tiles`: over how many tiles, drawn as in training, a checkpoint's fields below 0 in `guide` are erased.
+    """
 
     every: int = 500
     keep: int = 2
     keep_hours: float = 12.0
+    erase_tiles: int = 2048
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1 or not self.keep_hours >= 0:
             raise BadOption("saving.every and saving.keep must be at least 1, saving.keep_hours at least 0")
+        if self.erase_tiles < 1:
+            raise BadOption("saving.erase_tiles must be at least 1")
 
 
 @dataclass(frozen=True)
