@@ -41,12 +41,6 @@ def columns(fields: Sequence[Field], labels: Sequence[LabelArray]) -> Tensor:
     return torch.cat(found, dim=1)
 
 
-def apart(*each: Tensor) -> Tensor:
-    """Columns of several sets of tiles, one set below the other, so that labels are erased in each set by itself."""
-    made: Tensor = torch.block_diag(*each)  # type: ignore[no-untyped-call]
-    return made
-
-
 def width(fields: Sequence[Field]) -> int:
     """How many columns these fields have."""
     return sum(max(1, len(field.classes)) for field in fields)
@@ -78,7 +72,7 @@ def fit_eraser(backbone: Backbone, crops: Sequence[Tensor], z: Tensor, mpp: Sequ
     """What erases labels z (n, k), as `columns` has them, from the tokens of a backbone that has no eraser yet.
 
     `crops`: batches of (b, 3, h, w) normalised crops, n in all, on the CPU; `mpp`: (b,) of each, their um/px, of a
-    backbone that is told it. Sizes may differ from batch to batch. All their tokens are held on the CPU, n x (prefix +
+    backbone that is told it. All their tokens are held on the CPU, n x (prefix +
     N) x D float32. The class token, registers, and mean patch token are each erased by themselves.
     """
     device = backbone.mask_token.device

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from pretrain.compute import distributed
 from pretrain.compute.randomness import Places
-from pretrain.data.fields import LabelArray, fields
+from pretrain.data.fields import fields
 from pretrain.data.loader import Batch, Loader, on_device
 from pretrain.data.sampler import Sampler
 from pretrain.errors import BadRun, NonFinite
 from pretrain.learning import schedules
-from pretrain.learning.erasure import apart, columns, fit_eraser, width
+from pretrain.learning.erasure import columns, fit_eraser, width
 from pretrain.model.backbone import Backbone
 from pretrain.model.guide import Eraser
 from pretrain.model.normalise import normalise
@@ -37,7 +37,7 @@ from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.watch.left_out import LeftOut
 from pretrain.train.watch.signals import Signals
 from pretrain.train.watch.spikes import Spikes
-from pretrain.views.crops import TileScales, crop, plan_crops
+from pretrain.views.crops import TileScales
 from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.storage.atomic import write_json
 
@@ -287,7 +287,7 @@ class Trainer(Learner):
         if not self.erased:
             return {}
         whole, device, settings = self.whole_backbone(), self.world.device, self.recipe.backbone
-        eraser = Eraser(settings.depth + 2, self.backbone.prefix + 1, settings.width, 2 * width(self.erased)).to(device)
+        eraser = Eraser(settings.depth + 2, self.backbone.prefix + 1, settings.width, width(self.erased)).to(device)
         if whole is not None:
             with self._clock.stopped(), torch.compiler.set_stance("force_eager"):
                 eraser = fit_eraser(whole, *self._to_erase_over())
@@ -295,35 +295,22 @@ class Trainer(Learner):
         return {f"average.backbone.eraser.{name}": distributed.all_sum(value) for name, value in found}
 
     def _to_erase_over(self) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-        """Crops, columns of labels and um/px as fit_eraser takes them, of tiles drawn as in training, in their colours.
+        """Crops, columns of labels and um/px, as fit_eraser takes them, of tiles drawn as in training.
 
-        Windows as of global crops, then whole tiles. The labels of either are columns of their own, so that the fields
-        are erased at both sizes.
+        Their middle, of the size that is to be embedded, in its own colours.
         """
         recipe, patch_px = self.recipe, self.recipe.backbone.patch_px
         sampler = Sampler(self.sampler.index, replace(recipe.sampling, batch=min(recipe.sampling.batch, _AT_ONCE)))
-        side = TILE_PX // patch_px * patch_px
+        side = (recipe.saving.erase_px or TILE_PX) // patch_px * patch_px
         middle = slice((TILE_PX - side) // 2, (TILE_PX + side) // 2)
-        crops: tuple[list[Tensor], list[Tensor]] = ([], [])
-        mpps: tuple[list[Tensor], list[Tensor]] = ([], [])
-        labels: list[list[LabelArray]] = []
+        crops, mpp, labels = [], [], []
         with Loader(sampler, recipe.loader) as loader:
             for batch in loader.batches(0, -(-recipe.saving.erase_tiles // sampler.settings.batch)):
-                scales = TileScales(batch.draw.mpp, batch.draw.wanted)
-                places = Places(recipe.seed, batch.step, batch.draw.position)
-                windows, _ = plan_crops(recipe.views.crops, places, scales)
-                crops[0].append(normalise(crop(batch.pixels, windows, torch.float32)))
-                crops[1].append(normalise(batch.pixels[:, :, middle, middle].float() / 255))
-                mpps[0].append(torch.from_numpy(windows.mpp(scales.mpp).T.astype(np.float32).ravel()))
-                mpps[1].append(batch.mpp.clone())
+                crops.append(normalise(batch.pixels[:, :, middle, middle].float() / 255))
+                mpp.append(batch.mpp.clone())
                 labels.append([field.labels(batch.draw) for field in self.erased])
-        times = recipe.views.crops.global_crops
-        of_tiles = [np.concatenate(of_field) for of_field in zip(*labels, strict=True)]
-        of_crops = [
-            np.concatenate([np.tile(part, times) for part in of_field]) for of_field in zip(*labels, strict=True)
-        ]
-        z = apart(columns(self.erased, of_crops), columns(self.erased, of_tiles))
-        return [*crops[0], *crops[1]], z, [*mpps[0], *mpps[1]]
+        of_fields = [np.concatenate(of_field) for of_field in zip(*labels, strict=True)]
+        return crops, columns(self.erased, of_fields), mpp
 
     def drawn(self) -> list[dict[str, object]]:
         """What all processes have drawn, by stratum; every process must ask."""

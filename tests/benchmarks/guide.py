@@ -46,7 +46,6 @@ RECIPE = [
     *("backbone.width=64", "backbone.depth=3", "backbone.heads=2", "backbone.image_px=56", "optim.patch_rate=1"),
     *("schedule.rate=0.016", "schedule.momentum=0.98,0.98", "objective.head.prototypes=8", "saving.every=1000000"),
     *("compute.precision=fp32", "compute.threads=1", "loader.threads=1", "looking.picture=0", "looking.probe=0"),
-    "saving.erase_tiles=1024",
 ]
 
 

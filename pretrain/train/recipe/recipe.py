@@ -150,6 +150,8 @@ class Recipe:
         for px in (crops.global_px, crops.local_px):
             if px % patch:
                 raise BadOption(f"crops of {px} px do not divide into patches of {patch} px")
+        if 0 < self.saving.erase_px < patch:
+            raise BadOption(f"saving.erase_px {self.saving.erase_px} holds no patch of {patch} px; 0 is the whole tile")
         if self.sampling.any_mpp:
             self._require_any_mpp()
         if self.objective.gram_weight:

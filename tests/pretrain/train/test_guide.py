@@ -35,7 +35,7 @@ from wsi_prep.errors import BadOption
 pytestmark = pytest.mark.slow
 
 GUIDE = ("guide.institution=0.1", "guide.scanner=0.2", "guide.stain=0.1", "guide.focus=0.1", "schedule.steps=4")
-ERASE = ("guide.institution=-1", "guide.focus=-1", "saving.erase_tiles=16", "schedule.steps=2")
+ERASE = ("guide.institution=-1", "guide.focus=-1", "saving.erase_tiles=16", "saving.erase_px=60", "schedule.steps=2")
 STILL = ("schedule.rate=0", "schedule.least_rate=0", "schedule.momentum=1,1", "schedule.decay=0,0")
 
 
@@ -129,7 +129,7 @@ def _none():
 
 def test_a_recipe_from_before_there_were_guides_is_one_without(unbroken, tmp_path):
     saved = json.loads((unbroken / "recipe.json").read_text())
-    del saved["guide"], saved["schedule"]["guide_ramp"]
+    del saved["guide"], saved["schedule"]["guide_ramp"], saved["saving"]["erase_tiles"], saved["saving"]["erase_px"]
     (tmp_path / "recipe.json").write_text(json.dumps(saved))
     assert load(tmp_path / "recipe.json").guide.wanted == {}
 
@@ -199,9 +199,18 @@ def test_a_guided_training_is_planned_by_the_loops_own_step():
     assert seen.at_rest["parameters"] - seen.at_rest["EMA model"] == 4 * heads
 
 
-def test_a_weight_that_is_no_number_is_refused():
-    with pytest.raises(BadOption, match=r"guide.scanner is a number"):
-        changed(recipe("debug"), ["guide.scanner=nan"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("guide.scanner=nan", r"guide.scanner is a number"),
+        ("saving.erase_tiles=0", r"saving.erase_tiles must be at least 1"),
+        ("saving.erase_px=393", r"saving.erase_px 393 is not between 1 and 392"),
+        ("saving.erase_px=13", r"saving.erase_px 13 holds no patch of 14 px"),
+    ],
+)
+def test_numbers_that_cannot_guide_are_refused(change, says):
+    with pytest.raises(BadOption, match=says):
+        changed(recipe("debug"), [change])
 
 
 @pytest.fixture(scope="module")
@@ -220,12 +229,7 @@ def test_what_erases_a_field_is_in_the_average_alone_and_nothing_learns_otherwis
     mine, theirs = tensors(erased, 2), tensors(tmp_path / "plain", 2)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     assert mine.keys() - theirs.keys() == {f"average.backbone.eraser.{part}" for part in ("into", "out", "offset")}
-    assert mine["average.backbone.eraser.into"].shape == (
-        4,
-        2,
-        32,
-        2 * (2 + 1),
-    )  # two sizes of two classes and a number
+    assert mine["average.backbone.eraser.into"].shape == (4, 2, 32, 2 + 1)  # two classes and a number
     with_it, without = load_run(erased)[0], load_run(tmp_path / "plain")[0]
     tiles = torch.rand(2, 3, 56, 56)
     with torch.no_grad():
@@ -242,8 +246,8 @@ def test_an_erased_run_goes_on_to_the_bit_with_other_hospitals_too(shards, erase
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     other = make_shards(tmp_path / "other", "ABC")
-    assert run(other, tmp_path / "more", *ERASE[:3], *STILL, "schedule.steps=1", begin_with=f"{erased}@2") == 0
-    assert of_eraser(tmp_path / "more", 1)["average.backbone.eraser.into"].shape[-1] == 2 * (3 + 1)
+    assert run(other, tmp_path / "more", *ERASE[:4], *STILL, "schedule.steps=1", begin_with=f"{erased}@2") == 0
+    assert of_eraser(tmp_path / "more", 1)["average.backbone.eraser.into"].shape[-1] == 3 + 1
 
 
 def test_means_of_hospitals_are_equal_in_what_an_erased_run_embeds(shards, erased):
@@ -253,7 +257,7 @@ def test_means_of_hospitals_are_equal_in_what_an_erased_run_embeds(shards, erase
         index = open_index((str(shards),), erased.parent / "index")
         crops, z, _ = Trainer(made, Sampler(index, made.sampling), erased, alone)._to_erase_over()
     backbone = load_run(erased)[0].eval()
-    sites = z[:, [0, 3]]  # of windows, and of whole tiles: the columns of the first hospital
+    sites = z[:, :1]  # the column of the first hospital
 
     def told(backbone):
         with torch.no_grad():
@@ -294,7 +298,7 @@ def test_a_run_that_erases_is_not_exported(erased, tmp_path, capsys):
     ("spoilt", "says"),
     [
         (lambda out: torch.full_like(out, float("nan")), "an eraser with NaN"),
-        (lambda out: out[:1].clone(), r"cannot be read \(average.backbone.eraser.out is \(1, 2, 32, 6\) there"),
+        (lambda out: out[:1].clone(), r"cannot be read \(average.backbone.eraser.out is \(1, 2, 32, 3\) there"),
     ],
 )
 def test_an_eraser_is_checked_when_it_is_loaded(erased, tmp_path, spoilt, says):
