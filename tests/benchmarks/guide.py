@@ -70,6 +70,7 @@ def main() -> None:
         for seed in given.seeds[: 1 if given.quick else None]:
             run, changes = folder / f"run-{seed}", [*RECIPE, "guide.institution=-1", *given.set]
             changes += [f"sampling.seed={seed}", f"schedule.steps={4 if given.quick else given.steps}"]
+            changes += ["saving.erase_tiles=32"] if given.quick else []
             seconds = _train(folder / "shards", run, changes)
             figures += _judged(f"untrained, seed {seed}", untrained(run), held)
             backbone, _ = load_run(run)
