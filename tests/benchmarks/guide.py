@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--shards", help="not used")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--slides", type=int, default=4, help="to train on, of each shape at each site")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="changes to all arms")
     parser.add_argument("--runs", type=Path, help="a folder that keeps the runs")
     parser.add_argument("--quick", action="store_true", help="small and once: does it run?")
@@ -65,7 +66,7 @@ def main() -> None:
     figures = []
     with tempfile.TemporaryDirectory(prefix="guide-") as scratch:
         folder = given.runs or Path(scratch)
-        _make_shards(folder / "shards", slides=1 if given.quick else 4)
+        _make_shards(folder / "shards", slides=1 if given.quick else given.slides)
         held = _held_out(slides=2 if given.quick else 6)
         for seed in given.seeds[: 1 if given.quick else None]:
             run, changes = folder / f"run-{seed}", [*RECIPE, "guide.institution=-1", *given.set]
