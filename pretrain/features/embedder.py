@@ -103,9 +103,11 @@ def of_backbone(backbone: Backbone) -> Embedder:
         return _as_map(tokens_of(backbone, tiles).patches, tiles, patch_px)
 
     told = Embedder(backbone.vit, features, patch_px, about=about, patches=patches)
+    if backbone.eraser is not None:
+        told = replace(told, module=backbone, about=f"{about}, erased")
     if backbone.mpp_token is None:
         return told
-    whole = replace(told, module=backbone, about=f"{about}, um/px")
+    whole = replace(told, module=backbone, about=f"{told.about}, um/px")
     return replace(whole, at=lambda tiles, mpp: tokens_of(backbone, tiles, mpp).embedding)
 
 

@@ -1,4 +1,4 @@
-"""Guided training: fields of the catalog that the features should tell, or should not."""
+"""Guided training: fields of the catalog that the features should tell, or should not (learning.erasure)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SUPPOSED_CLASSES = 16
 
 @dataclass(frozen=True)
 class GuideSettings:
-    """Fields of the catalog that a head each learns to tell from the student's class token; 0 for no head.
+    """Fields of the catalog that the features should tell (above 0), or should not (below 0); 0 for neither.
 
-    A number above 0 encourages what tells the field: the backbone gets so much of the head's gradient. One below 0
-    removes it: the gradient is turned round (Ganin & Lempitsky 2015, arXiv 1409.7495). The head itself always learns
-    in full. mpp and what follows are numbers, the others classes.
+    Above 0, a head learns to tell the field from the student's class token, and the backbone gets so much of the head's
+    gradient. Below 0, whatever the number, each checkpoint gets what erases the field. mpp and what follows are
+    numbers, the others classes.
     """
 
     institution: float = 0.0
@@ -45,20 +45,30 @@ class GuideSettings:
 
     @property
     def wanted(self) -> dict[str, float]:
-        """The fields that have a head, with what goes into the backbone."""
+        """The fields that are not 0."""
         return {name: weight for name, weight in dataclasses.asdict(self).items() if weight}
+
+    @property
+    def told(self) -> dict[str, float]:
+        """The fields that have a head, with what goes into the backbone."""
+        return {name: weight for name, weight in self.wanted.items() if weight > 0}
+
+    @property
+    def erased(self) -> list[str]:
+        """The fields that are erased."""
+        return [name for name, weight in self.wanted.items() if weight < 0]
 
 
 def supposed_fields(settings: GuideSettings) -> list[Field]:
     """Fields as they might be, where there are no shards yet."""
     count = _SUPPOSED_CLASSES
     classes, shares = tuple(map(str, range(count))), (1 / count,) * count
-    return [Field(name, *(((), ()) if name in NUMBERS else (classes, shares)), known=1.0) for name in settings.wanted]
+    return [Field(name, *(((), ()) if name in NUMBERS else (classes, shares)), known=1.0) for name in settings.told]
 
 
 def supposed_labels(settings: GuideSettings, tiles: int) -> list[LabelArray]:
     """Of so many tiles, for each of these fields."""
-    return [np.zeros(tiles, np.float32) if name in NUMBERS else np.zeros(tiles, np.int64) for name in settings.wanted]
+    return [np.zeros(tiles, np.float32) if name in NUMBERS else np.zeros(tiles, np.int64) for name in settings.told]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pretrain.model.guide import Eraser
 from pretrain.model.packing import Kept, PackedBlock, Packing
 from wsi_prep.errors import BadOption
 
@@ -144,6 +145,8 @@ class MppToken(nn.Module):
 class Backbone(nn.Module):
     """A ViT and its mask token. `recompute`: how much is computed again for the backward pass, see recompute.MODES.
 
+    `eraser`: None, or what erases fields of the catalog from its tokens after every layer; never while it learns.
+
     >>> import torch
     >>> backbone = Backbone(BackboneSettings(width=32, depth=1, heads=2)).eval()
     >>> of_large, of_small = backbone([torch.zeros(2, 3, 224, 224), torch.zeros(8, 3, 98, 98)])
@@ -157,6 +160,7 @@ class Backbone(nn.Module):
         self.vit = make_vit(settings)
         self.mask_token = nn.Parameter(torch.zeros(settings.width))
         self.mpp_token = MppToken(settings.width) if settings.mpp_token else None
+        self.eraser: Eraser | None = None
 
     @property
     def prefix(self) -> int:
@@ -189,6 +193,8 @@ class Backbone(nn.Module):
         embedded = [self._embed(crops, mask) for crops, mask in zip(groups, masks, strict=True)]
         if self.mpp_token is not None:
             embedded = [self._tell(tokens, mpp[n] if mpp else None) for n, tokens in enumerate(embedded)]
+        if self.eraser is not None:
+            embedded = [self.eraser(0, tokens) for tokens in embedded]
         packing = Packing(tuple((len(tokens), tokens.shape[1]) for tokens in embedded))
         x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
         recompute = self.recompute if torch.is_grad_enabled() else "none"
@@ -197,9 +203,28 @@ class Backbone(nn.Module):
                 x = block(x, packing=packing, recompute=recompute)
             else:
                 x = block(x, packing=kept.packing, rows=kept.of_block(number), recompute=recompute)
-        parts = self.vit.norm(x).to(torch.promote_types(x.dtype, torch.float32)).split(packing.sizes)
-        whole = [part.view(*shape, -1) for part, shape in zip(parts, packing.shapes, strict=True)]
+            if self.eraser is not None:
+                parts = zip(x.split(packing.sizes), packing.shapes, strict=True)
+                x = torch.cat([self.eraser(number + 1, part.view(*shape, -1)).flatten(0, 1) for part, shape in parts])
+        normed = self.vit.norm(x).to(torch.promote_types(x.dtype, torch.float32)).split(packing.sizes)
+        whole = [part.view(*shape, -1) for part, shape in zip(normed, packing.shapes, strict=True)]
+        if self.eraser is not None:
+            whole = [self.eraser(self.settings.depth + 1, tokens) for tokens in whole]
         return [Tokens(tokens[:, 0], tokens[:, self.prefix :]) for tokens in whole]
+
+    def after(self, layer: int, x: Tensor, mpp: Tensor | None = None) -> Tensor:
+        """What a layer makes of the (B, prefix + N, D) tokens before it, as an Eraser counts layers; nothing is erased.
+
+        The first takes (B, 3, h, w) normalised crops, and (B,) um/px where the backbone is told them.
+        """
+        if layer == 0:
+            tokens = self._embed(x, None)
+            return tokens if self.mpp_token is None else self._tell(tokens, mpp)
+        if layer > self.settings.depth:
+            normed: Tensor = self.vit.norm(x).float()
+            return normed
+        out: Tensor = self.vit.blocks[layer - 1](x.flatten(0, 1), packing=Packing(((x.shape[0], x.shape[1]),)))
+        return out.view(x.shape)
 
     def _tell(self, tokens: Tensor, mpp: Tensor | None) -> Tensor:
         """(B, tokens, D), the class tokens being told the (B,) um/px."""

@@ -1,7 +1,8 @@
-"""Heads that tell fields of the catalog from class tokens, and what they send back into the backbone.
+"""What guides a backbone by fields of the catalog: heads that tell them, and maps that erase them from its tokens.
 
-Ganin & Lempitsky 2015 (arXiv 1409.7495): a head learns to tell a field as well as it can; on its way into the backbone
-its gradient is scaled, and turned round where the backbone is to lose what tells the field.
+A head learns to tell a field as well as it can; on its way into the backbone its gradient is scaled (as Ganin &
+Lempitsky 2015, arXiv 1409.7495, do it, without turning it round). Erasure is that of Belrose et al. 2023 (LEACE, arXiv
+2306.03819) after every layer, which they call concept scrubbing.
 """
 
 from __future__ import annotations
@@ -60,6 +61,36 @@ class GuideHeads(nn.ModuleDict):
         sent = {name: cls.new_zeros((), dtype=torch.float32) for name in (*self, REST)}
         outputs = {name: head(scaled(cls, ramp * self.weights[name], sent[name])) for name, head in self.items()}
         return scaled(cls, 1.0, sent[REST]), Told(outputs, sent)
+
+
+class Eraser(nn.Module):
+    """Affine maps of tokens, after each of a backbone's `layers`: x - out (into x - offset), as learning.erasure fits.
+
+    Layers are the embedded crops, every block, and the last norm. `kinds`: each token before the patches has a map of
+    its own, and the patches have one together, the last. `columns`: of the labels that are erased. A new one changes
+    nothing.
+    """
+
+    def __init__(self, layers: int, kinds: int, width: int, columns: int) -> None:
+        super().__init__()
+        self.into: Tensor
+        self.out: Tensor
+        self.offset: Tensor
+        self.register_buffer("into", torch.zeros(layers, kinds, width, columns))
+        self.register_buffer("out", torch.zeros(layers, kinds, width, columns))
+        self.register_buffer("offset", torch.zeros(layers, kinds, columns))
+
+    def forward(self, layer: int, tokens: Tensor) -> Tensor:
+        """(B, prefix + N, D) tokens as they are after a layer -> the same without what tells the labels."""
+        into, out, offset = self.into[layer], self.out[layer], self.offset[layer]
+        before = len(into) - 1
+        with torch.autocast(tokens.device.type, enabled=False):
+            x = tokens.float()
+            first, patches = x[:, :before], x[:, before:]
+            told = torch.einsum("bpd,pdk->bpk", first, into[:before]) - offset[:before]
+            first = first - torch.einsum("bpk,pdk->bpd", told, out[:before])
+            patches = patches - (patches @ into[before] - offset[before]) @ out[before].T
+            return torch.cat([first, patches], dim=1).to(tokens.dtype)
 
 
 def scaled(x: Tensor, scale: float, sent: Tensor) -> Tensor:

@@ -216,7 +216,7 @@ class _Going:
     def _tell(self, trainer: Trainer, start: int) -> None:
         """Before a piece: what is to be known of the run, or of this piece besides; the files of a run that begins."""
         call, sampler = self.call, trainer.sampler
-        lines = [*sampler.warnings, *caveats(trainer.recipe, sampler, trainer.guide.fields)]
+        lines = [*sampler.warnings, *caveats(trainer.recipe, sampler, [*trainer.guide.fields, *trainer.erased])]
         if not self._said:
             fresh = latest_step(call.folder / "checkpoints") is None
             goes_on = _changed_since(call.folder / "recipe.json", self.recipe)

@@ -22,6 +22,7 @@ from pretrain.compute import distributed
 from pretrain.compute.plain_files import read_json
 from pretrain.errors import BadRun, CheckpointFailed
 from wsi_prep.errors import BadOption, first_line, refusal
+from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.storage.atomic import sync
 
 CHECKPOINT_VERSION = 2
@@ -32,15 +33,25 @@ _PREFIX, _PARTIAL = "step-", ".partial-"
 
 @dataclass(frozen=True)
 class SavingSettings:
-    """A checkpoint every `every` steps; the newest `keep` stay, and of older ones, one for every `keep_hours` hours."""
+    """A checkpoint every `every` steps; the newest `keep` stay, and of older ones, one for every `keep_hours` hours.
+
+    `erase_tiles`: over how many tiles, drawn as in training, a checkpoint's fields below 0 in `guide` are erased, and
+    `erase_px` of their middle, 0 for whole tiles: as they are to be embedded.
+    """
 
     every: int = 500
     keep: int = 2
     keep_hours: float = 12.0
+    erase_tiles: int = 2048
+    erase_px: int = 0
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1 or not self.keep_hours >= 0:
             raise BadOption("saving.every and saving.keep must be at least 1, saving.keep_hours at least 0")
+        if self.erase_tiles < 1:
+            raise BadOption("saving.erase_tiles must be at least 1")
+        if not 0 <= self.erase_px <= TILE_PX:
+            raise BadOption(f"saving.erase_px {self.erase_px} is not between 1 and {TILE_PX}, or 0 for the whole tile")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,11 @@ def export(run: Path, to: Path, licence: str = "unknown", step: int | None = Non
             f"{run} has backbone.mpp_token, and timm's ViT takes no um/px of its tiles; use the run itself, as "
             f"make embed MODEL={run}"
         )
+    if backbone.eraser is not None:
+        raise BadRun(
+            f"{run} erases fields of its guide between its layers, which timm's ViT cannot; use the run itself, as "
+            f"make embed MODEL={run}"
+        )
     if to.exists() and any(to.iterdir()):
         raise BadRun(f"{to} is not empty; name a new folder")
     unfinished = to.with_name(f".{to.name}.{uuid4().hex}")

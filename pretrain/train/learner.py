@@ -48,8 +48,8 @@ class Learner:
     """What a step changes on this process, and how: the objective's networks, and their optimizer.
 
     Raises BadOption where recipe and processes do not fit together. `objective`: the recipe's own on the meta device,
-    to plan with: it gets no weights, and no memory by itself. `fields`: those that the recipe's guide wants. Nothing
-    can be learnt before `prepare`.
+    to plan with: it gets no weights, and no memory by itself. `fields`: those that the recipe's guide has heads for.
+    Nothing can be learnt before `prepare`.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ def objective_of(recipe: Recipe, seed: int, where: str = "cpu", guide: Mapping[s
             objective = SelfDistillation(recipe.objective, recipe.backbone, seed, recompute, most)
         else:
             objective = Distillation(recipe.objective, recipe.backbone, teacher, seed, recompute, most)
-        heads = GuideHeads(recipe.backbone.width, guide or {}, recipe.guide.wanted)
+        heads = GuideHeads(recipe.backbone.width, guide or {}, recipe.guide.told)
         objective.student.guide = heads
     if where != "meta":
         initialise(heads, seed, "guide.")

@@ -8,10 +8,11 @@ are read a step later.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,10 @@ from pretrain.data.loader import Batch, Loader, on_device
 from pretrain.data.sampler import Sampler
 from pretrain.errors import BadRun, NonFinite
 from pretrain.learning import schedules
+from pretrain.learning.erasure import columns, fit_eraser, width
 from pretrain.model.backbone import Backbone
+from pretrain.model.guide import Eraser
+from pretrain.model.normalise import normalise
 from pretrain.train.branch import begin_with, origin_of
 from pretrain.train.checkpoint import Checkpoints, holds, load, read_state, step_folder
 from pretrain.train.learner import Learner, require_division
@@ -34,8 +38,11 @@ from pretrain.train.watch.left_out import LeftOut
 from pretrain.train.watch.signals import Signals
 from pretrain.train.watch.spikes import Spikes
 from pretrain.views.crops import TileScales
+from wsi_prep.format.magnifications import TILE_PX
 from wsi_prep.storage.atomic import write_json
 
+_AT_ONCE = 64
+"""Tiles that are read and cut together to erase fields over."""
 _MOST_SPIKES = 20
 """Of a call, of which the tiles are written."""
 _NAMED, _LONGEST = 8, 60  # classes in a message, and characters of each
@@ -83,7 +90,8 @@ class Trainer(Learner):
     ) -> None:
         require_division(recipe, world.size)
         self._whole = whole or recipe
-        super().__init__(recipe, world, fields=fields(sampler, recipe.guide.wanted))
+        super().__init__(recipe, world, fields=fields(sampler, recipe.guide.told))
+        self.erased = fields(sampler, recipe.guide.erased)
         self.prepare()
         self.sampler, self.run_folder = sampler, run
         self.loader = Loader(sampler, recipe.loader, world.rank, world.size)
@@ -269,7 +277,40 @@ class Trainer(Learner):
         state: dict[str, object] = {"recipe": self.recipe.name, "drawn": self.drawn(), "left_out": self._left_out.steps}
         if self.guide.fields:
             state["guide"] = self._classes()
-        self.checkpoints.save(step, self.tensors(), state)
+        self.checkpoints.save(step, self.tensors() | self._erasing(), state)
+
+    def _erasing(self) -> dict[str, Tensor]:
+        """What erases the guide's fields from the average as it is, by name in a checkpoint; every process must ask.
+
+        Nothing of it is in the networks that learn. The first process fits it.
+        """
+        if not self.erased:
+            return {}
+        whole, device, settings = self.whole_backbone(), self.world.device, self.recipe.backbone
+        eraser = Eraser(settings.depth + 2, self.backbone.prefix + 1, settings.width, width(self.erased)).to(device)
+        if whole is not None:
+            with self._clock.stopped(), torch.compiler.set_stance("force_eager"):
+                eraser = fit_eraser(whole, *self._to_erase_over())
+        found = eraser.state_dict().items()
+        return {f"average.backbone.eraser.{name}": distributed.all_sum(value) for name, value in found}
+
+    def _to_erase_over(self) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        """Crops, columns of labels and um/px, as fit_eraser takes them, of tiles drawn as in training.
+
+        Their middle, of the size that is to be embedded, in its own colours.
+        """
+        recipe, patch_px = self.recipe, self.recipe.backbone.patch_px
+        sampler = Sampler(self.sampler.index, replace(recipe.sampling, batch=min(recipe.sampling.batch, _AT_ONCE)))
+        side = (recipe.saving.erase_px or TILE_PX) // patch_px * patch_px
+        middle = slice((TILE_PX - side) // 2, (TILE_PX + side) // 2)
+        crops, mpp, labels = [], [], []
+        with Loader(sampler, recipe.loader) as loader:
+            for batch in loader.batches(0, -(-recipe.saving.erase_tiles // sampler.settings.batch)):
+                crops.append(normalise(batch.pixels[:, :, middle, middle].float() / 255))
+                mpp.append(batch.mpp.clone())
+                labels.append([field.labels(batch.draw) for field in self.erased])
+        of_fields = [np.concatenate(of_field) for of_field in zip(*labels, strict=True)]
+        return crops, columns(self.erased, of_fields), mpp
 
     def drawn(self) -> list[dict[str, object]]:
         """What all processes have drawn, by stratum; every process must ask."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.compute import distributed
 from pretrain.compute.memory import require_memory
@@ -16,6 +16,7 @@ from pretrain.errors import BadRun
 from pretrain.features.colours import of_colours
 from pretrain.features.embedder import Embedder, of_backbone, of_timm
 from pretrain.model.backbone import Backbone, BackboneSettings
+from pretrain.model.guide import Eraser
 from pretrain.model.initial import initialise
 from pretrain.model.network import Network
 from pretrain.model.weights.load import released_backbone
@@ -25,14 +26,50 @@ from wsi_prep.errors import first_line
 
 M = TypeVar("M", bound=nn.Module)
 
+_ERASER = "average.backbone.eraser."
 COLOURS, UNTRAINED = "colours", "untrained:"
 """Names of what trained features are compared with."""
 
 
 def load_run(folder: Path, step: int | None = None) -> tuple[Backbone, int]:
-    """What a RUN folder is for, the backbone of the student's moving mean; at a step or the newest. Raises BadRun."""
+    """What a RUN folder is for, the backbone of the student's moving mean; at a step or the newest. Raises BadRun.
+
+    With what erases the fields that its guide has below 0, where it has some.
+    """
     settings = recipes.load(folder / "recipe.json").backbone
-    return _filled(folder, step, "average.backbone", lambda depth: Backbone(replace(settings, depth=depth)), settings)
+
+    def make(depth: int) -> Backbone:
+        return Backbone(replace(settings, depth=depth))
+
+    backbone, chosen = _filled(folder, step, "average.backbone", make, settings)
+    backbone.eraser = _eraser(folder, chosen, backbone)
+    return backbone, chosen
+
+
+def _eraser(folder: Path, step: int, backbone: Backbone) -> Eraser | None:
+    """What erases the guide's fields from the tokens of a step; None where the run erases none. Raises BadRun."""
+    at = step_folder(folder / "checkpoints", step)
+    try:
+        held = distributed.saved_shapes(at)
+        if (shape := held.get(f"{_ERASER}into")) is None:
+            return None
+        layers, kinds, width = backbone.settings.depth + 2, backbone.prefix + 1, backbone.settings.width
+        eraser = Eraser(layers, kinds, width, shape[-1] if shape else 0)
+        tensors = {f"{_ERASER}{name}": value for name, value in eraser.state_dict().items()}
+        _check_shapes(held, tensors)
+        distributed.load(tensors, at)
+    except Exception as error:  # as of the network
+        raise BadRun(f"{at} cannot be read ({first_line(error)})") from error
+    if not all(value.isfinite().all() for value in eraser.state_dict().values()):
+        raise BadRun(f"{at} holds an eraser with NaN or infinite numbers; name another step")
+    return eraser
+
+
+def _check_shapes(held: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless every tensor is held, in its shape."""
+    for name, value in tensors.items():
+        if held.get(name) != tuple(value.shape):
+            raise ValueError(f"{name} is {held.get(name)} there and {tuple(value.shape)} by the others")
 
 
 def load_model(where: str | Path) -> Backbone:
@@ -77,6 +114,7 @@ def load_network(folder: Path, step: int | None = None) -> tuple[Network, int]:
     recipe = recipes.load(folder / "recipe.json")
     if recipe.teacher:
         backbone, chosen = load_run(folder, step)
+        backbone.eraser = None  # as of a run with heads, which have learnt what it makes of tiles otherwise
         return Network(backbone, nn.Identity(), nn.Identity()), chosen
     settings, head = recipe.backbone, recipe.objective.head
 

@@ -100,9 +100,7 @@ def _told(recipe: Recipe) -> str:
 def _hardly_known(field: Field) -> str:
     if field.known >= _KNOWN:
         return ""
-    return (
-        f"guide.{field.name} is known of {field.known:.0%} of the tiles that are drawn: its head learns of these alone"
-    )
+    return f"guide.{field.name} is known of {field.known:.0%} of the tiles that are drawn: it is learnt of these alone"
 
 
 def _confounded(recipe: Recipe, sampler: Sampler, guide: Sequence[Field]) -> list[str]:

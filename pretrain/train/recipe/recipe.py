@@ -156,6 +156,8 @@ class Recipe:
                     f"crops of {px} px (views.crops.{name}) do not divide into patches of {patch} px "
                     "(backbone.patch_px)"
                 )
+        if 0 < self.saving.erase_px < patch:
+            raise BadOption(f"saving.erase_px {self.saving.erase_px} holds no patch of {patch} px; 0 is the whole tile")
         if self.sampling.any_mpp:
             self._require_any_mpp()
         if self.objective.gram_weight:
