@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ PRECISIONS = ("fp32", "bf16")
 CONTINUED = ("all", "network", "backbone", "steps")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _MOST_STAGES = 32
+_AT_STEP = re.compile(r".+@[0-9]{1,12}")
 _MOST_COUNT, _MOST_NUMBER, _LONGEST_TEXT, SHOWN = 10**12, 1e30, 4096, 60
 
 
@@ -139,6 +141,11 @@ class Recipe:
             raise BadOption(f"continue_with {self.continue_with!r} is not known; choose from {', '.join(CONTINUED)}")
         if self.continue_from and self.start_from:
             raise BadOption("a run begins with start_from or continue_from, not both")
+        if self.continue_from and not _AT_STEP.fullmatch(self.continue_from):
+            raise BadOption(
+                f"continue_from {_short(self.continue_from)} names no step, as run@1000 does; CONTINUE=run takes its "
+                "newest checkpoint"
+            )
         starts = [stage.start for stage in self.stages]
         if len(starts) > _MOST_STAGES:
             raise BadOption(f"{len(starts)} stages are more than {_MOST_STAGES}")

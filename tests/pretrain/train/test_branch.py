@@ -124,6 +124,7 @@ def test_two_processes_begin_in_shards_with_what_one_has_saved(shards, first, tm
         (("backbone.width=48",), "{first}", "leave the network's settings as they are"),
         (("start_from=weights",), "{first}", "start_from or continue_from, not both"),
         (("continue_with=heads",), "{first}", "choose from all, network, backbone"),
+        (("continue_from=elsewhere",), "{first}", "continue_from 'elsewhere' names no step"),
         ((), "{first}@4", "holds no checkpoint of step 4"),
         ((), "{first}/checkpoints", "no folder of a run"),
         ((), "{first}@", "no folder of a run"),
