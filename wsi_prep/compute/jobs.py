@@ -30,6 +30,7 @@ Result = TypeVar("Result")
 _IN_FLIGHT_PER_WORKER = 4
 _DEATHS_ALLOWED = 1
 _CONNECT_SECONDS = 20
+_VERSIONS_SECONDS = 30.0
 _KEPT_BYTES = 2**28
 _STARTED = "task-started"
 _WINDOW_SECONDS = 1.0
@@ -263,14 +264,36 @@ def _require_same_versions(client: Client) -> None:
     """Raises WrongVersions where the scheduler or a worker has other versions than this process, or not the package."""
     here = own_versions()
     there = {"the scheduler": _scheduler_versions(client)}
-    found = client.run(own_versions, on_error="return")
-    there.update({f"worker {address}": versions for address, versions in found.items()})
+    there.update({f"worker {address}": versions for address, versions in _workers_versions(client).items()})
     for machine, versions in there.items():
         if isinstance(versions, BaseException):
             reason = " ".join(str(versions).split()) or type(versions).__name__
             raise WrongVersions(f"{machine} cannot load wsi_prep ({reason[:200]}); install this package there")
         if differs := difference(here, versions):
             raise WrongVersions(f"{machine} has {differs}; install the same versions there, as of constraints.txt")
+
+
+def _workers_versions(client: Client) -> dict[str, Mapping[str, str] | BaseException]:
+    """Of each worker that answers in time. One that leaves, dies or hangs says nothing: each task asks again.
+
+    Of a worker that hangs Dask waits for the answer without end, and for all others' answers with it.
+    """
+    found: dict[str, Mapping[str, str] | BaseException] = {}
+    failed: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            found.update(client.run(own_versions, on_error="return"))
+        except Exception as error:
+            failed.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_VERSIONS_SECONDS)
+    if failed:
+        raise failed[0]
+    # Dask's errors of a connection have no number; those of the system, as of a library that is not there, have
+    return {address: told for address, told in found.items() if not isinstance(told, OSError) or told.errno}
 
 
 def _scheduler_versions(client: Client) -> Mapping[str, str] | BaseException:

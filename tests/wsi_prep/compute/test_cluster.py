@@ -1,6 +1,8 @@
 """Clusters of real processes: encrypted ones, workers that come and go, and machines that must be refused."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +17,8 @@ from pipelines.shards import main
 from tests.support.dask_processes import ROOT, DaskProcesses, kill, make_certificates, wait_until
 from tests.support.slurm_stand_in import stand_in
 from tests.support.undisturbed import committed, copies, outcome
-from wsi_prep.compute.jobs import run_tasks
+from wsi_prep.compute.cluster.options import ClusterOptions
+from wsi_prep.compute.jobs import cluster, run_tasks
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -125,6 +128,40 @@ def test_a_worker_with_other_versions_is_refused_before_work(slides, tmp_path, o
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_worker_that_hangs_or_ends_when_a_run_begins_is_not_said_to_lack_the_package(tmp_path, monkeypatch, ends):
+    monkeypatch.setattr("wsi_prep.compute.jobs._VERSIONS_SECONDS", 30 if ends else 2)
+    with DaskProcesses(tmp_path) as running:
+        nanny = running.worker()
+        with Client(running.address, set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=60)
+            (pid,) = client.run(os.getpid).values()
+        os.kill(pid, signal.SIGSTOP)
+        ending = threading.Timer(1, kill, [nanny])
+        if ends:
+            ending.start()
+        with cluster(ClusterOptions(scheduler=running.address)) as client:
+            assert client.status == "running"
+        if ends:
+            ending.join()
+
+
+@pytest.mark.long
+def test_a_worker_that_hangs_when_a_run_begins_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("wsi_prep.compute.jobs._VERSIONS_SECONDS", 2)
+    with DaskProcesses(tmp_path) as running:
+        running.worker()
+        with Client(running.address, set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=60)
+            (pid,) = client.run(os.getpid).values()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with cluster(ClusterOptions(scheduler=running.address)) as client:
+                assert client.status == "running"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
 def test_a_worker_with_other_versions_that_joins_late_is_sent_away(slides, undisturbed, tmp_path, other_imagecodecs):
     out = tmp_path / "out"
     with DaskProcesses(tmp_path) as cluster:
