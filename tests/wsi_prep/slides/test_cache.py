@@ -91,6 +91,8 @@ def test_where_a_slide_hung_stays_until_it_is_asked_for(settings):
     root = settings.root()
     (root / "of-a-killed-try.hung").write_text("")
     (root / "of-a-slide.hung").write_text("in read_region")
+    (root / "of-days-ago.hung").write_text("in read_region")
+    os.utime(root / "of-days-ago.hung", (1e9, 1e9))
     with Lease(settings) as lease:
         assert lease.folder.exists()
     assert left(settings) == {"of-a-slide.hung"}

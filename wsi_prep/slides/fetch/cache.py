@@ -7,6 +7,7 @@ that ends; so what belongs to no live process is told without clocks, and remove
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from wsi_prep.untrusted.own_folder import own_folder
 
 _MARK = ".mark"
 _LOOK_AGAIN_SECONDS = 0.2
+_ASKED_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,15 @@ def _marks(root: Path) -> list[Path]:
 
 
 def _sweep(root: Path) -> None:
-    """Remove what belongs to no live process, but for what says where a slide hung: the next try of it asks."""
+    """Remove what belongs to no live process, but for what says where a slide hung: the next try of it asks, or nobody
+    does within a day.
+    """
     for mark in (*_marks(root), *root.glob(f"*{HUNG}")):
         with contextlib.suppress(FileNotFoundError, CannotLock), mark.open("r+") as file:
             if not try_lock(file):
                 continue
-            if mark.suffix == HUNG and mark.stat().st_size:
+            about = os.fstat(file.fileno())
+            if mark.suffix == HUNG and about.st_size and time.time() - about.st_mtime < _ASKED_SECONDS:
                 continue
             remove_tree(mark.with_suffix(""))
             mark.unlink(missing_ok=True)
