@@ -8,7 +8,7 @@ after them. Nothing is learnt by gradients, and the network stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -68,22 +68,24 @@ def leace(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def fit_eraser(backbone: Backbone, crops: Sequence[Tensor], z: Tensor, mpp: Sequence[Tensor] = ()) -> Eraser:
-    """What erases labels z (n, k), as `columns` has them, from the tokens of a backbone that has no eraser yet.
+def fit_eraser(
+    backbone: Backbone, batches: Iterable[tuple[Tensor, Tensor | None]], labels: Callable[[], Tensor]
+) -> Eraser:
+    """What erases labels (n, k), as `columns` has them, from the tokens of a backbone that has no eraser yet.
 
-    `crops`: batches of (b, 3, h, w) normalised crops, n in all, on the CPU; `mpp`: (b,) of each, their um/px, of a
-    backbone that is told it. All their tokens are held on the CPU, n x (prefix +
-    N) x D float32. The class token, registers, and mean patch token are each erased by themselves.
+    `batches`: (b, 3, h, w) normalised crops, n in all, with their (b,) um/px for a backbone that is told it; each is
+    taken once, and `labels` are asked for after the last. The tokens of all are held on the CPU: n x (prefix + N) x D
+    float32. The class token, registers, and mean patch token are each erased by themselves.
     """
     device = backbone.mask_token.device
-    layers, before = backbone.settings.depth + 2, backbone.prefix
+    held = [backbone.after(0, x.to(device), None if mpp is None else mpp.to(device)).cpu() for x, mpp in batches]
+    z, before = labels(), backbone.prefix
+    layers = backbone.settings.depth + 2
     eraser = Eraser(layers, before + 1, backbone.settings.width, z.shape[1]).to(device)
-    held = list(crops)
     for layer in range(layers):
         seen = []
         for number, x in enumerate(held):
-            told = mpp[number].to(device) if mpp and not layer else None
-            tokens = backbone.after(layer, x.to(device), told)
+            tokens = backbone.after(layer, x.to(device)) if layer else x.to(device)
             held[number] = tokens.cpu()
             seen.append(torch.cat([tokens[:, :before], tokens[:, before:].mean(1, keepdim=True)], dim=1).float())
         for kind, of_kind in enumerate(torch.cat(seen).unbind(1)):

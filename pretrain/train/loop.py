@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pretrain.compute import distributed
 from pretrain.compute.randomness import Places
-from pretrain.data.fields import fields
+from pretrain.data.fields import LabelArray, fields
 from pretrain.data.loader import Batch, Loader, on_device
 from pretrain.data.sampler import Sampler
 from pretrain.errors import BadRun, NonFinite
@@ -294,8 +294,8 @@ class Trainer(Learner):
         found = eraser.state_dict().items()
         return {f"average.backbone.eraser.{name}": distributed.all_sum(value) for name, value in found}
 
-    def _to_erase_over(self) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-        """Crops, columns of labels and um/px, as fit_eraser takes them, of tiles drawn as in training.
+    def _to_erase_over(self) -> tuple[Iterator[tuple[Tensor, Tensor]], Callable[[], Tensor]]:
+        """Crops with their um/px, and labels, as fit_eraser takes them, of tiles drawn as in training.
 
         Their middle, of the size that is to be embedded, in its own colours.
         """
@@ -303,14 +303,18 @@ class Trainer(Learner):
         sampler = Sampler(self.sampler.index, replace(recipe.sampling, batch=min(recipe.sampling.batch, _AT_ONCE)))
         side = (recipe.saving.erase_px or TILE_PX) // patch_px * patch_px
         middle = slice((TILE_PX - side) // 2, (TILE_PX + side) // 2)
-        crops, mpp, labels = [], [], []
-        with Loader(sampler, recipe.loader) as loader:
-            for batch in loader.batches(0, -(-recipe.saving.erase_tiles // sampler.settings.batch)):
-                crops.append(normalise(batch.pixels[:, :, middle, middle].float() / 255))
-                mpp.append(batch.mpp.clone())
-                labels.append([field.labels(batch.draw) for field in self.erased])
-        of_fields = [np.concatenate(of_field) for of_field in zip(*labels, strict=True)]
-        return crops, columns(self.erased, of_fields), mpp
+        labels: list[list[LabelArray]] = []
+
+        def crops() -> Iterator[tuple[Tensor, Tensor]]:
+            with Loader(sampler, recipe.loader) as loader:
+                for batch in loader.batches(0, -(-recipe.saving.erase_tiles // sampler.settings.batch)):
+                    labels.append([field.labels(batch.draw) for field in self.erased])
+                    yield normalise(batch.pixels[:, :, middle, middle].float() / 255), batch.mpp.clone()
+
+        def seen() -> Tensor:
+            return columns(self.erased, [np.concatenate(of_field) for of_field in zip(*labels, strict=True)])
+
+        return crops(), seen
 
     def drawn(self) -> list[dict[str, object]]:
         """What all processes have drawn, by stratum; every process must ask."""

@@ -115,7 +115,8 @@ def test_every_layers_tokens_lose_the_field_and_so_does_the_embedding():
     backbone = made_backbone()
     pixels, site = tinted(90, 56, 0)
     assert apart_by(backbone([normalise(pixels)])[0].cls, site) > 0.2
-    eraser = fit_eraser(backbone, [normalise(batch) for batch in pixels.split(32)], columns([SITE], [site]))
+    batches = ((normalise(batch), None) for batch in pixels.split(32))
+    eraser = fit_eraser(backbone, batches, lambda: columns([SITE], [site]))
     assert tuple(eraser.into.shape) == (4, 3, 16, width([SITE]))
     backbone.eraser, seen = eraser, {}
     eraser.register_forward_hook(lambda _, given, out: seen.update({given[0]: out}))

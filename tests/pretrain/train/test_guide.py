@@ -255,7 +255,9 @@ def test_means_of_hospitals_are_equal_in_what_an_erased_run_embeds(shards, erase
     made = load(erased / "recipe.json")
     with world("cpu") as alone:
         index = open_index((str(shards),), erased.parent / "index")
-        crops, z, _ = Trainer(made, Sampler(index, made.sampling), erased, alone)._to_erase_over()
+        batches, labels = Trainer(made, Sampler(index, made.sampling), erased, alone)._to_erase_over()
+        crops = [batch for batch, _ in batches]
+        z = labels()
     backbone = load_run(erased)[0].eval()
     sites = z[:, :1]  # the column of the first hospital
 
