@@ -1,10 +1,12 @@
-"""Freed memory: a worker keeps it for the next tile, a client that merged tables gives it back to the system."""
+"""Memory: a worker keeps what it freed for the next tile; a client gives it back, and lets millions of objects be."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import functools
+import gc
+from collections.abc import Iterator
 
 import pyarrow as pa
 
@@ -37,3 +39,15 @@ def give_back_freed_memory() -> None:
     pa.default_memory_pool().release_unused()
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Within, Python does not look for cycles of objects, which it would do in vain, over and over, among millions."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

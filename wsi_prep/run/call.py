@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from wsi_prep import __version__
 from wsi_prep.compute.jobs import cluster, dashboard_link, run_tasks, threads_a_task
+from wsi_prep.compute.memory import uncollected
 from wsi_prep.compute.versions import told_versions
 from wsi_prep.errors import StoreFailed
 from wsi_prep.format.records import SlideRow
@@ -69,14 +70,16 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
     """
     watcher = watcher or Nobody()
     started, began_at = time.perf_counter(), time.time() // 1
-    found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
+    with uncollected():
+        found = look_for_slides(request.slides, id_root=request.id_root, id_key=request.id_key)
     storage = open_storage(request.out)
     terms = terms_of(request)
     terms.require_kept(storage.where, read_run(storage))
     if request.names is not None:
         check_names_file(request.names, local_folder(request.out))
     token = uuid.uuid4().hex
-    tasks, notes = asked_for(request, found, storage, (token, began_at))
+    with uncollected():
+        tasks, notes = asked_for(request, found, storage, (token, began_at))
     summary = RunSummary(len(tasks), request.settings.plan.magnifications, warnings=notes)
     with (
         held_output(storage, terms, token, take_over=request.take_over),
@@ -87,7 +90,7 @@ def run_shards(request: RunRequest, watcher: Watcher | None = None) -> RunSummar
             require_remembered(storage)
         _add_names(request, storage, tasks)
         catalog = begin(storage, terms, patients=tasks.patients)
-        with writing(storage):
+        with writing(storage), uncollected():
             tasks = _not_forgotten(request, tasks, storage, catalog, summary)
             tasks = not_done(request, tasks, catalog, summary)
         if tasks:
