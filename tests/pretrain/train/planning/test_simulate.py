@@ -40,7 +40,7 @@ SIZES = {
         *("optim.kind=stable_adamw", "compute.accumulate=2", "sampling.batch=8", "compute.recompute=full", *PLAIN),
     ],
     "anchored": ["objective.gram_weight=2", "sampling.batch=8", *PLAIN],
-    "guided": ["guide.institution=-0.1", "guide.scanner=-0.1", "guide.mpp=0.1", "sampling.batch=8", *PLAIN],
+    "guided": ["guide.institution=0.1", "guide.scanner=0.1", "guide.mpp=0.1", "sampling.batch=8", *PLAIN],
 }
 GUIDED = ("institution", "scanner", "mpp")
 TOGETHER = {"swiglu in bfloat16, recomputed": "fsdp"}
