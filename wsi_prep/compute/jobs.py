@@ -57,7 +57,7 @@ def cluster(options: ClusterOptions, say: Callable[[str], None] = lambda line: N
     """A client of the named scheduler, of SLURM's jobs, or of a local cluster of one single-threaded process a core.
 
     What is started here lets nobody else in (cluster/closed.py); a named scheduler is for its operator to close.
-    `say` is told, in a thread, what holds SLURM's jobs up.
+    `say` is told, in a thread, what holds SLURM's jobs up; and that a worker does not answer.
     Raises BadOption where no scheduler answers or SLURM takes no job, WrongVersions where a machine has other versions.
     """
     settings = {
@@ -76,7 +76,7 @@ def cluster(options: ClusterOptions, say: Callable[[str], None] = lambda line: N
         if address is None:
             address, security = stack.enter_context(_started(options, say))
         client = stack.enter_context(_connected(address, security))
-        _require_same_versions(client)
+        _require_same_versions(client, say)
         yield client
 
 
@@ -260,11 +260,11 @@ def _outcome(future: Future) -> object:
     return error
 
 
-def _require_same_versions(client: Client) -> None:
+def _require_same_versions(client: Client, say: Callable[[str], None]) -> None:
     """Raises WrongVersions where the scheduler or a worker has other versions than this process, or not the package."""
     here = own_versions()
     there = {"the scheduler": _scheduler_versions(client)}
-    there.update({f"worker {address}": versions for address, versions in _workers_versions(client).items()})
+    there.update({f"worker {address}": versions for address, versions in _workers_versions(client, say).items()})
     for machine, versions in there.items():
         if isinstance(versions, BaseException):
             reason = " ".join(str(versions).split()) or type(versions).__name__
@@ -273,10 +273,9 @@ def _require_same_versions(client: Client) -> None:
             raise WrongVersions(f"{machine} has {differs}; install the same versions there, as of constraints.txt")
 
 
-def _workers_versions(client: Client) -> dict[str, Mapping[str, str] | BaseException]:
-    """Of each worker that answers in time. One that leaves, dies or hangs says nothing: each task asks again.
-
-    Of a worker that hangs Dask waits for the answer without end, and for all others' answers with it.
+def _workers_versions(client: Client, say: Callable[[str], None]) -> dict[str, Mapping[str, str] | BaseException]:
+    """Of each worker that answers. One that leaves or dies meanwhile says nothing, and where one hangs, none does, for
+    Dask waits for all answers: each task asks for versions again.
     """
     found: dict[str, Mapping[str, str] | BaseException] = {}
     failed: list[Exception] = []
@@ -290,6 +289,9 @@ def _workers_versions(client: Client) -> dict[str, Mapping[str, str] | BaseExcep
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(_VERSIONS_SECONDS)
+    if asking.is_alive():
+        say(f"a worker has not answered for {_VERSIONS_SECONDS:g} s; versions are compared when a worker gets a slide")
+        return {}
     if failed:
         raise failed[0]
     # Dask's errors of a connection have no number; those of the system, as of a library that is not there, have

@@ -145,8 +145,8 @@ def _copies(rows: pa.Table) -> Copies:
 
 
 def all_differ(texts: pa.ChunkedArray) -> bool:
-    """Whether no text is there twice, where that can be said in a tenth of the time that counting takes: by hashes,
-    which differ only where texts do. Of millions of texts, one time in millions it is no although they differ.
+    """Whether no text is there twice, by hashes: ten times as fast as counting the texts. Yes is always true; no may be
+    said of texts that differ, one time in millions for millions of texts.
     """
     with duckdb.connect(":memory:") as connection:
         connection.register("rows", pa.table({"text": texts}))

@@ -140,8 +140,10 @@ def test_a_worker_that_hangs_or_ends_when_a_run_begins_is_not_said_to_lack_the_p
         ending = threading.Timer(1, kill, [nanny])
         if ends:
             ending.start()
-        with cluster(ClusterOptions(scheduler=running.address)) as client:
+        said = []
+        with cluster(ClusterOptions(scheduler=running.address), said.append) as client:
             assert client.status == "running"
+        assert [line.partition(";")[0] for line in said] == ([] if ends else ["a worker has not answered for 2 s"])
         if ends:
             ending.join()
 

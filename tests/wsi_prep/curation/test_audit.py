@@ -16,6 +16,7 @@ from pipelines.audit import main
 from pretrain.data.index import open_index
 from pretrain.data.sampler import Sampler, SamplingSettings
 from tests.support.shard_folders import add_overlay, add_row, add_slide
+from wsi_prep.curation.audit import count as audit_count
 from wsi_prep.curation.audit import page as audit_page
 from wsi_prep.curation.audit import pictures as audit_pictures
 from wsi_prep.curation.audit.count import count, open_catalogs
@@ -367,3 +368,12 @@ def test_wrong_calls_are_one_line(tmp_path, capsys):
     assert not (tmp_path / "audit.html").exists()
     assert main(["--to", str(tmp_path / "file" / "audit.html"), "--shards", str(tmp_path / "ours")]) == 2
     assert "cannot be read or written" in capsys.readouterr().err
+
+
+def test_a_catalog_that_does_not_fit_is_not_called_damaged(tmp_path, monkeypatch, capsys):
+    add_slide(tmp_path / "out", 1, {"20x": 1})
+    monkeypatch.setattr(audit_count, "_MEMORY", "1MB")
+    assert main(["--shards", str(tmp_path / "out"), "--to", str(tmp_path / "audit.html")]) == 2
+    said = capsys.readouterr().err
+    assert "does not fit into 1MB of memory" in said
+    assert said.count("\n") == 1

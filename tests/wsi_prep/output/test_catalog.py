@@ -53,7 +53,8 @@ def test_the_length_of_all_texts_is_known_without_reading_rows(catalog, tmp_path
     """Else each start of a call on millions of slides reads their ids and digests once more."""
     catalog.merge()
     monkeypatch.delattr(pq.ParquetFile, "read_row_group")
-    open_table(tmp_path / "catalog/slides/part-00000.parquet", SLIDE_SCHEMA).close()
+    with open_table(tmp_path / "catalog/slides/part-00000.parquet", SLIDE_SCHEMA) as file:
+        assert file.metadata.num_rows == 6
 
 
 @pytest.mark.parametrize("merged", [False, True])

@@ -25,7 +25,7 @@ from wsi_prep.curation.audit.numbers import (
     with_shares,
 )
 from wsi_prep.curation.audit.slides import NAMES, Slides
-from wsi_prep.errors import BadCatalog, counted
+from wsi_prep.errors import BadCatalog, BadOption, counted
 from wsi_prep.format.strata import STRATUM_LEVELS
 from wsi_prep.output.catalog_files import catalog_files, first_line
 from wsi_prep.output.query import create_view, local_names
@@ -43,11 +43,11 @@ def open_catalogs(folders: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]
     `notes` (a line each).
 
     `folder` is the number of a row's shards folder, or object-store URL. Raises BadCatalog, which names the folder, and
-    StoreFailed.
+    StoreFailed; BadOption where memory and the temporary folder do not hold what is counted.
     """
     files = catalog_files(folders)
     with (
-        tempfile.TemporaryDirectory(prefix="audit-") as spill,
+        tempfile.TemporaryDirectory(prefix="wsi-prep-") as spill,
         closed_connection(_MEMORY, Path(spill), allowed=local_names(files)) as connection,
     ):
         connection.register("folders", files.folders)
@@ -62,6 +62,11 @@ def open_catalogs(folders: Sequence[str]) -> Iterator[duckdb.DuckDBPyConnection]
             if files.failures:
                 raise files.failures.pop(0) from error  # else it would hold itself, by way of the connection
             where = " ".join(folders)
+            if isinstance(error, duckdb.OutOfMemoryException):
+                raise BadOption(
+                    f"the catalog of {where} does not fit into {_MEMORY} of memory and what is free in "
+                    f"{tempfile.gettempdir()}; free some there, or set TMPDIR to a folder with room"
+                ) from error
             raise BadCatalog(
                 f"the catalog of {where} cannot be read ({first_line(error)}); run make shards on it again"
             ) from error

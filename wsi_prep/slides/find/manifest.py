@@ -95,7 +95,7 @@ class _Entry:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The slide's name, behind it as many of its folders as are given."""
+        """The slide's name, after as many of its folders as are given."""
         parts = tuple(part for part in self.cell.replace("\\", "/").split("/") if part not in ("", "."))
         return parts or (self.cell,)
 
