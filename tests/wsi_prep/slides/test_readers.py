@@ -295,6 +295,20 @@ def test_decoded_tiles_are_kept_only_as_long_as_neighbours_need_them(he_slide):
     assert reader.cached_bytes <= 2 * 26 * 256 * 256 * 3  # about one row of tiles, not the slide's 350
 
 
+def test_a_walk_from_the_top_keeps_nothing_of_what_it_has_passed(he_slide):
+    """Where tiles are cut here and there, nobody comes for most of what was decoded beside them."""
+
+    def kept(rows):
+        reader = open_slide(str(he_slide), "tiff")
+        for y in rows:
+            for x in (300, 1500):
+                reader.expect(0, x, y, 600, 600)
+                reader.read(0, x, y, 600, 600)
+        return reader.cached_bytes
+
+    assert 0 < kept(range(100, 2500, 600)) == kept(range(1300, 2500, 600))
+
+
 def test_real_slides_open_with_the_reader_that_suits_them(real_slides):
     chosen = {p.name: open_slide(str(p)).info.reader for p in real_slides.iterdir() if p.suffix not in (".md", ".csv")}
     assert {n for n, reader in chosen.items() if reader == "openslide"} == {

@@ -237,3 +237,8 @@ class SampledTiles:
     def end(self) -> None:
         """From here on each tile is cut once."""
         self._ended = True
+
+    def clear(self) -> None:
+        """Keep none of them, as nobody will take one."""
+        self._tiles.clear()
+        self._bytes = 0

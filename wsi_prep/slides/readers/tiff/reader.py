@@ -64,6 +64,7 @@ class TiffReader:
             raise UnsupportedLayout(f"its TIFF directory is damaged ({reason(error, path)})") from error
         self._cache: OrderedDict[tuple[int, int, bool], Tile] = OrderedDict()
         self._cached = 0
+        self._coming_top: tuple[int, int] | None = None
         self._background = blank(0, 0, self._info.background)
         self.lost: set[int] = set()
         self._left_out: dict[int, set[int]] = defaultdict(set)
@@ -116,6 +117,7 @@ class TiffReader:
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
     ) -> Planes:
         """See `SlideReader.read_planes`."""
+        self._sampled.clear()  # which are RGB
         rectangle = x_level, y_level, width, height
         wanted, fully = self._wanted(level, rectangle, boxes)
         out = Planes.empty(height, width)
@@ -210,8 +212,11 @@ class TiffReader:
     def expect(
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
     ) -> None:
-        """See `SlideReader.expect`."""
+        """See `SlideReader.expect`. What is asked for comes in rows, from the top: what lies above is let go of."""
         self._sampled.end()
+        if self._coming_top is not None:
+            self._forget_above(*self._coming_top)
+        self._coming_top = level, y_level
         picture = self._levels[level]
         wanted = _tiles_touched(picture, (x_level, y_level, width, height), boxes)
         held = (False, True)
@@ -303,6 +308,12 @@ class TiffReader:
     def _put(self, key: tuple[int, int, bool], tile: Tile) -> None:
         self._cache[key] = tile
         self._cached += tile.nbytes
+
+    def _forget_above(self, level: int, top: int) -> None:
+        picture = self._levels[level]
+        above = top // picture.tile_height * picture.across  # the first tile that reaches below it
+        for key in [key for key in self._cache if key[0] == level and key[1] < above]:
+            self._drop(key)
 
     def _drop(self, key: tuple[int, int, bool]) -> None:
         tile = self._cache.pop(key, None)
