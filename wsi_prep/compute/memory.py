@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
         return
     for parameter, value in (
         (_ARENA_MAX, 1),
-        (_MMAP_THRESHOLD, 32 * _MIB),
+        (_MMAP_THRESHOLD, 8 * _MIB),
         (_TRIM_THRESHOLD, 128 * _MIB),
         (_TOP_PAD, 16 * _MIB),
     ):

@@ -8,7 +8,7 @@ again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -147,9 +147,10 @@ def outline_tissue(
         artefact |= unscanned
     light = Light.of(thumbnail, glass, artefact, mpp)
     texture = Texture.of(light, glass)
+    light = replace(light, channels=())  # of a large slide they have tens of MB
     dense = Dense.of(light, glass, settings.seed_density, settings.edge_density)
     faint = reduced(light.strongest, light.step)
-    del light  # of a large slide it has tens of MB
+    del light
     artefact |= texture.films(artefact.shape)
     found = (texture.tissue(dense.mask) | dense.mask) & ~artefact
     clean = _drop_debris(found, thumbnail, glass, mpp, settings)

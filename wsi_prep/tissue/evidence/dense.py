@@ -39,8 +39,13 @@ class Dense:
         evidence += smooth
         noise = glass.noise_floor(evidence)
         likely, certain = max(edge_density, noise), max(seed_density, 2 * noise)
-        grown = hysteresis(evidence > certain, evidence > likely)
+        small = reduced(smooth, light.step), reduced(evidence, light.step)
+        alone = smooth > 0.5 * likely
+        del smooth  # of a large slide it has tens of MB, as the next one has
+        seed, reach = evidence > certain, evidence > likely
+        del evidence
+        grown = hysteresis(seed, reach)
         # texture is seen half its window beyond the edge: there, density alone decides
         inner = morphed(grown, cv2.MORPH_ERODE, 0.5 * _TEXTURE_UM / mpp)
-        mask = np.asarray(inner | (grown & (smooth > 0.5 * likely)), dtype=np.bool_)
-        return cls(mask, reduced(smooth, light.step), reduced(evidence, light.step), likely, certain)
+        mask = np.asarray(inner | (grown & alone), dtype=np.bool_)
+        return cls(mask, *small, likely, certain)

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_prep.tissue.picture import bands
+
 _DENSE_SHARE = 0.3
 """Of a fragment, how much has to be dense for it to count as no faint one."""
 
@@ -51,7 +53,7 @@ class Regions:
     def those(self, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(h, w): the regions whose label is `kept` (n,)."""
         kept[0] = False
-        return np.asarray(kept.take(self.labels), dtype=np.bool_)
+        return _taken(kept, self.labels)
 
 
 def _lines(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -65,11 +67,19 @@ def _lines(mask: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any], NDArray
 
 def hysteresis(seed: NDArray[np.bool_], reach: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The connected parts of `reach` that hold a `seed`."""
-    count, labels = cv2.connectedComponents(reach.view(np.uint8), connectivity=8)
     row, left, _ = _lines(seed & reach)
+    count, labels = cv2.connectedComponents(reach.view(np.uint8), connectivity=8)
     keep = np.zeros(count, bool)
     keep[labels[row, left]] = True
-    return np.asarray(keep.take(labels), dtype=np.bool_)
+    return _taken(keep, labels)
+
+
+def _taken(kept: NDArray[np.bool_], labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(h, w): `kept` (n,) of each label; some rows at a time, since NumPy wants eight bytes for each number."""
+    mask = np.empty(labels.shape, np.bool_)
+    for rows in bands(len(labels)):
+        kept.take(labels[rows], out=mask[rows], mode="clip")
+    return mask
 
 
 def without_faint_fragments(

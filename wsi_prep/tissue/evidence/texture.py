@@ -63,11 +63,13 @@ class Texture:
         if step > 1:
             least = cv2.resize(least, fine.shape[::-1], interpolation=cv2.INTER_LINEAR)
         above = cv2.compare(fine, least, cv2.CMP_GT)
-        del least
+        del least, fine  # of a large slide each has tens of MB
         share = np.asarray(cv2.boxFilter(reduced(above, step), cv2.CV_32F, around), dtype=np.float32)
+        del above
         share /= 255
         red, green, blue = (cv2.blur(channel, around) for channel in light.channels)
         dense, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+        del red, green, blue
         coloured = (dense - lowest) / np.maximum(dense, np.float32(1e-3))
         strength = cv2.blur(reduced(light.strongest, step), around)
         relative = np.asarray(cv2.blur(mean_fine, around), dtype=np.float32)
