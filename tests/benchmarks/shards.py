@@ -95,7 +95,7 @@ def _measure(name: str, slide: Path, folder: Path, repeats: int) -> list[Figure]
         *rates.figures(),
         rates.ratio(whole, limit, _TARGETS[name]),
         Figure(name, "written", f"{tiles:,} tiles, {size:,.0f} MB"),
-        Figure(name, "peak memory", f"{megabytes:,.0f} MB", "<= 600 MB", megabytes <= 600),
+        Figure(name, "peak memory", f"{megabytes:,.0f} MB", "<= 400 MB", megabytes <= 400),
         Figure(name, "where the time goes", _breakdown(slide, next(outs))),
         *_against_peers(name, slide, folder, rows, rates.median(whole), 5),
         *_one_magnification(name, slide, folder, rows),

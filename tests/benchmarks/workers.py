@@ -141,8 +141,8 @@ def _tenfold(folder: Path, side: int, _: int) -> list[Figure]:
         peaks.append(peak_megabytes(slide, folder / f"out-{times}"))
     small, large = peaks
     return [
-        Figure("memory", f"peak, {side:,} px a side", f"{small:,.0f} MB", "<= 600 MB", small <= 600),
-        Figure("memory", f"peak, {_LARGER} times the area", f"{large:,.0f} MB", "<= 600 MB", large <= 600),
+        Figure("memory", f"peak, {side:,} px a side", f"{small:,.0f} MB", "<= 400 MB", small <= 400),
+        Figure("memory", f"peak, {_LARGER} times the area", f"{large:,.0f} MB", "<= 450 MB", large <= 450),
         Figure("memory", "larger / smaller", f"{large / small:.2f}", "<= 1.1", large <= 1.1 * small),
     ]
 
