@@ -20,6 +20,7 @@ from pretrain.model.guide import Eraser
 from pretrain.model.initial import initialise
 from pretrain.model.network import Network
 from pretrain.model.weights.load import released_backbone
+from pretrain.model.weights.timm_folder import PREFIX
 from pretrain.train.checkpoint import latest_step, step_folder
 from pretrain.train.recipe import recipe as recipes
 from wsi_prep.errors import first_line
@@ -105,8 +106,11 @@ def load_embedder(where: str | Path) -> Embedder:
 
 
 def model_name(where: str | Path) -> str:
-    """What people call what load_embedder loads: a folder's own name, timm's as it is."""
-    return (Path(where).resolve().name if Path(where).exists() else "") or str(where)
+    """What people call what load_embedder loads: a folder's own name, never where it lies; timm's names as they are."""
+    if Path(where).exists():
+        return Path(where).resolve().name or str(where)
+    said = str(where)
+    return PREFIX + Path(said.removeprefix(PREFIX)).resolve().name if said.startswith(PREFIX) else said
 
 
 def load_network(folder: Path, step: int | None = None) -> tuple[Network, int]:

@@ -172,7 +172,8 @@ def test_other_models_features_do_not_mix(shards, tmp_path, capsys):
     other, _ = local(tmp_path / "other", "test_resnet")
     assert embed(shards, one, tmp_path / "to") == 0
     assert embed(shards, other, tmp_path / "to") == 2
-    assert f"model: {one} (weights" in capsys.readouterr().err
+    assert "model: local-dir:one (weights" in capsys.readouterr().err
+    assert str(tmp_path) not in (tmp_path / "to/features.json").read_text()  # a folder's place is nobody's business
     assert embed(shards, one, tmp_path / "to") == 0
     assert "nothing to do" in capsys.readouterr().out
 
