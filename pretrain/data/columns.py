@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pretrain.compute.arrays import load_array
 from pretrain.data.index import Index
 from pretrain.data.parts import Part
 from pretrain.data.sources import ShardSource
@@ -107,7 +108,7 @@ def _of_tables(source: TableFolder, part: Part, table: str, column: str) -> pa.A
         )
         ids = every["slide_id"].combine_chunks()
         return every["value_first"].combine_chunks().take(pc.index_in(part.slide_ids.combine_chunks(), ids))
-    numbers = np.load(part.folder / "tiles.npy", mmap_mode="r")["index"] if len(part.tiles) else np.empty(0, np.uint32)
+    numbers = load_array(part.folder / "tiles.npy")["index"] if len(part.tiles) else np.empty(0, np.uint32)
     out = np.full(len(numbers), np.nan, np.float32)
     for first, rows in told:
         here = (numbers >= first) & (numbers < first + len(rows))
@@ -129,7 +130,7 @@ def _of_tiles(source: ShardSource, part: Part, column: str) -> pa.Array:
     keys = _keys(
         np.repeat(part.cells["slide"], part.cells["count"]),
         np.repeat(part.cells["magnification"], part.cells["count"]),
-        np.load(part.folder / "tiles.npy", mmap_mode="r")["index"] if len(out) else np.empty(0, np.uint32),
+        load_array(part.folder / "tiles.npy")["index"] if len(out) else np.empty(0, np.uint32),
     )
     file = source.parquet("tiles", part.catalog) if len(out) else None
     if file is None or column not in file.schema_arrow.names:  # of an older version

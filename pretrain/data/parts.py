@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pretrain.compute.arrays import load_array, load_column, save_fields
 from pretrain.data.sources import ShardSource, check_ids
 from pretrain.errors import BadFilter, BadShards
 from wsi_prep.errors import BadCatalog, BadQuery, first_line
@@ -97,9 +98,9 @@ class Part:
 
 def open_part(folder: Path, catalog: str = "") -> Part:
     """A part that was built before, of the catalog's files of this name."""
-    cells, slides = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("cells", "slides"))
+    cells, slides = (load_array(folder / f"{name}.npy") for name in ("cells", "slides"))
     names = json.loads((folder / "names.json").read_text())
-    slide_ids = pa.ipc.open_file(pa.memory_map(str(folder / "slide_ids.arrow"))).read_all()["slide_id"]
+    slide_ids = load_column(folder / "slide_ids.arrow", "slide_id")
     of_tables = names.pop("of_tables", {"tables": [], "packed": 0})
     tables = tuple((str(name), int(first)) for name, first in of_tables["tables"])
     at = folder / "tiles.npy"
@@ -146,10 +147,7 @@ def write_part(
     """Write a part aside and rename it into place; `names` of strata by level, and of tables `of_tables`."""
     aside = folder.with_name(f".{folder.name}.{uuid4().hex}")
     aside.mkdir(parents=True)
-    packed = np.lib.format.open_memmap(aside / "tiles.npy", mode="w+", dtype=TILE, shape=tiles.shape)
-    for field in TILE.names or ():
-        packed[field] = tiles[field]
-    packed.flush()
+    save_fields(aside / "tiles.npy", TILE, tiles)
     np.save(aside / "cells.npy", cells)
     np.save(aside / "slides.npy", slides)
     (aside / "names.json").write_text(json.dumps(names))

@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.compute.arrays import load_array
 from pretrain.data.columns import tile_numbers
 from pretrain.data.index import Index
 from pretrain.data.parts import Part
@@ -64,7 +65,7 @@ def _kept(source: ShardSource, part: Part) -> tuple[NDArray[np.uint32], NDArray[
     if not files[1].is_file():
         for file, made in zip(files, _found(source, part), strict=True):
             _write(file, made)
-    blocks, count = (np.load(file, mmap_mode="r") for file in files)
+    blocks, count = (load_array(file) for file in files)
     return blocks, np.asarray(count, np.int64)
 
 

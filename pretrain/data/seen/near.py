@@ -11,6 +11,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.compute.arrays import load_array, new_array
 from pretrain.data.index import Index, TileAddress, default_folder, open_index
 from pretrain.data.labelled import Pixels, Tiles
 from pretrain.data.loader import read_jpeg
@@ -93,17 +94,17 @@ def _kept(index: Index, folder: Path, threads: int, progress: Progress) -> NDArr
     parts = [part.folder.name for _, part in index.parts]
     file = folder / f"likeness-{digest(str(HASH_VERSION), *parts)}.npy"
     if file.is_file():
-        kept: NDArray[np.void] = np.load(file, mmap_mode="r")
+        kept: NDArray[np.void] = load_array(file)
         if kept.dtype == LIKENESS and kept.shape == (index.tiles,):
             return kept
     unfinished = file.with_name(f".{file.name}.{uuid4().hex}")
     try:
-        made = np.lib.format.open_memmap(unfinished, mode="w+", dtype=LIKENESS, shape=(index.tiles,))
-        for done, likeness in enumerate(_made(index, threads)):
-            made[done] = likeness
-            if done % _BLOCK == 0:
-                progress(done, index.tiles)
-        made.flush()
+        with new_array(unfinished, LIKENESS, index.tiles) as file_of_all:
+            for done, likeness in enumerate(_made(index, threads)):
+                file_of_all.write(likeness.tobytes())
+                if done % _BLOCK == 0:
+                    progress(done, index.tiles)
+        made = load_array(unfinished)
         progress(index.tiles, index.tiles)
         if not (made["state"] == UNREADABLE).any():
             sync(unfinished)

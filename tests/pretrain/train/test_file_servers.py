@@ -84,6 +84,14 @@ def _read_by_a_stale_handle(disk, number):
     assert disk.does() == [0]  # the handle that works stays
 
 
+def test_a_run_is_the_same_where_files_cannot_be_mapped(shards, unbroken, tmp_path):
+    with harmful_disk(tmp_path, direct=True) as disk:
+        run(shards, disk.path / "run", stop_at=4)
+        assert run(shards, disk.path / "run") == 0  # from the checkpoint of that step
+        assert figures(disk.path / "run") == figures(unbroken)
+        gc.collect()
+
+
 @pytest.mark.long
 def test_a_run_can_be_read_by_the_group_that_its_folder_says(shards, tmp_path):
     if os.getuid():
