@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
 from docstring_parser import parse_from_object
 from rich import box
+from rich.progress import TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pipelines.bars import Bar
 from pipelines.calls.training import PlanTrainCall
 from pipelines.command import EXIT_NOT_ALL, EXIT_OK, EXIT_WRONG_CALL, Terminal, run_command
 from pretrain.errors import SimulationFailed
 from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.gpus import gpu_named
 from pretrain.train.planning.ledger import PARTS
-from pretrain.train.planning.plan import Plan, changes, make_plans, nearest_plan
+from pretrain.train.planning.plan import Looking, Plan, changes, make_plans, nearest_plan
 from pretrain.train.recipe.caveats import student_alone
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
@@ -48,8 +53,9 @@ def _work(call: PlanTrainCall, terminal: Terminal) -> int:
     for count in call.gpus:
         if not 1 <= count <= _MOST_GPUS:
             raise BadOption(f"GPUS={count} is no number of GPUs")
-    plans = [plan for count in call.gpus for plan in make_plans(made, count, gpu, assumed)]
-    found = [plan if plan.fits else nearest_plan(plan) for plan in plans]
+    with _looking(terminal) as looking:
+        plans = [plan for count in call.gpus for plan in make_plans(made, count, gpu, assumed, looking)]
+        found = [plan if plan.fits else nearest_plan(plan, looking) for plan in plans]
     if len(call.gpus) == 1:
         for plan, near in zip(plans, found, strict=True):
             _show(terminal, plan, near)
@@ -64,6 +70,21 @@ def _work(call: PlanTrainCall, terminal: Terminal) -> int:
         write_atomically(call.to, json.dumps(told, indent=2).encode())
         terminal.say(f"written: {call.to}")
     return EXIT_OK if all(plan.fits for plan in plans) else EXIT_NOT_ALL
+
+
+@contextlib.contextmanager
+def _looking(terminal: Terminal) -> Iterator[Looking]:
+    """On a terminal, what is simulated now, and for how long plans have been looked for."""
+    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+    with Bar(*columns, console=terminal.out, disable=not terminal.out.is_terminal, transient=True) as bar:
+        task, tried = bar.add_task("", total=None), itertools.count(1)
+
+        def show(now: Recipe, gpus: int) -> None:
+            compute = now.compute
+            settings = f"{compute.parallel}, recompute {compute.recompute}, accumulate {compute.accumulate}"
+            bar.update(task, description=f"simulation {next(tried)}: {counted(gpus, 'GPU')}, {settings}", refresh=True)
+
+        yield show
 
 
 def _show(terminal: Terminal, plan: Plan, near: Plan | None) -> None:

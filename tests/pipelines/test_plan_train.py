@@ -15,6 +15,7 @@ from pretrain.train.planning.simulate import Simulated
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipes import recipe
 from tests.support.paths import ROOT
+from tests.support.terminals import shown, terminal
 from tests.support.training import TINY, make_shards, run
 from wsi_prep.errors import BadOption
 
@@ -72,6 +73,15 @@ def test_several_numbers_make_a_table(capsys):
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows] == ["GPUs", "---", "1", "2"]
     assert {row.count("|") for row in rows} == {9}
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_terminal_shows_what_is_simulated(monkeypatch):
+    with terminal(monkeypatch) as written:
+        assert plan("--gpus", "2", "--gpu", "a100-40") == 3
+    lines = [line for line in shown(written) if line.startswith("simulation ")]
+    assert any(line.startswith("simulation 1: 2 GPUs, ddp, recompute none, accumulate 1 ") for line in lines)
+    assert any(line.startswith("simulation 2: 2 GPUs, fsdp, recompute full, accumulate 4 ") for line in lines)
 
 
 @pytest.fixture
