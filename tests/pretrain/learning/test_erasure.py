@@ -87,9 +87,10 @@ def test_features_that_are_all_the_same_are_left_alone():
     assert all(not part.any() for part in leace(x, columns([SCANNER], [np.arange(TILES) % 2])))
 
 
-def made_backbone(registers=1):
+def made_backbone(registers=1, **more):
     torch.manual_seed(0)
-    backbone = Backbone(BackboneSettings(width=16, depth=2, heads=2, registers=registers, image_px=56, layer_scale=0.0))
+    sizes = {"width": 16, "depth": 2, "heads": 2, "image_px": 56, "layer_scale": 0.0}
+    backbone = Backbone(BackboneSettings(registers=registers, **sizes, **more))
     for parameter in backbone.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.2)
@@ -127,6 +128,25 @@ def test_every_layers_tokens_lose_the_field_and_so_does_the_embedding():
     for tokens in seen.values():
         assert apart_by(tokens[:, 1], site) < 1e-3  # the register
         assert apart_by(tokens[:, 2:].mean(1), site) < 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("together", [False, True])
+def test_a_network_that_is_told_um_per_px_loses_the_field_where_it_is_told_them(together):
+    """Of tiles whose um/px go with the site, and of others. `make embed` tells them; `make evaluate` does not."""
+    backbone = made_backbone(mpp_token=True)
+    pixels, site = tinted(300, 56, 0)
+    drawn = np.random.default_rng(1).integers(0, 3, len(site))
+    mpp = torch.tensor([0.25, 0.5, 2.0])[torch.from_numpy(site if together else drawn)]
+    told, untold = of_backbone(backbone).at(pixels, mpp), of_backbone(backbone).features(pixels)
+    assert (told - untold).norm() > 0.1 * untold.std(0).norm() * len(told) ** 0.5  # it hears what it is told
+    batches = zip(normalise(pixels).split(32), mpp.split(32), strict=True)
+    backbone.eraser = fit_eraser(backbone, batches, lambda: columns([SITE], [site]))
+    after = of_backbone(backbone)
+    assert apart_by(told, site) > 0.2
+    assert apart_by(after.at(pixels, mpp), site) < 1e-4
+    left = apart_by(after.features(pixels), site) / apart_by(untold, site)
+    assert 0.01 < left < 0.1  # as docs/training.md says: little, but not nothing
 
 
 @torch.no_grad()
