@@ -21,6 +21,7 @@ from pipelines.command import EXIT_NOT_ALL, EXIT_OK, EXIT_WRONG_CALL, Terminal, 
 from pretrain.errors import SimulationFailed
 from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.gpus import gpu_named
+from pretrain.train.planning.host import erasing_bytes, starting_bytes, unread
 from pretrain.train.planning.ledger import PARTS
 from pretrain.train.planning.plan import Looking, Plan, changes, make_plans, nearest_plan
 from pretrain.train.recipe.caveats import student_alone
@@ -63,7 +64,7 @@ def _work(call: PlanTrainCall, terminal: Terminal) -> int:
             _show_all(terminal, plans, found)
     else:
         _show_several(terminal, made, plans, found)
-    for line in (*filter(None, [student_alone(made)]), *_assumptions(plans[0])):
+    for line in (*filter(None, [student_alone(made), unread(made)]), *_assumptions(plans[0])):
         terminal.note(line)
     if call.to:
         told = [{"asked": _told(plan), "fits": near and _told(near)} for plan, near in zip(plans, found, strict=True)]
@@ -176,12 +177,22 @@ def _time(plan: Plan) -> Table:
             f"{checkpoint:,.1f} GB each, one every {counted(saving.every, 'step')}; {plan.checkpoints:,} stay: "
             f"{checkpoint * plan.checkpoints / 1e3:,.2f} TB",
         ),
+        ("memory of the host", _host(plan)),
         ("cores to load tiles", f"{plan.loader_cores:.1f} of each of {counted(plan.machines, 'machine')}"),
     ]
     table = Table(show_header=False, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _host(plan: Plan) -> str:
+    start, erasing = starting_bytes(plan.recipe, plan.gpus) / _GIGA, erasing_bytes(plan.recipe) / _GIGA
+    shown = [f"{start:.1f} GB of each process at the start, for whole networks" if start else "no whole network"]
+    if erasing:
+        tiles = counted(plan.recipe.saving.erase_tiles, "tile")
+        shown.append(f"{erasing:.1f} GB of the first process at each checkpoint, to erase fields over {tiles}")
+    return "; ".join(shown) + "; what loads tiles is not counted"
 
 
 def _show_several(terminal: Terminal, made: Recipe, plans: list[Plan], found: list[Plan | None]) -> None:
@@ -243,6 +254,8 @@ def _told(plan: Plan) -> dict[str, Any]:
         "cost": plan.cost,
         "checkpoint_bytes": plan.seen.checkpoint,
         "checkpoints_kept": plan.checkpoints,
+        "host_start_bytes": starting_bytes(plan.recipe, plan.gpus),
+        "host_erasing_bytes": erasing_bytes(plan.recipe),
         "loader_cores_per_machine": plan.loader_cores,
         "assumed": asdict(plan.assumed),
     }

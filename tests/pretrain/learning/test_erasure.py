@@ -1,5 +1,7 @@
 """What erases fields from tokens, against LEACE by its own formulas and against probes by scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,9 @@ from pretrain.learning.erasure import columns, fit_eraser, leace, width
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.guide import Eraser
 from pretrain.model.normalise import normalise
+from pretrain.train.planning.host import erasing_bytes
+from pretrain.train.recipe.overrides import changed
+from pretrain.train.recipe.recipes import recipe
 
 SITE = Field("institution", ("A", "B", "C"), (0.5, 0.3, 0.2), 0.9)
 SCANNER = Field("scanner", ("S", "T"), (0.5, 0.5), 1.0)
@@ -128,6 +133,25 @@ def test_every_layers_tokens_lose_the_field_and_so_does_the_embedding():
     for tokens in seen.values():
         assert apart_by(tokens[:, 1], site) < 1e-3  # the register
         assert apart_by(tokens[:, 2:].mean(1), site) < 1e-3
+
+
+@torch.no_grad()
+def test_a_plan_counts_the_tokens_that_are_held(monkeypatch):
+    backbone, held, after = made_backbone(), [], Backbone.after
+    pixels, site = tinted(40, 70, 0)
+
+    def watched(self, layer, *rest):
+        tokens = after(self, layer, *rest)
+        if layer == 0:
+            held.append(tokens.untyped_storage().nbytes())
+        return tokens
+
+    monkeypatch.setattr(Backbone, "after", watched)
+    batches = ((normalise(batch), None) for batch in pixels.split(16))
+    fit_eraser(backbone, batches, lambda: columns([SITE], [site]))
+    changes = ["guide.institution=-1", "saving.erase_tiles=40", "saving.erase_px=72"]
+    planned = erasing_bytes(replace(changed(recipe("debug"), changes), backbone=backbone.settings))
+    assert planned == sum(held) > 0
 
 
 @torch.no_grad()
