@@ -42,6 +42,8 @@ class Terminal:
 
     def __init__(self, name: str, width: int | None = None) -> None:
         self.name = name
+        self.said_elsewhere: Callable[[str], bool] = lambda _: False
+        """Whether a line of `warn` needs not be said, because another process of this call has said it."""
         self.out = _console(sys.stdout, width)
         self.err = _console(sys.stderr, stderr=True)
 
@@ -52,6 +54,8 @@ class Terminal:
     def warn(self, line: str) -> None:
         """One line that begins with the command's name."""
         text = in_callers_words(without_secrets(line), self.name)
+        if self.said_elsewhere(text):
+            return
         self.err.print(printable(f"{self.name}: {text}"), markup=False, soft_wrap=True)
 
     def note(self, line: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pipelines.calls.training import DistillCall
 from pipelines.command import Terminal, run_command
+from pipelines.processes import noted
 from pipelines.train import train
 
 _RECIPE = "virchow2g_mini"
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = (*call.set, f"teacher={call.teacher}")
         return train(replace(call, recipe=call.recipe or _RECIPE, set=settings), terminal, "pipelines.distill", words)
 
-    return run_command(DistillCall, work, words)
+    return noted(lambda: run_command(DistillCall, work, words))
 
 
 if __name__ == "__main__":

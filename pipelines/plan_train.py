@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
 from docstring_parser import parse_from_object
 from rich import box
+from rich.progress import TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pipelines.bars import Bar
 from pipelines.calls.training import PlanTrainCall
 from pipelines.command import EXIT_NOT_ALL, EXIT_OK, EXIT_WRONG_CALL, Terminal, run_command
 from pretrain.errors import SimulationFailed
 from pretrain.train.planning.assumptions import PlanAssumptions
 from pretrain.train.planning.gpus import gpu_named
+from pretrain.train.planning.host import erasing_bytes, starting_bytes, unread
 from pretrain.train.planning.ledger import PARTS
-from pretrain.train.planning.plan import Plan, changes, make_plans, nearest_plan
+from pretrain.train.planning.plan import Looking, Plan, changes, make_plans, nearest_plan
 from pretrain.train.recipe.caveats import student_alone
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
@@ -48,8 +54,9 @@ def _work(call: PlanTrainCall, terminal: Terminal) -> int:
     for count in call.gpus:
         if not 1 <= count <= _MOST_GPUS:
             raise BadOption(f"GPUS={count} is no number of GPUs")
-    plans = [plan for count in call.gpus for plan in make_plans(made, count, gpu, assumed)]
-    found = [plan if plan.fits else nearest_plan(plan) for plan in plans]
+    with _looking(terminal) as looking:
+        plans = [plan for count in call.gpus for plan in make_plans(made, count, gpu, assumed, looking)]
+        found = [plan if plan.fits else nearest_plan(plan, looking) for plan in plans]
     if len(call.gpus) == 1:
         for plan, near in zip(plans, found, strict=True):
             _show(terminal, plan, near)
@@ -57,13 +64,28 @@ def _work(call: PlanTrainCall, terminal: Terminal) -> int:
             _show_all(terminal, plans, found)
     else:
         _show_several(terminal, made, plans, found)
-    for line in (*filter(None, [student_alone(made)]), *_assumptions(plans[0])):
+    for line in (*filter(None, [student_alone(made), unread(made)]), *_assumptions(plans[0])):
         terminal.note(line)
     if call.to:
         told = [{"asked": _told(plan), "fits": near and _told(near)} for plan, near in zip(plans, found, strict=True)]
         write_atomically(call.to, json.dumps(told, indent=2).encode())
         terminal.say(f"written: {call.to}")
     return EXIT_OK if all(plan.fits for plan in plans) else EXIT_NOT_ALL
+
+
+@contextlib.contextmanager
+def _looking(terminal: Terminal) -> Iterator[Looking]:
+    """On a terminal, what is simulated now, and for how long plans have been looked for."""
+    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+    with Bar(*columns, console=terminal.out, disable=not terminal.out.is_terminal, transient=True) as bar:
+        task, tried = bar.add_task("", total=None), itertools.count(1)
+
+        def show(now: Recipe, gpus: int) -> None:
+            compute = now.compute
+            settings = f"{compute.parallel}, recompute {compute.recompute}, accumulate {compute.accumulate}"
+            bar.update(task, description=f"simulation {next(tried)}: {counted(gpus, 'GPU')}, {settings}", refresh=True)
+
+        yield show
 
 
 def _show(terminal: Terminal, plan: Plan, near: Plan | None) -> None:
@@ -155,12 +177,22 @@ def _time(plan: Plan) -> Table:
             f"{checkpoint:,.1f} GB each, one every {counted(saving.every, 'step')}; {plan.checkpoints:,} stay: "
             f"{checkpoint * plan.checkpoints / 1e3:,.2f} TB",
         ),
+        ("memory of the host", _host(plan)),
         ("cores to load tiles", f"{plan.loader_cores:.1f} of each of {counted(plan.machines, 'machine')}"),
     ]
     table = Table(show_header=False, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _host(plan: Plan) -> str:
+    start, erasing = starting_bytes(plan.recipe, plan.gpus) / _GIGA, erasing_bytes(plan.recipe) / _GIGA
+    shown = [f"{start:.1f} GB of each process at the start, for whole networks" if start else "no whole network"]
+    if erasing:
+        tiles = counted(plan.recipe.saving.erase_tiles, "tile")
+        shown.append(f"{erasing:.1f} GB of the first process at each checkpoint, to erase fields over {tiles}")
+    return "; ".join(shown) + "; what loads tiles is not counted"
 
 
 def _show_several(terminal: Terminal, made: Recipe, plans: list[Plan], found: list[Plan | None]) -> None:
@@ -222,6 +254,8 @@ def _told(plan: Plan) -> dict[str, Any]:
         "cost": plan.cost,
         "checkpoint_bytes": plan.seen.checkpoint,
         "checkpoints_kept": plan.checkpoints,
+        "host_start_bytes": starting_bytes(plan.recipe, plan.gpus),
+        "host_erasing_bytes": erasing_bytes(plan.recipe),
         "loader_cores_per_machine": plan.loader_cores,
         "assumed": asdict(plan.assumed),
     }

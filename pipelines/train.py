@@ -19,7 +19,7 @@ from pipelines.command import (
     progress,
     run_command,
 )
-from pipelines.processes import EXIT_SAVED, run_together, torchrun_words, wants_processes
+from pipelines.processes import EXIT_SAVED, noted, run_together, said_by_another, torchrun_words, wants_processes
 from pretrain.compute import distributed
 from pretrain.compute.devices import gpu_memory, own_cores
 from pretrain.data.index import default_folder
@@ -49,11 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
     def work(call: PretrainCall, terminal: Terminal) -> int:
         return train(call, terminal, "pipelines.train", words)
 
-    return run_command(PretrainCall, work, words)
+    return noted(lambda: run_command(PretrainCall, work, words))
 
 
 def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str]) -> int:
     """Train as the call says; its processes, where it wants several, are `python -m MODULE WORDS` each."""
+    terminal.said_elsewhere = said_by_another
     if call.continue_run and call.run is None:
         raise BadOption("CONTINUE needs RUN, the folder of the new run")
     folder = call.run or Path("runs") / (call.recipe or "debug")
@@ -69,7 +70,7 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     where, left_out = _leave_out(call, shards, where, index, terminal)
     if several:
         sys.stdout.flush()
-        return _together(folder, terminal, together)
+        return _together(folder, terminal, together, call.gpus or 1)
     wishes = RunCall(folder, shards, where, index, call.stop_at, call.probe, call.time_limit)
     try:
         with distributed.world(chosen.compute.device) as world:
@@ -98,15 +99,18 @@ def train(call: PretrainCall, terminal: Terminal, module: str, words: list[str])
     return {0: EXIT_OK, signal.SIGINT: EXIT_INTERRUPTED}.get(ended.outcome.stopped, EXIT_SAVED)
 
 
-def _together(folder: Path, terminal: Terminal, words: list[str]) -> int:
+def _together(folder: Path, terminal: Terminal, words: list[str], processes: int) -> int:
     try:
-        return run_together(words)
+        code = run_together(words, processes)
     except ProcessDied as error:
         terminal.warn(f"stopped: {error}")
         return EXIT_STOPPED
     except KeyboardInterrupt:
         terminal.warn(f"interrupted; {_saved(folder)}")
         return EXIT_INTERRUPTED
+    if code > 128 and code != EXIT_INTERRUPTED:  # nobody is left to say it
+        terminal.warn(f"ended by {signal.Signals(code - 128).name}; {_saved(folder)}")
+    return code
 
 
 def _leave_out(

@@ -50,7 +50,7 @@ class PretrainCall(OfTiles, OfShards):
 
     Exit codes: 0 done, or STOP_AT reached; 2 the call is wrong; 3 numbers, tiles or a checkpoint went bad; 75 stopped
     by SIGTERM or SIGHUP and saved, repeat the call to continue; 130 the same by Ctrl-C, unless a second one came before
-    it saved.
+    it saved. With GPUS, 143 or 129 where SIGTERM or SIGHUP ended a process before it could save.
     """
 
     shards: Annotated[tuple[str, ...], Option('"folder ..."')] = ()

@@ -120,20 +120,6 @@ def _meeting_file() -> Path:
     return own_folder(Path(tempfile.gettempdir())) / f"meeting-{name}"
 
 
-@contextlib.contextmanager
-def pretended(processes: int) -> Iterator[None]:
-    """As the first of so many processes, of which there are no others: what is sent is lost, and nothing waits."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: PLC0415 - it registers the backend
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
-    try:
-        with warnings.catch_warnings():  # torch's own, which a real run shows
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        dist.destroy_process_group()
-
-
 def group_ranks(arguments: Iterable[Any]) -> list[int]:
     """Which processes take part in a collective operation with these arguments, in order."""
     for each in arguments:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from pretrain.model.backbone import Backbone
 Scores = NDArray[np.float32]
 PENALTIES = tuple(10.0**power for power in range(-5, 3))  # of the linear model's weights
 SHOTS, EPISODES = 10, 50
-_PATIENCE = 3  # penalties in a row that are no better
 _ROWS = 8192  # that are multiplied at once
 
 
@@ -99,7 +98,8 @@ def shared_neighbours(features: Tensor, others: Tensor, k: int = 10) -> float:
 def few_shot(features: Tensor, task: Task, shots: int = SHOTS, episodes: int = EPISODES, seed: int = 0) -> Ints:
     """(episodes, tiles judged on): the nearest mean of `shots` train tiles of each class, drawn anew in each episode.
 
-    On directions from the mean of all train tiles: SimpleShot, Wang et al. 2019, arXiv 1911.04623.
+    On directions from the mean of all train tiles: SimpleShot, Wang et al. 2019, arXiv 1911.04623. Every class of every
+    episode draws by numbers of its own, a function of `seed`, episode and class: the same tiles for every model.
     """
     rows = _directions(features, torch.from_numpy(task.train))
     test = rows[torch.from_numpy(task.test)]
@@ -108,7 +108,7 @@ def few_shot(features: Tensor, task: Task, shots: int = SHOTS, episodes: int = E
     for episode in range(episodes):
         means = []
         for number, known in enumerate(of_class):
-            order = np.argsort(uniforms(seed, Purpose.EPISODE, episode, range(number, number + len(known)), 1)[:, 0])
+            order = np.argsort(uniforms(seed, Purpose.EPISODE, episode, range(len(known)), 1, attempt=number)[:, 0])
             means.append(rows[torch.from_numpy(known[order[:shots]])].mean(0))
         mean = torch.stack(means)
         predicted.append((test @ mean.T - mean.square().sum(1) / 2).argmax(1).numpy())
@@ -125,23 +125,23 @@ def linear_scores(features: Tensor, task: Task, penalties: Sequence[float] = PEN
     """(tiles judged on, C) float32 logits by logistic regression on features (n, F), standardised by the train tiles.
 
     Minimises the mean cross entropy, every class of equal weight, + penalty / 2 |W|^2; the intercept is free. Where
-    there are several penalties, the one that does best on the task's `valid` is taken, the strongest among equals, and
-    none is tried after three in a row were no better. A task without: patients or groups of the train side are held out
-    to choose (tiles where these cannot put every class on both sides), and the model is then fitted to all of it.
+    there are several penalties, all are tried, and the one that does best on the task's `valid` is taken, the strongest
+    among equals. A task without: patients or groups of the train side are held out to choose (tiles where these cannot
+    put every class on both sides), and the model is then fitted to all of it.
     """
     rows, test = np.flatnonzero(task.train), np.flatnonzero(task.test)
     ordered = sorted(set(penalties), reverse=True)
     if len(ordered) == 1:
-        return next(_predictions(features, task, rows, [test], ordered))[0]
+        return next(_fits(features, task, rows, [test], ordered)).guesses[0]
     if task.valid is not None:
         valid = np.flatnonzero(task.valid)
-        return _best(task, valid, _predictions(features, task, rows, [valid, test], ordered))[1]
+        return _best(task, valid, _fits(features, task, rows, [valid, test], ordered)).guesses[-1]
     labels = task.labels[rows]
     held = hold_out(task.owners[rows], labels)
     if not np.array_equal(np.unique(labels[held]), np.unique(labels[~held])):
         held = hold_out(np.arange(len(rows)), labels)
-    chosen, _ = _best(task, rows[held], _predictions(features, task, rows[~held], [rows[held]], ordered))
-    return next(_predictions(features, task, rows, [test], [ordered[chosen]]))[0]
+    chosen = _best(task, rows[held], _fits(features, task, rows[~held], [rows[held]], ordered))
+    return next(_fits(features, task, rows, [test], [chosen.penalty])).guesses[0]
 
 
 def ridge(
@@ -188,29 +188,37 @@ def _pearson(a: Tensor, b: Tensor) -> NDArray[np.float64]:
     return ((a * b).sum(0) / (a.square().sum(0) * b.square().sum(0)).sqrt()).numpy()
 
 
-def _best(task: Task, judged: Ints, guesses: Iterator[list[Scores]]) -> tuple[int, Scores]:
-    """The number of the penalty whose first guesses, of the tiles `judged`, are best, and its last guesses."""
-    best, chosen, last = -1.0, 0, np.empty((0, 0), np.float32)
-    for number, found in enumerate(guesses):
-        accuracy = balanced_accuracy(found[0].argmax(1), task.labels[judged], len(task.classes))
-        if accuracy > best:
-            best, chosen, last = accuracy, number, found[-1]
-        elif number - chosen == _PATIENCE:
-            break
-    return chosen, last
+class _Fit(NamedTuple):
+    """Logits of each set of tiles, by a linear model of this penalty."""
+
+    penalty: float
+    guesses: list[Scores]
 
 
-def _predictions(
+def _best(task: Task, judged: Ints, fits: Iterator[_Fit]) -> _Fit:
+    """The one whose first guesses, of the tiles `judged`, are best; the first among equals.
+
+    All are looked at: accuracy may stay the same for many penalties and rise after, as where a site's differences are
+    far larger than those of the classes.
+    """
+
+    def accuracy(fit: _Fit) -> float:
+        return balanced_accuracy(fit.guesses[0].argmax(1), task.labels[judged], len(task.classes))
+
+    return max(fits, key=accuracy)
+
+
+def _fits(
     features: Tensor, task: Task, rows: Ints, judged: Sequence[Ints], penalties: Sequence[float]
-) -> Iterator[list[Scores]]:
-    """Logits of each set of tiles `judged`, by a model fitted to `rows` with each penalty in turn."""
+) -> Iterator[_Fit]:
+    """Models fitted to `rows` with each penalty in turn, each from the one before; their logits of tiles `judged`."""
     x, y = _standardised(features, rows), torch.from_numpy(task.labels)[rows]
     known = _Known.of(x[rows], y, len(task.classes))
     model = torch.zeros(x.shape[1], len(task.classes), dtype=torch.float64)
     intercept = torch.zeros(len(task.classes), dtype=torch.float64)
     for penalty in penalties:
         model, intercept = known.minimum(penalty, model, intercept)
-        yield [(x[of] @ model.float() + intercept.float()).numpy() for of in judged]
+        yield _Fit(penalty, [(x[of] @ model.float() + intercept.float()).numpy() for of in judged])
 
 
 def _standardised(features: Tensor, rows: Ints) -> Tensor:
@@ -248,7 +256,8 @@ class _Known:
     def minimum(self, penalty: float, model: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
         """(F, C) weights and (C,) intercepts of least loss, both float64, beginning from others.
 
-        L-BFGS on V, with W = L^-T V and L L^T = covariance / 4 + penalty, which is nearly the curvature.
+        L-BFGS on V, with W = L^-T V and L L^T = covariance / 4 + penalty, which is nearly the curvature. The entropy is
+        summed in float64: by float32's noise, line searches took up to 14 times as many evaluations.
         """
         curvature = self.covariance / 4 + penalty * torch.eye(len(self.covariance), dtype=torch.float64)
         root = torch.linalg.cholesky(curvature)
@@ -263,7 +272,7 @@ class _Known:
             both.grad = None
             weights, free = unrolled()
             guessed = self.x @ weights.float() + free.float()
-            value = functional.cross_entropy(guessed, self.y, self.weight).double()
+            value = functional.cross_entropy(guessed.double(), self.y, self.weight.double())
             value = value + penalty * weights.square().sum() / 2
             value.backward()  # type: ignore[no-untyped-call]
             return value

@@ -8,6 +8,7 @@ import pytest
 from pipelines import train as train_command
 from pipelines.calls.training import PlanTrainCall
 from pipelines.plan_train import main
+from pretrain.model.network import Network
 from pretrain.train.planning import plan as planning
 from pretrain.train.planning import preflight, simulate
 from pretrain.train.planning.gpus import GPUS
@@ -15,6 +16,7 @@ from pretrain.train.planning.simulate import Simulated
 from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipes import recipe
 from tests.support.paths import ROOT
+from tests.support.terminals import shown, terminal
 from tests.support.training import TINY, make_shards, run
 from wsi_prep.errors import BadOption
 
@@ -67,11 +69,38 @@ def test_what_does_not_fit_is_told_with_what_does(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("made_up")
+def test_memory_of_the_host_and_what_is_not_read_are_told(tmp_path, capsys):
+    erase = ("guide.stain=-1", "saving.erase_tiles=1000", "start_from=/nowhere/weights")
+    words = ["--gpus", "2", "--gpu", "h100", "--to", str(tmp_path / "plan.json")]
+    made = changed(recipe("debug"), TINY)
+    made_network = Network.with_heads(made.backbone, made.objective.head)
+    for parallel, more, whole in (("ddp", erase, True), ("fsdp", erase, True), ("fsdp", (), False)):
+        assert plan(*words, changes=(*more, f"compute.parallel={parallel}")) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        (told,) = json.loads((tmp_path / "plan.json").read_text())
+        numbers = sum(each.numel() for each in made_network.parameters())
+        assert told["asked"]["host_start_bytes"] == pytest.approx(2 * 4 * numbers if whole else 0, rel=0.03)
+        tokens = 1 + (392 // 14) ** 2
+        assert told["asked"]["host_erasing_bytes"] == (1000 * tokens * 32 * 4 if more else 0)
+        assert ("of the first process at each checkpoint, to erase fields over 1,000 tiles" in out) == bool(more)
+        assert ("start_from /nowhere/weights is not read" in out) == bool(more)
+
+
+@pytest.mark.usefixtures("made_up")
 def test_several_numbers_make_a_table(capsys):
     assert plan("--gpus", "1", "2", "--gpu", "h100") == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows] == ["GPUs", "---", "1", "2"]
     assert {row.count("|") for row in rows} == {9}
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_terminal_shows_what_is_simulated(monkeypatch):
+    with terminal(monkeypatch) as written:
+        assert plan("--gpus", "2", "--gpu", "a100-40") == 3
+    lines = [line for line in shown(written) if line.startswith("simulation ")]
+    assert any(line.startswith("simulation 1: 2 GPUs, ddp, recompute none, accumulate 1 ") for line in lines)
+    assert any(line.startswith("simulation 2: 2 GPUs, fsdp, recompute full, accumulate 4 ") for line in lines)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ from pretrain.train.recipe.recipe import Recipe
 _GIGA = 1e9
 _DAY_S, _HOUR_S = 86_400, 3600
 _BLOCK_TILES = 6.0  # 1,603 / 275 by docs/training-data.md
+
+Looking = Callable[[Recipe, int], None]
+"""What is told the recipe and the number of GPUs of which a step is simulated next: each takes seconds or more."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,9 @@ def needed_gb(seen: Simulated, assumed: PlanAssumptions) -> float:
     return seen.peak / _GIGA / (1 - assumed.fragmentation) + assumed.reserved_gb
 
 
-def make_plans(recipe: Recipe, gpus: int, gpu: Gpu, assumed: PlanAssumptions) -> list[Plan]:
+def make_plans(
+    recipe: Recipe, gpus: int, gpu: Gpu, assumed: PlanAssumptions, looking: Looking | None = None
+) -> list[Plan]:
     """Simulate a step of each piece of a run: one where it has no stages.
 
     Raises BadOption where recipe and processes do not fit together.
@@ -134,31 +140,42 @@ def make_plans(recipe: Recipe, gpus: int, gpu: Gpu, assumed: PlanAssumptions) ->
     for each in parts:
         require_division(each.recipe, gpus, each.start)
     return [
-        Plan(each.recipe, gpus, gpu, assumed, simulate(each.recipe, gpus), each.start, each.stop - each.start)
+        Plan(each.recipe, gpus, gpu, assumed, _look(each.recipe, gpus, looking), each.start, each.stop - each.start)
         for each in parts
     ]
 
 
-def nearest_plan(plan: Plan) -> Plan | None:
+def nearest_plan(plan: Plan, looking: Looking | None = None) -> Plan | None:
     """With the nearest settings that fit, where these do not; None where none do."""
-    found = nearest(plan.recipe, plan.gpus, lambda seen: replace(plan, seen=seen).fits)
+    found = nearest(plan.recipe, plan.gpus, lambda seen: replace(plan, seen=seen).fits, looking)
     return None if found is None else replace(plan, recipe=found[0], seen=found[1])
 
 
-def nearest(recipe: Recipe, gpus: int, fits: Callable[[Simulated], bool]) -> tuple[Recipe, Simulated] | None:
+def nearest(
+    recipe: Recipe, gpus: int, fits: Callable[[Simulated], bool], looking: Looking | None = None
+) -> tuple[Recipe, Simulated] | None:
     """The recipe with the fewest changes that fit, and its step; None where none do.
 
     What computes the same comes first: recomputation and shards. Then `accumulate`, which changes what losses compare.
     """
     levels = [list(_leaner(recipe, gpus, parts)) for parts in _accumulations(recipe, gpus)]
-    if not levels or not fits(simulate(levels[-1][-1], gpus)):
+    leanest: dict[int, Simulated] = {}
+
+    def enough(number: int) -> bool:
+        leanest[number] = _look(levels[number][-1], gpus, looking)
+        return fits(leanest[number])
+
+    if not levels or not enough(len(levels) - 1):
         return None
-    for *others, leanest in levels:
-        last = simulate(leanest, gpus)
-        if fits(last):
-            tried = ((each, simulate(each, gpus)) for each in others)
-            return next(((each, seen) for each, seen in tried if fits(seen)), (leanest, last))
-    return None
+    chosen = bisect.bisect_left(range(len(levels) - 1), True, key=enough)  # in more parts, less is held
+    tried = ((each, _look(each, gpus, looking)) for each in levels[chosen][:-1])
+    return next(((each, seen) for each, seen in tried if fits(seen)), (levels[chosen][-1], leanest[chosen]))
+
+
+def _look(recipe: Recipe, gpus: int, looking: Looking | None) -> Simulated:
+    if looking is not None:
+        looking(recipe, gpus)
+    return simulate(recipe, gpus)
 
 
 def changes(recipe: Recipe, other: Recipe, start: int = 0) -> str:

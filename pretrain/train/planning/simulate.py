@@ -7,6 +7,7 @@ here; blocks that are not, in shards, hold up to 8 bytes more for each token and
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretrain.compute import distributed
+from pretrain.compute.pretended import pretended
 from pretrain.compute.randomness import Places
 from pretrain.errors import SimulationFailed
 from pretrain.learning.guide import outputs, supposed_fields, supposed_labels
@@ -36,6 +38,8 @@ from wsi_prep.format.magnifications import TILE_PX
 
 _ROUNDS = 2  # of compute.accumulate that are simulated: all but the last are alike
 _DEPTHS = (4, 8)  # of a deep network that are simulated: its blocks are alike, so all else lies on a line
+_TILES = (256, 2048)  # of a round that are simulated at least and at most, and twice as many; all else lies on a line
+_PLANNED = 512  # tiles whose random numbers are timed
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class Simulated:
 def simulate(recipe: Recipe, processes: int) -> Simulated:
     """A step in the middle of the run. Raises BadOption where recipe and processes do not fit together.
 
-    Of a deep network, two shallow ones are simulated. No other process group may be open in this process. Raises
-    SimulationFailed where torch fails in a way that nobody foresaw.
+    Of a deep network, two shallow ones are simulated, and of many tiles, two smaller numbers of them. No other process
+    group may be open in this process. Raises SimulationFailed where torch fails in a way that nobody foresaw.
     """
     require_division(recipe, processes)
     try:
@@ -88,6 +92,22 @@ def simulate(recipe: Recipe, processes: int) -> Simulated:
 
 
 def _simulated(recipe: Recipe, processes: int) -> Simulated:
+    rounds = processes * recipe.compute.accumulate
+    tiles = recipe.sampling.batch // rounds
+    of_a_tile = 8e-6 * recipe.objective.head.prototypes  # MB of two class tokens; beyond loss_mb, losses go by parts
+    few = min(max(_TILES[0], math.ceil(recipe.compute.loss_mb / of_a_tile)), _TILES[1])
+    if tiles <= 2 * few:
+        found = _of_depth(recipe, processes)
+    else:
+        less, more = (
+            _of_depth(replace(recipe, sampling=replace(recipe.sampling, batch=number * rounds)), processes)
+            for number in (few, 2 * few)
+        )
+        found = _along(less, more, (tiles - few) / few)
+    return replace(found, planning_s=_planning(recipe, recipe.sampling.batch // processes))
+
+
+def _of_depth(recipe: Recipe, processes: int) -> Simulated:
     depth = recipe.backbone.depth
     if depth <= _DEPTHS[1]:
         return simulate_whole(recipe, processes)
@@ -95,17 +115,17 @@ def _simulated(recipe: Recipe, processes: int) -> Simulated:
         simulate_whole(replace(recipe, backbone=replace(recipe.backbone, depth=number)), processes)
         for number in _DEPTHS
     )
-    return _deeper(few, more, (depth - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0]))
+    return _along(few, more, (depth - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0]))
 
 
 def simulate_whole(recipe: Recipe, processes: int) -> Simulated:
-    """As `simulate`, with every block."""
+    """As `simulate`, with every block and tile, and without `planning_s`."""
     share, times = recipe.sampling.batch // processes, recipe.compute.accumulate
     rounds = min(times, _ROUNDS)
     compute = replace(recipe.compute, accumulate=rounds, compile=False, device="cpu")
     shown = replace(recipe, compute=compute, start_from="")
     places = Places(recipe.seed, recipe.schedule.steps // 2, np.arange(share // times * rounds))
-    with distributed.pretended(processes):
+    with pretended(processes):
         learner, ledger = _learner(shown, processes), Ledger()
         with FakeTensorMode(allow_non_fake_inputs=True), ledger:
             buckets = _prepare(learner, ledger, processes)
@@ -122,13 +142,14 @@ def simulate_whole(recipe: Recipe, processes: int) -> Simulated:
         _repeated(ledger.operations, times),
         _repeated(ledger.collectives, times) | _gradients_summed(learner, processes),
         sum(tensor.numel() * tensor.itemsize for tensor in learner.tensors().values()),
-        _planning(recipe, share),
+        0.0,
     )
 
 
-def _deeper(few: Simulated, more: Simulated, way: float) -> Simulated:
-    """On the line through two depths, so many times as far from the first as the second is. Counts may be negative:
-    of one operation over all parameters, the shallow network's is taken away.
+def _along(few: Simulated, more: Simulated, way: float) -> Simulated:
+    """On the line through two depths or numbers of tiles, so many times as far from the first as the second is.
+
+    Counts may be negative: of one operation over all parameters or tiles, the smaller one's is taken away.
     """
 
     def line(one: Mapping[Any, float], other: Mapping[Any, float]) -> dict[Any, float]:
@@ -144,7 +165,7 @@ def _deeper(few: Simulated, more: Simulated, way: float) -> Simulated:
         line(few.operations, more.operations),
         line(few.collectives, more.collectives),
         round(few.checkpoint + way * (more.checkpoint - few.checkpoint)),
-        max(few.planning_s, more.planning_s),
+        0.0,
     )
 
 
@@ -205,11 +226,12 @@ def _gradients_summed(learner: Learner, processes: int) -> dict[Collective, floa
 def _planning(recipe: Recipe, share: int) -> float:
     """Seconds that the host needs here for the random numbers of a process's share of the batch."""
     rounds, views, crops = recipe.compute.accumulate, recipe.views, recipe.views.crops
+    tiles = min(share // rounds, _PLANNED)
     began = time.perf_counter()
-    places = Places(recipe.seed, 0, np.arange(share // rounds))
+    places = Places(recipe.seed, 0, np.arange(tiles))
     plan_crops(crops, places)
     for kind, count in (("global", crops.global_crops), ("local", crops.local_crops)):
         plan_colour(views.colour, places, kind, count)
     plan_masks(views.masking, places, crops.global_crops, crops.global_px // recipe.backbone.patch_px)
     plan_drop(places, crops.global_crops + crops.local_crops, recipe.backbone.depth)
-    return (time.perf_counter() - began) * rounds
+    return (time.perf_counter() - began) * share / tiles

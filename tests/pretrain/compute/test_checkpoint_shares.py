@@ -10,7 +10,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pretrain.compute.distributed import Spread, World, Writer, finish, load, own_share, pretended
+from pretrain.compute.distributed import Spread, World, Writer, finish, load, own_share
+from pretrain.compute.pretended import pretended
 from tests.support.training import in_processes
 from wsi_prep.errors import BadOption
 

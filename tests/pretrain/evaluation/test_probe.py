@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+from scipy.stats import chisquare
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import NearestNeighbors
@@ -211,6 +212,21 @@ def test_the_penalty_is_chosen_across_groups():
     assert accuracy(probe.linear, features, replace(task, groups=np.arange(len(groups))), (1e-5, 3.0)) == weak
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_no_better_penalty_lies_beyond_a_flat_stretch(seed):
+    """Four sites lie 300 times as far apart as the classes: strong penalties, all alike, see nothing but the site."""
+    rng = np.random.default_rng(seed)
+    labels, slides = rng.integers(0, 2, 1500), rng.integers(0, 40, 1500)
+    features = rng.normal(size=(4, 24))[slides % 4] + 0.005 * rng.normal(size=(1500, 24))
+    axis = rng.normal(size=24)
+    features += 0.02 * (labels[:, None] - 0.5) * axis / np.linalg.norm(axis)
+    features, task = torch.from_numpy(features), task_of(labels, slides < 28, slides)
+    alone = [accuracy(probe.linear, features, task, (penalty,)) for penalty in sorted(probe.PENALTIES)]
+    assert max(alone[4:]) < 0.6  # from .1 on
+    assert max(alone) > 0.9
+    assert accuracy(probe.linear, features, task) == pytest.approx(max(alone), abs=0.03)
+
+
 def test_one_group_to_train_on_is_enough():
     features, task = gaussians()
     assert accuracy(probe.linear, features, replace(task, groups=(~task.train).astype(np.int64))) > 0.85
@@ -270,6 +286,27 @@ def test_ten_examples_agree_with_a_slow_loop():
     assert some.shape == (probe.EPISODES, task.test.sum())
     assert (some[0] != some[1]).any()
     np.testing.assert_array_equal(some, probe.few_shot(features, task))
+
+
+def test_every_class_of_every_draw_draws_by_itself():
+    """From guesses of tiles that are like one train tile each: which of 20 tiles each class drew, in 400 draws."""
+    count, draws = 20, 400
+    known = np.eye(2 * count)
+    beside = np.repeat(np.eye(2), count, axis=0)[::-1] @ np.repeat(np.eye(2), count, axis=1)  # of the other class
+    features = torch.from_numpy(np.concatenate([known, known + 0.1 * beside]))
+    labels = np.tile(np.repeat([0, 1], count), 2)
+    task = task_of(labels, np.arange(4 * count) < 2 * count)
+    found = probe.few_shot(features, task, shots=1, episodes=draws)
+    drawn = found == np.repeat([0, 1], count)  # nearer to their own class only where it drew what they are like
+    assert (drawn[:, :count].sum(1) == 1).all()
+    assert (drawn[:, count:].sum(1) == 1).all()
+    one, other = drawn[:, :count].argmax(1), drawn[:, count:].argmax(1)
+    pairs = np.zeros((count, count))
+    np.add.at(pairs, (one, other), 1)
+    for seen in (pairs.sum(0), pairs.sum(1), [np.trace(np.roll(pairs, by, axis=1)) for by in range(count)]):
+        assert chisquare(seen).pvalue > 1e-4
+    again = probe.few_shot(features, task, shots=1, episodes=draws, seed=1)
+    assert (found == again).all(1).mean() < 0.05
 
 
 def test_more_examples_are_better_and_shuffled_ones_are_chance():

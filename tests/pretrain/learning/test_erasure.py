@@ -1,5 +1,7 @@
 """What erases fields from tokens, against LEACE by its own formulas and against probes by scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,9 @@ from pretrain.learning.erasure import columns, fit_eraser, leace, width
 from pretrain.model.backbone import Backbone, BackboneSettings
 from pretrain.model.guide import Eraser
 from pretrain.model.normalise import normalise
+from pretrain.train.planning.host import erasing_bytes
+from pretrain.train.recipe.overrides import changed
+from pretrain.train.recipe.recipes import recipe
 
 SITE = Field("institution", ("A", "B", "C"), (0.5, 0.3, 0.2), 0.9)
 SCANNER = Field("scanner", ("S", "T"), (0.5, 0.5), 1.0)
@@ -87,9 +92,10 @@ def test_features_that_are_all_the_same_are_left_alone():
     assert all(not part.any() for part in leace(x, columns([SCANNER], [np.arange(TILES) % 2])))
 
 
-def made_backbone(registers=1):
+def made_backbone(registers=1, **more):
     torch.manual_seed(0)
-    backbone = Backbone(BackboneSettings(width=16, depth=2, heads=2, registers=registers, image_px=56, layer_scale=0.0))
+    sizes = {"width": 16, "depth": 2, "heads": 2, "image_px": 56, "layer_scale": 0.0}
+    backbone = Backbone(BackboneSettings(registers=registers, **sizes, **more))
     for parameter in backbone.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.2)
@@ -127,6 +133,44 @@ def test_every_layers_tokens_lose_the_field_and_so_does_the_embedding():
     for tokens in seen.values():
         assert apart_by(tokens[:, 1], site) < 1e-3  # the register
         assert apart_by(tokens[:, 2:].mean(1), site) < 1e-3
+
+
+@torch.no_grad()
+def test_a_plan_counts_the_tokens_that_are_held(monkeypatch):
+    backbone, held, after = made_backbone(), [], Backbone.after
+    pixels, site = tinted(40, 70, 0)
+
+    def watched(self, layer, *rest):
+        tokens = after(self, layer, *rest)
+        if layer == 0:
+            held.append(tokens.untyped_storage().nbytes())
+        return tokens
+
+    monkeypatch.setattr(Backbone, "after", watched)
+    batches = ((normalise(batch), None) for batch in pixels.split(16))
+    fit_eraser(backbone, batches, lambda: columns([SITE], [site]))
+    changes = ["guide.institution=-1", "saving.erase_tiles=40", "saving.erase_px=72"]
+    planned = erasing_bytes(replace(changed(recipe("debug"), changes), backbone=backbone.settings))
+    assert planned == sum(held) > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("together", [False, True])
+def test_a_network_that_is_told_um_per_px_loses_the_field_where_it_is_told_them(together):
+    """Of tiles whose um/px go with the site, and of others. `make embed` tells them; `make evaluate` does not."""
+    backbone = made_backbone(mpp_token=True)
+    pixels, site = tinted(300, 56, 0)
+    drawn = np.random.default_rng(1).integers(0, 3, len(site))
+    mpp = torch.tensor([0.25, 0.5, 2.0])[torch.from_numpy(site if together else drawn)]
+    told, untold = of_backbone(backbone).at(pixels, mpp), of_backbone(backbone).features(pixels)
+    assert (told - untold).norm() > 0.1 * untold.std(0).norm() * len(told) ** 0.5  # it hears what it is told
+    batches = zip(normalise(pixels).split(32), mpp.split(32), strict=True)
+    backbone.eraser = fit_eraser(backbone, batches, lambda: columns([SITE], [site]))
+    after = of_backbone(backbone)
+    assert apart_by(told, site) > 0.2
+    assert apart_by(after.at(pixels, mpp), site) < 1e-4
+    left = apart_by(after.features(pixels), site) / apart_by(untold, site)
+    assert 0.01 < left < 0.1  # as docs/training.md says: little, but not nothing
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import distributed as dist
+from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
 from pretrain.compute.distributed import World
@@ -233,3 +234,47 @@ def test_what_cannot_be_shared_out_is_refused_and_leaves_no_group():
     with pytest.raises(BadOption, match="a batch of 16 does not divide by 5 processes times 1 parts"):
         simulate(made("activations"), 5)
     assert not dist.is_initialized()
+
+
+def sums(seen):
+    """Of a step: what is held, how much is done, and how much is sent."""
+    return {
+        "peak": seen.peak,
+        "rest": sum(seen.at_rest.values()),
+        "flops": flops(seen),
+        "bytes": sum(count * each.nbytes for each, count in seen.operations.items()),
+        "operations": sum(seen.operations.values()),
+        "sent": sum(count * each.nbytes for each, count in seen.collectives.items()),
+        "checkpoint": seen.checkpoint,
+    }
+
+
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_many_tiles_are_as_if_each_were_simulated(parts):
+    sizes = ["backbone.depth=2", "objective.head.prototypes=4096", "compute.loss_mb=8", f"compute.accumulate={parts}"]
+    chosen = changed(recipe("debug"), [*sizes, f"sampling.batch={1200 * parts}", *PLAIN])
+    line, whole = sums(simulate(chosen, 2)), sums(simulate_whole(chosen, 2))
+    assert line == pytest.approx(whole, rel=0.02)
+    assert all(line[name] == whole[name] for name in ("rest", "checkpoint"))
+    assert line["sent"] == pytest.approx(whole["sent"], rel=1e-6)
+
+
+class EmptyOnes(TorchFunctionMode):
+    """Counts the tensors that are made like others, but empty."""
+
+    made = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.made += func is torch.Tensor.new_empty
+        return func(*args, **(kwargs or {}))
+
+
+def test_shards_of_any_number_of_processes_are_made_as_quickly():
+    """FSDP makes an empty tensor a process for each parameter: minutes, where there are very many."""
+    made = []
+    for processes in (64, 4096):
+        chosen = changed(recipe("debug"), ["backbone.depth=1", "compute.parallel=fsdp", f"sampling.batch={processes}"])
+        with EmptyOnes() as counted:
+            simulate(chosen, processes)
+        made.append(counted.made)
+    assert made[1] < made[0] + 1000
