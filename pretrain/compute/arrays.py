@@ -25,7 +25,7 @@ def load_array(file: Path) -> NDArray[Any]:
         if error.errno not in _CANNOT_MAP:
             raise
         array = np.load(file)
-        array.flags.writeable = False
+        array.setflags(write=False)
     return array
 
 

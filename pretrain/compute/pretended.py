@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import warnings
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp._fully_shard import _fsdp_param
 
-_OF_TORCH = "_chunk_with_empty"
+_MODULE, _OF_TORCH = "torch.distributed.fsdp._fully_shard._fsdp_param", "_chunk_with_empty"
 
 
 @contextlib.contextmanager
@@ -35,14 +35,17 @@ def _quick_shards() -> Iterator[None]:
     It makes one for each, though it takes its own alone: many minutes, where there are 65,536 processes. Where another
     torch does it otherwise, nothing is changed.
     """
-    before = getattr(_fsdp_param, _OF_TORCH, None)
-    if before is not None:
-        setattr(_fsdp_param, _OF_TORCH, _cut)
+    try:
+        module = importlib.import_module(_MODULE)
+        before = getattr(module, _OF_TORCH)
+    except (ImportError, AttributeError):
+        yield
+        return
+    setattr(module, _OF_TORCH, _cut)
     try:
         yield
     finally:
-        if before is not None:
-            setattr(_fsdp_param, _OF_TORCH, before)
+        setattr(module, _OF_TORCH, before)
 
 
 def _cut(tensor: Tensor, num_chunks: int, dim: int) -> list[Tensor]:
