@@ -21,6 +21,11 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def computed_here(tensor: torch.Tensor) -> bool:
+    """Whether the CPU computes with it. One that has a shape and no numbers stands for one on a GPU, see simulate."""
+    return tensor.device.type == "cpu" and type(tensor) is torch.Tensor
+
+
 def gpu_memory(device: str, *, apart: bool = False) -> int | None:
     """Bytes of the smallest of this machine's GPUs, None without any; `device` as distributed.world takes it.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pretrain.model.guide import Eraser
-from pretrain.model.packing import Kept, PackedBlock, Packing
+from pretrain.model.packing import BlockRows, Kept, PackedBlock, Packing
 from wsi_prep.errors import BadOption
 
 from timm.layers.pos_embed import resample_abs_pos_embed  # isort: skip - packing has made timm importable
@@ -173,9 +173,13 @@ class Backbone(nn.Module):
         return Packing(tuple((crops, self.prefix + (px // patch) ** 2) for crops, px in shapes))
 
     def compile_blocks(self) -> None:
-        """Compile each block when it is first called; crops keep their sizes, so shapes are fixed."""
-        for block in self.vit.blocks:
+        """Compile each block when it is first called. Crops keep their sizes, so shapes are fixed; what the last block
+        reads may change with the number of masked patches.
+        """
+        *most, last = self.vit.blocks
+        for block in most:
             block.compile(dynamic=False)
+        last.compile(dynamic=None)
 
     def forward(
         self,
@@ -189,28 +193,78 @@ class Backbone(nn.Module):
         `masks`: for each group None, or (B, N) bool, true where the mask token stands in a patch's place. `mpp`: for
         each group (B,) float32 um/px, NaN where it is not known; without it, of none.
         """
-        masks = masks or [None] * len(groups)
-        embedded = [self._embed(crops, mask) for crops, mask in zip(groups, masks, strict=True)]
-        if self.mpp_token is not None:
-            embedded = [self._tell(tokens, mpp[n] if mpp else None) for n, tokens in enumerate(embedded)]
+        x, packing = self._packed(groups, masks, mpp)
         if self.eraser is not None:
-            embedded = [self.eraser(0, tokens) for tokens in embedded]
-        packing = Packing(tuple((len(tokens), tokens.shape[1]) for tokens in embedded))
-        x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])
-        recompute = self.recompute if torch.is_grad_enabled() else "none"
-        for number, block in enumerate(self.vit.blocks):
-            if kept is None:
-                x = block(x, packing=packing, recompute=recompute)
-            else:
-                x = block(x, packing=kept.packing, rows=kept.of_block(number), recompute=recompute)
+            x = self._erased(0, x, packing)
+        for number in range(self.settings.depth):
+            x = self._block(number, x, packing, kept)
             if self.eraser is not None:
-                parts = zip(x.split(packing.sizes), packing.shapes, strict=True)
-                x = torch.cat([self.eraser(number + 1, part.view(*shape, -1)).flatten(0, 1) for part, shape in parts])
-        normed = self.vit.norm(x).to(torch.promote_types(x.dtype, torch.float32)).split(packing.sizes)
+                x = self._erased(number + 1, x, packing)
+        normed = torch.split(self._normed(x), packing.sizes)
         whole = [part.view(*shape, -1) for part, shape in zip(normed, packing.shapes, strict=True)]
         if self.eraser is not None:
             whole = [self.eraser(self.settings.depth + 1, tokens) for tokens in whole]
         return [Tokens(tokens[:, 0], tokens[:, self.prefix :]) for tokens in whole]
+
+    def read(
+        self,
+        groups: Sequence[Tensor],
+        chosen: Tensor,
+        masks: Sequence[Tensor | None] | None = None,
+        kept: Kept | None = None,
+        mpp: Sequence[Tensor] = (),
+    ) -> tuple[list[Tensor], Tensor]:
+        """What losses read: class tokens (B, D) of each group, and the first one's `chosen` patches (M, D).
+
+        The same as `forward` gives, but for rounding. No other token passes through the last block's MLP. `chosen`:
+        (M,) int64, in the flattened patches of the first group.
+        """
+        if self.eraser is not None:
+            tokens = self(groups, masks, kept, mpp)
+            return [group.cls for group in tokens], tokens[0].patches.flatten(0, 1)[chosen]
+        x, packing = self._packed(groups, masks, mpp)
+        last = self.settings.depth - 1
+        for number in range(last):
+            x = self._block(number, x, packing, kept)
+        x = self._normed(self._block(last, x, packing, kept, self._rows_read(packing, chosen)))
+        *cls, patches = torch.split(x, [*(crops for crops, _ in packing.shapes), len(chosen)])
+        return cls, patches
+
+    def _rows_read(self, packing: Packing, chosen: Tensor) -> Tensor:
+        """The packed tokens that `read` returns: every crop's first, and the chosen patches."""
+        rows, first = [], 0
+        for (_, tokens), size in zip(packing.shapes, packing.sizes, strict=True):
+            rows.append(torch.arange(first, first + size, tokens, device=chosen.device))
+            first += size
+        patches = packing.shapes[0][1] - self.prefix
+        return torch.cat([*rows, chosen + (chosen // patches + 1) * self.prefix])
+
+    def _packed(
+        self, groups: Sequence[Tensor], masks: Sequence[Tensor | None] | None, mpp: Sequence[Tensor]
+    ) -> tuple[Tensor, Packing]:
+        """All tokens before the first block, (T, D), and how they lie."""
+        masks = masks or [None] * len(groups)
+        embedded = [self._embed(crops, mask) for crops, mask in zip(groups, masks, strict=True)]
+        if self.mpp_token is not None:
+            embedded = [self._tell(tokens, mpp[n] if mpp else None) for n, tokens in enumerate(embedded)]
+        packing = Packing(tuple((len(tokens), tokens.shape[1]) for tokens in embedded))
+        return torch.cat([tokens.flatten(0, 1) for tokens in embedded]), packing
+
+    def _block(self, number: int, x: Tensor, packing: Packing, kept: Kept | None, read: Tensor | None = None) -> Tensor:
+        recompute = self.recompute if torch.is_grad_enabled() else "none"
+        block: Any = self.vit.blocks[number]
+        rows = BlockRows(kept.of_block(number) if kept else None, read)
+        out: Tensor = block(x, packing=kept.packing if kept else packing, rows=rows, recompute=recompute)
+        return out
+
+    def _normed(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.vit.norm(x)
+        return normed.to(torch.promote_types(x.dtype, torch.float32))
+
+    def _erased(self, layer: int, x: Tensor, packing: Packing) -> Tensor:
+        assert self.eraser is not None
+        parts = zip(torch.split(x, packing.sizes), packing.shapes, strict=True)
+        return torch.cat([self.eraser(layer, part.view(*shape, -1)).flatten(0, 1) for part, shape in parts])
 
     def after(self, layer: int, x: Tensor, mpp: Tensor | None = None) -> Tensor:
         """What a layer makes of the (B, prefix + N, D) tokens before it, as an Eraser counts layers; nothing is erased.

@@ -60,11 +60,15 @@ class Network(nn.Module):
         """Groups of (B, 3, h, w) crops; `chosen` (M,) int64: patches of the first group, flattened over its crops;
         `ramp`: see GuideHeads; `mpp`: see Backbone.
         """
-        tokens = self.backbone(groups, masks, kept, mpp)
-        patches = tokens[0].patches.flatten(0, 1)[chosen]
-        first, told = self.guide(tokens[0].cls, ramp)
-        cls = torch.cat([first, *(group.cls for group in tokens[1:])])
-        shown = tokens[0].patches if self.shows_patches else None
+        if self.shows_patches:
+            tokens = self.backbone(groups, masks, kept, mpp)
+            cls_of, shown = [group.cls for group in tokens], tokens[0].patches
+            patches = shown.flatten(0, 1)[chosen]
+        else:
+            shown = None
+            cls_of, patches = self.backbone.read(groups, chosen, masks, kept, mpp)
+        first, told = self.guide(cls_of[0], ramp)
+        cls = torch.cat([first, *cls_of[1:]])
         return Seen(self.cls_head(cls), self.patch_head(patches), first, told, shown)
 
     def units(self) -> list[nn.Module]:

@@ -35,15 +35,22 @@ class Packing:
         return [crops * tokens for crops, tokens in self.shapes]
 
 
-class BlockRows(NamedTuple):
-    """The packed tokens that a block's two branches are computed for, (K,) int64 each, and their `gain` (K, 1).
-
-    A tuple, since FSDP brings tensors in tuples to the precision of products, and those in other records not.
-    """
+class KeptRows(NamedTuple):
+    """The packed tokens that a block's two branches are computed for, (K,) int64 each, and their `gain` (K, 1)."""
 
     attention: Tensor
     mlp: Tensor
     gain: Tensor
+
+
+class BlockRows(NamedTuple):
+    """Which packed tokens a block takes, `kept`, and which (R,) int64 it returns, `read`; None: all.
+
+    A tuple, since FSDP brings tensors in tuples to the precision of products, and those in other records not.
+    """
+
+    kept: KeptRows | None = None
+    read: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,9 @@ class Kept:
     rows: Tensor
     gain: Tensor
 
-    def of_block(self, number: int) -> BlockRows:
+    def of_block(self, number: int) -> KeptRows:
         """What the block's two branches are computed for."""
-        return BlockRows(self.rows[2 * number], self.rows[2 * number + 1], self.gain)
+        return KeptRows(self.rows[2 * number], self.rows[2 * number + 1], self.gain)
 
 
 class PackedBlock(Block):
@@ -76,7 +83,7 @@ class PackedBlock(Block):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         packing: Packing | None = None,
-        rows: BlockRows | None = None,
+        rows: BlockRows = BlockRows(),  # noqa: B008 - nothing can be changed in a tuple
         recompute: str = "none",
     ) -> Tensor:
         if packing is None:
@@ -84,21 +91,29 @@ class PackedBlock(Block):
             return plain
         return recomputed(self._packed, recompute, x, packing, rows)
 
-    def _packed(self, x: Tensor, packing: Packing, rows: BlockRows | None) -> Tensor:
-        if rows is None:
-            x = x + self._attend(x, packing).to(x.dtype)
+    def _packed(self, x: Tensor, packing: Packing, rows: BlockRows) -> Tensor:
+        """(T, D) -> (T, D), or (R, D) of the rows that are read, which attend to all; the MLP takes only these."""
+        kept, read = rows
+        if kept is None:
+            branch = self._attend(x, packing, read)
+            x = (x if read is None else x[read]) + branch.to(x.dtype)
             return x + self._mix(x).to(x.dtype)
-        x = x.index_add(0, rows.attention, (self._attend(x[rows.attention], packing) * rows.gain).to(x.dtype))
-        return x.index_add(0, rows.mlp, (self._mix(x[rows.mlp]) * rows.gain).to(x.dtype))
+        x = x.index_add(0, kept.attention, (self._attend(x[kept.attention], packing) * kept.gain).to(x.dtype))
+        if read is not None:  # few, so the MLP is computed even where a crop drops it: shapes stay the same
+            gain = kept.gain.new_zeros((len(x), 1)).index_copy(0, kept.mlp, kept.gain)[read]
+            x = x[read]
+            return x + (self._mix(x) * gain).to(x.dtype)
+        return x.index_add(0, kept.mlp, (self._mix(x[kept.mlp]) * kept.gain).to(x.dtype))
 
-    def _attend(self, x: Tensor, packing: Packing) -> Tensor:
+    def _attend(self, x: Tensor, packing: Packing, read: Tensor | None = None) -> Tensor:
         attn: Any = self.attn
         out = []
         for qkv, (crops, tokens) in zip(attn.qkv(self.norm1(x)).split(packing.sizes), packing.shapes, strict=True):
             q, k, v = qkv.view(crops, tokens, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
             attended = functional.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v)
             out.append(attended.transpose(1, 2).reshape(crops * tokens, -1))
-        branch: Tensor = self.ls1(attn.proj(torch.cat(out)))
+        joined = torch.cat(out)
+        branch: Tensor = self.ls1(attn.proj(joined if read is None else joined[read]))
         return branch
 
     def _mix(self, x: Tensor) -> Tensor:

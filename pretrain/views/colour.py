@@ -185,7 +185,9 @@ def _stain(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
 def _blur(x: Tensor, sigma: Tensor, reach: int) -> Tensor:
     """Gaussian of `sigma` px (N, 1, 1, 1), cut at `reach` px, edges mirrored: two banded matrix products."""
     reach = min(reach, min(x.shape[2:]) - 1)
-    down, across = (_blur_matrix(sigma.view(-1, 1, 1), size, reach) for size in x.shape[2:])
+    height, width = x.shape[2:]
+    down = _blur_matrix(sigma.view(-1, 1, 1), height, reach)
+    across = down if width == height else _blur_matrix(sigma.view(-1, 1, 1), width, reach)
     return torch.matmul(torch.matmul(down[:, None], x), across[:, None].transpose(2, 3))
 
 

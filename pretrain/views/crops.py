@@ -1,7 +1,8 @@
 """Extended-context translation (Zimmermann et al. 2024, arXiv 2408.00738): crops that move over a tile and hardly zoom.
 
 Two steps: a plan on the host, a pure function of (seed, step, place in the global batch), and the pixels on the device:
-a gather of what each window needs, and two batched matrix products with the weights of an antialiased bicubic.
+what each window needs, and two matrix products with the weights of an antialiased bicubic. On a GPU, all crops together
+are a gather and two batched products; on a CPU, crop after crop is cheaper.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pretrain.compute.devices import send_together
+from pretrain.compute.devices import computed_here, send_together
 from pretrain.compute.randomness import Places, Purpose
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
@@ -183,10 +184,16 @@ def crop(tiles: torch.Tensor, windows: CropWindows, dtype: torch.dtype = torch.f
     `tiles`: (B, 3, 392, 392) uint8 of any memory layout. Weights and products are of `dtype`. The resampling is that of
     Pillow's `resize(..., BICUBIC, box)`, without its rounding to whole levels between the axes.
     """
+    if not windows.x0.shape[1]:
+        return torch.empty((0, 3, windows.px, windows.px), dtype=dtype, device=tiles.device)
+    cut = one_by_one if computed_here(tiles) else together
+    return cut(tiles, windows, dtype)
+
+
+def together(tiles: torch.Tensor, windows: CropWindows, dtype: torch.dtype) -> torch.Tensor:
+    """What `crop` gives, in few large operations without a wait, as a GPU likes it."""
     px = windows.px
     batch, crops = windows.x0.shape
-    if not crops:
-        return torch.empty((0, 3, px, px), dtype=dtype, device=tiles.device)
     reach_y, of_y = _axis(windows.y0, windows.height, windows.flip_y, px)
     reach_x, of_x = _axis(windows.x0, windows.width, windows.flip_x, px)
     turned = windows.transposed.T.reshape(-1, 1, 1, 1)
@@ -201,6 +208,55 @@ def crop(tiles: torch.Tensor, windows: CropWindows, dtype: torch.dtype = torch.f
     out = torch.bmm(down, x.weights().to(dtype).transpose(1, 2)).view(-1, px, 3, px).transpose(1, 2)
     out = out.clamp(0, 1).contiguous()  # the bicubic overshoots at edges
     return torch.where(transposed, out.transpose(2, 3), out) if turned.any() else out
+
+
+def one_by_one(tiles: torch.Tensor, windows: CropWindows, dtype: torch.dtype) -> torch.Tensor:
+    """What `crop` gives, on a CPU: every crop by itself, from no more of its tile than its own window needs."""
+    px = windows.px
+    first_y, reach_y, down = _banded(windows.y0, windows.height, windows.flip_y, px)
+    first_x, reach_x, across = _banded(windows.x0, windows.width, windows.flip_x, px)
+    down, across = (down / 255).to(dtype), across.to(dtype).transpose(1, 2)
+    out = torch.empty((len(down), 3, px, px), dtype=dtype)
+    for n, (y, x, high, wide) in enumerate(zip(first_y, first_x, reach_y, reach_x, strict=True)):
+        seen = tiles[n % len(tiles), :, y : y + high, x : x + wide]
+        seen = seen.to(dtype, memory_format=torch.contiguous_format)
+        torch.bmm(down[n, :, :high].expand(3, -1, -1), seen @ across[n, :wide], out=out[n])
+    out.clamp_(0, 1)
+    turned = torch.from_numpy(windows.transposed.T.reshape(-1, 1, 1, 1))
+    return torch.where(turned, out.transpose(2, 3), out) if turned.any() else out
+
+
+def _banded(
+    start: NDArray[np.float64], size: NDArray[np.float64], flip: NDArray[np.bool_], px: int
+) -> tuple[list[int], list[int], torch.Tensor]:
+    """First needed pixel and how many for each of N crops, and the weights (N, px, most) of one axis, float32.
+
+    Only those weights are computed that are not 0: some of each output pixel's.
+    """
+    start, size, mirrored = start.T.ravel(), size.T.ravel(), flip.T.reshape(-1, 1)
+    blur = np.maximum(size / px, 1.0)
+    low, high = np.floor(start - _SUPPORT * blur), np.ceil(start + size + _SUPPORT * blur)
+    first, end = np.clip(low, 0, TILE_PX).astype(np.int64), np.clip(high, 0, TILE_PX).astype(np.int64)
+    place = np.arange(px) + 0.5
+    place = np.where(mirrored, px - place, place)
+    centre = (start - first)[:, None] + place * (size / px)[:, None]
+    reach = end - first
+    nearest = np.ceil(centre - _SUPPORT * blur[:, None] - 0.5).astype(np.int64)
+    taps = nearest[:, :, None] + np.arange(math.ceil(2 * _SUPPORT * blur.max()) + 1)
+    far = np.abs(taps + 0.5 - centre[:, :, None]) / blur[:, None, None]
+    there = (taps >= 0) & (taps < reach[:, None, None])
+    some = _bicubic(torch.from_numpy(far.astype(np.float32))).mul_(torch.from_numpy(there))
+    some /= some.sum(2, keepdim=True)
+    most = int(reach.max())
+    weights = torch.zeros((len(first), px, most)).scatter_add_(2, torch.from_numpy(taps.clip(0, most - 1)), some)
+    return first.tolist(), reach.tolist(), weights
+
+
+def _bicubic(t: torch.Tensor) -> torch.Tensor:
+    """The kernel at these distances, in its own widths."""
+    near = ((_A + 2) * t - (_A + 3)) * t * t + 1
+    far = _A * (((t - 5) * t + 8) * t - 4)
+    return torch.where(t < 1, near, torch.where(t < _SUPPORT, far, 0.0))
 
 
 def _axis(
@@ -239,7 +295,5 @@ class _Axis:
         """(N, px, reach) float32: each output pixel's weights, of sum `gain`."""
         at = torch.arange(self.reach, device=self.first.device) + 0.5
         t = (at - self.centre[:, :, None]).abs() / self.blur[:, None, None]
-        near = ((_A + 2) * t - (_A + 3)) * t * t + 1
-        far = _A * (((t - 5) * t + 8) * t - 4)
-        weights = torch.where(t < 1, near, torch.where(t < _SUPPORT, far, 0.0))
+        weights = _bicubic(t)
         return weights * (gain / weights.sum(2, keepdim=True))

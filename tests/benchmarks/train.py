@@ -25,6 +25,7 @@ from pretrain.train.recipe.overrides import changed
 from pretrain.train.recipe.recipe import Recipe
 from pretrain.train.recipe.recipes import recipe
 from tests.benchmarks.measure import Figure, machine, markdown, table
+from tests.benchmarks.train_peers import PEERS, compare
 
 _ON_GPU = {
     "virchow2": "sampling.batch=64 compute.recompute=selective",
@@ -42,8 +43,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps of a measurement")
     parser.add_argument("--profile", action="store_true", help="name what the time is spent on")
     parser.add_argument("--quick", action="store_true", help="small and once: does it run?")
+    for name in PEERS:
+        parser.add_argument(f"--{name}", type=Path, metavar="FOLDER", help=f"a step beside {name}'s, of this clone")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     given = parser.parse_args()
+    if folders := {name: folder for name in PEERS if (folder := getattr(given, name))}:
+        if given.only:
+            raise SystemExit("--only: beside other code there is one recipe; omit it, and change the recipe with --set")
+        print(machine(), flush=True)
+        _tell(compare(folders, given.set, 2 if given.quick else given.steps, given.profile), given.markdown)
+        return
     chosen = _ON_GPU if torch.cuda.is_available() else _ON_CPU
     if given.only:
         chosen = {name: chosen.get(name, "") for name in given.only.split()}
@@ -53,9 +62,13 @@ def main() -> None:
     for name, changes in chosen.items():
         asked = changed(recipe(name), [*changes.split(), *given.set])
         figures += _measure(asked, given.shards, 2 if given.quick else given.steps, given.profile)
+    _tell(figures, given.markdown)
+
+
+def _tell(figures: list[Figure], page: Path | None) -> None:
     print(table(figures))
-    if given.markdown:
-        given.markdown.write_text(markdown(figures, "make bench BENCH=train"))
+    if page:
+        page.write_text(markdown(figures, "make bench BENCH=train"))
 
 
 def _measure(asked: Recipe, shards: str, steps: int, profile: bool) -> list[Figure]:

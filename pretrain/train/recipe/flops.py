@@ -28,27 +28,49 @@ def step_flops(recipe: Recipe, teacher_settings: BackboneSettings | None = None)
 
     A teacher without heads is counted as if it had the student's, which is little. So is what is not counted, the
     teacher's cosines that Sinkhorn-Knopp makes again where they are too many to be kept.
-    The patch embedding counts twice only: nobody asks for a gradient of the pixels.
+    The last block's last layers take those tokens alone that the losses read. The patch embedding counts twice only:
+    nobody asks for a gradient of the pixels.
     """
     backbone, crops, head = recipe.backbone, recipe.views.crops, recipe.objective.head
     kept = 1 - backbone.drop_path
-    sizes = ((crops.global_crops, crops.global_px), (crops.local_crops, crops.local_px))
-    blocks = sum(count * blocks_flops(backbone, px) for count, px in sizes)
+    sizes = [(crops.global_crops, crops.global_px), (crops.local_crops, crops.local_px)]
     embed = sum(count * embed_flops(backbone, px) for count, px in sizes)
     masking = recipe.views.masking
     patches = (crops.global_px // backbone.patch_px) ** 2
     masked = crops.global_crops * patches * masking.share * (masking.least + masking.most) / 2
     width, patch_head = backbone.width, head.of_patches
     heads = (crops.global_crops + crops.local_crops) * head_flops(width, head) + masked * head_flops(width, patch_head)
+    read = None if recipe.objective.gram_weight else crops.global_crops + crops.local_crops + masked
     taught = teacher_settings or backbone
-    teacher = crops.global_crops * (blocks_flops(taught, crops.global_px) + embed_flops(taught, crops.global_px))
-    teacher += crops.global_crops * head_flops(taught.width, head) + masked * head_flops(taught.width, patch_head)
+    teacher = _read_flops(taught, sizes[:1], 1.0, crops.global_crops + masked)
+    teacher += crops.global_crops * (embed_flops(taught, crops.global_px) + head_flops(taught.width, head))
+    teacher += masked * head_flops(taught.width, patch_head)
     teacher += _anchor_flops(recipe) if recipe.objective.gram_weight else 0.0
-    again = {"full": blocks, "lean": sum(count * first_flops(backbone, px) for count, px in sizes)}
+    blocks = _read_flops(backbone, sizes, kept, read)
+    again = {"full": blocks, "lean": blocks - _read_flops(backbone, sizes, kept, read, first=False)}
     return StepFlops(
-        dense=3 * (blocks + heads) + 2 * embed + teacher,
-        executed=kept * (3 * blocks + again.get(recipe.compute.recompute, 0)) + 3 * heads + 2 * embed + teacher,
+        dense=3 * (_read_flops(backbone, sizes, 1.0, read) + heads) + 2 * embed + teacher,
+        executed=3 * (blocks + heads) + again.get(recipe.compute.recompute, 0) + 2 * embed + teacher,
     )
+
+
+def _read_flops(
+    settings: BackboneSettings, sizes: list[tuple[int, int]], kept: float, read: float | None, first: bool = True
+) -> float:
+    """A forward pass through all blocks, of so many crops of px a side, of which each branch takes a share `kept`.
+
+    `read`: how many tokens the last block's last layers take, dropped or not; None for those of the crops kept.
+    `first`: with the first layers of MLPs, where they are wide enough to be computed again by `lean`.
+    """
+    blocks = sum(count * blocks_flops(settings, px) for count, px in sizes)
+    wide = sum(count * first_flops(settings, px) for count, px in sizes) if not first else 0.0
+    if read is None:
+        return kept * (blocks - wide)
+    tokens = sum(count * ((px // settings.patch_px) ** 2 + 1 + settings.registers) for count, px in sizes)
+    of_token = mlp_flops(settings) - wide / (tokens * settings.depth)
+    if kept == 1:  # else attention's last layer takes whole crops
+        of_token += 2 * settings.width**2
+    return kept * (blocks - wide - tokens * of_token) + read * of_token
 
 
 def _anchor_flops(recipe: Recipe) -> float:
@@ -62,11 +84,15 @@ def _anchor_flops(recipe: Recipe) -> float:
 def blocks_flops(settings: BackboneSettings, px: int) -> float:
     """A forward pass through all blocks, of one crop of px a side."""
     width, tokens = settings.width, (px // settings.patch_px) ** 2 + 1 + settings.registers
-    hidden = int(width * settings.mlp_ratio)
-    mlp = width * hidden + (hidden // 2 if settings.swiglu else hidden) * width
-    linear = 2 * tokens * (4 * width * width + mlp)
+    linear = tokens * (8 * width * width + mlp_flops(settings))
     attention = 4 * tokens * tokens * width
     return float(settings.depth * (linear + attention))
+
+
+def mlp_flops(settings: BackboneSettings) -> float:
+    """An MLP's, of one token."""
+    hidden = int(settings.width * settings.mlp_ratio)
+    return 2.0 * (settings.width * hidden + (hidden // 2 if settings.swiglu else hidden) * settings.width)
 
 
 def first_flops(settings: BackboneSettings, px: int) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pretrain.compute.randomness import Places
 from pretrain.model.backbone import Backbone, BackboneSettings
-from pretrain.model.packing import Kept, Packing, keep_crops, plan_drop
+from pretrain.model.packing import BlockRows, Kept, Packing, keep_crops, plan_drop
 from pretrain.model.recompute import MODES
 from wsi_prep.errors import BadOption
 
@@ -121,7 +121,7 @@ def test_a_crop_left_out_passes_unchanged_and_the_others_gain():
     block, tokens = backbone.vit.blocks[0], packing.shapes[0][1]
     x = torch.randn(4 * tokens, 24, dtype=torch.float64)
     kept = chosen_rows(packing, [1, 2])
-    out = block(x, packing=kept.packing, rows=kept.of_block(0)).view(4, tokens, -1)
+    out = block(x, packing=kept.packing, rows=BlockRows(kept.of_block(0))).view(4, tokens, -1)
     per_crop = x.view(4, tokens, -1)
     assert torch.equal(out[[0, 3]], per_crop[[0, 3]])
     for crop in (1, 2):
@@ -141,7 +141,7 @@ def test_the_mean_over_all_choices_is_the_dense_branch():
     outs = []
     for wide, near in itertools.product(itertools.combinations(range(4), 2), itertools.combinations(range(4, 8), 2)):
         kept = chosen_rows(packing, [*wide, *near])
-        outs.append(block(x, packing=kept.packing, rows=kept.of_block(0)))
+        outs.append(block(x, packing=kept.packing, rows=BlockRows(kept.of_block(0))))
     assert len(outs) == 36
     assert torch.allclose(torch.stack(outs).mean(0), block(x, packing=packing), rtol=0, atol=1e-10)
 
@@ -225,6 +225,37 @@ def test_recomputation_changes_neither_loss_nor_gradient(mode, drop):
     (loss, gradients), (again, regained) = results
     assert again == loss
     assert all(torch.equal(a, b) for a, b in zip(gradients, regained, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["none", "lean"])
+@pytest.mark.parametrize("drop", [0.0, 0.4])
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_what_losses_read_is_what_all_tokens_give(changes, drop, mode):
+    """Values and every gradient, though the last block's MLP takes fewer tokens; one patch is read twice."""
+    wide, near = crops(*GROUPS)
+    mask = torch.rand(3, 36, generator=torch.Generator().manual_seed(3)) < 0.4
+    chosen = torch.tensor([0, 5, 35, 36, 107, 0])
+    backbone = make(mode, **changes)
+    kept = keep_crops(plan_drop(Places(0, 0, np.arange(1)), 8, 2), backbone.packing(GROUPS), drop, CPU)
+    results = []
+    for short in (False, True):
+        if short:
+            cls, patches = backbone.read([wide, near], chosen, [mask, None], kept)
+        else:
+            tokens = backbone([wide, near], [mask, None], kept)
+            cls, patches = [group.cls for group in tokens], tokens[0].patches.flatten(0, 1)[chosen]
+        backbone.zero_grad()
+        (sum(each.square().sum() for each in cls) + (patches**3).sum()).backward()
+        results.append([*cls, patches, *(parameter.grad for parameter in backbone.parameters())])
+    for whole, read in zip(*results, strict=True):
+        assert torch.allclose(read, whole, rtol=1e-9, atol=1e-9)
+
+
+def test_class_tokens_can_be_read_without_any_patch():
+    backbone, (wide, _) = make(registers=2), crops(*GROUPS)
+    (cls,), patches = backbone.read([wide], torch.tensor([], dtype=torch.int64))
+    assert patches.shape == (0, 24)
+    assert torch.allclose(cls, backbone([wide])[0].cls, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from pretrain.compute.randomness import Places
-from pretrain.views.crops import CropSettings, CropWindows, crop, plan_crops
+from pretrain.views.crops import CropSettings, CropWindows, crop, one_by_one, plan_crops, together
 from wsi_prep.errors import BadOption
 from wsi_prep.format.magnifications import TILE_PX
 
@@ -43,10 +43,11 @@ def by_pillow(tile, windows: CropWindows, b: int, k: int):
     return out.transpose(1, 0, 2) if windows.transposed[b, k] else out
 
 
+@pytest.mark.parametrize("cut", [together, one_by_one])
 @pytest.mark.parametrize("setting", ALL, ids=["plain", "turned", "continuous", "upright", "resized"])
-def test_crops_are_pillows(tiles, setting):
+def test_crops_are_pillows_on_a_gpu_and_on_a_cpu(tiles, setting, cut):
     for windows in plan_crops(setting, Places(3, 17, POSITIONS)):
-        out = crop(tiles, windows)
+        out = cut(tiles, windows, torch.float32)
         assert out.shape == (windows.x0.size, 3, windows.px, windows.px)
         for k in range(windows.x0.shape[1]):
             for b in range(6):
@@ -76,11 +77,20 @@ def test_a_sample_looks_the_same_however_the_batch_is_cut(tiles):
 
 
 @pytest.mark.slow
-def test_memory_layout_and_precision_do_not_matter(tiles):
+@pytest.mark.parametrize("cut", [together, one_by_one])
+def test_memory_layout_and_precision_do_not_matter(tiles, cut):
     windows, _ = plan_crops(CropSettings(), Places(0, 0, POSITIONS))
-    plain = crop(tiles, windows)
-    assert torch.equal(crop(tiles.contiguous(memory_format=torch.channels_last), windows), plain)
-    assert (crop(tiles, windows, torch.bfloat16).float() - plain).abs().max() < 0.02
+    plain = cut(tiles, windows, torch.float32)
+    assert torch.equal(cut(tiles.contiguous(memory_format=torch.channels_last), windows, torch.float32), plain)
+    assert (cut(tiles, windows, torch.bfloat16).float() - plain).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("setting", ALL, ids=["plain", "turned", "continuous", "upright", "resized"])
+def test_crops_on_a_cpu_are_those_on_a_gpu_but_for_rounding(tiles, setting):
+    for windows in plan_crops(setting, Places(0, 3, POSITIONS)):
+        both = [cut(tiles, windows, torch.float32) for cut in (together, one_by_one)]
+        assert torch.allclose(*both, rtol=0, atol=1e-5)
+        assert torch.equal(crop(tiles, windows), both[1])
 
 
 @given(

@@ -173,7 +173,7 @@ def test_processes_hold_shards_and_the_same_activations(of_one, of_four):
 def test_rounds_that_are_alike_are_simulated_once_and_counted_as_often_as_they_are(of_one):
     parted = simulate(made("activations", "compute.accumulate=8"), 1)
     assert flops(parted) == pytest.approx(flops(of_one["activations"]), rel=0.1)
-    assert parted.peak < 0.4 * of_one["activations"].peak
+    assert parted.peak < 0.5 * of_one["activations"].peak
 
 
 def test_copies_in_shards_gather_among_neighbours_and_sum_gradients_among_copies(of_one):
