@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.compute.devices import send_together
+from pretrain.compute.devices import computed_here, send_together
 from pretrain.compute.randomness import Places, Purpose
 from pretrain.model.normalise import normalise
 from pretrain.views.colour import ColourSettings, apply_colour, plan_colour
@@ -32,10 +32,11 @@ class Views:
     """Crops of B tiles, crop k of tile b in row k * B + b.
 
     `global_crops`: (G * B, 3, h, w), normalised. `local_crops`: (L * B, 3, h, w). `mask`: (G * B, N) bool, true where
-    the student sees the mask token. `chosen`: (M,) int64, the masked patches in the flattened (G * B * N), padded.
-    `weight`: (M,) float32, of each in the loss, 0 for padding. `mpp`: for each of `groups` (n * B,) float32, the um/px
-    of its crops' pixels, the geometric mean of both axes; empty where the tiles' own were not given. `told`: the same
-    with NaN for one tile in ten, which networks that take um/px are not told, so that they can do without.
+    the student sees the mask token. `chosen`: (M,) int64, the masked patches in the flattened (G * B * N), padded where
+    a GPU computes. `weight`: (M,) float32, of each in the loss, 0 for padding. `mpp`: for each of `groups` (n * B,)
+    float32, the um/px of its crops' pixels, the geometric mean of both axes; empty where the tiles' own were not given.
+    `told`: the same with NaN for one tile in ten, which networks that take um/px are not told, so that they can do
+    without.
     `anchor_crops`: what an anchor sees of the global crops, see enlarged_crops; None where there is none.
     """
 
@@ -85,7 +86,11 @@ def make_views(
             mpps += [mpp.ravel(), np.where(untold, np.float32(np.nan), mpp).ravel()]
     side = settings.crops.global_px // patch_px
     masks = plan_masks(settings.masking, places, settings.crops.global_crops, side)
-    mask, chosen, weight, *sent = send_together([masks.mask, masks.index, masks.weight, *mpps], tiles.device)
+    # a GPU wants one shape in every step; a CPU computes what is padded for nothing
+    rows = masks.count if computed_here(tiles) else len(masks.index)
+    mask, chosen, weight, *sent = send_together(
+        [masks.mask, masks.index[:rows], masks.weight[:rows], *mpps], tiles.device
+    )
     return Views(places, groups[0], groups[1], mask, chosen, weight, tuple(sent[::2]), tuple(sent[1::2]))
 
 

@@ -61,11 +61,21 @@ def flops(seen, *without):
     return sum(count * each.flops for each, count in seen.operations.items() if each.part not in without)
 
 
+class _AsOnGpu(torch.Tensor):
+    """Tiles of which a CPU makes views as a GPU would: in one shape every step, masked patches padded."""
+
+    @classmethod
+    def __torch_function__(cls, called, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            found = called(*args, **(kwargs or {}))
+        return found.as_subclass(cls) if called is torch.Tensor.__getitem__ else found  # a part of the tiles is tiles
+
+
 def held(recipe, world):
     """Bytes of the CPU's allocator at the peak of a step of a process, and when it is done."""
     share = recipe.sampling.batch // world.size
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
-        tiles = torch.zeros(share, 3, 392, 392, dtype=torch.uint8)
+        tiles = torch.zeros(share, 3, 392, 392, dtype=torch.uint8).as_subclass(_AsOnGpu)
         learner = Learner(recipe, world, fields=supposed_fields(recipe.guide))
         learner.prepare()
         places = Places(0, 100, np.arange(world.rank * share, (world.rank + 1) * share))
