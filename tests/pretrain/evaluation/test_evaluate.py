@@ -123,7 +123,7 @@ def test_exported_weights_are_judged_as_their_run(finished, tiles, tmp_path):
     assert export(["--folder", str(finished), "--to", str(tmp_path / "model")]) == 0
     rows = evaluated([finished, tmp_path / "model", f"local-dir:{tmp_path / 'model'}"], [tiles], tmp_path)
     for by in ("linear", "kNN", "10-shot"):
-        figures = [rows[who, by]["value"] for who in ("run, step 4", "model", f"local-dir:{tmp_path / 'model'}")]
+        figures = [rows[who, by]["value"] for who in ("run, step 4", "model", "local-dir:model")]
         assert len(set(figures)) == 1
 
 
