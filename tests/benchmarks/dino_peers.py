@@ -218,14 +218,7 @@ class Dinov2(Peer):
         dino = self.dino_loss(of_local.chunk(crops), cls_targets) / pairs
         dino = dino + self.dino_loss([of_global], [cls_targets.flatten(0, 1)]) * 2 / pairs
         koleo = sum(self.koleo_loss(half) for half in cls.chunk(2))
-        ibot = self.ibot_loss.forward_masked(
-            patches,
-            patch_targets,
-            student_masks_flat=given.mask,
-            n_masked_patches=len(given.index),
-            masks_weight=given.weight,
-        )
-        return _told(self.recipe, dino, ibot, koleo)
+        return _told(self.recipe, dino, _of_patches(self.ibot_loss, patches, patch_targets, given), koleo)
 
     @torch.no_grad()
     def _teach(self, given: Given) -> tuple[Tensor, Tensor]:
@@ -293,14 +286,7 @@ class Dinov3(Peer):
         )
         dino = (2 * crops * of_pairs + 2 * of_global_pairs) / (2 * crops + 2)
         koleo = sum(self.koleo_loss(half) for half in cls[0].unflatten(0, (2, tiles)))
-        ibot = self.ibot_loss.forward_masked(
-            patches,
-            patch_targets,
-            student_masks_flat=given.mask,
-            n_masked_patches=len(given.index),
-            masks_weight=given.weight,
-        )
-        return _told(self.recipe, dino, ibot, koleo)
+        return _told(self.recipe, dino, _of_patches(self.ibot_loss, patches, patch_targets, given), koleo)
 
     @torch.no_grad()
     def _teach(self, given: Given) -> tuple[Tensor, Tensor]:
@@ -320,6 +306,18 @@ def _padded(patches: Tensor, given: Given) -> Tensor:
     """(room, D): the masked patches, and zeros."""
     chosen = patches.flatten(0, 1).index_select(0, given.index)
     return torch.cat([chosen, chosen.new_zeros(given.room - len(chosen), chosen.shape[1])])
+
+
+def _of_patches(loss: Any, patches: Tensor, targets: Tensor, given: Given) -> Tensor:
+    """Their iBOT term; both have the same call."""
+    found: Tensor = loss.forward_masked(
+        patches,
+        targets,
+        student_masks_flat=given.mask,
+        n_masked_patches=len(given.index),
+        masks_weight=given.weight,
+    )
+    return found
 
 
 def _told(recipe: Recipe, dino: Tensor, ibot: Tensor, koleo: Tensor) -> Told:
