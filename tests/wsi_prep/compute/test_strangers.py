@@ -110,8 +110,15 @@ def test_the_dashboard_is_seen_by_who_has_its_link_alone():
         ]
         for guess in (*guesses, "%C3%A9/status", *PAGES):
             assert fetched(f"{start}/{guess.removeprefix('/')}") == 404
+        assert set(client.run(watches_itself).values()) == {True}  # a page shows what it is busy with
     with cluster(ClusterOptions(workers=1)) as client:
         assert dashboard_link(client) == ""
+        assert set(client.run(watches_itself).values()) == {False}
+
+
+def watches_itself(dask_worker):
+    """Whether a worker looks every 10 ms what it is busy with."""
+    return "profile" in dask_worker.periodic_callbacks
 
 
 def fetched(address):
@@ -161,6 +168,7 @@ def test_jobs_of_slurm_let_nobody_in(secret, tmp_path, monkeypatch):
     config = SlurmConfig(1, "2GB", 1, interface="lo", local_directory=str(kept), shared_directory=str(kept))
     with cluster(ClusterOptions(slurm=config)) as client:
         client.wait_for_workers(1, timeout=60)
+        assert set(client.run(watches_itself).values()) == {False}
         jobs = [psutil.Process(int(pid)) for pid in (kept / "submitted").read_text().split()]
         doors = new_doors(before, *jobs)
         assert len(doors) >= 5

@@ -20,7 +20,7 @@ from dask_jobqueue.slurm import SLURMJob
 from distributed import Security, SpecCluster
 from distributed.core import Status
 
-from wsi_prep.compute.cluster.closed import LOOPBACK, Closed, ClosedScheduler
+from wsi_prep.compute.cluster.closed import LOOPBACK, UNWATCHED, Closed, ClosedScheduler
 from wsi_prep.compute.cluster.options import SlurmConfig
 from wsi_prep.compute.cluster.queue import QueueWatch, Say
 from wsi_prep.errors import BadOption
@@ -34,6 +34,10 @@ _CLOSED_WORKER = (
     "trap 'rm -rf \"$scratch\"' EXIT",
 )
 """Shell lines before a worker starts: no pages, and a folder of this user alone for what Dask puts on disk."""
+
+_UNWATCHED = tuple(
+    f"export DASK_{name.upper().replace('.', '__').replace('-', '_')}={value}" for name, value in UNWATCHED.items()
+)
 
 
 @contextlib.contextmanager
@@ -152,7 +156,11 @@ def _jobs(config: SlurmConfig, security: Security, closed: Closed) -> _Cluster:
         python=config.python,
         local_directory='"$scratch"',
         log_directory=config.log_directory,
-        job_script_prologue=[*config.prologue, *(line.replace("{parent}", parent) for line in _CLOSED_WORKER)],
+        job_script_prologue=[
+            *config.prologue,
+            *(() if closed.dashboard else _UNWATCHED),
+            *(line.replace("{parent}", parent) for line in _CLOSED_WORKER),
+        ],
         job_extra_directives=[_REPLACED, *config.directives],
         worker_extra_args=[
             *("--lifetime", f"{config.lifetime_seconds}s"),
