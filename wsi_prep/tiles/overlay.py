@@ -43,17 +43,17 @@ def draw_overlay(thumbnail: Thumbnail, tissue: NDArray[np.bool_], plan: TilePlan
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
     picture = np.asarray(cv2.resize(thumbnail.pixels, size, interpolation=method), dtype=np.uint8)
     outlined = _outlined(picture, tissue)
-    panels = [_captioned(picture, title)]
-    if plan is None or not len(plan):
-        panels.append(_captioned(outlined, "tissue, no tiles"))
+    drawn = [mag for mag in reversed(MAGNIFICATIONS) if plan is not None and plan.count(mag)]
+    canvas = np.full((size[1] + _CAPTION_PX, (1 + max(1, len(drawn))) * (size[0] + _GAP_PX), 3), 255, np.uint8)
+    _fill(canvas, 0, picture, title)
+    if plan is None or not drawn:
+        _fill(canvas, 1, outlined, "tissue, no tiles")
     else:
         step = (thumbnail.step_x0 / scale, thumbnail.step_y0 / scale)
-        for mag in reversed(MAGNIFICATIONS):
-            if plan.count(mag):
-                number = MAGNIFICATIONS.index(mag)
-                caption = f"{mag.name}: {plan.count(mag):,} tiles"
-                panels.append(_captioned(_with_tiles(outlined, plan, number, step), caption))
-    return encode_tile(np.hstack(panels), JpegSettings(quality=85))
+        for number, mag in enumerate(drawn, 1):
+            panel = _fill(canvas, number, outlined, f"{mag.name}: {plan.count(mag):,} tiles")
+            _draw_tiles(panel, plan, MAGNIFICATIONS.index(mag), step)
+    return encode_tile(canvas, JpegSettings(quality=85))
 
 
 def panels_of(overlay: NDArray[np.uint8], tiles: Sequence[int]) -> tuple[Panel, ...]:
@@ -81,11 +81,8 @@ def _outlined(picture: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> NDArray[
     return np.asarray(cv2.drawContours(picture.copy(), contours, -1, _OUTLINE, 2), dtype=np.uint8)
 
 
-def _with_tiles(
-    picture: NDArray[np.uint8], plan: TilePlan, number: int, step0: tuple[float, float]
-) -> NDArray[np.uint8]:
-    """`picture` with the outlines of the tiles at MAGNIFICATIONS[number]; `step0` is level-0 px per picture px."""
-    drawn = picture.copy()
+def _draw_tiles(panel: NDArray[np.uint8], plan: TilePlan, number: int, step0: tuple[float, float]) -> None:
+    """Draw the outlines of the tiles at MAGNIFICATIONS[number]; `step0` is level-0 px per panel px."""
     mag = MAGNIFICATIONS[number]
     width, height = plan.grid.span_x0(mag) / step0[0], plan.grid.span_y0(mag) / step0[1]
     of_mag = plan.mag == number
@@ -93,15 +90,17 @@ def _with_tiles(
         x, y = x0 / step0[0], y0 / step0[1]
         corner = round(x), round(y)
         cv2.rectangle(
-            drawn, corner, (max(corner[0], round(x + width) - 1), max(corner[1], round(y + height) - 1)), _TILE
+            panel, corner, (max(corner[0], round(x + width) - 1), max(corner[1], round(y + height) - 1)), _TILE
         )
-    return drawn
 
 
-def _captioned(picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
-    panel = np.full((picture.shape[0] + _CAPTION_PX, picture.shape[1] + _GAP_PX, 3), 255, np.uint8)
-    panel[_CAPTION_PX:, :-_GAP_PX] = picture
-    _write(panel, text)
+def _fill(canvas: NDArray[np.uint8], number: int, picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+    """Put the picture into panel `number` of the canvas, under its caption; returns where it is there, a view."""
+    width = picture.shape[1]
+    left = number * (width + _GAP_PX)
+    _write(canvas[:, left : left + width + _GAP_PX], text)
+    panel = canvas[_CAPTION_PX:, left : left + width]
+    panel[:] = picture
     return panel
 
 

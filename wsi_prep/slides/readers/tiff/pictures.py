@@ -97,10 +97,11 @@ class Picture:
         return any(page.databytecounts[first + index] == 0 for page, first in self.planes)
 
     def reaches_beyond(self, index: int, rectangle: tuple[int, int, int, int]) -> bool:
-        """Whether a tile reaches beyond the right or lower edge of x, y, width, height."""
+        """Whether a tile, clipped to the picture, reaches beyond the right or lower edge of x, y, width, height."""
         x_tile, y_tile = self.corner(index)
         x, y, width, height = rectangle
-        return x_tile + self.tile_width > x + width or y_tile + self.tile_height > y + height
+        right, below = min(x_tile + self.tile_width, self.width), min(y_tile + self.tile_height, self.height)
+        return right > x + width or below > y + height
 
     def corner(self, index: int) -> tuple[int, int]:
         """X and y of a tile's upper left pixel."""

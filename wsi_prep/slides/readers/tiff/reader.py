@@ -6,7 +6,7 @@ reader does not take, it refuses with `UnsupportedLayout`, and OpenSlide is aske
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,6 +22,7 @@ from wsi_prep.slides.private import reason
 from wsi_prep.slides.pyramid.levels import finer_level, from_finer
 from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX
 from wsi_prep.slides.readers.tiff.decode import SampledTiles, Tile, TileDecoder, paste, planar_quality
+from wsi_prep.slides.readers.tiff.edges import EdgeTiles
 from wsi_prep.slides.readers.tiff.opening import open_tiffslide, understand
 from wsi_prep.slides.readers.tiff.pictures import Picture, UnsupportedLayout
 
@@ -62,8 +63,7 @@ class TiffReader:
             self._let_go()
             require_served(self._bytes)
             raise UnsupportedLayout(f"its TIFF directory is damaged ({reason(error, path)})") from error
-        self._cache: OrderedDict[tuple[int, int, bool], Tile] = OrderedDict()
-        self._cached = 0
+        self._edges = EdgeTiles(CACHE_BYTES)
         self._coming_top: tuple[int, int] | None = None
         self._background = blank(0, 0, self._info.background)
         self.lost: set[int] = set()
@@ -97,7 +97,7 @@ class TiffReader:
     @property
     def cached_bytes(self) -> int:
         """Memory held by decoded tiles that a neighbouring rectangle will want again."""
-        return self._cached
+        return self._edges.nbytes
 
     def planar_quality(self, level: int) -> int | None:
         """See `SlideReader.planar_quality`."""
@@ -163,51 +163,49 @@ class TiffReader:
         """Paste these tiles of one level into `out`, which is a rectangle of it."""
         picture, (x, y) = self._levels[level], rectangle[:2]
         planar = isinstance(out, Planes)
-        stored = [i for i in wanted if (level, i, planar) not in self._cache and not picture.is_missing(i)]
+        edges, corner = self._edges, picture.corner
+        held = [i for i in wanted if edges.has((level, i, planar), corner(i), rectangle)]
+        others = sorted(set(wanted).difference(held))
+        stored = [i for i in others if not picture.is_missing(i)]
         found = self._fetched(picture, stored)
         absent: list[tuple[int, _Missing]] = []
-        for index in (i for i in wanted if i not in found):
-            tile = self._cache.get((level, index, planar), None)
-            if tile is None and level > 0:
+        for index in others:
+            if index not in found and level > 0:
                 absent.append((index, None))
-                continue
-            paste(out, self._bare(picture) if tile is None else tile, *picture.corner(index), x, y)
-            if tile is not None and not picture.reaches_beyond(index, rectangle):
-                self._drop((level, index, planar))
+            elif index not in found:
+                paste(out, self._bare(picture), *corner(index), x, y)
+        for index in held:
+            edges.paste((level, index, planar), out, x, y)
+            if not picture.reaches_beyond(index, rectangle):
+                edges.drop((level, index, planar))
 
-        def decode(indices: Sequence[int]) -> list[tuple[int, Tile | DamagedSlide]]:
-            """Decode and paste these tiles; returns those that a neighbouring rectangle will want again."""
+        def decode(indices: Sequence[int]) -> list[tuple[int, DamagedSlide]]:
+            """Decode and paste these tiles; returns those that are damaged."""
+            # decoded to memory that is still in the processor's cache when it is copied
             scratch = None if planar else np.empty((picture.tile_height, picture.tile_width, 3), np.uint8)
-            shared: list[tuple[int, Tile | DamagedSlide]] = []
+            damaged = []
             for index in indices:
-                again = picture.reaches_beyond(index, rectangle)
-                # decoded to memory that is still in the processor's cache when it is copied
                 try:
                     if planar:
                         tile: Tile = self._decoder.decode_planes(picture, index, found[index][0])
                     else:
-                        tile = self._decode(picture, index, found[index], None if again else scratch)
+                        tile = self._decode(picture, index, found[index], scratch)
                 except DamagedSlide as error:
                     if level == 0:
                         raise
-                    shared.append((index, error))
+                    damaged.append((index, error))
                     continue
-                paste(out, tile, *picture.corner(index), x, y)
+                paste(out, tile, *corner(index), x, y)
                 if level == 0 and not isinstance(tile, Planes):
                     self._sampled.keep(picture.key(index), tile)
-                if again:
-                    shared.append((index, tile))
-            return shared
+                if picture.reaches_beyond(index, rectangle):
+                    edges.keep((level, index, planar), tile, corner(index), rectangle)
+            return damaged
 
-        for index, done in self._pool.share(decode, stored):
-            if isinstance(done, DamagedSlide):
-                absent.append((index, done))
-            else:
-                self._put((level, index, planar), done)
+        absent += self._pool.share(decode, stored)
         for index, why in absent:
-            paste(out, self._made_of_finer(level, index, why), *picture.corner(index), x, y)
-        while self._cached > CACHE_BYTES:
-            self._drop(next(iter(self._cache)))
+            paste(out, self._made_of_finer(level, index, why), *corner(index), x, y)
+        edges.trim()
 
     def expect(
         self, level: int, x_level: int, y_level: int, width: int, height: int, boxes: NDArray[np.int64] | None = None
@@ -218,12 +216,13 @@ class TiffReader:
             self._forget_above(*self._coming_top)
         self._coming_top = level, y_level
         picture = self._levels[level]
-        wanted = _tiles_touched(picture, (x_level, y_level, width, height), boxes)
-        held = (False, True)
+        rectangle = x_level, y_level, width, height
+        wanted = _tiles_touched(picture, rectangle, boxes)
         stored = [
             i
             for i in wanted
-            if not picture.is_missing(i) and not any((level, i, planar) in self._cache for planar in held)
+            if not picture.is_missing(i)
+            and not any(self._edges.has((level, i, planar), picture.corner(i), rectangle) for planar in (False, True))
         ]
         self._coming.expect([span for i in stored for span in picture.spans(i)])
 
@@ -305,20 +304,9 @@ class TiffReader:
         sampled = self._sampled.take(picture.key(index))
         return self._decoder.decode(picture, index, data, out) if sampled is None else sampled
 
-    def _put(self, key: tuple[int, int, bool], tile: Tile) -> None:
-        self._cache[key] = tile
-        self._cached += tile.nbytes
-
     def _forget_above(self, level: int, top: int) -> None:
         picture = self._levels[level]
-        above = top // picture.tile_height * picture.across  # the first tile that reaches below it
-        for key in [key for key in self._cache if key[0] == level and key[1] < above]:
-            self._drop(key)
-
-    def _drop(self, key: tuple[int, int, bool]) -> None:
-        tile = self._cache.pop(key, None)
-        if tile is not None:
-            self._cached -= tile.nbytes
+        self._edges.drop_before(level, top // picture.tile_height * picture.across)  # the first that reaches below it
 
     def _require_whole(self) -> None:
         pages = [page for picture in self._levels for page, _ in picture.planes]
