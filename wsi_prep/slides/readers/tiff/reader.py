@@ -21,8 +21,7 @@ from wsi_prep.slides.images import Planes
 from wsi_prep.slides.private import reason
 from wsi_prep.slides.pyramid.levels import finer_level, from_finer
 from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX
-from wsi_prep.slides.readers.tiff.decode import SampledTiles, Tile, TileDecoder, paste, planar_quality
-from wsi_prep.slides.readers.tiff.edges import EdgeTiles
+from wsi_prep.slides.readers.tiff.decode import EdgeTiles, SampledTiles, Tile, TileDecoder, paste, planar_quality
 from wsi_prep.slides.readers.tiff.opening import open_tiffslide, understand
 from wsi_prep.slides.readers.tiff.pictures import Picture, UnsupportedLayout
 
@@ -164,8 +163,8 @@ class TiffReader:
         picture, (x, y) = self._levels[level], rectangle[:2]
         planar = isinstance(out, Planes)
         edges, corner = self._edges, picture.corner
-        held = [i for i in wanted if edges.has((level, i, planar), corner(i), rectangle)]
-        others = sorted(set(wanted).difference(held))
+        held = [i for i in wanted if edges.has((level, i, planar), picture, rectangle)]
+        others = sorted(set(wanted).difference(held)) if held else wanted
         stored = [i for i in others if not picture.is_missing(i)]
         found = self._fetched(picture, stored)
         absent: list[tuple[int, _Missing]] = []
@@ -179,11 +178,11 @@ class TiffReader:
             if not picture.reaches_beyond(index, rectangle):
                 edges.drop((level, index, planar))
 
-        def decode(indices: Sequence[int]) -> list[tuple[int, DamagedSlide]]:
+        def decode(indices: Sequence[int]) -> list[tuple[int, _Missing]]:
             """Decode and paste these tiles; returns those that are damaged."""
             # decoded to memory that is still in the processor's cache when it is copied
             scratch = None if planar else np.empty((picture.tile_height, picture.tile_width, 3), np.uint8)
-            damaged = []
+            damaged: list[tuple[int, _Missing]] = []
             for index in indices:
                 try:
                     if planar:
@@ -218,11 +217,13 @@ class TiffReader:
         picture = self._levels[level]
         rectangle = x_level, y_level, width, height
         wanted = _tiles_touched(picture, rectangle, boxes)
+        has = self._edges.has
         stored = [
             i
             for i in wanted
             if not picture.is_missing(i)
-            and not any(self._edges.has((level, i, planar), picture.corner(i), rectangle) for planar in (False, True))
+            and not has((level, i, False), picture, rectangle)
+            and not has((level, i, True), picture, rectangle)
         ]
         self._coming.expect([span for i in stored for span in picture.spans(i)])
 
