@@ -1,4 +1,4 @@
-"""A TIFF slide's compressed tiles as pixels: RGB, or the planes that a JPEG of YCbCr holds; and some of them kept for later."""
+"""A TIFF slide's compressed tiles as pixels: RGB, or the planes that a JPEG of YCbCr holds; some are kept for later."""
 
 from __future__ import annotations
 
