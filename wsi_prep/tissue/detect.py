@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from wsi_prep.errors import BadOption, NotBrightField
 from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.evidence.certainty import certainty
-from wsi_prep.tissue.evidence.dense import Dense
+from wsi_prep.tissue.evidence.dense import Dense, Signs
 from wsi_prep.tissue.evidence.fat import fat
 from wsi_prep.tissue.evidence.light import Light
 from wsi_prep.tissue.evidence.regions import Regions, with_holes_filled, without_faint_fragments
@@ -148,16 +148,18 @@ def outline_tissue(
     light = Light.of(thumbnail, glass, artefact, mpp)
     texture = Texture.of(light, glass)
     light = replace(light, channels=())  # of a large slide they have tens of MB
-    dense = Dense.of(light, glass, settings.seed_density, settings.edge_density)
+    signs = Signs.of(light, glass, settings.seed_density, settings.edge_density)
     faint = reduced(light.strongest, light.step)
     del light
+    dense = Dense.of(signs, mpp)
+    del signs
     artefact |= texture.films(artefact.shape)
-    found = (texture.tissue(dense.mask) | dense.mask) & ~artefact
-    clean = _drop_debris(found, thumbnail, glass, mpp, settings)
-    closed = morphed(clean, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp) & ~artefact
+    tissue = (texture.tissue(dense.mask) | dense.mask) & ~artefact  # of a large slide each mask has some MB: only one
+    tissue = _drop_debris(tissue, thumbnail, glass, mpp, settings)
+    tissue = morphed(tissue, cv2.MORPH_CLOSE, 0.5 * settings.gap_um / mpp) & ~artefact
     holes, fragments = settings.least_hole_um2 / mpp**2, settings.least_fragment_um2 / mpp**2
-    filled = with_holes_filled(closed, dense.mask, holes, _IN_FAT * holes)
-    tissue = without_faint_fragments(filled, dense.mask, fragments, _FAINT * fragments)
+    tissue = with_holes_filled(tissue, dense.mask, holes, _IN_FAT * holes)
+    tissue = without_faint_fragments(tissue, dense.mask, fragments, _FAINT * fragments)
     return Outline(tissue, fat(tissue, faint, texture), certainty(tissue, artefact, dense, texture))
 
 

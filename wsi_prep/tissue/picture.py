@@ -47,13 +47,17 @@ def shrunk(mask: NDArray[np.bool_], step: int) -> NDArray[np.bool_]:
 
 
 def deviation(picture: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """Standard deviation within `side` x `side` pixels of each."""
-    mean = np.asarray(cv2.blur(picture, (side, side)), dtype=np.float32)
-    square = np.asarray(cv2.sqrBoxFilter(picture, cv2.CV_32F, (side, side)), dtype=np.float32)
-    square -= np.multiply(mean, mean, out=mean)
-    cv2.max(square, 0.0, dst=square)
-    cv2.sqrt(square, dst=square)
-    return square
+    """Standard deviation within `side` x `side` pixels of each; some rows at a time, with those around them."""
+    spread = np.empty_like(picture)
+    for rows in bands(len(picture)):
+        above = max(0, rows.start - side // 2)
+        part = picture[above : rows.stop + side // 2]
+        mean = np.asarray(cv2.blur(part, (side, side)), dtype=np.float32)
+        square = np.asarray(cv2.sqrBoxFilter(part, cv2.CV_32F, (side, side)), dtype=np.float32)
+        square -= np.multiply(mean, mean, out=mean)
+        into = spread[rows]
+        cv2.sqrt(cv2.max(square[rows.start - above :][: len(into)], 0.0), dst=into)
+    return spread
 
 
 def morphed(mask: NDArray[np.bool_], operation: int, radius_px: float) -> NDArray[np.bool_]:
