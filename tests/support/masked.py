@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
+
 from tests.support.prepared import prepare
 from wsi_prep.slides.find.sources import find_slides
 from wsi_prep.tissue.masks import find_masks
@@ -21,3 +23,8 @@ def prepared(slide, out, mask=None, name="mask.geojson", magnifications=("20x", 
         given = find_masks(str(file.parent), Path("/elsewhere"), [found])[0][found.slide_id]
     made = prepare(slide, out, " ".join(magnifications), mask=given, assume_mpp=0.5)
     return made.row, {(t["magnification"], t["row"], t["col"]): t for t in made.tiles}
+
+
+def encoded(pixels):
+    """A PNG of grey or BGR(A) pixels."""
+    return cv2.imencode(".png", pixels)[1].tobytes()

@@ -61,6 +61,7 @@ from wsi_prep.tissue.masks import read_mask
 from wsi_prep.tissue.polygons import tissue_polygons
 
 _INK_MM2 = 0.1
+_BESIDE = "the given mask lies on bare glass, and tissue beside it: is it this slide's, in px of level 0?"
 """Less of what looks like ink is no reason why a slide has no tissue."""
 
 
@@ -218,7 +219,8 @@ def _prepare_open(bench: _Bench, reader: TrustedLevels) -> pa.Table:
     row["tissue_certainty"] = found.certain
     seen = classify_stain(thumbnail.pixels, tissue, glass)
     no_colour = colour_warning(thumbnail.pixels, tissue, glass)
-    row["warning"] = warned(row["warning"], None if task.mask else glass.warning, no_colour)
+    doubt = _BESIDE if found.beside else no_colour
+    row["warning"] = warned(row["warning"], None if task.mask else glass.warning, doubt)
     row.update(stain_columns(task.manifest.stain, seen, row["warning"]))
     return _make_tiles(bench, reader, scale, found)
 

@@ -100,7 +100,12 @@ def _require_plausible(mpp: float, what: str, remedy: str) -> None:
 
 
 def _disagreement(info: SlideInfo, manifest_mpp: float) -> str:
-    stated = info.mpp_x
-    if stated is None or not _plausible(stated) or abs(stated - manifest_mpp) <= DISAGREEMENT * manifest_mpp:
+    stated = info.mpp_x, info.mpp_y
+    off = [
+        mpp is not None and _plausible(mpp) and abs(mpp - manifest_mpp) > DISAGREEMENT * manifest_mpp for mpp in stated
+    ]
+    if not any(off):
         return ""
-    return f"the manifest's mpp {manifest_mpp:g} was used, the file says {stated:g} ({info.mpp_source})"
+    said = " x ".join(dict.fromkeys(f"{mpp:g}" for mpp in stated if mpp is not None))
+    both = " both across and down" if " x " in said else ""
+    return f"the manifest's mpp {manifest_mpp:g} was used{both}, the file says {said} ({info.mpp_source})"

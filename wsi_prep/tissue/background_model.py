@@ -251,6 +251,7 @@ def _candidates(
     if mode is not None and (
         mode.min() < _DARKEST_GLASS + _SURELY or mode.max() - mode.min() > _GLASS_COLOUR_SPREAD - _SURELY
     ):
+        mode = np.maximum(mode, 1)  # pure black, too, may be the commonest colour
         table = np.rint(np.arange(256)[:, None] * (_ASSUMED_GLASS / mode)).clip(0, 255).astype(np.uint8)
         sample = np.asarray(cv2.LUT(sample, table[:, None, :]), dtype=np.uint8)
         usual = _smooth_and_bright(sample, grey * np.float32(_ASSUMED_GLASS / mode.mean()), spread, beside)

@@ -15,12 +15,16 @@ from wsi_prep.tissue.background_model import BackgroundModel
 from wsi_prep.tissue.detect import MASK_MPP, Outline, TissueSettings, check_bright_field, fat_in, outline_tissue
 from wsi_prep.tissue.ink import ink
 
+_BESIDE = 0.1
+"""Of a given mask, and of the tissue that is seen, at least so much is common to both where the mask is the slide's."""
+
 
 @dataclass(frozen=True)
 class FoundTissue:
     """`tissue`, the `fat` in it, and `ink`, (h, w) bool, in the pixels of `thumbnail`; `glass` is no tissue there.
 
     `certain`: how far the outline can be relied on, from 0 to 1; None where a mask was given, or nothing found.
+    `beside`: whether a mask that was given lies where no tissue is seen, and what is seen lies elsewhere.
     """
 
     thumbnail: Thumbnail
@@ -29,6 +33,7 @@ class FoundTissue:
     ink: NDArray[np.bool_]
     fat: NDArray[np.bool_]
     certain: float | None
+    beside: bool = False
 
 
 def find_tissue(
@@ -51,10 +56,11 @@ def find_tissue(
         glass = BackgroundModel.of(thumbnail.pixels, filling=reader.info.filling, tile=tile)
         check(thumbnail, glass)
         marks = ink(thumbnail.pixels, thumbnail.mpp, glass)
+        found, beside = outline_tissue(thumbnail.pixels, thumbnail.mpp, settings, glass, marks), False
         if mask:
-            given = mask(thumbnail)
+            given, seen = mask(thumbnail), found.tissue
+            common, least = np.count_nonzero(given & seen), min(np.count_nonzero(given), np.count_nonzero(seen))
+            beside = bool(common < _BESIDE * least)
             found = Outline(given, fat_in(given, thumbnail.pixels, thumbnail.mpp, glass, marks), None)
-        else:
-            found = outline_tissue(thumbnail.pixels, thumbnail.mpp, settings, glass, marks)
         if reader.confirms(found.tissue):
-            return FoundTissue(thumbnail, glass, found.tissue, marks, found.fat, found.certain)
+            return FoundTissue(thumbnail, glass, found.tissue, marks, found.fat, found.certain, beside)

@@ -35,6 +35,9 @@ _ASPECT_TOLERANCE = 0.02
 _GREY_TOLERANCE = 0.1
 """Of the full range: what the channels of a grey pixel may differ by, after it was a JPEG."""
 
+_LOW_LABELS = 0.01
+"""Of what is not 0: so much of a mask may be even and of a low value."""
+
 
 @dataclass(frozen=True)
 class MaskFile:
@@ -111,7 +114,14 @@ def _outlined(data: bytes, info: SlideInfo, thumbnail: Thumbnail) -> NDArray[np.
     outlines = read_outlines(data, info.bounds_x0, info.bounds_y0)
     _require_on_slide(outlines.kept, info)
     grid = thumbnail.pixels.shape[:2], thumbnail.step_x0, thumbnail.step_y0
-    tissue: NDArray[np.bool_] = filled(outlines.kept, *grid) & ~filled(outlines.cut, *grid)
+    kept = filled(outlines.kept, *grid)
+    if outlines.kept and not kept.any():
+        (left, top), (right, bottom) = _extent(outlines.kept)
+        raise BadMask(
+            f"all that it draws, x {left:g} to {right:g}, y {top:g} to {bottom:g}, is smaller than a pixel of 8 um; "
+            "its coordinates must be px of level 0"
+        )
+    tissue: NDArray[np.bool_] = kept & ~filled(outlines.cut, *grid)
     return tissue
 
 
@@ -144,11 +154,17 @@ def _require_on_slide(polygons: Sequence[Polygon], info: SlideInfo) -> None:
     corners = np.array([[ring.min(0), ring.max(0)] for ring, *_ in polygons])
     low, high = corners[:, 0], corners[:, 1]
     if not ((high > 0) & (low < (info.width0, info.height0))).all(axis=1).any():
-        x, y = ((low[:, axis].min(), high[:, axis].max()) for axis in (0, 1))
+        (left, top), (right, bottom) = _extent(polygons)
         raise BadMask(
-            f"nothing of it lies on the slide: x is {x[0]:.0f} to {x[1]:.0f}, y is {y[0]:.0f} to {y[1]:.0f}, "
+            f"nothing of it lies on the slide: x is {left:.0f} to {right:.0f}, y is {top:.0f} to {bottom:.0f}, "
             f"the slide {info.width0} x {info.height0} px; is it another slide's?"
         )
+
+
+def _extent(polygons: Sequence[Polygon]) -> tuple[list[float], list[float]]:
+    """The least and the greatest x, y."""
+    points = np.concatenate([polygon[0] for polygon in polygons])
+    return points.min(0).tolist(), points.max(0).tolist()
 
 
 def _picture(data: bytes, info: SlideInfo, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -207,13 +223,20 @@ def _of_colour(colour: NDArray[np.uint8 | np.uint16]) -> NDArray[np.uint8 | np.u
 
 
 def _require_full_values(grey: NDArray[np.uint8 | np.uint16]) -> None:
-    """A mask of labels or of other bits than its values are of must not pass as one without tissue."""
+    """A mask of labels or of other bits than its values are of must not pass as one without tissue, or with less."""
     highest, most = int(grey.max()), int(np.iinfo(grey.dtype).max)
-    if not 0 < highest <= most // 2:
+    if not highest or (highest > most // 2 and not _has_low_labels(grey)):
         return
     values = np.flatnonzero(np.bincount(grey.ravel(), minlength=highest + 1))
-    said = " and ".join(map(str, values)) if len(values) <= 2 else f"{values[0]} to {values[-1]}"
+    said = " and ".join(map(str, values)) if len(values) <= 3 else f"{values[0]} to {values[-1]}"
     full = "255" if most == 255 else f"{most} (255 in 8 bits)"
-    raise BadMask(
-        f"its {8 * grey.itemsize}-bit values are {said}: its highest value is {highest}, where tissue is {full}"
-    )
+    why = f"its highest value is {highest}" if highest <= most // 2 else "the low ones would be no tissue"
+    raise BadMask(f"its {8 * grey.itemsize}-bit values are {said}: {why}, where tissue is {full}")
+
+
+def _has_low_labels(grey: NDArray[np.uint8 | np.uint16]) -> bool:
+    """Whether even parts of a mask are of a low value other than 0; along smooth edges, and of a JPEG, it is uneven."""
+    square = np.ones((3, 3), np.uint8)
+    even = cv2.erode(grey, square) == cv2.dilate(grey, square)
+    low = (grey > np.iinfo(grey.dtype).max * _GREY_TOLERANCE) & (grey <= np.iinfo(grey.dtype).max // 2)
+    return bool(np.count_nonzero(even & low) > _LOW_LABELS * np.count_nonzero(grey))

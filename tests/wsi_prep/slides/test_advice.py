@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.found_files import dicom
+from tests.support.mrxs_wsi import write_mrxs
 from wsi_prep.errors import UnreadableSlide
 from wsi_prep.slides.readers.advice import advice
 from wsi_prep.slides.readers.select import open_slide
@@ -23,6 +24,16 @@ def refusal(path):
         open_slide(str(path))
     assert "\n" not in str(raised.value)
     return str(raised.value)
+
+
+def test_an_mrxs_without_its_folder_is_no_picture_to_be_converted(tmp_path):
+    slide = tmp_path / "DOE JANE.mrxs"
+    write_mrxs(slide, PIXELS[:256, :256], 0.25, left=1, top=1, across=3, down=3)
+    slide.with_suffix("").rename(tmp_path / "another name")
+    said = refusal(slide)
+    assert "Its folder of the same name, which holds its data, is missing beside it" in said
+    assert "vips" not in said
+    assert "DOE" not in said
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

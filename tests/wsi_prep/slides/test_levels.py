@@ -208,6 +208,16 @@ def test_dicom_frames_that_are_ycc_under_a_tag_of_rgb_have_right_colours(tmp_pat
     require_right(prepare(files[0], tmp_path / "out"), painted)
 
 
+def test_dicom_whose_scan_was_not_copied_says_that_it_is_a_reduced_copy(tmp_path, painted):
+    files = write_dicom_slide(tmp_path, [painted[0], reduced(painted[0], 2)], 0.25)
+    whole = open_slide(str(files[0])).info
+    assert (whole.mpp_x, whole.notes) == (0.25, ())
+    files[0].unlink()
+    part = open_slide(str(files[1])).info
+    assert part.mpp_x == 0.5
+    assert "its finest file is a reduced copy" in " ".join(part.notes)
+
+
 def test_dicom_whose_files_disagree_about_their_colours_is_refused(tmp_path, painted):
     files = write_dicom_slide(tmp_path / "in/s", [painted[0], reduced(painted[0], 4)], 0.25)
     data = pydicom.dcmread(files[1])

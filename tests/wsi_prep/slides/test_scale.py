@@ -19,6 +19,13 @@ def test_the_manifest_wins_and_says_when_it_disagrees():
     assert resolve_scale(info(0.25), 0.2527, None).warning == ""
 
 
+def test_one_number_in_the_manifest_for_pixels_that_are_not_square_is_said():
+    oblong = replace(info(0.25), mpp_y=0.5)
+    said = resolve_scale(oblong, 0.25, None).warning
+    assert said == "the manifest's mpp 0.25 was used both across and down, the file says 0.25 x 0.5 (vendor)"
+    assert resolve_scale(replace(oblong, mpp_y=0.2527), 0.25, None).warning == ""
+
+
 def test_the_file_comes_before_what_is_assumed():
     assert resolve_scale(info(0.499), None, 0.25).source == "vendor"
     assert resolve_scale(info(), None, 0.25).source == "assumed"

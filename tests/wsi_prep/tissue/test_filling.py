@@ -146,3 +146,9 @@ def test_filling_beside_filling_is_not_the_glass_between(he, glass):
     found = model(picture, "black", 16)
     assert found.colour == pytest.approx(GLASSES[glass], abs=4)
     assert overlap(detect_tissue(picture, MASK_MPP, glass=found), reduced) > 0.93
+
+
+def test_a_colour_that_lacks_a_channel_is_no_glass_and_no_division_by_nothing():
+    heat = np.zeros((150, 150, 3), np.uint8)
+    heat[40:80, 40:80] = (255, 0, 0)
+    assert BackgroundModel.of(heat).assumed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 from wsi_prep.errors import StoreFailed
 from wsi_prep.slides.fetch.ranges import open_ranges
@@ -24,6 +25,8 @@ _PICTURES = (
 
 def advice(path: str) -> str:
     """What to do with a file, or URL, that no reader takes, as one sentence or a question."""
+    if ending(path) == ".mrxs" and "://" not in path and not Path(path[: -len(".mrxs")]).is_dir():
+        return "Its folder of the same name, which holds its data, is missing beside it; copy both, and rename both"
     tile_it = _TILE_IT.format(ending(path) if ending(path).isascii() else ".tif")
     with contextlib.suppress(OSError, StoreFailed), contextlib.closing(open_ranges(path)) as ranges:
         head = ranges.read_ranges([(0, min(ranges.size, 132))])[0]

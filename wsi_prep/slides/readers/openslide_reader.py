@@ -217,10 +217,15 @@ def _levels(slide: openslide.OpenSlide) -> dict[int, Level]:
 
 def _notes(slide: openslide.OpenSlide, levels: Mapping[int, Level]) -> tuple[str, ...]:
     """What the slide's row warns of."""
+    notes = []
     off_grid = slide.level_count - len(levels)
-    if not off_grid or _vendor(slide) in _UNSORTED:
-        return ()
-    return (f"{off_grid} of {slide.level_count} levels do not lie on level 0's grid (padded?) and are not used",)
+    if off_grid and _vendor(slide) not in _UNSORTED:
+        notes.append(
+            f"{off_grid} of {slide.level_count} levels do not lie on level 0's grid (padded?) and are not used"
+        )
+    if slide.properties.get("dicom.ImageType[3]") == "RESAMPLED":
+        notes.append("its finest file is a reduced copy (DICOM ImageType RESAMPLED): is the file of the scan missing?")
+    return tuple(notes)
 
 
 def _tile_px(properties: Mapping[str, str]) -> int:
