@@ -17,6 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _work(call: ExportCall, terminal: Terminal) -> int:
     step = export(call.run, call.to, call.licence, call.step)
     terminal.say(f'step {step}: timm.create_model("local-dir:{call.to}", pretrained=True)')
+    if call.licence == "unknown":
+        terminal.note("note: the model card says license: unknown; LICENCE=apache-2.0, say, and a new TO name one")
     return EXIT_OK
 
 

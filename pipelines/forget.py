@@ -96,6 +96,9 @@ def _list(terminal: Terminal, found: DeletionPlan, *, named: bool) -> None:
 def _why_nobody(found: list[DeletionPlan], *, by_patient: bool) -> str:
     bare = sum(each.without_patient for each in found)
     reason = "is it the right PATIENT_KEY?" if by_patient else "SLIDE takes slide ids as the catalog has them"
+    meant = [slide_id for each in found for slide_id in each.meant]
+    if meant:
+        reason += f"; files of that name have {' '.join(meant[:_SHOWN])}"
     if by_patient and bare:
         reason += f" {counted(bare, 'slide has', 'slides have')} no patient_key; name such slides with SLIDE=slide_id"
     return reason

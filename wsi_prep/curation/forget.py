@@ -33,7 +33,7 @@ class DeletionPlan:
 
     `out` is a path or an object store's URL. `known_before`: the tombstone had all that was asked for, as after a call
     that was killed. `without_patient`: slides of which nothing says whose they are. `private`: slides have keyed ids,
-    which a names file leads back from.
+    which a names file leads back from. `meant`: where a file's name was given for an id, the ids of such files.
     """
 
     out: str
@@ -47,6 +47,7 @@ class DeletionPlan:
     names: int = 0
     warnings: int = 0
     private: bool = False
+    meant: tuple[str, ...] = ()
 
     @property
     def tiles(self) -> int:
@@ -71,6 +72,9 @@ def look_up(out: str, patient_key: str | None, slide_ids: Collection[str]) -> De
     known = before.patients.issuperset(patients) and before.slides.issuperset(map(id_hash, slide_ids))
     bare = pc.sum(pc.and_(pc.is_null(rows["patient_key"]), pc.equal(rows["status"], "ok")), min_count=0).as_py()
     found = DeletionPlan(storage.where, patients, ids, mine, known, bare)
+    found.meant = tuple(
+        sorted(rows.filter(pc.is_in(rows["file"], pa.array(slide_ids, pa.string())))["slide_id"].to_pylist())
+    )
     found.private = "private" in read_run(storage).get("settings", {})
     for path in (path for slide_id in ids for path in output_places(slide_id).values()):
         sizes = storage.sizes(path)

@@ -83,10 +83,16 @@ class Terms:
                 "; its tiles are there with their measures, so you can call without FILTER, and leave the same tiles "
                 f'out where they are used (pretrain, embed, peek, interchange) by WHERE="{self.passing}"'
             )
+            by_row = (
+                "; or leave ASSUME_MPP out, and give the mpp of the slides that have none in the manifest: "
+                "those alone are made then"
+            )
+            only_assumed = changed == ["assume_mpp"] and old.get("assume_mpp") is None
             only_filtered = changed == ["filters"] and not old.get("filters")
             raise OtherConfiguration(
                 f"OUT {where} was made with other settings ({shown}); name another OUT, "
                 f"or add REDO=1 to do its slides again with the new ones{later if only_filtered else ''}"
+                f"{by_row if only_assumed else ''}"
             )
 
 

@@ -76,7 +76,7 @@ def forgotten_note(slides: int) -> list[str]:
     if not slides:
         return []
     files = counted(slides, "slide in SLIDES is", "slides in SLIDES are")
-    return [f"{files} forgotten: nothing is made or written of them; take their files out of SLIDES"]
+    return [f"{files} forgotten: skipped without a name or a row; take the files out of SLIDES"]
 
 
 def by_tombstone(tombstone: Tombstone, tasks: Asked) -> tuple[Asked, Asked]:

@@ -64,10 +64,15 @@ def kinds_of(slide, tiles):
     finest = [t for t in tiles if t["magnification"] == names[0]] if names else []
     limits = {"grey": ("saturation", 0.03, 0.25), "ink": ("pen", 0.02, 0.1), "blur": ("focus", None, 0.5)}
     for kind, (name, limit, much) in limits.items():
+        if kind == "ink":
+            of_each = [[t["pen"] for t in tiles if t["magnification"] == mag] for mag in names]
+            inked = [sum(pen is not None and pen > limit for pen in pens) / len(pens) for pens in of_each]
+            found |= {"ink"} if max(inked, default=0) >= much else set()
+            continue
         sharp20 = 0.35 if slide["stain"] in ("HE", "SPECIAL") else 0.25
         bound = {"40x": 0.18, "20x": sharp20}.get(names[0] if names else "", -1) if limit is None else limit
         values = [t[name] for t in finest if t[name] is not None and math.isfinite(t[name])]
-        bad = sum(value > bound if kind == "ink" else value < bound for value in values)
+        bad = sum(value < bound for value in values)
         if finest and bad / len(finest) >= much:
             found.add(kind)
     return found

@@ -104,7 +104,7 @@ def test_a_patient_is_gone_from_every_place_and_stays_away(folder, capsys):
     # found again, they are left out with their reason; without the key nobody could tell
     assert remake(folder / "slides", out, "--patient-key", folder / "key") == 0
     said = "".join(capsys.readouterr())
-    assert "note: 2 slides in SLIDES are forgotten: nothing is made or written of them" in said
+    assert "note: 2 slides in SLIDES are forgotten: skipped without a name or a row" in said
     assert "S19-" not in said
     assert b"S19-004472" not in everything(out)
     assert remake(folder / "slides", out) == 2
@@ -224,6 +224,7 @@ def test_calls_that_cannot_be_done_change_nothing(folder, capsys):
         (["--patient", "nobody", "--shards", out, "--patient-key", folder / "key"], 3, "nobody was found"),
         (["--patient", "p7", "--shards", out, "--patient-key", folder / "other"], 3, "is it the right PATIENT_KEY?"),
         (["--slide", "nothing", "--shards", out], 3, "SLIDE takes slide ids"),
+        (["--slide", "kept.tiff", "--shards", out], 3, "files of that name have kept-"),
         (["--shards", out], 2, "nobody is named"),
         (["--patient", "p7", "--shards", out], 2, "PATIENT needs the secret"),
         (["--slide", "x", "--shards", "https://bucket/x"], 2, "of no object store that is known"),

@@ -165,3 +165,12 @@ def test_what_another_call_made_meanwhile_is_seen_under_the_lock(tmp_path, setti
     with pytest.raises(OtherConfiguration, match=says), held_output(storage, terms, "token"):
         pytest.fail("it is held on other terms")
     assert read_run(storage) == {"settings": {"quality": 90}, "manifest": True}
+
+
+def test_what_is_assumed_later_is_better_said_of_single_slides():
+    before = {"settings": {"assume_mpp": None, "jpeg": {"quality": 90}}}
+    later = {"assume_mpp": 0.5, "jpeg": {"quality": 90}}
+    with pytest.raises(OtherConfiguration, match="in the manifest: those alone are made then"):
+        Terms(later, {}, redo=False).require_kept("out", before)
+    with pytest.raises(OtherConfiguration, match=r"the new ones$"):
+        Terms({**later, "assume_mpp": 0.25}, {}, redo=False).require_kept("out", {"settings": later})

@@ -52,11 +52,12 @@ RULES = {
     "outline": f"the outline of its tissue has a certainty below {UNCERTAIN:g}: small changes of the limits move it",
     "tissue": f"{LARGE_MM2:g} mm² or more were scanned, less than {100 * LITTLE:g} % of it tissue",
     "grey": f"{100 * GREY_SHARE:g} % or more of its tiles are grey (saturation below {GREY:g})",
-    "ink": f"{100 * INK_SHARE:g} % or more are inked (pen above {INK:g})",
+    "ink": f"{100 * INK_SHARE:g} % or more of those of any magnification are inked (pen above {INK:g})",
     "blur": f"{100 * BLURRED_SHARE:g} % or more are blurred (focus below {LIMITS['blurred']})",
     "warning": "it has a warning",
 }
-"""What is held against a slide, by kind. Tiles are those of the slide's finest magnification."""
+"""What is held against a slide, by kind. Tiles are those of the slide's finest magnification; ink is looked for in all,
+since marks lie beside tissue, where coarse tiles reach."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _by_stain(focus: Mapping[str, float]) -> str:
     return f"(CASE of_stain {of}ELSE {focus['']} END)" if of else str(focus[""])
 
 
-_FINEST = f"""
+_EACH = f"""
 SELECT slide_id, magnification,
   count_if(isfinite(saturation) AND saturation < {GREY}) / count(*) AS grey,
   count_if(isfinite(pen) AND pen > {INK}) / count(*) AS ink,
@@ -102,20 +103,25 @@ SELECT slide_id, magnification,
     {" ".join(f"WHEN '{name}' THEN {_by_stain(focus)}" for name, focus in BLURRED.items())} END) / count(*) AS blur
 FROM tiles LEFT JOIN (SELECT slide_id, stain AS of_stain FROM slides) USING (slide_id)
 WHERE magnification IN {NAMES} GROUP BY slide_id, magnification
-QUALIFY row_number() OVER (PARTITION BY slide_id ORDER BY list_position({list(NAMES)}, magnification)) = 1
 """  # noqa: S608 - from names of columns and numbers alone
 
 
-def _much(kind: str, share: float) -> str:
+def _first(by: str) -> str:
+    """In SQL, of each slide the magnification that is first `by` that, and then the finest."""
+    order = f"{by}list_position({list(NAMES)}, magnification)"
+    return f"SELECT * FROM each_one QUALIFY row_number() OVER (PARTITION BY slide_id ORDER BY {order}) = 1"  # noqa: S608
+
+
+def _much(kind: str, share: float, of: str = "finest") -> str:
     """The slides of which `share` of the tiles or more are so; the badness grows from a half to 1."""
     return f"""
     SELECT slide_id, '{kind}', 0.5 + 0.5 * ({kind} - {share}) / (1 - {share}), {kind}, NULL, magnification
-    FROM finest WHERE {kind} >= {share}"""  # noqa: S608
+    FROM {of} WHERE {kind} >= {share}"""  # noqa: S608
 
 
 _AREA = "width * height * mpp_x * mpp_y / 1e6"
 _HITS = f"""
-CREATE OR REPLACE TABLE hits AS WITH finest AS ({_FINEST})
+CREATE OR REPLACE TABLE hits AS WITH each_one AS ({_EACH}), finest AS ({_first("")}), inked AS ({_first("ink DESC, ")})
 SELECT slide_id, 'failed' AS kind, 2.0::DOUBLE AS badness, NULL::DOUBLE AS value, NULL::DOUBLE AS area,
   concat_ws(': ', nullif(error_type, ''), nullif(error, '')) AS said FROM slides WHERE status = 'failed'
 UNION ALL
@@ -131,7 +137,7 @@ SELECT slide_id, 'tissue', 1 - 0.5 * tissue_mm2 / ({_AREA}) / {LITTLE}, tissue_m
 FROM slides WHERE status IN ('ok', 'empty') AND isfinite(tissue_mm2) AND isfinite({_AREA}) AND {_AREA} >= {LARGE_MM2}
   AND tissue_mm2 / ({_AREA}) < {LITTLE}
 UNION ALL {_much("grey", GREY_SHARE)}
-UNION ALL {_much("ink", INK_SHARE)}
+UNION ALL {_much("ink", INK_SHARE, "inked")}
 UNION ALL {_much("blur", BLURRED_SHARE)}
 UNION ALL
 SELECT slide_id, 'warning', 0.5, NULL, NULL, warning FROM slides

@@ -307,7 +307,7 @@ function picture(found, words, lines) {
     return element("figure", {}, element("div", { className: "gone", textContent: found.missing, title: words }), ...caption);
   }
   const source = `data:image/jpeg;base64,${found.jpeg}`;
-  const frame = element("span", { className: "frame" }, element("img", { alt: words, decoding: "async", src: source }));
+  const frame = element("span", { className: "frame" }, element("img", { alt: words, src: source }));
   const [, , , width, height] = outlined(found);
   cutTo(frame, found, outlined(found));
   frame.style[width / height > 4 / 3 ? "width" : "height"] = "100%";
