@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,6 +17,10 @@ from wsi_prep.run.before import Before
 from wsi_prep.run.request import RunSummary
 
 _SHOWN = 50
+_ALIKE, _MOST_NOTES = 3, 100
+"""Of how many slides the same is said one by one; and how many notes are shown."""
+
+_ALL_NOTES = "see warning in the catalog's slides"
 
 
 class SlideProgress:
@@ -100,8 +106,24 @@ def show_summary(terminal: Terminal, out: str, summary: RunSummary) -> None:
     else:
         _show_made(terminal, out, summary)
     _show_rows(terminal, summary.rows)
-    for warning in summary.warnings:
+    notes = list(_each_once(summary.warnings))
+    for warning in notes[:_MOST_NOTES]:
         terminal.note(f"note: {warning}")
+    if len(notes) > _MOST_NOTES:
+        terminal.note(f"note: and {len(notes) - _MOST_NOTES:,} more: {_ALL_NOTES}")
+
+
+def _each_once(warnings: Sequence[str]) -> Iterator[str]:
+    """The warnings; what many slides have in the same words is said of the first, with how many more there are."""
+    slides = Counter(text for name, colon, text in (warning.partition(": ") for warning in warnings) if colon)
+    told = set()
+    for warning in warnings:
+        text = warning.partition(": ")[2]
+        if slides[text] <= _ALIKE:
+            yield warning
+        elif text not in told:
+            told.add(text)
+            yield f"{warning} (and so {slides[text] - 1:,} more slides: {_ALL_NOTES})"
 
 
 def _statuses(summary: RunSummary) -> str:

@@ -59,3 +59,20 @@ def test_nothing_to_do_says_how_the_slides_went(capsys):
     show_summary(Terminal("shards"), "out", summary)
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "nothing to do: 2 slides are already done in out: 1 excluded, 1 ok"
+
+
+def test_what_is_said_of_many_slides_is_said_once(capsys):
+    summary = RunSummary(found=2000, warnings=["MASKS gives the tissue of 3 of 2,000 slides"])
+    for number in range(2000):
+        warning = "no glass" if number < 1500 else "rare" if number < 1503 else f"{number} tiles are missing"
+        summary.add(row() | {"file": f"{number}.svs", "warning": warning}, now=True)
+    show_summary(Terminal("shards"), "out", summary)
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes[:3] == [
+        "note: MASKS gives the tissue of 3 of 2,000 slides",
+        "note: 0.svs: no glass (and so 1,499 more slides: see warning in the catalog's slides)",
+        "note: 1500.svs: rare",
+    ]
+    assert notes[-1] == "note: and 402 more: see warning in the catalog's slides"
+    assert len(notes) == 101
+    assert len(summary.warnings) == 2001  # run.json keeps them

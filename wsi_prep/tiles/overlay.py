@@ -23,6 +23,8 @@ _WHITE = 250  # glass is darker
 _OUTLINE = (0, 150, 70)
 _TILE = (30, 60, 220)
 _INK = (30, 30, 30)
+_BARS_UM = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
+_BAR_ROOM_PX = 120
 _FONT = "uni"  # in OpenCV from 5 on
 
 
@@ -37,7 +39,9 @@ class Panel(NamedTuple):
 
 
 def draw_overlay(thumbnail: Thumbnail, tissue: NDArray[np.bool_], plan: TilePlan | None, title: str) -> bytes:
-    """A JPEG of panels side by side: the bare slide, then one for each magnification that has tiles."""
+    """A JPEG of panels side by side: the bare slide with a bar of its scale, then one for each magnification that has
+    tiles.
+    """
     scale = _PANEL_PX / max(thumbnail.pixels.shape[:2])
     size = tuple(max(1, round(side * scale)) for side in thumbnail.pixels.shape[1::-1])
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
@@ -45,7 +49,7 @@ def draw_overlay(thumbnail: Thumbnail, tissue: NDArray[np.bool_], plan: TilePlan
     outlined = _outlined(picture, tissue)
     drawn = [mag for mag in reversed(MAGNIFICATIONS) if plan is not None and plan.count(mag)]
     canvas = np.full((size[1] + _CAPTION_PX, (1 + max(1, len(drawn))) * (size[0] + _GAP_PX), 3), 255, np.uint8)
-    _fill(canvas, 0, picture, title)
+    _draw_scale(_fill(canvas, 0, picture, title), thumbnail.mpp / scale)
     if plan is None or not drawn:
         _fill(canvas, 1, outlined, "tissue, no tiles")
     else:
@@ -92,6 +96,20 @@ def _draw_tiles(panel: NDArray[np.uint8], plan: TilePlan, number: int, step0: tu
         cv2.rectangle(
             panel, corner, (max(corner[0], round(x + width) - 1), max(corner[1], round(y + height) - 1)), _TILE
         )
+
+
+def _draw_scale(panel: NDArray[np.uint8], mpp: float) -> None:
+    """Draw a bar of a round length, at most a quarter of the panel, and that length; `mpp` is um per panel px."""
+    height, width = panel.shape[:2]
+    fitting = [um for um in _BARS_UM if um / mpp <= width / 4]
+    if not fitting or height < _BAR_ROOM_PX or width < _BAR_ROOM_PX:
+        return
+    length = round(fitting[-1] / mpp)
+    cv2.rectangle(panel, (8, height - 14), (8 + length + 3, height - 7), (255, 255, 255), -1)
+    cv2.rectangle(panel, (10, height - 12), (10 + length - 1, height - 9), _INK, -1)
+    said = f"{fitting[-1] / 1000:g} mm" if fitting[-1] >= 1000 else f"{fitting[-1]} um"
+    panel[height - 34 : height - 14, 8 : 14 + 9 * len(said)] = 255
+    _write(panel[height - 36 :, 6:], said)
 
 
 def _fill(canvas: NDArray[np.uint8], number: int, picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.support.disc_slides import GLASS, TISSUE, disc, disc_overlay, greenish
 from wsi_prep.format.jpeg import decode_tile
 from wsi_prep.format.magnifications import MAGNIFICATIONS
-from wsi_prep.tiles.overlay import _can_draw, panels_of
+from wsi_prep.slides.pyramid.thumbnail import Thumbnail
+from wsi_prep.tiles.overlay import _can_draw, draw_overlay, panels_of
 
 NAMES = tuple(m.name for m in MAGNIFICATIONS)
 
@@ -69,3 +70,19 @@ def test_without_a_font_for_it_a_title_is_escaped(monkeypatch):
     _can_draw.cache_clear()
     assert np.abs(caption("Größe_组") - expected).max() == 0
     _can_draw.cache_clear()
+
+
+@pytest.mark.parametrize(("width", "um"), [(400, 500), (9000, 10_000), (30, 50)])
+def test_the_bar_is_as_long_as_it_says(width, um):
+    picture = np.full((width, width, 3), 245, np.uint8)
+    thumbnail = Thumbnail(picture, 8.0, 32.0, 32.0)
+    overlay = decode_tile(draw_overlay(thumbnail, np.zeros(picture.shape[:2], bool), None, "slide.svs"))
+    panel = overlay[28:, :720]
+    dark = (panel.max(axis=2) < 120).sum(axis=1)
+    assert dark[-14:].max() * 8.0 * width / 720 == pytest.approx(um, rel=0.02)
+
+
+def test_a_slide_too_narrow_for_a_bar_has_none():
+    picture = np.full((400, 12, 3), 245, np.uint8)
+    overlay = decode_tile(draw_overlay(Thumbnail(picture, 8.0, 32.0, 32.0), np.zeros((400, 12), bool), None, ""))
+    assert overlay[28:, :21].min() > 200
