@@ -207,7 +207,7 @@ def agreed(what: str, yes: bool) -> bool:
 
 @contextlib.contextmanager
 def progress(console: Console, what: str, *numbers: str, **fields: Any) -> Iterator[Callable[..., None]]:
-    """A bar, where the output is a terminal; what it yields is called with (done, of) and the `fields` that changed.
+    """A bar, or lines now and then; what it yields is called with (done, of) and the `fields` that changed.
 
     `numbers` are columns over the fields, as in "{task.fields[failed]} failed".
     """

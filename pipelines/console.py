@@ -24,7 +24,7 @@ _ALL_NOTES = "see warning in the catalog's slides"
 
 
 class SlideProgress:
-    """A bar with slides done and failed, tiles, rate and time left; nothing where the output is no terminal."""
+    """A bar with slides done and failed, tiles, rate and time left; lines now and then where there is no terminal."""
 
     def __init__(self, terminal: Terminal, *, link: bool = False) -> None:
         """With `link`, the dashboard's is shown even there."""

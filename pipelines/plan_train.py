@@ -75,7 +75,7 @@ def _work(call: PlanTrainCall, terminal: Terminal) -> int:
 
 @contextlib.contextmanager
 def _looking(terminal: Terminal) -> Iterator[Looking]:
-    """On a terminal, what is simulated now, and for how long plans have been looked for."""
+    """What is simulated now, and for how long plans have been looked for."""
     columns = (TextColumn("{task.description}"), TimeElapsedColumn())
     with Bar(*columns, console=terminal.out, disable=not terminal.out.is_terminal, transient=True) as bar:
         task, tried = bar.add_task("", total=None), itertools.count(1)

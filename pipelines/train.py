@@ -168,7 +168,7 @@ class _Shown(Reporter):
         self._last: dict[str, float] = {}
         columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
         live = terminal.out.is_terminal and not terminal.out.quiet
-        self._progress = Bar(*columns, console=terminal.out, disable=not live, transient=True)
+        self._progress = Bar(*columns, console=terminal.out, disable=not live, lines=False, transient=True)
 
     def note(self, text: str) -> None:
         self._terminal.note(f"note: {text}")

@@ -1,6 +1,7 @@
 """Ctrl-C at every point of a bar's start and end: one line, the exit code, and a terminal as it was."""
 
 import io
+import itertools
 import signal
 import sys
 import threading
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 import rich
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipelines.bars import Bar
 from pipelines.command import progress, run_command
 from pipelines.console import SlideProgress
 from tests.support.paths import ROOT
@@ -100,3 +103,30 @@ def test_ctrl_c_inside_a_lock_of_pythons_is_ctrl_c(capsys):
     assert capsys.readouterr().err == "bars: interrupted\n"
     with pytest.raises(RuntimeError, match="release unlocked lock"):
         run_command(BarsCall, wrong, [])
+
+
+def test_where_nothing_is_drawn_lines_say_how_far_it_is_ever_more_rarely(capsys):
+    clock = [0.0]
+    columns = TextColumn("slides"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed")
+    times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    told = []
+    with Bar(*columns, *times, console=Console(file=io.StringIO()), disable=True, get_time=lambda: clock[0]) as bar:
+        task = bar.add_task("", total=20_000, failed=0)
+        for done in range(1, 10_001):
+            clock[0] = done * 1.0
+            bar.update(task, advance=1, failed=done // 1000)
+            told += [(done, line) for line in capsys.readouterr().err.splitlines()]
+    assert told[0] == (20, "slides 20 of 20,000 0 failed after 0:00:20 left 5:33:00")
+    pauses = [b[0] - a[0] for a, b in itertools.pairwise(told)]
+    assert pauses[0] == 30
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 1800
+
+
+def test_a_bar_whose_command_says_more_itself_is_silent(capsys):
+    clock = [0.0]
+    bar = Bar(console=Console(file=io.StringIO()), disable=True, lines=False, get_time=lambda: clock[0])
+    task = bar.add_task("", total=3)
+    clock[0] = 100.0
+    bar.advance(task)
+    assert capsys.readouterr().err == ""
