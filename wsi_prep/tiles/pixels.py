@@ -6,7 +6,7 @@ magnification wanted there; the coarser ones are halved from it, or all are resa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -152,7 +152,12 @@ def _resampled(reader: SlideReader, grid: Grid, tiles: _Tiles, factors: NDArray[
     source = _read_source(reader, grid, tiles, (first[0], last[0]), (first[1], last[1]), planar=planar)
     for factor in np.unique(factors).tolist():  # ascending, as the plan is sorted
         which = np.flatnonzero(factors == factor)
-        yield factor, which, source.image(factor, corner[which]), corner[which] - first, None
+        if source.fits(factor):
+            yield factor, which, source.image(factor), corner[which] - first, None
+            continue
+        rows = np.split(which, np.flatnonzero(np.diff(corner[which, 1])) + 1)
+        for row, image in zip(rows, source.rows_of_tiles(factor, [corner[row] for row in rows]), strict=True):
+            yield factor, row, image, corner[row] - (first[0], corner[row[0], 1]), None
 
 
 @dataclass(frozen=True)
@@ -180,27 +185,39 @@ class _Source:
     corner: tuple[int, int]
     size: tuple[int, int]
 
-    def image(self, factor: int, tiles: NDArray[np.int64] | None = None) -> Image:
-        """The rectangle at `factor` base px a pixel, each pixel the mean of what it covers.
-
-        Where it has to be resampled, and `tiles` are given by their corners (n, 2) x, y in base px, only these are.
-        """
+    def fits(self, factor: int) -> bool:
+        """Whether a pixel at `factor` base px covers whole pixels of these, and they are no more than it takes."""
         step_x, step_y = (step * factor for step in self.step)
         exact = tuple(round(size * step) for size, step in zip(self.size, self.step, strict=True))
-        if step_x == step_y == round(step_x) and self.pixels.sides == exact[::-1]:
-            return self.pixels.reduced(round(step_x))
-        start_x, start_y = (
-            _pixel_starts(self.corner[axis] // factor, self.size[axis] // factor, step, self.downsample)
-            for axis, step in enumerate((step_x, step_y))
+        return step_x == step_y == round(step_x) and self.pixels.sides == exact[::-1]
+
+    def image(self, factor: int) -> Image:
+        """The rectangle at `factor` base px a pixel, each pixel the mean of what it covers."""
+        if self.fits(factor):
+            return self.pixels.reduced(round(self.step[0] * factor))
+        return self.pixels.resampled(*self._starts(factor), *(step * factor for step in self.step))
+
+    def rows_of_tiles(self, factor: int, rows: Sequence[NDArray[np.int64]]) -> Iterator[Image]:
+        """The same where it has to be resampled, of each of these rows of tiles alone, as wide as the rectangle.
+
+        A row is (n, 2) x, y of its tiles' corners in base px; between them, the image is undefined.
+        """
+        start_x, start_y = self._starts(factor)
+        steps = self.step[0] * factor, self.step[1] * factor
+        for row in rows:
+            image = self.pixels.room(TILE_PX, len(start_x))
+            for x, y, width in _runs((row - self.corner) // factor):
+                part = self.pixels.resampled(start_x[x : x + width], start_y[y : y + TILE_PX], *steps)
+                image.window(x, 0, width, TILE_PX).fill(part)
+            yield image
+
+    def _starts(self, factor: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where the columns and rows of pixels at `factor` begin, in pixels of these."""
+        x, y = (
+            _pixel_starts(self.corner[axis] // factor, self.size[axis] // factor, step * factor, self.downsample)
+            for axis, step in enumerate(self.step)
         )
-        start_x, start_y = start_x - self.left, start_y - self.top
-        if tiles is None:
-            return self.pixels.resampled(start_x, start_y, step_x, step_y)
-        image = self.pixels.room(len(start_y), len(start_x))
-        for x, y, width in _runs((tiles - self.corner) // factor):
-            part = self.pixels.resampled(start_x[x : x + width], start_y[y : y + TILE_PX], step_x, step_y)
-            image.window(x, y, width, TILE_PX).fill(part)
-        return image
+        return x - self.left, y - self.top
 
 
 def _runs(tiles: NDArray[np.int64]) -> list[tuple[int, int, int]]:
