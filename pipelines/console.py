@@ -94,7 +94,9 @@ def show_before(terminal: Terminal, before: Before) -> None:
     for fault in before.faults:
         terminal.warn(fault)
     if not before.faults:
-        terminal.say("nothing was found that would keep the run from ending; nothing was made")
+        without = sum(bool(each.error or not each.tiles) for each in before.tried)
+        but = f"; of {counted(len(before.tried), 'slide')} opened, {without:,} will have no tiles" if without else ""
+        terminal.say(f"nothing was found that would keep the run from ending{but}; nothing was made")
 
 
 def show_summary(terminal: Terminal, out: str, summary: RunSummary) -> None:

@@ -38,6 +38,7 @@ def test_it_tells_what_the_run_then_makes_and_how_slides_fail(slides, tmp_path, 
     words = ["--slides", str(slides), "--out", str(out), "--workers", "1"]
     assert main([*words, "--check"]) == 0
     said = capsys.readouterr()
+    assert "keep the run from ending; of 3 slides opened, 2 will have no tiles; nothing was made" in said.out
     assert not (tmp_path / "new").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["slides"]
     assert main(words) == 3
