@@ -195,6 +195,8 @@ def _listed(slides: str, fs: AbstractFileSystem, inner: str) -> list[str]:
         raise BadManifest(f"{where} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
     column = header.index("slide")
     for line, cell in ((line, cells[column]) for line, cells in rows if len(cells) > column and cells[column]):
+        if "\n" in cell or "\r" in cell:
+            raise BadManifest(f"{where}, line {line}: the cell of column slide has a line break; write it in one line")
         written.append((line, cell, _resolved(where, line, cell, base, fs)))
     with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
         stored = list(pool.map(_stored, (path for _, _, path in written)))
