@@ -62,13 +62,15 @@ def is_elsewhere(path: str) -> bool:
 
 
 def files_in(folder: str) -> list[str]:
-    """Paths, or URLs, of the files that lie in a folder, sorted; none where there is no folder."""
+    """Paths, or URLs, of the files that lie in a folder, sorted; none where there is no folder, or it may not
+    be looked into.
+    """
     files, inner = file_system(folder)
-    if isinstance(files, LocalFileSystem):
-        return sorted(str(p) for p in Path(inner).iterdir() if p.is_file()) if Path(inner).is_dir() else []
     try:
+        if isinstance(files, LocalFileSystem):
+            return sorted(str(p) for p in Path(inner).iterdir() if p.is_file()) if Path(inner).is_dir() else []
         found = files.ls(inner, detail=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # of parts that a slide lacks, its reader will say so
         return []
     return sorted(str(files.unstrip_protocol(f["name"])) for f in found if f["type"] == "file")
 

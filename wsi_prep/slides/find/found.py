@@ -7,14 +7,16 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import overload
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from wsi_prep.errors import NoSlides
+from wsi_prep.errors import NoSlides, StoreFailed
 from wsi_prep.slides.fetch.remote import file_system, local_path
 from wsi_prep.slides.urls import bare_url, name_of, without_secrets
+from wsi_prep.storage.patience import patiently
 
 _AT_ONCE = 10_000
 _YOUNG = 60.0  # s
@@ -111,10 +113,13 @@ def printed(name: str) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """Slides sorted by path, and the files beside them that are pictures too and are not read."""
+    """Slides sorted by path, the files beside them that are pictures too and are not read, and the folders that could
+    not be looked into, each with why.
+    """
 
     sources: Sources
     left_out: tuple[str, ...] = ()
+    unseen: tuple[tuple[str, str], ...] = ()
 
 
 def place_of(path: str) -> tuple[AbstractFileSystem, str]:
@@ -162,3 +167,15 @@ def _seen(files: Iterable[str], *, settled: bool = False) -> str | None:
 def files_of(source: SlideSource) -> tuple[str, ...]:
     """All files that the slide consists of, the one that is opened first."""
     return (source.path, *(file for file in source.files if file != source.path))
+
+
+def source_bytes(source: SlideSource) -> int | None:
+    """Bytes of all files that the slide consists of; None where one of them cannot be asked."""
+    total = 0
+    try:
+        for path in {source.path, *source.files}:
+            files, inner = file_system(path)
+            total += patiently(partial(files.size, inner))
+    except (OSError, TypeError, StoreFailed):  # a server of web pages need not say how long one is
+        return None
+    return total
