@@ -1,4 +1,4 @@
-"""Folders on a disk as a search for slides walks them, and what it cannot look into."""
+"""Folders as a search for slides walks them: which files are taken, and what cannot be looked into."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from collections.abc import Iterator, Sequence
 from glob import has_magic
 from pathlib import PurePosixPath
 
+from fsspec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
 from wsi_prep.errors import NoSlides, counted
 from wsi_prep.format.layout import suffix_in
 from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, left_out_note
 from wsi_prep.slides.find.found import Found, printed
-from wsi_prep.storage.patience import passes
+from wsi_prep.slides.urls import name_of
+from wsi_prep.storage.patience import passes, patiently
 
 _GONE = (errno.ENOENT, errno.ENOTDIR)
+_DICOM_STARTS = 128  # bytes, before which a file may hold anything
 _SHOWN = 5
 
 
@@ -133,6 +136,27 @@ def _unreachable(entry: os.DirEntry[str]) -> str:
         if not a_file and not suffix_in(name)[1:].isalpha():
             return "a link that leads nowhere" if error.errno in _GONE else error.strerror or type(error).__name__
     return ""
+
+
+def looks_like_slide(path: str, fs: AbstractFileSystem) -> bool:
+    """Whether a file is one by its ending, or DICOM that has none."""
+    name = name_of(path)
+    suffix = suffix_in(name).lower()
+    if name.startswith("."):
+        return False
+    if suffix in SLIDE_ENDINGS:
+        return True
+    if suffix and not suffix[1:].isdigit():  # DICOM files often end in a UID's digits, or in nothing
+        return False
+    try:
+        return patiently(lambda: _is_dicom(path, fs))
+    except OSError:
+        return False
+
+
+def _is_dicom(path: str, fs: AbstractFileSystem) -> bool:
+    long_enough = fs.size(path) >= _DICOM_STARTS + 4
+    return bool(long_enough and fs.cat_file(path, _DICOM_STARTS, _DICOM_STARTS + 4) == b"DICM")
 
 
 def matching(pattern: str) -> tuple[list[str], list[tuple[str, str]]]:

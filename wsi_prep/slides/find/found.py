@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from typing import overload
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from wsi_prep.errors import NoSlides, StoreFailed
+from wsi_prep.errors import NoSlides, StoreFailed, UnreadableSlide
 from wsi_prep.slides.fetch.remote import file_system, local_path
 from wsi_prep.slides.urls import bare_url, name_of, without_secrets
 from wsi_prep.storage.patience import patiently
@@ -162,6 +164,29 @@ def _seen(files: Iterable[str], *, settled: bool = False) -> str | None:
     except (OSError, ValueError):
         return None
     return mark.hexdigest()
+
+
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+
+
+def kind_of(mode: int) -> str:
+    """What that is which is no file, by its mode; empty for a file."""
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "device")
+
+
+def require_files(source: SlideSource) -> None:
+    """Raise UnreadableSlide where a part of the slide is no file: whoever opens a pipe waits for its other end."""
+    for path in files_of(source):
+        inner = local_path(path)
+        if inner is not None:
+            with contextlib.suppress(FileNotFoundError):  # its reader will say so
+                require_file(os.stat(inner).st_mode)  # noqa: PTH116
+
+
+def require_file(mode: int) -> None:
+    """The same of one file's mode."""
+    if kind := kind_of(mode):
+        raise UnreadableSlide(f"it is no file but a {kind}")
 
 
 def files_of(source: SlideSource) -> tuple[str, ...]:

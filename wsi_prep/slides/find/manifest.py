@@ -342,7 +342,7 @@ def _hints(unknown: Sequence[_Entry], sources: Sequence[SlideSource], left_out: 
     if not unknown:
         return []
     known = KnownNames(name for source in sources for name in (source.name, name_of(source.path)))
-    not_read = {one_form(PurePosixPath(path).name): path for path in left_out}
+    not_read = {one_form(PurePosixPath(path).name.rstrip()): path for path in left_out}
     hints = []
     for entry in unknown:
         name = entry.parts[-1]

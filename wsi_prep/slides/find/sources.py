@@ -20,12 +20,12 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import BadManifest, BadOption, FileServerFailed, NoSlides, UsageError, counted
-from wsi_prep.format.layout import slide_ids, suffix_in
+from wsi_prep.format.layout import slide_ids
 from wsi_prep.slides.dicom import DicomHeader, dicom_header
 from wsi_prep.slides.fetch.remote import files_in, is_elsewhere
-from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, only_left_out, without_masks
-from wsi_prep.slides.find.folders import Folders, matching, unseen_note
-from wsi_prep.slides.find.found import Found, SlideSource, Sources, place_of
+from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, is_list, only_left_out, without_masks
+from wsi_prep.slides.find.folders import Folders, looks_like_slide, matching, unseen_note
+from wsi_prep.slides.find.found import Found, SlideSource, Sources, kind_of, place_of
 from wsi_prep.slides.find.lists import named_in, read_list
 from wsi_prep.slides.find.naming import KnownNames, as_stored, did_you_mean, one_form
 from wsi_prep.slides.private import keyed_slide_id
@@ -38,7 +38,6 @@ _ALONE = frozenset(SLIDE_ENDINGS) - {".dcm", ".mrxs", *_INDEXES}
 """Of files that are a slide each."""
 
 _DICOM_INDEX = "DICOMDIR"
-_DICOM_STARTS = 128  # bytes, before which a file may hold anything
 _LOOK_AT_ONCE = 16
 _AT_ONCE = 10_000
 
@@ -66,7 +65,7 @@ def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | 
     elif glob.has_magic(bare_url(slides)) and not _exists(fs, inner):
         matches, unseen = _matches(fs, inner, where)
         pictures = [_full(fs, p) for p in matches if is_left_out(p)]
-        paths, groups, others = _grouped([_full(fs, p) for p in matches if _looks_like_slide(p, fs)], named=False)
+        paths, groups, others = _grouped([_full(fs, p) for p in matches if looks_like_slide(p, fs)], named=False)
         pictures += others
         nothing = f"{where} matches {counted(len(matches), 'file')}, none of them a slide"
     elif not _is_web_file(slides) and fs.isdir(inner):
@@ -75,6 +74,7 @@ def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | 
         pictures += others
         nothing = f"{where} holds no slide among {counted(seen, 'file')}; known endings are {' '.join(SLIDE_ENDINGS)}"
     elif _exists(fs, inner):
+        _require_slide(fs, inner, where)
         paths, groups, _ = _grouped([_full(fs, inner)], named=True)
     else:
         raise NoSlides(f"SLIDES {where} does not exist; name a folder, a slide, a glob or a .csv list")
@@ -101,6 +101,16 @@ class _Group:
     name: str
     identity: str
     files: tuple[str, ...]
+
+
+def _require_slide(fs: AbstractFileSystem, inner: str, where: str) -> None:
+    """Raise NoSlides for one file that cannot be a slide, and may be a list of them."""
+    if isinstance(fs, LocalFileSystem) and (kind := kind_of(os.stat(inner).st_mode)):  # noqa: PTH116 - from fsspec
+        raise NoSlides(f"SLIDES {where} is no file but a {kind}")
+    if is_list(where):
+        raise NoSlides(
+            f"SLIDES {where} is no slide; if it lists slides, save it as .csv with a column 'slide' (docs/format.md)"
+        )
 
 
 def _exists(fs: AbstractFileSystem, inner: str) -> bool:
@@ -172,31 +182,11 @@ def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], list
         parts = set().union(*(named_in(_full(fs, f"{at}/{n}")) for n in names if n.lower().endswith(_INDEXES)))
         for name in names:
             path = f"{at}/{name}"
-            if _looks_like_slide(path, fs):
+            if looks_like_slide(path, fs):
                 paths.append(f"{whole}/{name}" if here else _full(fs, path))
             elif is_left_out(name) and name not in parts:
                 pictures.append(_full(fs, path))
     return paths, pictures, here.unseen if here else [], seen
-
-
-def _looks_like_slide(path: str, fs: AbstractFileSystem) -> bool:
-    name = name_of(path)
-    suffix = suffix_in(name).lower()
-    if name.startswith("."):
-        return False
-    if suffix in SLIDE_ENDINGS:
-        return True
-    if suffix and not suffix[1:].isdigit():  # DICOM files often end in a UID's digits, or in nothing
-        return False
-    try:
-        return patiently(lambda: _is_dicom(path, fs))
-    except OSError:
-        return False
-
-
-def _is_dicom(path: str, fs: AbstractFileSystem) -> bool:
-    long_enough = fs.size(path) >= _DICOM_STARTS + 4
-    return bool(long_enough and fs.cat_file(path, _DICOM_STARTS, _DICOM_STARTS + 4) == b"DICM")
 
 
 def _listed(slides: str, fs: AbstractFileSystem, inner: str) -> list[str]:
