@@ -25,7 +25,7 @@ from wsi_prep.slides.dicom import DicomHeader, dicom_header
 from wsi_prep.slides.fetch.remote import files_in, is_elsewhere
 from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, is_list, only_left_out, without_masks
 from wsi_prep.slides.find.folders import Folders, looks_like_slide, matching, unseen_note
-from wsi_prep.slides.find.found import Found, SlideSource, Sources, kind_of, place_of
+from wsi_prep.slides.find.found import Found, SlideSource, Sources, kind_of, place_of, printed
 from wsi_prep.slides.find.lists import named_in, read_list
 from wsi_prep.slides.find.naming import KnownNames, as_stored, did_you_mean, one_form
 from wsi_prep.slides.private import keyed_slide_id
@@ -155,7 +155,8 @@ def _listing(look: Callable[[], Listed], where: str) -> Listed:
 
 
 def _barred(where: str) -> NoSlides:
-    return NoSlides(f"SLIDES {where} may not be looked into (permission denied); have its owner allow you to read it")
+    said = "may not be looked into (permission denied); have its owner allow you to read it"
+    return NoSlides(f"SLIDES {printed(where)} {said}")
 
 
 def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], list[tuple[str, str]], int]:
