@@ -29,7 +29,7 @@ from wsi_prep.run.task import SlideTask
 from wsi_prep.run.todo import asked_for, by_tombstone, forgotten_note, without_forgotten
 from wsi_prep.slides.fetch.cache import Lease
 from wsi_prep.slides.find.endings import ending
-from wsi_prep.slides.find.sizes import source_bytes
+from wsi_prep.slides.find.found import require_files, source_bytes
 from wsi_prep.slides.find.sources import look_for_slides
 from wsi_prep.slides.pyramid.trusted import TrustedLevels
 from wsi_prep.slides.readers.select import opened
@@ -155,6 +155,7 @@ def _open(task: SlideTask) -> Tried:
     source, settings = task.source, task.settings
     tried = Tried(source.name)
     try:
+        require_files(source)
         with Lease(task.cache) as lease, opened(source, settings.reader, lease) as reader:
             tried = replace(tried, vendor=reader.info.vendor)
             scale = resolve_scale(reader.info, task.manifest.mpp, settings.assume_mpp)

@@ -35,8 +35,7 @@ from wsi_prep.run.task import SlideTask
 from wsi_prep.slides.base import SlideReader
 from wsi_prep.slides.fetch.cache import Lease
 from wsi_prep.slides.find.fingerprint import fingerprint
-from wsi_prep.slides.find.found import seen
-from wsi_prep.slides.find.sizes import source_bytes
+from wsi_prep.slides.find.found import seen, source_bytes
 from wsi_prep.slides.pyramid.thumbnail import Thumbnail
 from wsi_prep.slides.pyramid.trusted import TrustedLevels
 from wsi_prep.slides.readers.select import opened

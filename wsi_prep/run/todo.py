@@ -25,8 +25,8 @@ from wsi_prep.output.tombstone import TOMBSTONE, Tombstone, read_tombstone
 from wsi_prep.run.request import RunRequest, RunSummary
 from wsi_prep.run.row import manifest_columns
 from wsi_prep.run.task import TOLD, Asked, Marks, SlideTask, Told, Words
-from wsi_prep.slides.find.endings import left_out_note
 from wsi_prep.slides.find.fingerprint import Unseen
+from wsi_prep.slides.find.folders import found_notes
 from wsi_prep.slides.find.found import Found, Sources
 from wsi_prep.slides.find.institution import UNKNOWN, find_origin
 from wsi_prep.slides.find.manifest import EMPTY_ROW, ManifestRow, read_manifest
@@ -97,16 +97,17 @@ def known_before(storage: Storage, tasks: Asked, catalog: Catalog) -> Asked:
 
 
 def manifest_rows(request: RunRequest, found: Found, tombstone: Tombstone) -> tuple[dict[str, ManifestRow], list[str]]:
-    """The manifest's rows by slide id, and what a user should know of those that fit no slide.
+    """The manifest's rows by slide id, and what a user should know of what was found, and of rows that fit no slide.
 
-    By their lines, not by names, where a name may be that of a forgotten slide whose file is gone, too.
+    By lines, not by names, where a name may be that of a forgotten slide whose file is gone, too.
     """
+    bare = (private := request.id_key is not None) or len(tombstone) > 0
+    notes = found_notes(found, private=bare)
     if request.manifest_path is None:
-        return {}, []
-    manifest, private = read_manifest(request.manifest_path), request.id_key is not None
+        return {}, notes
+    manifest = read_manifest(request.manifest_path)
     matched = manifest.match(found.sources, found.left_out)
-    of_slides = matched.notes(private=private or len(tombstone) > 0)
-    return dict(matched.rows), [*manifest.notes(private=private), *of_slides]
+    return dict(matched.rows), [*notes, *manifest.notes(private=private), *matched.notes(private=bare)]
 
 
 def asked_for(request: RunRequest, found: Found, storage: Storage, run: tuple[str, float]) -> tuple[Asked, list[str]]:
@@ -120,7 +121,7 @@ def asked_for(request: RunRequest, found: Found, storage: Storage, run: tuple[st
     masks, mask_notes = find_masks(request.masks, local_folder(request.out), sources, private=private)
     told, notes = _told(request, sources, manifest, masks)
     tasks = Asked(told, _maker(request, sources, manifest, masks, run), sources, private)
-    return tasks.by_id() if private else tasks, [*left_out_note(found.left_out), *warnings, *mask_notes, *notes]
+    return tasks.by_id() if private else tasks, [*warnings, *mask_notes, *notes]
 
 
 def _told(

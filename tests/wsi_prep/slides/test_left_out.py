@@ -5,6 +5,7 @@ import pytest
 from tests.support.found_files import dicom, touch
 from wsi_prep.errors import NoSlides, UnreadableSlide
 from wsi_prep.slides.find.endings import PICTURE_ENDINGS, SLIDE_ENDINGS, is_left_out, left_out_note
+from wsi_prep.slides.find.manifest import read_manifest
 from wsi_prep.slides.find.sources import find_slides, look_for_slides
 from wsi_prep.slides.readers.select import open_slide
 
@@ -35,6 +36,19 @@ def test_masks_beside_their_slides_are_no_pictures_that_were_left_out(tmp_path):
     for slides in (tmp_path, tmp_path / "**" / "*"):
         assert left_out(slides) == ["a.mask.png", "a.masks.png", "c.mask.png"]
     assert str(tmp_path / "x/a.mask.png") in look_for_slides(str(tmp_path)).left_out
+
+
+def test_a_name_that_ends_in_a_blank_is_said_to(tmp_path):
+    touch(tmp_path, "a.svs", "x.tif ", "y.JPG\u00a0", "notes.txt ", ".z.svs ")
+    (tmp_path / "m.csv").write_text("slide\nx.tif\n")
+    found = look_for_slides(str(tmp_path))
+    assert [source.name for source in found.sources] == ["a.svs"]
+    (line,) = left_out_note(found.left_out)
+    assert line.startswith(
+        "2 files were skipped: 1 .tif with a blank behind it (rename it), 1 .jpg with a blank behind it (rename it); "
+    )
+    (said,) = read_manifest(str(tmp_path / "m.csv")).match(found.sources, found.left_out).hints
+    assert said == " (it is there, but its name ends in a blank: rename it)"
 
 
 def test_no_ending_is_both_a_slides_and_left_out():

@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import math
 
@@ -106,6 +108,94 @@ def test_all_faults_are_told_at_once(slides, manifest):
         manifest("slide\n1.svs\n2.svs\ny/2.svs\n").match(list(slides.values()))
 
 
+def test_a_line_break_in_words_becomes_a_blank_and_no_row_is_lost(slides, manifest):
+    text = (
+        'slide,tissue,block\r\nx/1.svs,"colon \r\nascendens","A\n\n1"\r\n\r\n2.svs,liver,"B"\r\ny/1.svs,"\nskin\n",\r\n'
+    )
+    read = manifest(text)
+    rows = read.match(list(slides.values())).rows
+    assert {path: rows[s.slide_id].tissue for path, s in slides.items() if s.slide_id in rows} == {
+        "x/1.svs": "colon ascendens",
+        "y/2.svs": "liver",
+        "y/1.svs": "skin",
+    }
+    assert json.loads(rows[slides["x/1.svs"].slide_id].more) == {"block": "A 1"}
+    assert [entry.line for entry in read.entries] == [2, 7, 8]
+    for private in (False, True):
+        said = read.notes(private=private)
+        assert said[-1] == "line breaks in cells of 1 row of the manifest became blanks, first in line 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('slide,mpp,tissue\na.svs,.5,"colon\nb.svs,.5,liver\n', "line 2: a quotation mark is never closed"),
+        ('slide,tissue\na.svs,colon\n"b.svs,liver', "line 3: a quotation mark is never closed"),
+        ('slide,tissue\na.svs,colon\nb.svs,"', "line 3: a quotation mark is never closed"),
+        ('slide,tissue,block\na.svs,"colon\n2","1\n\n', "line 3: a quotation mark is never closed"),
+        ('slide,"tissue\na.svs,colon\n', "line 1: a quotation mark is never closed"),
+        ('slide,tissue\na.svs,"colon\nb.svs,"liver"\n', "line 2: a cell takes in .* quotation mark inside, so it may"),
+        ('slide;tissue\na.svs;"colon\nb.svs;liver"\n', "line 2: a cell takes in .* semicolon inside, so it may have"),
+        ('slide,tissue\n"b\n.svs",liver\n', "line 2: the cell of column slide has a line break"),
+        ('slide,mpp\nb.svs,"0.\n25"\n', "line 2: the cell of column mpp has a line break"),
+        ('slide,patient\nb.svs,"1\n2"\n', "line 2: the cell of column patient has a line break"),
+        ("slide,tissue\nb.svs,co\u2028lon\n", "line 2: the cell of column tissue .* do not print"),
+    ],
+)
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_no_row_vanishes_into_a_cell(tmp_path, text, message, ends):
+    (tmp_path / "m.csv").write_bytes(text.replace("\n", ends).encode())
+    with pytest.raises(BadManifest, match=message) as error:
+        read_manifest(str(tmp_path / "m.csv"))
+    assert "\n" not in str(error.value)
+
+
+@given(
+    words=st.lists(st.text('ab ,;"\n', max_size=6), min_size=1, max_size=4),
+    missing=st.integers(0, 40),
+)
+def test_a_quotation_mark_that_gets_lost_loses_no_row_in_silence(tmp_path_factory, words, missing):
+    """All slides come back, each once and in order, or the manifest is refused."""
+    written = io.StringIO()
+    csv.writer(written).writerows([["slide", "tissue"], *([f"{n}.svs", word] for n, word in enumerate(words))])
+    quotes = [at for at, letter in enumerate(written.getvalue()) if letter == '"']
+    text = written.getvalue()
+    if quotes:
+        cut = quotes[missing % len(quotes)]
+        text = text[:cut] + text[cut + 1 :]
+    path = tmp_path_factory.getbasetemp() / "lost.csv"
+    path.write_bytes(text.encode())
+    try:
+        read = read_manifest(str(path))
+    except BadManifest:
+        return
+    cells = [entry.cell for entry in read.entries]
+    assert [cell for cell in cells if ".svs" in cell] == [f"{n}.svs" for n in range(len(words))]
+
+
+@pytest.mark.parametrize(
+    ("columns", "meant"),
+    [
+        ("mpp_x,site", "mpp_x"),
+        ("mpp (um/px),microns_per_pixel", "mpp (um/px), microns_per_pixel"),
+        ("Pixel Size,µm/px", "pixel size, µm/px"),
+    ],
+)
+def test_columns_that_seem_to_give_the_scale_are_said_not_to(manifest, columns, meant):
+    read = manifest(f"slide,{columns}\n2.svs,0.25,0.25\n")
+    assert all(entry.row.mpp is None for entry in read.entries)
+    assert read.notes(private=False)[0].endswith(
+        f"; {meant} is not taken for the scale: a column that gives it, in um/px, is called mpp"
+    )
+    assert "not taken for the scale" in read.notes(private=True)[0]
+    assert meant not in read.notes(private=True)[0]
+
+
+@pytest.mark.parametrize("columns", ["mpp,mpp_x", "site,block", "stamp_pxl,umpire"])
+def test_other_columns_are_not(manifest, columns):
+    assert not any("scale" in note for note in manifest(f"slide,{columns}\n2.svs,.25,.25\n").notes(private=False))
+
+
 def test_implausible_numbers_are_kept_for_the_slides_own_error(slides, manifest):
     rows = manifest("slide,mpp\n2.svs,nan\nx/1.svs,0\n").match(list(slides.values())).rows
     assert math.isnan(rows[slides["y/2.svs"].slide_id].mpp)
@@ -119,6 +209,7 @@ def test_implausible_numbers_are_kept_for_the_slides_own_error(slides, manifest)
         ("mpp\n0.25\n", "no column 'slide'"),
         ("slide,mpp,mpp\n", "a column twice"),
         ("slide,mpp\n2.svs,abc\n", "line 2: mpp 'abc' is not a number"),
+        ("slide,mpp\n2.svs,0_25\n", "line 2: mpp '0_25' is not a number; write um/px, as in 0.25"),
         ("slide,stain\n2.svs,PHE\n", "line 2: stain 'PHE' is not known, did you mean HE"),
         ("slide,mpp\n2.svs\n", "line 2 has 1 cells where the header has 2"),
         ("slide,mpp\n,0.25\n", "line 2 names no slide"),

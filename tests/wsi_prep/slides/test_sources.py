@@ -8,6 +8,7 @@ import pytest
 from tests.support.found_files import dicom, touch
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide
 from wsi_prep.slides.find.fingerprint import fingerprint
+from wsi_prep.slides.find.found import require_files
 from wsi_prep.slides.find.sources import find_slides
 
 
@@ -190,6 +191,47 @@ def test_nothing_to_do_is_one_clear_line(tmp_path, where, message):
     with pytest.raises(NoSlides, match=message) as error:
         find_slides(where if "://" in where else str(tmp_path / where))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["list.txt", "LIST.TSV", "cohort.xlsx", "list.csv.gz"])
+def test_a_list_of_another_kind_is_no_slide(tmp_path, name):
+    touch(tmp_path, name, "a.svs")
+    with pytest.raises(
+        NoSlides, match=rf"{name} is no slide; if it lists slides, save it as .csv with a column 'slide'"
+    ):
+        find_slides(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["pipe.svs", "pipe.csv.svs", "x/pipe.mrxs"])
+def test_a_pipe_is_refused_at_once(tmp_path, name):
+    """Whoever opened it would wait for ever."""
+    touch(tmp_path, "x/a.svs", "x/pipe/Slidedat.ini")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(NoSlides, match=rf"{name} is no file but a pipe"):
+        find_slides(str(tmp_path / name))
+    assert name.rpartition("/")[2] in names(find_slides(str(tmp_path)))  # among others it fails alone
+    for slide in find_slides(str(tmp_path)):
+        if slide.name in name:
+            for look in (fingerprint, require_files):
+                with pytest.raises(UnreadableSlide, match=r"^it is no file but a pipe$"):
+                    look(slide)
+
+
+def test_a_device_is_no_slide_either(tmp_path):
+    (tmp_path / "a.svs").symlink_to("/dev/zero")
+    with pytest.raises(NoSlides, match="is no file but a device"):
+        find_slides(str(tmp_path / "a.svs"))
+
+
+def test_colons_in_a_name_are_no_chain_of_urls(tmp_path, monkeypatch):
+    touch(tmp_path, "S12::A1.svs", "a::b/zip::c.svs", "memory::d.svs")
+    (tmp_path / "list.csv").write_text("slide\nS12::A1.svs\n")
+    found = find_slides(str(tmp_path))
+    assert names(found) == ["S12::A1.svs", "zip::c.svs", "memory::d.svs"]
+    assert len({fingerprint(slide) for slide in found}) == 3
+    monkeypatch.chdir(tmp_path)
+    alone = ["S12::A1.svs", str(tmp_path / "S12::A1.svs"), f"file://{tmp_path}/S12::A1.svs", "list.csv", "*A1.svs"]
+    assert [find_slides(way) for way in alone] == [[found[0]]] * len(alone)
 
 
 def test_real_slides_are_all_found(real_slides):

@@ -65,6 +65,22 @@ def test_a_list_with_a_cell_that_never_ends_is_one_line(tmp_path, read):
         read(listed(tmp_path, "slide,stain\na.svs,HE\n" + '"b' + "b" * 140_000 + ",HE\n"))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('slide,tissue\na.svs,"colon\nb.svs,liver\n', r"list\.csv, line 2: a quotation mark is never closed"),
+        ('slide,tissue\na.svs,"colon\nb.svs,liver"\n', r"list\.csv, line 2: a cell takes in .* have swallowed rows"),
+        ('slide\n"a.svs\nb.svs"\n', r"list\.csv, line 2: the cell of column slide has a line break"),
+    ],
+)
+def test_a_list_loses_no_slide_to_a_quotation_mark(tmp_path, text, said):
+    for name in ("a.svs", "b.svs"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(BadManifest, match=said) as error:
+        look_for_slides(listed(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("read", [read_manifest, look_for_slides])
 @pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
 def test_a_list_that_is_no_file_or_has_no_end_is_one_line(tmp_path, read, kind):

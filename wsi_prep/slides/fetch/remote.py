@@ -29,13 +29,24 @@ gdrive lakefs oci ocilake oss root s3 s3a tos tosfs zip tar libarchive simplecac
 
 def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a path or URL, and the path in it; ValueError or ImportError where there is none."""
-    _require_places(path)
+    if not _is_local_name(path):
+        _require_places(path)
     if path.startswith(OBJECT_STORES):
         from wsi_prep.slides.fetch.object_files import file_system as of_objects  # noqa: PLC0415 - its library loads for these alone
 
         return of_objects(path)
+    if _is_local_name(path):
+        here = fsspec.filesystem("file")
+        return here, str(here._strip_protocol(path))  # as fsspec does for other names
     files, inner = fsspec.core.url_to_fs(path)
     return files, str(inner)
+
+
+def _is_local_name(path: str) -> bool:
+    """Whether `::` stands in the name of a local file, where fsspec would take it for a chain of URLs."""
+    if "::" not in path or "://" in path.removeprefix("file://"):
+        return False
+    return path.startswith("file://") or path.partition("::")[0] not in known_implementations
 
 
 def _require_places(path: str) -> None:
@@ -62,13 +73,15 @@ def is_elsewhere(path: str) -> bool:
 
 
 def files_in(folder: str) -> list[str]:
-    """Paths, or URLs, of the files that lie in a folder, sorted; none where there is no folder."""
+    """Paths, or URLs, of the files that lie in a folder, sorted; none where there is no folder, or it may not
+    be looked into.
+    """
     files, inner = file_system(folder)
-    if isinstance(files, LocalFileSystem):
-        return sorted(str(p) for p in Path(inner).iterdir() if p.is_file()) if Path(inner).is_dir() else []
     try:
+        if isinstance(files, LocalFileSystem):
+            return sorted(str(p) for p in Path(inner).iterdir() if p.is_file()) if Path(inner).is_dir() else []
         found = files.ls(inner, detail=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # of parts that a slide lacks, its reader will say so
         return []
     return sorted(str(files.unstrip_protocol(f["name"])) for f in found if f["type"] == "file")
 

@@ -31,6 +31,12 @@ _PACKED = (*_ARCHIVES, *_COMPRESSED)
 PICTURE_ENDINGS = frozenset((*_SCANNERS, *_PICTURES, *_PACKED))
 """Of pictures, and of archives that may hold some. What else lies beside slides (.txt, .xml, .dat) is no picture."""
 
+_LISTS = (
+    *(".txt", ".tsv", ".tab", ".lst", ".list", ".xlsx", ".xlsm", ".xls", ".ods", ".json", ".jsonl", ".yaml", ".yml"),
+    *(".parquet", ".csv.gz", ".csv.zip", ".txt.gz", ".tsv.gz"),
+)
+"""Of files in which people list slides, beside .csv."""
+
 _SHOWN = 6
 _REMEDY = "convert what is a slide (docs/operations.md)"
 
@@ -40,8 +46,21 @@ def ending(path: str) -> str:
     return suffix_in(name_of(path)).lower()
 
 
+def is_list(path: str) -> bool:
+    """Whether a file may be a list of slides, by its ending, that is not read."""
+    return name_of(path).lower().endswith(_LISTS)
+
+
+def _has_blank(path: str) -> bool:
+    """Whether a name would be a slide's or a picture's without the blank at its end, which nobody sees."""
+    name = name_of(path)
+    return name != name.rstrip() and suffix_in(name.rstrip()).lower() in {*SLIDE_ENDINGS, *PICTURE_ENDINGS}
+
+
 def is_left_out(path: str) -> bool:
-    """Whether a file is a picture, by its ending, that is not read."""
+    """Whether a file is a picture, by its ending, that is not read; or a slide whose name ends in a blank."""
+    if _has_blank(path):
+        return not name_of(path).startswith(".")
     name = PurePosixPath(name_of(path))
     if ending(path) in _COMPRESSED and ending(name.stem) not in {*SLIDE_ENDINGS, *_SCANNERS, *_PICTURES, ".tar"}:
         return False
@@ -50,6 +69,8 @@ def is_left_out(path: str) -> bool:
 
 def why_left_out(path: str) -> str:
     """What to say where somebody names such a file."""
+    if _has_blank(path):
+        return "it is there, but its name ends in a blank: rename it"
     if ending(path) in _PACKED:
         return f"it is there, but {ending(path)} files are not opened: unpack it"
     return f"it is there, but {_kind(path)} is not read: convert it to a tiled TIFF"
@@ -88,4 +109,6 @@ def _counts(paths: Iterable[str]) -> list[str]:
 
 
 def _kind(path: str) -> str:
+    if _has_blank(path):
+        return f"{ending(path).rstrip()} with a blank behind it (rename it)"
     return ending(path) if ending(path) in PICTURE_ENDINGS else "DICOM that is no slide"

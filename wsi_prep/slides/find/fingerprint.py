@@ -10,7 +10,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import FileServerFailed, UnreadableSlide, counted
-from wsi_prep.slides.find.found import SlideSource, files_of, place_of, seen
+from wsi_prep.slides.find.found import SlideSource, files_of, place_of, require_file, seen
 from wsi_prep.storage.patience import patiently
 
 _MOST_UNSEEN = 20
@@ -24,10 +24,12 @@ def fingerprint(source: SlideSource) -> str:
 
     Hashes the sizes of all files, the edges of each (64 at most) and samples spread over the main one, but no name: a
     name could be guessed and checked against it. Where a store keeps a mark of its own (an ETag), this stands for the
-    samples, and a copy elsewhere has another fingerprint. Raises UnreadableSlide if a file is gone.
+    samples, and a copy elsewhere has another fingerprint. Raises UnreadableSlide if a file is gone, or is none.
     """
     try:
         return patiently(lambda: _fingerprint(source))
+    except UnreadableSlide:
+        raise
     except OSError as error:
         raise UnreadableSlide(f"cannot be opened ({error.strerror or type(error).__name__})") from error
 
@@ -96,6 +98,8 @@ def _read(fs: AbstractFileSystem, inner: str, spans: Sequence[tuple[int, int]]) 
 def _size_and_version(fs: AbstractFileSystem, inner: str) -> tuple[int, str]:
     """A file's bytes, and what an object store says that changes with them."""
     if isinstance(fs, LocalFileSystem):
-        return os.stat(inner).st_size, ""  # noqa: PTH116
+        about = os.stat(inner)  # noqa: PTH116
+        require_file(about.st_mode)
+        return about.st_size, ""
     info = fs.info(inner)
     return int(info["size"]), f"{info.get('e_tag') or info.get('ETag') or ''}{info.get('version') or ''}"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import overload
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from wsi_prep.errors import NoSlides
+from wsi_prep.errors import NoSlides, StoreFailed, UnreadableSlide
 from wsi_prep.slides.fetch.remote import file_system, local_path
 from wsi_prep.slides.urls import bare_url, name_of, without_secrets
+from wsi_prep.storage.patience import patiently
 
 _AT_ONCE = 10_000
 _YOUNG = 60.0  # s
@@ -111,10 +115,13 @@ def printed(name: str) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """Slides sorted by path, and the files beside them that are pictures too and are not read."""
+    """Slides sorted by path, the files beside them that are pictures too and are not read, and the folders that could
+    not be looked into, each with why.
+    """
 
     sources: Sources
     left_out: tuple[str, ...] = ()
+    unseen: tuple[tuple[str, str], ...] = ()
 
 
 def place_of(path: str) -> tuple[AbstractFileSystem, str]:
@@ -159,6 +166,41 @@ def _seen(files: Iterable[str], *, settled: bool = False) -> str | None:
     return mark.hexdigest()
 
 
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+
+
+def kind_of(mode: int) -> str:
+    """What that is which is no file, by its mode; empty for a file."""
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "device")
+
+
+def require_files(source: SlideSource) -> None:
+    """Raise UnreadableSlide where a part of the slide is no file: whoever opens a pipe waits for its other end."""
+    for path in files_of(source):
+        inner = local_path(path)
+        if inner is not None:
+            with contextlib.suppress(FileNotFoundError):  # its reader will say so
+                require_file(os.stat(inner).st_mode)  # noqa: PTH116
+
+
+def require_file(mode: int) -> None:
+    """The same of one file's mode."""
+    if kind := kind_of(mode):
+        raise UnreadableSlide(f"it is no file but a {kind}")
+
+
 def files_of(source: SlideSource) -> tuple[str, ...]:
     """All files that the slide consists of, the one that is opened first."""
     return (source.path, *(file for file in source.files if file != source.path))
+
+
+def source_bytes(source: SlideSource) -> int | None:
+    """Bytes of all files that the slide consists of; None where one of them cannot be asked."""
+    total = 0
+    try:
+        for path in {source.path, *source.files}:
+            files, inner = file_system(path)
+            total += patiently(partial(files.size, inner))
+    except (OSError, TypeError, StoreFailed):  # a server of web pages need not say how long one is
+        return None
+    return total

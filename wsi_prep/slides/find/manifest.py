@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
@@ -17,8 +19,17 @@ from wsi_prep.slides.find.found import SlideSource
 from wsi_prep.slides.find.lists import read_list
 from wsi_prep.slides.find.naming import KnownNames, did_you_mean, one_form
 from wsi_prep.slides.urls import bare_url, name_of
+from wsi_prep.untrusted.csv_lines import in_one_line
 
 COLUMNS = ("slide", "mpp", "stain", "institution", "tissue", "patient")
+_WORDS = ("institution", "tissue")
+"""Columns of our own that hold free words, as further columns do: in these alone a line break is as good as a blank."""
+
+_LIKE_MPP = re.compile(
+    r"(?<![a-z])mpp(?![a-z])|pixel[\W_]*(size|spacing)|(um|[\u00b5\u03bc]m|microns?|micromet(er|re)s?)[\W_]*(per)?[\W_]*(px|pix)"
+)
+"""Names of columns that may hold the scale."""
+
 _STAIN_SPELLINGS = {"H&E": "HE", "H & E": "HE", "H+E": "HE"}
 _MAX_CELL = 1000
 _SHOWN = 5
@@ -102,19 +113,37 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest as read; `match` says which row belongs to which slide. `more` are its further columns."""
+    """A manifest as read; `match` says which row belongs to which slide.
+
+    `more` are its further columns, those that `may_be_mpp` among them, where none is called mpp. `broken` are the lines
+    of rows in which line breaks were taken for blanks.
+    """
 
     where: str
     entries: tuple[_Entry, ...]
     more: tuple[str, ...] = ()
+    may_be_mpp: tuple[str, ...] = ()
+    broken: tuple[int, ...] = ()
 
     def notes(self, *, private: bool) -> list[str]:
-        """What a user should know of the further columns, in a line; `private`: without names."""
-        if not self.more:
-            return []
-        if private:
-            return [f"PRIVATE=1 leaves out the manifest's further columns ({len(self.more)} of them)"]
-        return [f"the catalog keeps the manifest's further columns, in its column manifest: {', '.join(self.more)}"]
+        """What a user should know of further columns, and of line breaks, a line for each; `private`: no names."""
+        notes = []
+        if self.more:
+            kept = f"the catalog keeps the manifest's further columns, in its column manifest: {', '.join(self.more)}"
+            left = f"PRIVATE=1 leaves out the manifest's further columns ({len(self.more)} of them)"
+            notes.append(f"{left if private else kept}{self._of_scale(private)}")
+        if self.broken:
+            rows = counted(len(self.broken), "row", "rows")
+            notes.append(
+                f"line breaks in cells of {rows} of the manifest became blanks, first in line {self.broken[0]}"
+            )
+        return notes
+
+    def _of_scale(self, private: bool) -> str:
+        if not self.may_be_mpp:
+            return ""
+        which = "none of them" if private else ", ".join(self.may_be_mpp)
+        return f"; {which} is not taken for the scale: a column that gives it, in um/px, is called mpp"
 
     def match(self, sources: Sequence[SlideSource], left_out: Sequence[str] = ()) -> Matched:
         """Find each entry's slide by its name, or by as much of its path as the entry gives, in any Unicode form.
@@ -167,10 +196,14 @@ def read_manifest(path: str) -> Manifest:
     path = bare_url(path)
     faults: list[str] = []
     more = _further_columns(path, header, faults)
+    broken: list[int] = []
     entries: dict[str, _Entry] = {}
     one: dict[Any, Any] = {}  # of what is said of many slides, each once: millions of cells are few texts
     for line, cells in rows:
-        entry = _entry(line, header, cells, faults, decimal_comma=separator in ";\t")
+        whole = _unbroken(header, cells)
+        if whole != cells:
+            broken.append(line)
+        entry = _entry(line, header, whole, faults, decimal_comma=separator in ";\t")
         if entry is not None:
             row = ManifestRow(*(one.setdefault(each, each) for each in _SAID(entry.row)))
             entry = replace(entry, row=one.setdefault(row, row))
@@ -178,7 +211,16 @@ def read_manifest(path: str) -> Manifest:
             if before is not entry:
                 faults.append(_twice(before, entry))
     _raise_any(path, faults)
-    return Manifest(path, tuple(entries.values()), more)
+    may_be_mpp = () if "mpp" in header else tuple(name for name in more if _LIKE_MPP.search(name))
+    return Manifest(path, tuple(entries.values()), more, may_be_mpp, tuple(broken))
+
+
+def _unbroken(header: list[str], cells: list[str]) -> list[str]:
+    """The cells, those of words in one line; in others a line break stays, and is a character that does not print."""
+    if not any("\n" in cell or "\r" in cell for cell in cells):
+        return cells
+    words = [name in _WORDS or name not in COLUMNS for name in header] + [False] * (len(cells) - len(header))
+    return [in_one_line(cell) if of_words else cell for cell, of_words in zip(cells, words, strict=False)]
 
 
 def _twice(before: _Entry, entry: _Entry) -> str:
@@ -232,7 +274,9 @@ def _entry(line: int, header: list[str], cells: list[str], faults: list[str], *,
     values = dict(zip(header, cells, strict=True))
     known = len(faults)
     for name, value in values.items():
-        if len(value) > _MAX_CELL or not value.isprintable():
+        if "\n" in value or "\r" in value:
+            faults.append(f"{at}: the cell of column {name} has a line break; write it in one line")
+        elif len(value) > _MAX_CELL or not value.isprintable():
             faults.append(f"{at}: the cell of column {name} is too long, or has characters that do not print")
         elif name not in COLUMNS and len(value) > _LONGEST_MORE:
             faults.append(f"{at}: the cell of column {name} has more than {_LONGEST_MORE} characters; shorten it")
@@ -256,11 +300,11 @@ def _entry(line: int, header: list[str], cells: list[str], faults: list[str], *,
 def _mpp(at: str, cell: str, faults: list[str], *, decimal_comma: bool) -> float | None:
     if not cell:
         return None
-    try:
-        return float(cell.replace(",", ".") if decimal_comma and cell.count(",") == 1 else cell)
-    except ValueError:
-        faults.append(f"{at}: mpp {cell!r} is not a number; write um/px, as in 0.25")
-        return None
+    if "_" not in cell:  # which Python would pass over
+        with contextlib.suppress(ValueError):
+            return float(cell.replace(",", ".") if decimal_comma and cell.count(",") == 1 else cell)
+    faults.append(f"{at}: mpp {cell!r} is not a number; write um/px, as in 0.25")
+    return None
 
 
 def _stain(at: str, cell: str, faults: list[str]) -> str | None:
@@ -298,7 +342,7 @@ def _hints(unknown: Sequence[_Entry], sources: Sequence[SlideSource], left_out: 
     if not unknown:
         return []
     known = KnownNames(name for source in sources for name in (source.name, name_of(source.path)))
-    not_read = {one_form(PurePosixPath(path).name): path for path in left_out}
+    not_read = {one_form(PurePosixPath(path).name.rstrip()): path for path in left_out}
     hints = []
     for entry in unknown:
         name = entry.parts[-1]

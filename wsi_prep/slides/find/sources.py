@@ -8,10 +8,11 @@ import re
 import unicodedata
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +20,17 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import BadManifest, BadOption, FileServerFailed, NoSlides, UsageError, counted
-from wsi_prep.format.layout import slide_ids, suffix_in
+from wsi_prep.format.layout import slide_ids
 from wsi_prep.slides.dicom import DicomHeader, dicom_header
 from wsi_prep.slides.fetch.remote import files_in, is_elsewhere
-from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, only_left_out, without_masks
-from wsi_prep.slides.find.found import Found, SlideSource, Sources, place_of
+from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, is_list, only_left_out, without_masks
+from wsi_prep.slides.find.folders import Folders, looks_like_slide, matching, unseen_note
+from wsi_prep.slides.find.found import Found, SlideSource, Sources, kind_of, place_of, printed
 from wsi_prep.slides.find.lists import named_in, read_list
 from wsi_prep.slides.find.naming import KnownNames, as_stored, did_you_mean, one_form
 from wsi_prep.slides.private import keyed_slide_id
 from wsi_prep.slides.urls import bare_url, name_of
-from wsi_prep.storage.patience import passes, patiently
+from wsi_prep.storage.patience import patiently
 from wsi_prep.storage.select import OBJECT_STORES
 
 _INDEXES = (".vms", ".vmu")
@@ -36,9 +38,10 @@ _ALONE = frozenset(SLIDE_ENDINGS) - {".dcm", ".mrxs", *_INDEXES}
 """Of files that are a slide each."""
 
 _DICOM_INDEX = "DICOMDIR"
-_DICOM_STARTS = 128  # bytes, before which a file may hold anything
 _LOOK_AT_ONCE = 16
 _AT_ONCE = 10_000
+
+Listed = TypeVar("Listed")
 
 
 def find_slides(slides: str, *, id_root: str | None = None, id_key: bytes | None = None) -> list[SlideSource]:
@@ -55,27 +58,30 @@ def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | 
     fs, inner = place_of(slides)
     where = bare_url(slides)
     pictures: list[str] = []
+    unseen: list[tuple[str, str]] = []
     nothing = ""
     if where.lower().endswith(".csv"):
         paths, groups, _ = _grouped(_listed(slides, fs, inner), named=True)
     elif glob.has_magic(bare_url(slides)) and not _exists(fs, inner):
-        matches = _matches(fs, inner)
+        matches, unseen = _matches(fs, inner, where)
         pictures = [_full(fs, p) for p in matches if is_left_out(p)]
-        paths, groups, others = _grouped([_full(fs, p) for p in matches if _looks_like_slide(p, fs)], named=False)
+        paths, groups, others = _grouped([_full(fs, p) for p in matches if looks_like_slide(p, fs)], named=False)
         pictures += others
         nothing = f"{where} matches {counted(len(matches), 'file')}, none of them a slide"
     elif not _is_web_file(slides) and fs.isdir(inner):
-        paths, pictures, seen = patiently(lambda: _walk(fs, inner))
+        paths, pictures, unseen, seen = _listing(lambda: _walk(fs, inner), where)
         paths, groups, others = _grouped(paths, named=False)
         pictures += others
         nothing = f"{where} holds no slide among {counted(seen, 'file')}; known endings are {' '.join(SLIDE_ENDINGS)}"
     elif _exists(fs, inner):
+        _require_slide(fs, inner, where)
         paths, groups, _ = _grouped([_full(fs, inner)], named=True)
     else:
         raise NoSlides(f"SLIDES {where} does not exist; name a folder, a slide, a glob or a .csv list")
     if not paths:
-        raise NoSlides(f"{nothing}{only_left_out(pictures)}")
-    return Found(_sources(paths, groups, id_root, id_key), without_masks(pictures, paths))
+        said = "".join(f"; {note}" for note in unseen_note(unseen))
+        raise NoSlides(f"{nothing}{only_left_out(pictures)}{said}")
+    return Found(_sources(paths, groups, id_root, id_key), without_masks(pictures, paths), tuple(unseen))
 
 
 def paths_below(paths: Iterable[str], slides: str, id_root: str | None = None) -> Iterator[str]:
@@ -97,6 +103,16 @@ class _Group:
     files: tuple[str, ...]
 
 
+def _require_slide(fs: AbstractFileSystem, inner: str, where: str) -> None:
+    """Raise NoSlides for one file that cannot be a slide, and may be a list of them."""
+    if isinstance(fs, LocalFileSystem) and (kind := kind_of(os.stat(inner).st_mode)):  # noqa: PTH116 - from fsspec
+        raise NoSlides(f"SLIDES {where} is no file but a {kind}")
+    if is_list(where):
+        raise NoSlides(
+            f"SLIDES {where} is no slide; if it lists slides, save it as .csv with a column 'slide' (docs/format.md)"
+        )
+
+
 def _exists(fs: AbstractFileSystem, inner: str) -> bool:
     """As fs.exists, but what a file server does not tell is not taken for missing: FileServerFailed."""
     if not isinstance(fs, LocalFileSystem):
@@ -105,6 +121,8 @@ def _exists(fs: AbstractFileSystem, inner: str) -> bool:
         patiently(lambda: os.stat(inner))  # noqa: PTH116 - a path from fsspec
     except FileServerFailed:
         raise
+    except PermissionError as error:
+        raise _barred(inner) from error
     except (OSError, ValueError):
         return False
     return True
@@ -119,28 +137,44 @@ def _full(fs: AbstractFileSystem, inner: str) -> str:
     return os.path.abspath(inner) if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(inner))  # noqa: PTH100
 
 
-def _matches(fs: AbstractFileSystem, pattern: str) -> list[str]:
-    """The files that fit a pattern, sorted; elsewhere than here the listing has said which are files."""
+def _matches(fs: AbstractFileSystem, pattern: str, where: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """The files that fit a pattern, sorted, and folders that could not be looked into; elsewhere than here the listing
+    has said which are files.
+    """
     if isinstance(fs, LocalFileSystem):
-        return sorted(str(p) for p in fs.glob(pattern) if fs.isfile(p))
-    return sorted(str(p) for p, info in fs.glob(pattern, detail=True).items() if info["type"] == "file")
+        return _listing(lambda: matching(pattern), where)
+    return sorted(str(p) for p, info in fs.glob(pattern, detail=True).items() if info["type"] == "file"), []
 
 
-def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], int]:
-    """Slide files under `root`, other pictures, and how many files were seen; our outputs, companions are passed by."""
+def _listing(look: Callable[[], Listed], where: str) -> Listed:
+    """What looking into folders gives; raises NoSlides where this is not allowed of the first."""
+    try:
+        return patiently(look)
+    except PermissionError as error:
+        raise _barred(where) from error
+
+
+def _barred(where: str) -> NoSlides:
+    said = "may not be looked into (permission denied); have its owner allow you to read it"
+    return NoSlides(f"SLIDES {printed(where)} {said}")
+
+
+def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], list[tuple[str, str]], int]:
+    """Slide files under `root`, other pictures, folders that could not be looked into, and how many files were seen;
+    our outputs, companions are passed by.
+    """
     paths: list[str] = []
     pictures: list[str] = []
     seen = 0
-    local = isinstance(fs, LocalFileSystem)
-    walker = os.walk(root, onerror=_unless_barred) if local else fs.walk(root)
-    for folder, folders, files in walker:
+    here = Folders(root) if isinstance(fs, LocalFileSystem) else None
+    for folder, folders, files in here or fs.walk(root):
         at = str(folder).rstrip("/")
         names = sorted(files)
         seen += len(names)
         if "run.json" in names and "catalog" in folders:
             folders[:] = []
             continue
-        whole = _full(fs, at or "/").rstrip("/") if local else ""
+        whole = _full(fs, at or "/").rstrip("/") if here else ""
         companions = {PurePosixPath(n).stem for n in names if n.lower().endswith(".mrxs")}
         keep = [d for d in folders if not d.startswith(".") and d not in companions and not d.endswith(".zarr")]
         pictures += [_full(fs, f"{at}/{d}") for d in folders if is_left_out(d) and d.endswith(".zarr")]
@@ -149,37 +183,11 @@ def _walk(fs: AbstractFileSystem, root: str) -> tuple[list[str], list[str], int]
         parts = set().union(*(named_in(_full(fs, f"{at}/{n}")) for n in names if n.lower().endswith(_INDEXES)))
         for name in names:
             path = f"{at}/{name}"
-            if _looks_like_slide(path, fs):
-                paths.append(f"{whole}/{name}" if local else _full(fs, path))
+            if looks_like_slide(path, fs):
+                paths.append(f"{whole}/{name}" if here else _full(fs, path))
             elif is_left_out(name) and name not in parts:
                 pictures.append(_full(fs, path))
-    return paths, pictures, seen
-
-
-def _unless_barred(error: OSError) -> None:
-    """A folder that may not be looked into is passed by; one that a file server does not give would go unnoticed."""
-    if passes(error):
-        raise error
-
-
-def _looks_like_slide(path: str, fs: AbstractFileSystem) -> bool:
-    name = name_of(path)
-    suffix = suffix_in(name).lower()
-    if name.startswith("."):
-        return False
-    if suffix in SLIDE_ENDINGS:
-        return True
-    if suffix and not suffix[1:].isdigit():  # DICOM files often end in a UID's digits, or in nothing
-        return False
-    try:
-        return patiently(lambda: _is_dicom(path, fs))
-    except OSError:
-        return False
-
-
-def _is_dicom(path: str, fs: AbstractFileSystem) -> bool:
-    long_enough = fs.size(path) >= _DICOM_STARTS + 4
-    return bool(long_enough and fs.cat_file(path, _DICOM_STARTS, _DICOM_STARTS + 4) == b"DICM")
+    return paths, pictures, here.unseen if here else [], seen
 
 
 def _listed(slides: str, fs: AbstractFileSystem, inner: str) -> list[str]:
@@ -195,6 +203,8 @@ def _listed(slides: str, fs: AbstractFileSystem, inner: str) -> list[str]:
         raise BadManifest(f"{where} has no column 'slide'; its columns are {', '.join(header) or 'none'}")
     column = header.index("slide")
     for line, cell in ((line, cells[column]) for line, cells in rows if len(cells) > column and cells[column]):
+        if "\n" in cell or "\r" in cell:
+            raise BadManifest(f"{where}, line {line}: the cell of column slide has a line break; write it in one line")
         written.append((line, cell, _resolved(where, line, cell, base, fs)))
     with ThreadPoolExecutor(_LOOK_AT_ONCE) as pool:
         stored = list(pool.map(_stored, (path for _, _, path in written)))
