@@ -9,14 +9,16 @@ import os
 import re
 import stat
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wsi_prep.errors import StoreFailed, UnreadableSlide
 from wsi_prep.format.jpeg import is_ycc
 from wsi_prep.slides.fetch.ranges import open_ranges, seekable
+from wsi_prep.slides.fetch.remote import files_in
 from wsi_prep.storage.patience import patiently
 
 _WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
@@ -77,6 +79,33 @@ def dicom_header(path: str) -> DicomHeader | None:
         raise
     except Exception:  # no DICOM after all: its reader will say so
         return None
+
+
+DicomSeries = dict[tuple[str, str], list[tuple[str, DicomHeader]]]
+"""Files with their headers, by the folder and the series that they belong to."""
+
+
+def without_scan(found: DicomSeries) -> set[tuple[str, str]]:
+    """Of series that lie in several folders the parts that lack their widest picture, which another folder has.
+
+    OpenSlide takes a series from one folder, so each such part would be a slide of its own, at a coarser scale.
+    """
+    widest = {key: max((h.width for _, h in members if h.is_volume), default=0) for key, members in found.items()}
+    of_series: dict[str, int] = defaultdict(int)
+    for (_, series), width in widest.items():
+        of_series[series] = max(of_series[series], width)
+    return {key for key, width in widest.items() if width < of_series[key[1]]}
+
+
+def series_beside(folder: str, series: str) -> list[tuple[str, DicomHeader]]:
+    """The files of a series in a folder."""
+    found = []
+    for path in files_in(folder):
+        if PurePosixPath(path).suffix.lower() in (".dcm", ""):
+            header = dicom_header(path)
+            if header is not None and header.series == series:
+                found.append((path, header))
+    return found
 
 
 def is_ycc_called_rgb(files: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from tests.support.found_files import dicom, touch
 from wsi_prep.errors import BadManifest, BadOption, NoSlides, UnreadableSlide
 from wsi_prep.slides.find.fingerprint import fingerprint
 from wsi_prep.slides.find.found import require_files
-from wsi_prep.slides.find.sources import find_slides
+from wsi_prep.slides.find.sources import find_slides, look_for_slides
 
 
 def names(slides):
@@ -53,6 +53,22 @@ def test_a_dicom_file_whose_tags_make_no_sense_is_a_slide_to_be_refused(tmp_path
     cut = data.index(b"UL\x04\0\x44\x33\x22\x11")
     (tmp_path / "bad.dcm").write_bytes(data[:cut] + b"UL\x01\0\x44" + data[cut + 8 :])
     assert [s.name for s in find_slides(str(tmp_path))] == ["bad.dcm", "good.dcm"]
+
+
+def test_a_part_of_a_dicom_series_in_a_folder_of_its_own_is_no_slide(tmp_path):
+    """As a DICOMDIR medium lays them out; a copy of all of it is a slide too."""
+    for folder, columns in {"disc/1": 4000, "disc/2": 2000, "disc/3": 1000, "copy": 4000}.items():
+        dicom(tmp_path / folder / "a.dcm", "1.2.3", columns=columns)
+    dicom(tmp_path / "disc/4/label.dcm", "1.2.3", kind="LABEL", columns=9000)
+    dicom(tmp_path / "other/a.dcm", "1.2.4", columns=1000)
+    found = look_for_slides(str(tmp_path))
+    assert [source.path for source in found.sources] == [
+        str(tmp_path / folder / "a.dcm") for folder in ("copy", "disc/1", "other")
+    ]
+    assert [folder for folder, _ in found.unseen] == [str(tmp_path / "disc" / part) for part in "234"]
+    assert {why.partition(":")[0] for _, why in found.unseen} == {
+        "reduced files of a DICOM series whose scan lies in another folder"
+    }
 
 
 def test_a_dicom_series_is_one_slide(tmp_path):

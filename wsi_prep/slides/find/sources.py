@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from wsi_prep.errors import BadManifest, BadOption, FileServerFailed, NoSlides, UsageError, counted
 from wsi_prep.format.layout import slide_ids
-from wsi_prep.slides.dicom import DicomHeader, dicom_header
+from wsi_prep.slides.dicom import DicomHeader, DicomSeries, dicom_header, series_beside, without_scan
 from wsi_prep.slides.fetch.remote import files_in, is_elsewhere
 from wsi_prep.slides.find.endings import SLIDE_ENDINGS, ending, is_left_out, is_list, only_left_out, without_masks
 from wsi_prep.slides.find.folders import Folders, looks_like_slide, matching, unseen_note
@@ -38,6 +38,7 @@ _ALONE = frozenset(SLIDE_ENDINGS) - {".dcm", ".mrxs", *_INDEXES}
 """Of files that are a slide each."""
 
 _DICOM_INDEX = "DICOMDIR"
+_PARTS = "reduced files of a DICOM series whose scan lies in another folder: put all of a series into one"
 _LOOK_AT_ONCE = 16
 _AT_ONCE = 10_000
 
@@ -61,27 +62,27 @@ def look_for_slides(slides: str, *, id_root: str | None = None, id_key: bytes | 
     unseen: list[tuple[str, str]] = []
     nothing = ""
     if where.lower().endswith(".csv"):
-        paths, groups, _ = _grouped(_listed(slides, fs, inner), named=True)
+        found = _grouped(_listed(slides, fs, inner), named=True)
     elif glob.has_magic(bare_url(slides)) and not _exists(fs, inner):
         matches, unseen = _matches(fs, inner, where)
         pictures = [_full(fs, p) for p in matches if is_left_out(p)]
-        paths, groups, others = _grouped([_full(fs, p) for p in matches if looks_like_slide(p, fs)], named=False)
-        pictures += others
+        found = _grouped([_full(fs, p) for p in matches if looks_like_slide(p, fs)], named=False)
         nothing = f"{where} matches {counted(len(matches), 'file')}, none of them a slide"
     elif not _is_web_file(slides) and fs.isdir(inner):
         paths, pictures, unseen, seen = _listing(lambda: _walk(fs, inner), where)
-        paths, groups, others = _grouped(paths, named=False)
-        pictures += others
+        found = _grouped(paths, named=False)
         nothing = f"{where} holds no slide among {counted(seen, 'file')}; known endings are {' '.join(SLIDE_ENDINGS)}"
     elif _exists(fs, inner):
         _require_slide(fs, inner, where)
-        paths, groups, _ = _grouped([_full(fs, inner)], named=True)
+        found = _grouped([_full(fs, inner)], named=True)
     else:
         raise NoSlides(f"SLIDES {where} does not exist; name a folder, a slide, a glob or a .csv list")
-    if not paths:
+    pictures, unseen = [*pictures, *found.others], [*unseen, *found.apart]
+    if not found.paths:
         said = "".join(f"; {note}" for note in unseen_note(unseen))
         raise NoSlides(f"{nothing}{only_left_out(pictures)}{said}")
-    return Found(_sources(paths, groups, id_root, id_key), without_masks(pictures, paths), tuple(unseen))
+    sources = _sources(found.paths, found.groups, id_root, id_key)
+    return Found(sources, without_masks(pictures, found.paths), tuple(unseen))
 
 
 def paths_below(paths: Iterable[str], slides: str, id_root: str | None = None) -> Iterator[str]:
@@ -259,9 +260,20 @@ def _resolved(slides: str, line: int, cell: str, base: PurePosixPath, fs: Abstra
     return _full(fs, path)
 
 
-def _grouped(paths: Iterable[str], *, named: bool) -> tuple[list[str], dict[str, _Group], list[str]]:
-    """Slides' paths, sorted; those of several files by path: a DICOM series is one, an MRXS brings its folder along.
-    And DICOM files that are no slide's.
+class _Grouped(NamedTuple):
+    """Slides' `paths`, sorted; `groups`: those of several files by path, as a DICOM series, or an MRXS and its folder;
+    `others`: DICOM files that are no slide's; `apart`: folders that hold but a part of a series, each with why it is
+    no slide.
+    """
+
+    paths: list[str]
+    groups: dict[str, _Group]
+    others: list[str]
+    apart: list[tuple[str, str]]
+
+
+def _grouped(paths: Iterable[str], *, named: bool) -> _Grouped:
+    """The slides among these files.
 
     `named`: each path was named by itself, so a DICOM file stands for its whole series, and what is no slide's is for
     its reader to refuse.
@@ -269,7 +281,7 @@ def _grouped(paths: Iterable[str], *, named: bool) -> tuple[list[str], dict[str,
     slides: list[str] = []
     groups: dict[str, _Group] = {}
     others: list[str] = []
-    dicom: dict[tuple[str, str], list[tuple[str, DicomHeader]]] = defaultdict(list)
+    dicom: DicomSeries = defaultdict(list)
     per_folder: dict[str, set[str]] = defaultdict(set)
     rest: list[str] = []
     for path in paths:
@@ -288,24 +300,17 @@ def _grouped(paths: Iterable[str], *, named: bool) -> tuple[list[str], dict[str,
             per_folder[folder].add(series)
             members = dicom[(folder, series)]
             if named:
-                members += [m for m in _siblings(folder, series) if m[0] not in {p for p, _ in members}]
+                members += [m for m in series_beside(folder, series) if m[0] not in {p for p, _ in members}]
             else:
                 members.append((path, header))
         elif name_of(path) != _DICOM_INDEX:
             others.append(path)
+    parts = set() if named else without_scan(dicom)
+    apart = [(folder, _PARTS) for folder, _ in sorted(parts)]
+    dicom = {key: members for key, members in dicom.items() if key not in parts}
     series_found = [_dicom_group(key, members, len(per_folder[key[0]])) for key, members in dicom.items()]
     groups.update({group.path: group for group in series_found})
-    return sorted([*slides, *(group.path for group in series_found)]), groups, others
-
-
-def _siblings(folder: str, series: str) -> list[tuple[str, DicomHeader]]:
-    found = []
-    for path in files_in(folder):
-        if PurePosixPath(path).suffix.lower() in (".dcm", ""):
-            header = dicom_header(path)
-            if header is not None and header.series == series:
-                found.append((path, header))
-    return found
+    return _Grouped(sorted([*slides, *(group.path for group in series_found)]), groups, others, apart)
 
 
 def _dicom_group(key: tuple[str, str], members: list[tuple[str, DicomHeader]], series_here: int) -> _Group:
