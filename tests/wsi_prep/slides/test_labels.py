@@ -173,6 +173,7 @@ def test_a_word_within_a_word_is_no_label(name):
         ("scanner\nmacro image", True),
         (f"{APERIO.format(9, 9)}|Slide Name = Macro 12|User Name = Label Lab", False),
         ("Leica v2|Slide Name = Macro 12", False),
+        ("Leica v2|Associated image name = label", True),
         ("Leica v2\nmacro 1280x431|AppMag = 40", True),
         ('{"image": {"name": "label"}}', True),
         ('<Image ID="1" Name="Macro"/>', True),
@@ -254,4 +255,15 @@ def test_where_nothing_tells_whether_the_name_is_right_no_picture_is_read(tmp_pa
         tif.write(levels_of(macro)[0], **SCALED)
         tif.write(slide, **SCALED)
     with pytest.raises(UnreadableSlide, match=r"named a label or macro image, but others show it.*tiffset"):
+        open_slide(str(path))
+
+
+def test_a_named_picture_is_not_the_slide_where_the_slide_cannot_be_read(tmp_path, slide):
+    """It is 16-bit, which OpenSlide reads; nothing shows it reduced, but the macro has a copy."""
+    macro = picture(np.random.default_rng(2), "macro", 700, 500)
+    with tifffile.TiffWriter(path := tmp_path / "s.tif") as tif:
+        tif.write(macro, description="macro", **SCALED)
+        tif.write(levels_of(macro)[0], **SCALED)
+        tif.write(slide.astype(np.uint16) * 257, **SCALED)
+    with pytest.raises(UnreadableSlide, match="its slide, of 900 x 850 px, is not read"):
         open_slide(str(path))

@@ -128,12 +128,14 @@ def test_a_fourth_sample_that_no_tag_explains_is_left_out(tmp_path, pixels):
         assert np.array_equal(slide.read(0, 0, 0, 700, 600), pixels)
 
 
-def test_more_samples_in_a_compression_that_mixes_them_are_refused(tmp_path, pixels):
+def test_more_samples_in_a_jpeg_are_refused(tmp_path, pixels):
     more = np.dstack([pixels, pixels[..., 0]])
     tifffile.imwrite(path := tmp_path / "s.tif", more, extrasamples=["unspecified"], **TILED)
     set_compression(path, 7)
     for reader in READERS:
-        assert "4 samples, of which only the first three are colours" in (said := refusal(path, reader))
+        assert "4 samples, of which only the first three are colours, compressed by JPEG" in (
+            said := refusal(path, reader)
+        )
         assert "vips extract_band in.tif" in said
 
 

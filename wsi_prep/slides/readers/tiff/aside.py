@@ -43,12 +43,13 @@ _MOST_WORDS = 4
 
 _STRUCTURED = re.compile(r"[|<{=]")
 _SAID = re.compile(
-    r"(?im)(?:^|[|;,{}\"']|<[\w:]*(?:image|page|series)\b)\s*[\"']?(?:image[_ ]?|page[_ ]?)?"
+    r"(?im)(?:^|[|;,{}\"']|<[\w:]*(?:image|page|series)\b)\s{0,8}[\"']?"
+    r"(?:(?:associated|sub|image|page|picture|series|scene)[_ ]?)*"
     r"(?:name|type|kind|image|page)\W{0,3}[=:][\s\"']{0,3}([^\"'|;,<>{}\r\n]+)"
 )
 """What stands under a key for a picture's name. The name of a user or of a slide has another key."""
 
-_SIZED = re.compile(r"(?m)^([^|=:<>{}\r\n]*?)\s+\d+\s*x\s*\d+")
+_SIZED = re.compile(r"(?m)^([^|=:<>{}\r\n]{0,200}?)[ \t]{1,8}\d+ ?x ?\d")
 _APERIO = re.compile(r"Aperio[^\r\n]*[\r\n]+([^|\r\n]*)")
 _FOLDERS = re.compile(r"(?:[A-Za-z]:|~|\.{1,2})?[/\\].*[/\\](?=.)")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from wsi_prep.slides.base import WHITE, Level, SlideInfo, is_reduced, parse_colour
+from wsi_prep.slides.base import WHITE, Level, SlideInfo, parse_colour
 from wsi_prep.slides.readers.tags import parse_number, parse_objective, vendor_and_scanner
 from wsi_prep.slides.readers.tiff.ome import read_microscope
 from wsi_prep.slides.readers.tiff.slide import Pyramid
@@ -82,17 +82,15 @@ def _scale(tiff: Any, page: Any, pyramid: Pyramid) -> _Scale:
 
 
 def _aperio_scale(tiff: Any, page: Any, finer: Sequence[Any]) -> _Scale:
-    """The scale by Aperio's MPP, of the slide's own page, of a finer one, or of the file's first."""
+    """The scale by Aperio's MPP, of the slide's own page, a finer one, or the file's first if that has its size."""
     text = _aperio_mpp(page)
     for other in finer:
         if (theirs := _aperio_mpp(other)) and text in ("", theirs):
             return _in_proportion(_aperio(theirs), other, page)
     first = tiff.pages[0]
-    if text or not (theirs := _aperio_mpp(first)) or _sides(first) == _sides(page):
-        return _aperio(text or _aperio_mpp(first))
-    if is_reduced(*_sides(first), *_sides(page)):
-        return _in_proportion(_aperio(theirs), first, page)
-    return _Scale(stated=f"MPP = {theirs} of another picture")
+    if text or not (theirs := _aperio_mpp(first)):
+        return _aperio(text)
+    return _aperio(theirs) if _sides(first) == _sides(page) else _Scale(stated=f"MPP = {theirs} of another picture")
 
 
 def _aperio(text: str) -> _Scale:

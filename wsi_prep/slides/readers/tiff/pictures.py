@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_prep.errors import UnreadableSlide
+from wsi_prep.errors import UnreadableSlide, counted
 from wsi_prep.slides.base import is_reduced
 from wsi_prep.slides.fetch.ranges import Span
 from wsi_prep.slides.readers.tiff.aside import is_aside, name_in
@@ -26,18 +26,20 @@ _LOSSLESS = frozenset({1, 5, 8, 32946, 50000})
 _COMPRESSIONS = _LOSSLESS | {JPEG, 33005, 34712}
 """JPEG, and JPEG 2000 of RGB (Aperio's code and the common one)."""
 
-_OTHER_COMPRESSIONS = {
+_METHODS = {
+    **{JPEG: "JPEG", 6: "JPEG of the old style", 34892: "JPEG", 22610: "JPEG XR", 34934: "JPEG XR"},
+    **{33003: "JPEG 2000 of YCbCr", 33005: "JPEG 2000", 33007: "JPEG 2000", 34712: "JPEG 2000"},
     **{
-        6: "JPEG of the old style",
-        22610: "JPEG XR",
+        50002: "JPEG XL",
+        52546: "JPEG XL",
+        50001: "WebP",
+        34887: "LERC",
+        34925: "LZMA",
+        34933: "PNG",
         32773: "PackBits",
-        33003: "JPEG 2000 of YCbCr",
-        33007: "JPEG 2000",
     },
-    **{34887: "LERC", 34892: "JPEG", 34925: "LZMA", 34933: "PNG", 34934: "JPEG XR", 50001: "WebP", 50002: "JPEG XL"},
-    **{52546: "JPEG XL"},
 }
-"""By the codes that TIFF's writers agree on."""
+"""Of compression, by the codes that TIFF's writers agree on."""
 
 _INTERLEAVED, _APART = 1, 2  # planar configurations
 _TO = "'out.tif[tile,pyramid,bigtiff,compression=jpeg,Q=90]'"
@@ -199,8 +201,8 @@ def _pages(tiff: Any) -> Iterator[tuple[Any, str]]:
 
 def _name_of(page: Any) -> str:
     """What the page's tags call it."""
-    said = [str(page.tags[tag].value) for tag in ("ImageDescription", "PageName") if tag in page.tags]
-    return " ".join(map(name_in, said))
+    said = [page.tags[tag].value for tag in ("ImageDescription", "PageName") if tag in page.tags]
+    return " ".join(name_in(one.decode("latin-1") if isinstance(one, bytes) else str(one)) for one in said)
 
 
 def _ome_candidates(tiff: Any, images: Sequence[OmeImage]) -> Iterator[Candidate]:
@@ -227,7 +229,10 @@ def _ome_picture(level: Any, axes: str, image: OmeImage) -> Picture | str:
     pages: list[Any] = [page.aspage() for page in level.pages]
     if axes in ("YXS", "SYX"):
         why = _why_not(pages[0])
-        return why or (_in_colour(pages[0]) if pages[0].samplesperpixel == 3 else "not 8-bit RGB")
+        samples = pages[0].samplesperpixel
+        return why or (
+            _in_colour(pages[0]) if samples == 3 else f"not 8-bit RGB, but {counted(samples, 'sample')} a pixel"
+        )
     if axes != "CYX" or len(pages) != 3:
         return f"axes {axes}, where one RGB plane (YXS), or red, green and blue apart (SYX, CYX), is needed"
     if why := next(filter(None, map(_why_not, pages)), ""):
@@ -263,8 +268,8 @@ def _why_openslide_misreads(page: Any) -> str:
         )
     if has_more_samples(page) and page.compression not in _LOSSLESS:
         return (
-            f"its pixels have {page.samplesperpixel} samples, of which only the first three are colours, and the "
-            f"compression mixes them: write these alone: vips extract_band in.tif {_TO} 0 --n 3"
+            f"its pixels have {page.samplesperpixel} samples, of which only the first three are colours, compressed by "
+            f"{_compression(page)}: write the three alone: vips extract_band in.tif {_TO} 0 --n 3"
         )
     return ""
 
@@ -298,7 +303,7 @@ def _why_not(page: Any) -> str:
 
 def _compression(page: Any) -> str:
     code = int(page.compression)
-    return _OTHER_COMPRESSIONS.get(code, f"a method that is not read (TIFF's number {code})")
+    return _METHODS.get(code, f"a method that is not read (TIFF's number {code})")
 
 
 def _are_places(numbers: Sequence[object]) -> bool:

@@ -94,10 +94,10 @@ def find_pyramid(tiff: Any, images: Sequence[OmeImage] | None, read: Read) -> Py
 
 
 def _without_mere_words(found: Sequence[Candidate], read: Read) -> Sequence[Candidate]:
-    """The pictures, of which one has no name any more where that says label and all else is this one reduced.
+    """The pictures, one of which loses a name that says label, where the others of size are this one reduced.
 
-    Where the file has a pyramid of something else, the name is believed, and what shows that picture has it, too.
-    Raises UnreadableSlide where nothing tells whether the name or the structure is right.
+    Where another may be the slide, by its levels or as far as anybody can tell, the name is believed, and what shows
+    that picture has it, too. Raises UnreadableSlide where nothing tells whether the name or the structure is right.
     """
     looks = _Looks(found, read)
     doubted = sorted((one for one in found if one.is_aside and not one.why_not), key=lambda one: -one.area)
@@ -106,12 +106,13 @@ def _without_mere_words(found: Sequence[Candidate], read: Read) -> Sequence[Cand
         if any(one.reduces(other) for other in named):
             continue
         levels = {id(other) for other in looks.shown_by(one, named)}
-        rest = [n for n in named if id(n) not in levels and not n.why_not and n.area >= _DWARFED * one.area]
+        rest = [n for n in named if id(n) not in levels and n.area >= _DWARFED * one.area]
+        rest = [n for n in rest if not (n.why_not and n.reduces(one))]  # a level, for all that anybody can see of it
         if not levels:
             continue
         if not rest:
             found = [replace(n, name="") if n is one else n for n in found]
-        elif any(map(looks.is_pyramid, rest)):
+        elif any(n.why_not or looks.is_pyramid(n) for n in rest):
             found = [replace(n, name=one.name) if id(n) in levels else n for n in found]
         else:
             raise UnreadableSlide(
@@ -126,14 +127,16 @@ def _require_readable(found: Sequence[Candidate]) -> None:
         if found[0].why_not == DAMAGED:  # who knows what it was
             raise UnsupportedLayout(DAMAGED)
         return
-    if any(one.is_aside and not one.why_not for one in found):
+    largest = max(found, key=lambda one: one.area, default=None)
+    if largest is None:
+        raise UnsupportedLayout("it holds no picture")
+    asides = [one for one in found if one.is_aside and not one.why_not]
+    is_other = not largest.is_aside and all(one.sides != largest.sides for one in asides)  # OpenSlide may read that
+    if asides and not is_other:
         raise UnreadableSlide(
             "its only image in colour is named a label or macro image, which is never read; if it is the slide, "
             + _RENAME
         )
-    largest = max(found, key=lambda one: one.area, default=None)
-    if largest is None:
-        raise UnsupportedLayout("it holds no picture")
     raise _refusal(largest)
 
 
