@@ -47,7 +47,7 @@ def resolve_scale(info: SlideInfo, manifest_mpp: float | None, assumed_mpp: floa
         _require_plausible(manifest_mpp, "the manifest's mpp", "correct the manifest")
         return Scale(manifest_mpp, manifest_mpp, "manifest", _disagreement(info, manifest_mpp))
     if info.mpp_x is not None and info.mpp_y is not None and info.mpp_source is not None:
-        guess = info.mpp_source == "tiff-resolution" and not (_plausible(info.mpp_x) and _plausible(info.mpp_y))
+        guess = info.mpp_source == "tiff-resolution" and not (is_plausible(info.mpp_x) and is_plausible(info.mpp_y))
         if not guess:  # a resolution meant for printers says nothing; a scanner's own wrong value is an error
             for value in (info.mpp_x, info.mpp_y):
                 _require_plausible(value, "the file's mpp", "give the right mpp in the manifest")
@@ -81,20 +81,21 @@ def check_assumed_mpp(value: float) -> float:
     """`value`, or BadOption where it is no plausible um/px."""
     if value in _POWERS:
         raise BadOption(f"assumed mpp {value:g} looks like an objective's power; {_UM_PER_PIXEL}")
-    if not _plausible(value):
+    if not is_plausible(value):
         raise BadOption(f"assumed mpp {value:g} is not between {MPP_LIMITS[0]} and {MPP_LIMITS[1]:g} um/px")
     return value
 
 
-def _plausible(mpp: float) -> bool:
+def is_plausible(mpp: float) -> bool:
+    """Whether it may be the um/px of a slide."""
     return math.isfinite(mpp) and MPP_LIMITS[0] <= mpp <= MPP_LIMITS[1]
 
 
 def _require_plausible(mpp: float, what: str, remedy: str) -> None:
     if mpp in _POWERS:
-        error = TooCoarse if _plausible(mpp) else ImplausibleMpp
+        error = TooCoarse if is_plausible(mpp) else ImplausibleMpp
         raise error(f"{what} {mpp:g} looks like an objective's power; {remedy}: {_UM_PER_PIXEL}")
-    if not _plausible(mpp):
+    if not is_plausible(mpp):
         low, high = MPP_LIMITS
         raise ImplausibleMpp(f"{what} is {mpp:g}, not between {low} and {high:g} um/px; {remedy}")
 
@@ -102,7 +103,8 @@ def _require_plausible(mpp: float, what: str, remedy: str) -> None:
 def _disagreement(info: SlideInfo, manifest_mpp: float) -> str:
     stated = info.mpp_x, info.mpp_y
     off = [
-        mpp is not None and _plausible(mpp) and abs(mpp - manifest_mpp) > DISAGREEMENT * manifest_mpp for mpp in stated
+        mpp is not None and is_plausible(mpp) and abs(mpp - manifest_mpp) > DISAGREEMENT * manifest_mpp
+        for mpp in stated
     ]
     if not any(off):
         return ""

@@ -1,5 +1,7 @@
 """Labels and photographs of the glass are in no output, wherever a file has them; and the slide is still made."""
 
+import contextlib
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from sample_slides.layout import make_layout
 from sample_slides.scene import make_scene
 from sample_slides.texture import he_stain
-from tests.support.labels_beside import MPP, Placement, odd_name, picture, placement, write
+from tests.support.labels_beside import APERIO, MPP, Placement, odd_name, picture, placement, write
 from tests.support.prepared import prepare
 from wsi_prep.errors import UnreadableSlide
 from wsi_prep.slides.readers.select import open_slide
@@ -159,6 +161,23 @@ def test_a_word_within_a_word_is_no_label(name):
         ("ImageType=MacroImage;n=3", True),
         ("Label: S19-1", True),
         ("label-free imaging, stain H&E", False),
+        ("H&E slide, label removed", False),
+        ("Exported without macro image", False),
+        ("Label and macro removed, H&E", False),
+        ("scanned anew, as there was ink on the label", False),
+        ("/archive/overview/S12-345.tif", False),
+        ("C:\\label\\label.png", True),
+        ("S12 label", True),
+        ("Kidney overview", True),
+        ("2 qr code17", True),
+        ("scanner\nmacro image", True),
+        (f"{APERIO.format(9, 9)}|Slide Name = Macro 12|User Name = Label Lab", False),
+        ("Leica v2|Slide Name = Macro 12", False),
+        ("Leica v2|Associated image name = label", True),
+        ("Leica v2\nmacro 1280x431|AppMag = 40", True),
+        ('{"image": {"name": "label"}}', True),
+        ('<Image ID="1" Name="Macro"/>', True),
+        ('<Experimenter UserName="Label Lab"/>', False),
     ],
 )
 def test_a_description_names_its_picture(description, aside):
@@ -176,3 +195,75 @@ def test_a_black_and_white_slide_that_its_file_names_is_not_given_up_for_a_colou
     opened = open_slide(str(tmp_path / "s.svs"))
     assert (opened.info.width0, opened.info.height0) == (900, 850)
     opened.close()
+
+
+TILED = {"photometric": "rgb", "tile": (256, 256), "metadata": None}
+SCALED = {**TILED, "resolution": (10_000, 10_000), "resolutionunit": "CENTIMETER"}
+"""As a loop writes it: the scale of level 0 stands with all levels."""
+
+
+def levels_of(pixels, factors=(2, 4)):
+    return [cv2.resize(pixels, None, fx=1 / f, fy=1 / f, interpolation=cv2.INTER_AREA) for f in factors]
+
+
+@pytest.mark.parametrize("below", [False, True])
+@pytest.mark.parametrize("where", ["first", "every"])
+@pytest.mark.parametrize(
+    "text",
+    ["H&E slide, label removed", "/archive/overview/S12.tif", f"{APERIO.format(900, 850)}|Slide Name = Macro 12"],
+)
+def test_a_word_in_a_slides_description_does_not_make_its_level_the_slide(tmp_path, slide, text, where, below):
+    with tifffile.TiffWriter(path := tmp_path / "s.tif") as tif:
+        tif.write(slide, subifds=2 if below else 0, description=text, **SCALED)
+        for level in levels_of(slide):
+            tif.write(level, subfiletype=1, description=text if where == "every" else None, **SCALED)
+    require_level_0(path)
+
+
+@pytest.mark.parametrize("name", ["Macro 12", "Overview", "Kidney overview"])
+def test_a_name_is_not_believed_where_all_else_is_that_picture_reduced(tmp_path, slide, name):
+    with tifffile.TiffWriter(path := tmp_path / "s.tif") as tif:
+        tif.write(slide, description=name, **SCALED)
+        for level in levels_of(slide):
+            tif.write(level, subfiletype=1, **SCALED)
+        tif.write(picture(np.random.default_rng(1), "label", 100, 90), **TILED)
+    require_level_0(path)
+
+
+def require_level_0(path):
+    with contextlib.closing(open_slide(str(path))) as opened:
+        assert [(level.width, level.height) for level in opened.info.levels] == [(900, 850), (450, 425), (225, 212)]
+        assert (opened.info.mpp_x, opened.info.mpp_y) == (MPP, MPP)
+        assert not any("more picture" in note for note in opened.info.notes)
+
+
+def test_a_name_is_believed_beside_a_pyramid_of_another_picture(tmp_path, slide):
+    """The macro is the larger one, and has a copy without a name."""
+    macro = picture(np.random.default_rng(2), "macro", 1400, 1000)
+    with tifffile.TiffWriter(path := tmp_path / "s.tif") as tif:
+        tif.write(macro, description="macro", **TILED)
+        tif.write(levels_of(macro)[0], **TILED)
+        for pixels in (slide, *levels_of(slide)):
+            tif.write(pixels, **SCALED)
+    require_level_0(path)
+
+
+def test_where_nothing_tells_whether_the_name_is_right_no_picture_is_read(tmp_path, slide):
+    macro = picture(np.random.default_rng(2), "macro", 1400, 1000)
+    with tifffile.TiffWriter(path := tmp_path / "s.tif") as tif:
+        tif.write(macro, description="macro", **SCALED)
+        tif.write(levels_of(macro)[0], **SCALED)
+        tif.write(slide, **SCALED)
+    with pytest.raises(UnreadableSlide, match=r"named a label or macro image, but others show it.*tiffset"):
+        open_slide(str(path))
+
+
+def test_a_named_picture_is_not_the_slide_where_the_slide_cannot_be_read(tmp_path, slide):
+    """It is 16-bit, which OpenSlide reads; nothing shows it reduced, but the macro has a copy."""
+    macro = picture(np.random.default_rng(2), "macro", 700, 500)
+    with tifffile.TiffWriter(path := tmp_path / "s.tif") as tif:
+        tif.write(macro, description="macro", **SCALED)
+        tif.write(levels_of(macro)[0], **SCALED)
+        tif.write(slide.astype(np.uint16) * 257, **SCALED)
+    with pytest.raises(UnreadableSlide, match="its slide, of 900 x 850 px, is not read"):
+        open_slide(str(path))

@@ -9,6 +9,7 @@ from wsi_prep.errors import StoreFailed
 from wsi_prep.slides.fetch.ranges import open_ranges
 from wsi_prep.slides.find.endings import ending, is_left_out
 from wsi_prep.slides.readers.directories import TILE_WIDTH, first_tags
+from wsi_prep.slides.readers.tiff.pictures import COMPRESSED
 
 _TILE_IT = (
     "make a tiled pyramid of it: vips tiffsave in{} out.tif --tile --pyramid --bigtiff --compression jpeg --Q 90; "
@@ -23,11 +24,17 @@ _PICTURES = (
 )
 
 
-def advice(path: str) -> str:
-    """What to do with a file, or URL, that no reader takes, as one sentence or a question."""
+def advice(path: str, why: str = "") -> str:
+    """What to do with a file, or URL, that no reader takes (`why`: the TIFF reader), as one sentence or a question."""
+    tile_it = _TILE_IT.format(ending(path) if ending(path).isascii() else ".tif")
+    if why.startswith(COMPRESSED):
+        return f"With a vips that reads this compression, {tile_it}"
     if ending(path) == ".mrxs" and "://" not in path and not Path(path[: -len(".mrxs")]).is_dir():
         return "Its folder of the same name, which holds its data, is missing beside it; copy both, and rename both"
-    tile_it = _TILE_IT.format(ending(path) if ending(path).isascii() else ".tif")
+    return _by_its_begin(path, tile_it)
+
+
+def _by_its_begin(path: str, tile_it: str) -> str:
     with contextlib.suppress(OSError, StoreFailed), contextlib.closing(open_ranges(path)) as ranges:
         head = ranges.read_ranges([(0, min(ranges.size, 132))])[0]
         tags = first_tags(ranges, head[:16])

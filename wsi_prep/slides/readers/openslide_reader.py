@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import openslide
 from numpy.typing import NDArray
+from PIL import ImageCms
 
 from wsi_prep.errors import DamagedSlide, UnreadableSlide
 from wsi_prep.slides.base import Level, SlideInfo, blank, is_reduced, parse_colour
@@ -20,7 +21,8 @@ from wsi_prep.slides.images import Planes, reduce_by
 from wsi_prep.slides.private import bare_text
 from wsi_prep.slides.readers.aperio import require_openslide_survives
 from wsi_prep.slides.readers.tags import parse_number, parse_objective, vendor_and_scanner
-from wsi_prep.slides.readers.tiff.facts import profile_mark
+from wsi_prep.slides.readers.tiff.facts import DAMAGED_PROFILE, profile_mark
+from wsi_prep.slides.scale import is_plausible
 from wsi_prep.storage.patience import PAUSES
 
 _UNSORTED = ("aperio", "generic-tiff")
@@ -29,6 +31,8 @@ _UNSORTED = ("aperio", "generic-tiff")
 _SCALE_TAGS = ("openslide.mpp-x", "openslide.mpp-y", "aperio.MPP", "tiff.XResolution")
 _WHOLE = 1e-3
 _USUAL_TILE_PX = 256
+_OPAQUE = 255
+_TRANSPARENT = "parts of it are transparent: the background shows through there, its colours were laid over that"
 _MOST_TILE_PX = 2048
 
 
@@ -78,6 +82,7 @@ class OpenSlideReader:
         self._levels = list(levels)
         self._info = _describe(self._slide, levels)
         self._is_ycc = _vendor(self._slide) == "dicom" and is_ycc_called_rgb(files or [path])
+        self._says_transparent = self._is_transparent = False
         self.lost: set[int] = set()
 
     @property
@@ -87,8 +92,12 @@ class OpenSlideReader:
 
     @property
     def warnings(self) -> list[str]:
-        """None: OpenSlide does not say what it does without."""
-        return []
+        """Transparency, where that is looked for; OpenSlide does not say what it does without."""
+        return [_TRANSPARENT] if self._is_transparent else []
+
+    def look_for_transparency(self) -> None:
+        """Warn from here on where the slide's own pixels are not opaque."""
+        self._says_transparent = True
 
     def add_notes(self, notes: Sequence[str]) -> None:
         """Add to what the slide's row warns of."""
@@ -151,6 +160,10 @@ class OpenSlideReader:
                 why = bare_text(error, self._path) or type(error).__name__
                 self._open_anew()
                 raise DamagedSlide(f"pixels near {where} cannot be read ({why}); copy the slide again") from error
+        if self._says_transparent and not self._is_transparent:
+            own = self._info.levels[level]
+            down, across = own.height - y_level - 1, own.width - x_level - 1  # the last ones may be parts of pixels
+            self._is_transparent = bool((rgba[: max(0, down), : max(0, across), 3] < _OPAQUE).any())
         if self._is_ycc:
             rgba = _from_ycc(rgba)
         return _over_background(rgba, self._info.background)
@@ -240,6 +253,9 @@ def _describe(slide: openslide.OpenSlide, levels: Mapping[int, Level]) -> SlideI
         parse_number(properties.get(key)) for key in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
     )
     known = mpp_x is not None and mpp_y is not None
+    if known and _vendor(slide) == "generic-tiff":  # TIFF's resolution, which may be meant for printers
+        known = all(is_plausible(mpp) for mpp in (mpp_x, mpp_y) if mpp is not None)
+    mark, damaged = _icc_profile(slide)
     bounds_x0, bounds_y0 = _bounds_origin(properties)
     vendor, scanner = vendor_and_scanner(_vendor(slide), properties)
     return SlideInfo(
@@ -255,9 +271,9 @@ def _describe(slide: openslide.OpenSlide, levels: Mapping[int, Level]) -> SlideI
         bounds_x0=bounds_x0,
         bounds_y0=bounds_y0,
         mpp_stated=_stated(properties) if not known else "",
-        icc_profile=_icc_profile(slide),
+        icc_profile=mark,
         tile_px=_tile_px(properties),
-        notes=_notes(slide, levels),
+        notes=(*_notes(slide, levels), *filter(None, [damaged])),
     )
 
 
@@ -267,12 +283,13 @@ def _stated(properties: Mapping[str, str]) -> str:
     return next(said, "")
 
 
-def _icc_profile(slide: openslide.OpenSlide) -> str | None:
+def _icc_profile(slide: openslide.OpenSlide) -> tuple[str | None, str]:
+    """A mark of the colour profile, and what is wrong with it."""
     for _ in range(2):  # the error may be a file server's
-        with contextlib.suppress(OSError, openslide.OpenSlideError):  # a profile of nonsense
+        with contextlib.suppress(OSError, openslide.OpenSlideError, ImageCms.PyCMSError):  # a profile of nonsense
             profile = slide.color_profile
-            return profile_mark(profile.tobytes()) if profile is not None else None
-    return None
+            return (profile_mark(profile.tobytes()) if profile is not None else None), ""
+    return None, DAMAGED_PROFILE
 
 
 def _bounds_origin(properties: Mapping[str, str]) -> tuple[int, int]:

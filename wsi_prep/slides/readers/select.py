@@ -20,8 +20,9 @@ from wsi_prep.slides.readers.advice import advice
 from wsi_prep.slides.readers.directories import truncated
 from wsi_prep.slides.readers.openslide_reader import OpenSlideReader, detect_vendor
 from wsi_prep.slides.readers.second import disagreements
+from wsi_prep.slides.readers.tiff.facts import OTHERS_SCALE
 from wsi_prep.slides.readers.tiff.opening import is_ome_tiff
-from wsi_prep.slides.readers.tiff.pictures import UnsupportedLayout
+from wsi_prep.slides.readers.tiff.pictures import TRANSPARENT, UnsupportedLayout
 from wsi_prep.slides.readers.tiff.reader import TiffReader
 from wsi_prep.storage.patience import patiently
 
@@ -118,15 +119,19 @@ def _opened(path: str, reader: str, pool: ThreadPool | None, files: Sequence[str
     except UnsupportedLayout as error:
         refusal = error
     else:
-        if vendor is not None and local is not None and not found.is_ome:  # which OpenSlide does not know
+        known = vendor is not None and not found.is_ome and not found.leaves_out_samples  # to OpenSlide
+        if known and local is not None:
             with contextlib.suppress(UnreadableSlide), contextlib.closing(OpenSlideReader(local)) as second:
                 found.add_notes(disagreements(found, second, "OpenSlide"))
         return found
     try:
         last = OpenSlideReader(_required_local(local))
     except UnreadableSlide as error:
-        raise UnreadableSlide(f"no reader takes this file: {refusal}; {error}. {advice(path)}") from error
+        what_to_do = advice(path, str(refusal))
+        raise UnreadableSlide(f"no reader takes this file: {refusal}; {error}. {what_to_do}") from error
     _require_same(last, refusal.largest, str(refusal))
+    if str(refusal) == TRANSPARENT:
+        last.look_for_transparency()
     if what := truncated(path):  # of levels that OpenSlide does not know
         last.close()
         raise DamagedSlide(f"the file is truncated: {what}; copy the slide again")
@@ -141,10 +146,13 @@ def _by_openslide(path: str, files: Sequence[str]) -> OpenSlideReader:
     try:
         with contextlib.closing(TiffReader(path)) as other:
             sides = other.info.width0, other.info.height0
+            _require_right(other)
             notes = disagreements(chosen, other, "the TIFF reader")  # and what other pictures the file holds:
             notes += [note for note in other.info.notes if note not in chosen.info.notes]
     except UnsupportedLayout as refusal:
         _require_same(chosen, refusal.largest, str(refusal))
+        if str(refusal) == TRANSPARENT:
+            chosen.look_for_transparency()
     except DamagedSlide:
         return chosen
     except UnreadableSlide:
@@ -154,6 +162,14 @@ def _by_openslide(path: str, files: Sequence[str]) -> OpenSlideReader:
         _require_same(chosen, sides, "leave the reader to auto")
         chosen.add_notes(notes)
     return chosen
+
+
+def _require_right(other: TiffReader) -> None:
+    """Raise UnreadableSlide where OpenSlide would read wrongly what the TIFF reader reads."""
+    if other.leaves_out_samples:
+        raise UnreadableSlide("OpenSlide would take its fourth sample for transparency; leave the reader to auto")
+    if others := next((note for note in other.info.notes if note.startswith(OTHERS_SCALE)), ""):
+        raise UnreadableSlide(f"OpenSlide would not see that {others}; leave the reader to auto")
 
 
 def _require_same(found: SlideReader, sides: tuple[int, int] | None, why: str) -> None:

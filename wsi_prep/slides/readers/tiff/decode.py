@@ -60,7 +60,7 @@ class TileDecoder:
         """
         x, y = picture.corner(index)
         if len(data) == 1:
-            tile = self._piece(picture.page, index, data[0], (x, y), out)
+            tile = self._piece(picture.page, index, data[0], (x, y), out)[..., :3]
         else:
             pieces = [
                 self._piece(page, first + index, piece, (x, y), None)[..., 0]

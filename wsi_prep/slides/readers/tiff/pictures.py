@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_prep.errors import UnreadableSlide
+from wsi_prep.errors import UnreadableSlide, counted
 from wsi_prep.slides.base import is_reduced
 from wsi_prep.slides.fetch.ranges import Span
 from wsi_prep.slides.readers.tiff.aside import is_aside, name_in
@@ -20,13 +20,37 @@ JPEG = 7
 RGB, YCBCR = 2, 6
 _GREY = 1  # photometric interpretations
 
-_COMPRESSIONS = frozenset({1, 5, JPEG, 8, 32946, 50000, 33005, 34712})
-"""None, LZW, JPEG, Deflate (two codes), Zstandard, JPEG 2000 of RGB (Aperio's code and the common one)."""
+_LOSSLESS = frozenset({1, 5, 8, 32946, 50000})
+"""None, LZW, Deflate (two codes), Zstandard."""
+
+_COMPRESSIONS = _LOSSLESS | {JPEG, 33005, 34712}
+"""JPEG, and JPEG 2000 of RGB (Aperio's code and the common one)."""
+
+_METHODS = {
+    **{JPEG: "JPEG", 6: "JPEG of the old style", 34892: "JPEG", 22610: "JPEG XR", 34934: "JPEG XR"},
+    **{33003: "JPEG 2000 of YCbCr", 33005: "JPEG 2000", 33007: "JPEG 2000", 34712: "JPEG 2000"},
+    **{
+        50002: "JPEG XL",
+        52546: "JPEG XL",
+        50001: "WebP",
+        34887: "LERC",
+        34925: "LZMA",
+        34933: "PNG",
+        32773: "PackBits",
+    },
+}
+"""Of compression, by the codes that TIFF's writers agree on."""
 
 _INTERLEAVED, _APART = 1, 2  # planar configurations
+_TO = "'out.tif[tile,pyramid,bigtiff,compression=jpeg,Q=90]'"
 
 NOT_TILED = "not tiled"
 DAMAGED = "its list of tiles is damaged"
+COMPRESSED = "its tiles are compressed by "
+TRANSPARENT = "its samples are red, green, blue and transparency"
+
+_ALPHA = (1, 2)
+"""TIFF's extra samples that are transparency, with colours multiplied by it or not; others, and 0, are not."""
 
 
 class UnsupportedLayout(UnreadableSlide):
@@ -114,7 +138,8 @@ class Candidate:
     """A picture of the file: `sides` in px, `why_not` it cannot be read; where it can, its levels, itself the first.
 
     `name` is what the file calls it, `count` how many levels the file gives it, read or not, and `is_base` whether the
-    file begins with it and says its size, as Aperio's do of the slide.
+    file begins with it and says its size, as Aperio's do of the slide. `page` is its own in a TIFF that is not OME's.
+    Where it `misleads`, OpenSlide would read it, and wrongly.
     """
 
     sides: tuple[int, int]
@@ -124,6 +149,8 @@ class Candidate:
     name: str = ""
     count: int = 1
     is_base: bool = False
+    page: Any = None
+    misleads: bool = False
 
     @property
     def area(self) -> int:
@@ -149,12 +176,13 @@ def _plain_candidates(tiff: Any) -> Iterator[Candidate]:
     """Every picture of a TIFF that is not OME's, each by itself; those below another bear its name too."""
     for number, (page, name) in enumerate(_pages(tiff)):
         sides = int(page.imagewidth), int(page.imagelength)
-        why = _why_not(page)
-        if not why and page.samplesperpixel != 3:
+        wrong = _why_openslide_misreads(page)
+        why = wrong or _why_not(page)
+        if not why and page.samplesperpixel == 1:
             why = "not 8-bit RGB"
         levels = () if why else (_in_colour(page),)
         is_base = number == 0 and f"{sides[0]}x{sides[1]}" in str(page.description)
-        yield Candidate(sides, why, levels, name=name, is_base=is_base)
+        yield Candidate(sides, why, levels, name=name, is_base=is_base, page=page, misleads=bool(wrong))
 
 
 def _pages(tiff: Any) -> Iterator[tuple[Any, str]]:
@@ -173,8 +201,8 @@ def _pages(tiff: Any) -> Iterator[tuple[Any, str]]:
 
 def _name_of(page: Any) -> str:
     """What the page's tags call it."""
-    said = [str(page.tags[tag].value) for tag in ("ImageDescription", "PageName") if tag in page.tags]
-    return " ".join(map(name_in, said))
+    said = [page.tags[tag].value for tag in ("ImageDescription", "PageName") if tag in page.tags]
+    return " ".join(name_in(one.decode("latin-1") if isinstance(one, bytes) else str(one)) for one in said)
 
 
 def _ome_candidates(tiff: Any, images: Sequence[OmeImage]) -> Iterator[Candidate]:
@@ -201,7 +229,10 @@ def _ome_picture(level: Any, axes: str, image: OmeImage) -> Picture | str:
     pages: list[Any] = [page.aspage() for page in level.pages]
     if axes in ("YXS", "SYX"):
         why = _why_not(pages[0])
-        return why or (_in_colour(pages[0]) if pages[0].samplesperpixel == 3 else "not 8-bit RGB")
+        samples = pages[0].samplesperpixel
+        return why or (
+            _in_colour(pages[0]) if samples == 3 else f"not 8-bit RGB, but {counted(samples, 'sample')} a pixel"
+        )
     if axes != "CYX" or len(pages) != 3:
         return f"axes {axes}, where one RGB plane (YXS), or red, green and blue apart (SYX, CYX), is needed"
     if why := next(filter(None, map(_why_not, pages)), ""):
@@ -218,8 +249,33 @@ def _in_colour(page: Any) -> Picture:
     return Picture(tuple((page, plane * _tile_count(page)) for plane in range(3)))
 
 
+def has_more_samples(page: Any) -> bool:
+    """Whether a pixel has samples beside red, green and blue, the first of which is no transparency."""
+    extra = tuple(page.extrasamples or ())
+    return page.photometric in (RGB, YCBCR) and page.samplesperpixel > 3 and not (extra and extra[0] in _ALPHA)
+
+
+def _why_openslide_misreads(page: Any) -> str:
+    """What is wrong with a page that OpenSlide opens, but whose pixels it makes wrong or not at all; or an empty text.
+
+    libtiff takes the fourth sample for transparency, whatever it is, and refuses floating point as it reads.
+    """
+    if page.dtype is not None and (page.dtype.kind == "f" or page.dtype.itemsize > 2):
+        kind = "floating-point numbers" if page.dtype.kind == "f" else "whole numbers"
+        return (
+            f"its samples are {page.dtype.itemsize * 8}-bit {kind}: convert them to 8 bits, where they run from 0 to 1 "
+            f"so: vips linear in.tif {_TO} 255 0 --uchar"
+        )
+    if has_more_samples(page) and page.compression not in _LOSSLESS:
+        return (
+            f"its pixels have {page.samplesperpixel} samples, of which only the first three are colours, compressed by "
+            f"{_compression(page)}: write the three alone: vips extract_band in.tif {_TO} 0 --n 3"
+        )
+    return ""
+
+
 def _why_not(page: Any) -> str:
-    """Why this reader does not take the page, or an empty text. Colours aside: one sample a pixel, or three."""
+    """Why this reader does not take the page, or an empty text. It may have one sample a pixel, or three and more."""
     if page.imagewidth < 1 or page.imagelength < 1:
         return DAMAGED
     if not page.is_tiled and not {"TileWidth", "TileLength"}.isdisjoint(page.tags):
@@ -229,10 +285,13 @@ def _why_not(page: Any) -> str:
     planes = page.samplesperpixel if page.planarconfig == _APART else 1
     count = _tile_count(page) * planes
     in_colour = page.photometric == RGB or (page.photometric, page.compression) == (YCBCR, JPEG)
+    more = has_more_samples(page)
+    is_transparent = page.photometric in (RGB, YCBCR) and page.samplesperpixel > 3 and not more
     checks = (
-        (page.dtype == np.uint8 and page.samplesperpixel in (1, 3), "not 8-bit RGB"),
+        (not is_transparent, TRANSPARENT),
+        (page.dtype == np.uint8 and (page.samplesperpixel in (1, 3) or more), "not 8-bit RGB"),
         (page.planarconfig in (_INTERLEAVED, _APART), "planes stored in an unknown way"),
-        (page.compression in _COMPRESSIONS, f"compression {page.compression!r}"),
+        (page.compression in _COMPRESSIONS, COMPRESSED + _compression(page)),
         (page.samplesperpixel == 1 or in_colour, "neither RGB nor JPEG"),
         (planes == 1 or page.photometric == RGB, "planes of YCbCr stored apart"),
         (page.imagedepth == 1, "a volume"),
@@ -240,6 +299,11 @@ def _why_not(page: Any) -> str:
         (all(_are_places(n) for n in (page.dataoffsets, page.databytecounts)), DAMAGED),
     )
     return next((reason for fine, reason in checks if not fine), "")
+
+
+def _compression(page: Any) -> str:
+    code = int(page.compression)
+    return _METHODS.get(code, f"a method that is not read (TIFF's number {code})")
 
 
 def _are_places(numbers: Sequence[object]) -> bool:

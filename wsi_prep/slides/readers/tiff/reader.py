@@ -23,7 +23,7 @@ from wsi_prep.slides.pyramid.levels import finer_level, from_finer
 from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX
 from wsi_prep.slides.readers.tiff.decode import EdgeTiles, SampledTiles, Tile, TileDecoder, paste, planar_quality
 from wsi_prep.slides.readers.tiff.opening import open_tiffslide, understand
-from wsi_prep.slides.readers.tiff.pictures import Picture, UnsupportedLayout
+from wsi_prep.slides.readers.tiff.pictures import Picture, UnsupportedLayout, has_more_samples
 
 CACHE_BYTES = 96 * 2**20
 """Decoded tiles that the next block will want again are kept up to this size."""
@@ -88,6 +88,11 @@ class TiffReader:
             for found, what in said
             for level, some in sorted(found.items())
         ]
+
+    @property
+    def leaves_out_samples(self) -> bool:
+        """Whether its pixels have samples beside red, green and blue, of which OpenSlide would make transparency."""
+        return has_more_samples(self._levels[0].page)
 
     def add_notes(self, notes: Sequence[str]) -> None:
         """Add to what the slide's row warns of."""

@@ -1,7 +1,8 @@
 """Which of a TIFF's pictures is the slide, and which may be that slide reduced.
 
 A file may hold several scenes of one glass, an overview or a label anywhere, and levels in any order. The slide is the
-largest picture in colour that others show reduced, and the largest of all where none is shown so. What has its
+largest picture in colour that others show reduced, and the largest of all where none is shown so. A name that says
+label is not believed where all that the file shows besides is this picture, reduced. What has the slide's
 proportions may be a level of it: whether it shows the same is asked again of all that is read of it
 (`wsi_prep.slides.pyramid.trusted`).
 """
@@ -10,18 +11,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_prep.errors import UnreadableSlide
+from wsi_prep.errors import UnreadableSlide, counted
 from wsi_prep.slides.base import is_reduced
 from wsi_prep.slides.pyramid.compare import alike, resized, striking
 from wsi_prep.slides.readers.tiff.bounds import MOST_TILE_PX, require_small_tiles
 from wsi_prep.slides.readers.tiff.ome import OmeImage
-from wsi_prep.slides.readers.tiff.pictures import DAMAGED, NOT_TILED, Candidate, Picture, UnsupportedLayout, candidates
+from wsi_prep.slides.readers.tiff.pictures import (
+    DAMAGED,
+    NOT_TILED,
+    Candidate,
+    Picture,
+    UnsupportedLayout,
+    candidates,
+    has_more_samples,
+)
 
 Read = Callable[[Picture, tuple[int, int, int, int]], NDArray[np.uint8] | None]
 """Pixels of x, y, width, height of a picture, (height, width, 3); None where they do not decode."""
@@ -35,7 +44,12 @@ _LOOSE_SIZE = 1 / 4
 _DWARFED = 1 / 16
 """Of the pixels of a picture that stands alone: a pyramid smaller than that is hardly the slide."""
 
-_LEVELS_ASKED = 3
+_RENAME = (
+    "take that word out of a copy's ImageDescription or PageName (tiffset -s ImageDescription 'H&E' copy.tif), "
+    "or out of its name in the OME-XML"
+)
+
+_LEVELS_ASKED, _LEVELS_SHOWN = 3, 8
 _LOOKED_AT_PX = 2048
 """Of a level's sides, at most, when it is compared with what it may be reduced from."""
 
@@ -51,11 +65,15 @@ _WRITTEN_COLOUR, _WRITTEN_GROUND, _WRITTEN_INK = 24, 170, 90
 
 @dataclass(frozen=True)
 class Pyramid:
-    """The slide: its `levels`, finest first; the image of the OME-XML that it is; and `notes` for its row's warning."""
+    """The slide: its `levels`, finest first; the image of the OME-XML that it is; and `notes` for its row's warning.
+
+    `finer` are pages that are not read, of larger pictures of the slide's proportions: its scale may be theirs.
+    """
 
     levels: tuple[Picture, ...]
     image: OmeImage | None = None
     notes: tuple[str, ...] = ()
+    finer: tuple[Any, ...] = ()
 
 
 def find_pyramid(tiff: Any, images: Sequence[OmeImage] | None, read: Read) -> Pyramid:
@@ -63,7 +81,7 @@ def find_pyramid(tiff: Any, images: Sequence[OmeImage] | None, read: Read) -> Py
 
     Raises UnsupportedLayout where the slide cannot be read here, and UnreadableSlide where no picture is one.
     """
-    found = candidates(tiff, images)
+    found = _without_mere_words(candidates(tiff, images), read)
     _require_readable(found)
     slide = _slide(found, _Looks(found, read), is_aperio=bool(tiff.is_svs))
     require_small_tiles(slide.levels[0].page)
@@ -71,7 +89,37 @@ def find_pyramid(tiff: Any, images: Sequence[OmeImage] | None, read: Read) -> Py
     levels = [level for one in own for level in one.levels if level is slide.levels[0] or _fits(level, slide)]
     levels.sort(key=lambda level: -level.width)
     others = [one for one in found if one not in own and not one.is_aside]
-    return Pyramid(tuple(levels), slide.image, tuple(_notes(slide, others)))
+    finer = [one for one in found if one.why_not and slide.reduces(one)] if slide.image is None else []
+    return Pyramid(tuple(levels), slide.image, tuple(_notes(slide, others)), tuple(one.page for one in finer))
+
+
+def _without_mere_words(found: Sequence[Candidate], read: Read) -> Sequence[Candidate]:
+    """The pictures, one of which loses a name that says label, where the others of size are this one reduced.
+
+    Where another may be the slide, by its levels or as far as anybody can tell, the name is believed, and what shows
+    that picture has it, too. Raises UnreadableSlide where nothing tells whether the name or the structure is right.
+    """
+    looks = _Looks(found, read)
+    doubted = sorted((one for one in found if one.is_aside and not one.why_not), key=lambda one: -one.area)
+    for one in doubted[:_LEVELS_ASKED]:
+        named = [other for other in found if not other.is_aside]
+        if any(one.reduces(other) for other in named):
+            continue
+        levels = {id(other) for other in looks.shown_by(one, named)}
+        rest = [n for n in named if id(n) not in levels and n.area >= _DWARFED * one.area]
+        rest = [n for n in rest if not (n.why_not and n.reduces(one))]  # a level, for all that anybody can see of it
+        if not levels:
+            continue
+        if not rest:
+            found = [replace(n, name="") if n is one else n for n in found]
+        elif any(n.why_not or looks.is_pyramid(n) for n in rest):
+            found = [replace(n, name=one.name) if id(n) in levels else n for n in found]
+        else:
+            raise UnreadableSlide(
+                f"a picture of {one.sides[0]} x {one.sides[1]} px is named a label or macro image, but others show it "
+                f"reduced, as they do a slide: {_RENAME}"
+            )
+    return found
 
 
 def _require_readable(found: Sequence[Candidate]) -> None:
@@ -79,11 +127,22 @@ def _require_readable(found: Sequence[Candidate]) -> None:
         if found[0].why_not == DAMAGED:  # who knows what it was
             raise UnsupportedLayout(DAMAGED)
         return
-    if any(one.is_aside and not one.why_not for one in found):
-        raise UnreadableSlide("its only image in colour is named a label or macro image, which is never read")
     largest = max(found, key=lambda one: one.area, default=None)
-    why = largest.why_not if largest else "it holds no picture"
-    raise UnsupportedLayout(why, largest.sides if largest else None)
+    if largest is None:
+        raise UnsupportedLayout("it holds no picture")
+    asides = [one for one in found if one.is_aside and not one.why_not]
+    is_other = not largest.is_aside and all(one.sides != largest.sides for one in asides)  # OpenSlide may read that
+    if asides and not is_other:
+        raise UnreadableSlide(
+            "its only image in colour is named a label or macro image, which is never read; if it is the slide, "
+            + _RENAME
+        )
+    raise _refusal(largest)
+
+
+def _refusal(one: Candidate) -> UnreadableSlide:
+    """Why the slide is not read here; where OpenSlide would read it wrongly, it is not read at all."""
+    return UnreadableSlide(one.why_not) if one.misleads else UnsupportedLayout(one.why_not, one.sides)
 
 
 class _Looks:
@@ -102,6 +161,12 @@ class _Looks:
         smaller = [other for other in self._found if not other.why_not and not other.is_aside and other.reduces(one)]
         smaller.sort(key=lambda other: other.area)
         return any(self._shows(other.levels[0], one.levels[0]) for other in smaller[:_LEVELS_ASKED])
+
+    def shown_by(self, one: Candidate, others: Sequence[Candidate]) -> list[Candidate]:
+        """Those of the others, the largest at most, that show it reduced."""
+        smaller = [other for other in others if not other.why_not and other.reduces(one)]
+        smaller.sort(key=lambda other: -other.area)
+        return [other for other in smaller[:_LEVELS_SHOWN] if self._shows(other.levels[0], one.levels[0])]
 
     def is_written(self, one: Candidate) -> bool:
         """Whether it is black and white, as a label is."""
@@ -163,7 +228,7 @@ def _slide(found: Sequence[Candidate], looks: _Looks, *, is_aperio: bool) -> Can
     if pyramid not in (None, slide) and pyramid.area >= _DWARFED * slide.area:
         slide = _of_two(slide, pyramid, looks, is_base=is_base)
     if slide.why_not:
-        raise UnsupportedLayout(slide.why_not, slide.sides)
+        raise _refusal(slide)
     is_shown = pyramid is not None and slide.count == 1
     return _rather(slide, named, looks, is_shown=is_shown or (is_base and slide is named[0]))
 
@@ -213,7 +278,10 @@ def _fits(level: Picture, slide: Candidate) -> bool:
 
 
 def _notes(slide: Candidate, others: Sequence[Candidate]) -> Iterator[str]:
-    """What else of tissue size there is; what is another's level does not count again."""
+    """What else of tissue size there is; what is another's level does not count again. And what samples it has."""
+    if slide.image is None and has_more_samples(slide.page):
+        more = slide.page.samplesperpixel - 3
+        yield f"its pixels have {counted(more, 'sample')} beside red, green and blue, skipped"
     scenes: list[Candidate] = []
     for one in sorted(others, key=lambda one: -one.area):
         repeats = any(one.reduces(scene) for scene in scenes)
