@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.shards import main
 from tests.support.dask_processes import SABOTEUR
+from tests.support.dicom_wsi import write_dicom_slide
 from tests.support.paths import ROOT
 from tests.support.undisturbed import copies, outcome, tables
 from wsi_prep.compute.cluster.options import ClusterOptions
@@ -195,13 +197,14 @@ def test_a_worker_that_does_not_see_the_output_says_so_and_makes_nothing(slides,
 @pytest.mark.usefixtures("own_dask")
 def test_a_slide_that_hangs_fails_alone(nompp_slide, tmp_path, capsys):
     slides, out = copies(nompp_slide, tmp_path / "slides", NAMES), tmp_path / "out"
-    os.mkfifo(slides / "hangs.svs")  # opening it for reading waits for a writer that never comes
+    write_dicom_slide(slides / "hangs", [np.full((512, 512, 3), 200, np.uint8)], 0.25)
+    os.mkfifo(slides / "hangs" / "pipe.bin")  # OpenSlide opens all that lies beside DICOM, and waits for a writer
     assert main(arguments(slides, out, "--time-limit", "15")) == 3
-    assert "failed    hangs.svs  TimedOut: took longer than 15 s; look at the slide" in capsys.readouterr().out
+    assert "failed    hangs  TimedOut: took longer than 15 s; look at the slide" in capsys.readouterr().out
     rows, _ = tables(out)
     assert sorted((row["file"], row["status"]) for row in rows) == [
         *[(f"{name}.tiff", "ok") for name in NAMES],
-        ("hangs.svs", "failed"),
+        ("hangs", "failed"),
     ]
     assert list((out / ".staging").iterdir()) == []
 

@@ -237,7 +237,7 @@ def _notes(slide: openslide.OpenSlide, levels: Mapping[int, Level]) -> tuple[str
             f"{off_grid} of {slide.level_count} levels do not lie on level 0's grid (padded?) and are not used"
         )
     if slide.properties.get("dicom.ImageType[3]") == "RESAMPLED":
-        notes.append("its finest file is a reduced copy (DICOM ImageType RESAMPLED): is the file of the scan missing?")
+        notes.append("its finest file is a reduced copy, by its ImageType: is the file of the scan missing?")
     return tuple(notes)
 
 
