@@ -121,6 +121,7 @@ def test_reasons_are_words_with_their_numbers(tmp_path):
     add_slide(tmp_path, 1, {"40x": 4}, file="few.svs", tissue_mm2=2.0, **scanned)  # these tiles have no focus
     add_slide(tmp_path, 2, {"10x": 1}, file="unsure.svs", stain="IHC", stain_confidence=0.55)
     add_slide(tmp_path, 3, {"10x": 1}, file="pale.svs", tissue_certainty=0.7)
+    add_slide(tmp_path, 4, {"10x": 1}, file="odd.svs", stain="UNKNOWN", stain_confidence=0.0)
     add_row(tmp_path, "torn", file="torn.svs", status="failed", error_type="DamagedSlide", error="no JPEG")
     add_row(tmp_path, "glass", file="glass.svs", status="empty", error="no tissue was found", warning="odd glass")
     audited, found = looked(tmp_path)
@@ -129,6 +130,7 @@ def test_reasons_are_words_with_their_numbers(tmp_path):
         "glass.svs": ("no tile: no tissue was found", "odd glass"),
         "few.svs": ("100 % of its 40x tiles are blurred", "only 0.400 % of 500 mm² is tissue"),
         "unsure.svs": ("the stain may not be IHC: confidence 0.550",),
+        "odd.svs": ("its stain cannot be told from the pixels",),
         "pale.svs": ("the outline of its tissue may be wrong: certainty 0.700",),
     }
     assert audited.slides[found.shown[0].slide].file == "torn.svs"

@@ -175,7 +175,8 @@ def _words(kind: str, value: float | None, area: float | None, said: str | None)
             what = {"failed": "failed", "empty": "no tile"}[kind]
             return f"{what}: {said}" if said else what
         case "stain":
-            return f"the stain may not be {said}: confidence {significant(value)}"
+            doubt = f"the stain may not be {said}: confidence {significant(value)}"
+            return "its stain cannot be told from the pixels" if said == "UNKNOWN" else doubt
         case "outline":
             return f"the outline of its tissue may be wrong: certainty {significant(value)}"
         case "tissue":
