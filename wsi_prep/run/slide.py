@@ -60,8 +60,9 @@ from wsi_prep.tissue.masks import read_mask
 from wsi_prep.tissue.polygons import tissue_polygons
 
 _INK_MM2 = 0.1
-_BESIDE = "the given mask lies on bare glass, and tissue beside it: is it this slide's, in px of level 0?"
 """Less of what looks like ink is no reason why a slide has no tissue."""
+
+_BESIDE = "the given mask lies on bare glass, and tissue beside it: is it this slide's, in px of level 0?"
 
 
 def prepare_slide(task: SlideTask) -> SlideRow:

@@ -201,7 +201,8 @@ def test_one_that_was_asked_for_is_an_error(barred, slides, named):
 
 
 def test_where_nothing_else_is_found_the_error_names_it(barred):
-    said = rf"holds no slide among 0 files; .*; 1 folder was not looked into, .* skipped: {barred}/only/in \(Permission"
+    skipped = rf"1 folder was skipped, with all slides in there: {barred}/only/in \(Permission"
+    said = rf"holds no slide among 0 files; .*; {skipped}"
     with pytest.raises(NoSlides, match=said):
         look_for_slides(str(barred / "only"))
 
@@ -214,12 +215,10 @@ def test_parts_of_a_slide_that_may_not_be_seen_are_its_readers_to_miss(barred):
 def test_a_note_names_some_folders_and_in_private_none():
     unseen = [(f"/s/Smith{n}", "Permission denied") for n in range(7)] + [("/s/up", "a link to a folder above it")]
     (said,) = unseen_note(unseen)
-    assert said.startswith(
-        "8 folders were not looked into, so slides in there are skipped: /s/Smith0 (Permission denied)"
-    )
+    assert said.startswith("8 folders were skipped, with all slides in there: /s/Smith0 (Permission denied)")
     assert said.endswith("/s/Smith4 (Permission denied) and 3 more")
     (bare,) = unseen_note(unseen, private=True)
-    assert bare.endswith("skipped (Permission denied, a link to a folder above it)")
+    assert bare.endswith("skipped, with all slides in there (Permission denied, a link to a folder above it)")
     assert unseen_note([]) == []
 
 
@@ -234,5 +233,5 @@ def test_a_check_says_it(tmp_path, capsys, nompp_slide, private):
         call += ["--private", "--id-key", str(tmp_path / "key")]
     main(call)
     said = capsys.readouterr().out
-    assert "1 folder was not looked into, so slides in there are skipped" in said
+    assert "1 folder was skipped, with all slides in there" in said
     assert ("Smith" in said) is not private

@@ -67,7 +67,7 @@ def test_a_part_of_a_dicom_series_in_a_folder_of_its_own_is_no_slide(tmp_path):
     ]
     assert [folder for folder, _ in found.unseen] == [str(tmp_path / "disc" / part) for part in "234"]
     assert {why.partition(":")[0] for _, why in found.unseen} == {
-        "reduced files of a DICOM series whose scan lies in another folder"
+        "a part of a DICOM series whose scan lies in another folder"
     }
 
 

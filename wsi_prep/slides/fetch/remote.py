@@ -29,15 +29,14 @@ gdrive lakefs oci ocilake oss root s3 s3a tos tosfs zip tar libarchive simplecac
 
 def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of a path or URL, and the path in it; ValueError or ImportError where there is none."""
-    if not _is_local_name(path):
-        _require_places(path)
+    if _is_local_name(path):
+        here = fsspec.filesystem("file")
+        return here, str(here._strip_protocol(path))  # as fsspec does for other names
+    _require_places(path)
     if path.startswith(OBJECT_STORES):
         from wsi_prep.slides.fetch.object_files import file_system as of_objects  # noqa: PLC0415 - its library loads for these alone
 
         return of_objects(path)
-    if _is_local_name(path):
-        here = fsspec.filesystem("file")
-        return here, str(here._strip_protocol(path))  # as fsspec does for other names
     files, inner = fsspec.core.url_to_fs(path)
     return files, str(inner)
 

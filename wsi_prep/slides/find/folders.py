@@ -205,11 +205,11 @@ def found_notes(found: Found, *, private: bool) -> list[str]:
 
 
 def unseen_note(unseen: Sequence[tuple[str, str]], *, private: bool = False) -> list[str]:
-    """One line of the folders that could not be looked into, and why, if there are any. `private`: without names."""
+    """One line of the folders that were skipped, and why, if there are any. `private`: without names."""
     if not unseen:
         return []
     count = counted(len(unseen), "folder was", "folders were")
-    said = f"{count} not looked into, so slides in there are skipped"
+    said = f"{count} skipped, with all slides in there"
     if private:
         return [f"{said} ({', '.join(sorted({why for _, why in unseen}))})"]
     more = f" and {len(unseen) - _SHOWN:,} more" if len(unseen) > _SHOWN else ""

@@ -38,7 +38,7 @@ _ALONE = frozenset(SLIDE_ENDINGS) - {".dcm", ".mrxs", *_INDEXES}
 """Of files that are a slide each."""
 
 _DICOM_INDEX = "DICOMDIR"
-_PARTS = "reduced files of a DICOM series whose scan lies in another folder: put all of a series into one"
+_PARTS = "a part of a DICOM series whose scan lies in another folder: put all of it into one"
 _LOOK_AT_ONCE = 16
 _AT_ONCE = 10_000
 

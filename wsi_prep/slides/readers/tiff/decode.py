@@ -295,8 +295,6 @@ class EdgeTiles:
         self.drop(key)
         height, width = tile.sides if isinstance(tile, Planes) else tile.shape[:2]
         right, below = rectangle[0] + rectangle[2] - corner[0], rectangle[1] + rectangle[3] - corner[1]
-        if right >= width and below >= height:
-            return
         left = right // 2 * 2 if below >= height else 0  # planes are cut at even pixels
         top = below // 2 * 2 if right >= width else 0
         pixels = _copied(tile, left, top)
